@@ -1,0 +1,303 @@
+"""What passes between the packages: frozen records of plain values, no tensors, no modules.
+
+Units are in the names: bytes, FLOPs (1 multiply-add = 2 FLOPs), seconds. `None` means unknown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+LAYER_TYPES = (
+    "standard",  # convolution, groups = 1, kernel > 1
+    "pointwise",  # 1x1 convolution, groups = 1
+    "depthwise",  # groups = C_in > 1, C_out a multiple of it
+    "grouped",  # every other groups > 1
+    "transposed",
+    "linear",
+    "norm",
+    "other",
+)
+MULTIPLY_ADD_TYPES = ("standard", "pointwise", "depthwise", "grouped", "transposed", "linear")
+
+Fidelity = Literal["estimated", "simulated", "measured"]
+SettingValue = int | float | str | bool
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One module that computes, as found in the user's model."""
+
+    name: str  # dotted path in the model; a shared module has its first path
+    layer_type: str
+    module: str  # class name
+    parameters: int
+    calls: int  # per forward pass; a re-used module is called more than once, its weights count once
+    weight_shape: tuple[int, ...] = ()  # of the weight, () where there is none
+    kernel_size: tuple[int, ...] = ()
+    groups: int = 1
+    has_bias: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Census:
+    """The model's layers in the order in which a forward pass first calls them, uncalled ones last."""
+
+    layers: tuple[Layer, ...]
+    head: str | None  # the last classifier's path: Linear or 1x1 convolution
+    classes: int | None  # the head's outputs
+    input_size: tuple[int, ...]  # (C, H, W)
+    parameters: int  # each shared weight once
+
+    def of_type(self, *layer_types: str) -> tuple[Layer, ...]:
+        """The layers of the given types, in order."""
+        return tuple(layer for layer in self.layers if layer.layer_type in layer_types)
+
+
+@dataclass(frozen=True, slots=True)
+class LayerTypeSummary:
+    """What the base model holds of one layer type; FLOPs of a forward pass of one sample."""
+
+    count: int
+    parameters: int
+    forward_flops: int
+
+
+@dataclass(frozen=True, slots=True)
+class Levers:
+    """Memory and compute choices that combine with any method."""
+
+    optimizer: Literal["adam", "sgd"] = "adam"
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """Everything needed to train: method, setting, levers. Hashable and serialisable."""
+
+    method: str
+    setting: tuple[tuple[str, SettingValue], ...] = ()  # sorted (name, value) pairs
+    levers: Levers = field(default_factory=Levers)
+
+    @classmethod
+    def of(cls, method: str, setting: Mapping[str, SettingValue], levers: Levers) -> Candidate:
+        """A candidate from a mapping of settings."""
+        return cls(method, tuple(sorted(setting.items())), levers)
+
+    @property
+    def id(self) -> str:
+        """Short, readable and unique, such as `lora-rank=4` or `full@sgd`."""
+        settings = "".join(f"-{name}={value}" for name, value in self.setting)
+        lever = "" if self.levers.optimizer == "adam" else f"@{self.levers.optimizer}"
+        return f"{self.method}{settings}{lever}"
+
+
+@dataclass(frozen=True, slots=True)
+class Flops:
+    """FLOPs of one update, by phase."""
+
+    forward: int = 0
+    input_gradient: int = 0
+    weight_gradient: int = 0
+    optimizer: int = 0
+
+    @property
+    def total(self) -> int:
+        """All four phases."""
+        return self.forward + self.input_gradient + self.weight_gradient + self.optimizer
+
+    def __add__(self, other: Flops) -> Flops:
+        return Flops(
+            self.forward + other.forward,
+            self.input_gradient + other.input_gradient,
+            self.weight_gradient + other.weight_gradient,
+            self.optimizer + other.optimizer,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes held at the moment of an update's peak, by what they are for."""
+
+    weights: int = 0
+    buffers: int = 0
+    gradients: int = 0
+    optimizer_state: int = 0
+    activations: int = 0  # made by the forward pass and still held when it ends
+    temporaries: int = 0
+    batch: int = 0
+
+    @property
+    def total(self) -> int:
+        """The peak."""
+        return (
+            self.weights
+            + self.buffers
+            + self.gradients
+            + self.optimizer_state
+            + self.activations
+            + self.temporaries
+            + self.batch
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class LayerTypeCost:
+    """One layer type's share of an update; a method's additions count to the layer they adapt."""
+
+    trainable_parameters: int
+    flops: Flops
+    activation_bytes: int  # saved activations and temporaries held at the peak that its layers made
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What one update costs."""
+
+    trainable_parameters: int
+    delta_bytes: int  # to ship: trained weights and changed statistics
+    flops: Flops  # one update over the whole batch
+    memory: Memory  # at the moment of the peak
+    by_layer_type: Mapping[str, LayerTypeCost]
+    fidelity: Fidelity
+    uncounted_operators: tuple[str, ...] = ()  # seen, but with no FLOP rule: never silently zero
+    inference_flops_ratio: float = 1.0  # forward FLOPs once merged, against the base model's
+    notes: tuple[str, ...] = ()  # such as where a rank was capped
+
+    @property
+    def peak_memory_bytes(self) -> int:
+        """The peak of one update: everything the training step holds."""
+        return self.memory.total
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """One candidate run in a child process."""
+
+    peak_memory_bytes: int  # the allocator's, tensors and operator workspace
+    peak_resident_bytes: int  # the whole process, interpreter and libraries included
+    runtime_bytes: int  # the part of it that the runtime alone takes
+    update_seconds: float  # median
+    updates: int  # how many were timed
+    cap_bytes: int | None  # the hard limit it ran under, the runtime's part included; None = no cap
+    survived: bool
+    failure: str = ""  # why not, one line
+
+
+@dataclass(frozen=True, slots=True)
+class Accuracy:
+    """Share of held-out samples classified right, with a 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+    samples: int
+    correct: bytes = b""  # one byte per held-out sample, 1 = right; same order for every candidate
+    learning_rate: float | None = None  # the best one; None where nothing is trained
+    updates: int = 0  # how many updates the probe trained for
+    finalist: bool = True  # False: dropped early in the race, trained for fewer updates
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """A limit that a candidate breaks, and by how much."""
+
+    limit: Literal["ram", "flops", "storage", "min_accuracy", "execution"]
+    value: float
+    allowed: float
+    reason: str  # in words, with the numbers
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """The user's limits, all optional."""
+
+    ram_bytes: int | None = None
+    flops: int | None = None
+    fewest_flops: bool = False  # a bare --flops-budget
+    storage_bytes: int | None = None
+    min_accuracy: float | None = None
+    tolerance: float = 0.01  # of accuracy, as a fraction: within it of the best, the cheapest wins
+    runtime_overhead_bytes: int = 0  # taken off ram_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """A candidate with everything that is known of it."""
+
+    candidate: Candidate
+    cost: Cost
+    measured: Measurement | None = None
+    accuracy: Accuracy | None = None
+    probe_failure: str = ""  # why there is no accuracy, such as "diverged at every learning rate"
+    violations: tuple[Violation, ...] = ()
+
+    @property
+    def fits(self) -> bool:
+        """Whether it meets every limit."""
+        return not self.violations
+
+
+@dataclass(frozen=True, slots=True)
+class Relaxation:
+    """What a looser limit would buy."""
+
+    limit: str
+    by: float  # how much more of the limit's unit is needed
+    candidate_id: str
+    accuracy_gain: float | None  # against the recommendation, as a fraction
+    sentence: str
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSummary:
+    """The user's model."""
+
+    source: str  # as typed
+    name: str  # the architecture
+    parameters: int
+    parameter_bytes: int
+    layer_types: Mapping[str, LayerTypeSummary]
+    forward_flops: int  # one sample, every layer type
+    fvcore_forward_flops: int | None  # fvcore's multiply-adds, doubled: an independent check
+    classes: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class DataSummary:
+    """The user's data and how it was used."""
+
+    source: str
+    scenario: Literal["shift", "new-classes"]
+    classes: int
+    new_classes: int
+    train_samples: int
+    validation_samples: int
+    base_accuracy: Accuracy | None  # the model as it is; None where its head was replaced
+    probe_seconds: float  # wall clock that the race took
+
+
+@dataclass(frozen=True, slots=True)
+class Recommendation:
+    """The answer, the alternatives, and how each figure was obtained."""
+
+    model: ModelSummary
+    budget: Budget
+    batch_size: int
+    input_size: tuple[int, ...]
+    evaluations: tuple[Evaluation, ...]
+    data: DataSummary | None = None
+    recommended: str | None = None  # a candidate's id
+    answer: str = ""  # one sentence
+    front: tuple[str, ...] = ()  # ids no other candidate beats in accuracy, memory and FLOPs at once
+    relaxations: tuple[Relaxation, ...] = ()
+    not_applicable: Mapping[str, str] = field(default_factory=dict)  # method -> why
+    warnings: tuple[str, ...] = ()
+    provenance: Mapping[str, Any] = field(default_factory=dict)  # versions, seed, command, machine
+
+    def evaluation(self, candidate_id: str) -> Evaluation:
+        """The evaluation of one candidate. Raises KeyError."""
+        for evaluation in self.evaluations:
+            if evaluation.candidate.id == candidate_id:
+                return evaluation
+        raise KeyError(candidate_id)

@@ -1,0 +1,106 @@
+"""Sizes, FLOP counts and durations: parsed and printed in one place.
+
+MB = 10^6 bytes, MiB = 2^20 bytes; 1 multiply-add = 2 FLOPs. Anything ambiguous is refused with a hint.
+"""
+
+from __future__ import annotations
+
+import re
+
+from advisor.errors import UnitError
+
+_BYTES = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+_BYTES |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+_FLOPS = {"FLOP": 1, "KFLOP": 10**3, "MFLOP": 10**6, "GFLOP": 10**9, "TFLOP": 10**12}
+_SECONDS = {"MS": 1e-3, "S": 1.0, "SEC": 1.0, "M": 60.0, "MIN": 60.0, "H": 3600.0}
+_NUMBER_AND_UNIT = re.compile(r"\s*([+-]?\d+(?:\.\d*)?(?:e[+-]?\d+)?|[+-]?\.\d+)\s*([a-z]*)\s*", re.I)
+
+
+def parse_bytes(text: str) -> int:
+    """`512MB` -> 512_000_000. Raises UnitError on anything but a positive number with a unit."""
+    number, unit = _split(text, "a size", "512MB (10^6) or 512MiB (2^20)")
+    if unit.upper() not in _BYTES:
+        hint = "write MB (10^6 bytes) or MiB (2^20 bytes)" if not unit else "use B, KB, MB, GB, KiB, MiB or GiB"
+        raise UnitError(f"size {text!r}: {_unit_problem(unit)}; {hint}")
+    return _positive(text, "size", number * _BYTES[unit.upper()])
+
+
+def parse_flops(text: str) -> int:
+    """`2GFLOPs` -> 2_000_000_000. Raises UnitError; refuses GFLOPS, which is a rate.
+
+    The lower-case plural `FLOPs` is a count; an upper-case `FLOPS` or a `/s` is operations per second.
+    """
+    number, unit = _split(text.replace("/s", "PS"), "a FLOP count", "2GFLOPs")
+    if unit.endswith("S"):
+        raise UnitError(
+            f"FLOP count {text!r}: {unit.removesuffix('PS')!r} is a rate (operations per second); "
+            "give the count for one update, such as 2GFLOPs"
+        )
+    key = unit.removesuffix("s").upper()
+    if key not in _FLOPS:
+        raise UnitError(f"FLOP count {text!r}: {_unit_problem(unit)}; use MFLOPs, GFLOPs or TFLOPs")
+    return _positive(text, "FLOP count", number * _FLOPS[key])
+
+
+def parse_seconds(text: str) -> float:
+    """`5m` -> 300.0; also s, ms, h. Raises UnitError."""
+    number, unit = _split(text, "a duration", "90s or 5m")
+    if unit.upper() not in _SECONDS:
+        raise UnitError(f"duration {text!r}: {_unit_problem(unit)}; use ms, s, m or h, such as 90s or 5m")
+    if number <= 0:
+        raise UnitError(f"duration {text!r} must be greater than 0")
+    return number * _SECONDS[unit.upper()]
+
+
+def format_bytes(count: float) -> str:
+    """Decimal units, three significant figures: 64_000_000 -> `64.0 MB`."""
+    return _scaled(count, ("B", "kB", "MB", "GB", "TB"))
+
+
+def format_flops(count: float) -> str:
+    """Decimal units, three significant figures: 1_783_000_000 -> `1.78 GFLOP`."""
+    return _scaled(count, ("FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP"))
+
+
+def format_count(count: float) -> str:
+    """A plain count, shortened: 2_236_682 -> `2.24 M`."""
+    return _scaled(count, ("", "k", "M", "G", "T")).strip()
+
+
+def format_seconds(seconds: float) -> str:
+    """`0.012` -> `12.0 ms`, `75` -> `75.0 s`, `300` -> `5.0 min`."""
+    if seconds < 1:
+        return f"{_three(seconds * 1e3)} ms"
+    return f"{_three(seconds)} s" if seconds < 120 else f"{seconds / 60:.1f} min"
+
+
+def _split(text: str, what: str, example: str) -> tuple[float, str]:
+    match = _NUMBER_AND_UNIT.fullmatch(text)
+    if not match:
+        raise UnitError(f"{text!r} is not {what}; write it like {example}")
+    return float(match[1]), match[2]
+
+
+def _positive(text: str, what: str, value: float) -> int:
+    if value < 1:
+        raise UnitError(f"{what} {text!r} must be greater than 0")
+    if value == float("inf"):
+        raise UnitError(f"{what} {text!r} is too large")
+    return round(value)
+
+
+def _unit_problem(unit: str) -> str:
+    return f"unknown unit {unit!r}" if unit else "no unit"
+
+
+def _scaled(count: float, units: tuple[str, ...]) -> str:
+    magnitude = 0
+    while abs(count) >= 999.5 and magnitude < len(units) - 1:
+        count /= 1000
+        magnitude += 1
+    number = f"{count:.0f}" if magnitude == 0 else _three(count)
+    return f"{number} {units[magnitude]}"
+
+
+def _three(value: float) -> str:
+    return f"{value:.0f}" if abs(value) >= 99.95 else f"{value:.1f}" if abs(value) >= 9.995 else f"{value:.2f}"
