@@ -1,1 +1,56 @@
-"""TODO"""
+"""The registry of fine-tuning methods: every module of this folder that registers one, and entry points.
+
+Third parties add theirs through the entry-point group `peft_advisor.methods`, whose objects are
+Method instances.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Mapping
+from importlib.metadata import entry_points
+from types import MappingProxyType
+
+from advisor.errors import InputError
+from advisor.methods.base import Method, Setting, Trainable
+
+__all__ = ["Method", "Setting", "Trainable", "get_method", "methods", "register"]
+
+_registry: dict[str, Method] = {}
+# What people read first: from training everything to training nothing, then what adds weights.
+_ORDER = ("full", "head", "norm", "bias", "recalibrate", "lora", "dora", "galore", "adapter")
+_found = False
+
+
+def register(method_class: type) -> type:
+    """Class decorator: make an instance known under its name. Raises ValueError on a taken name."""
+    _add(method_class())
+    return method_class
+
+
+def methods() -> Mapping[str, Method]:
+    """Every known method by name, in reading order, third parties' last."""
+    global _found  # noqa: PLW0603 - found once, on first use: entry points may import heavy packages
+    if not _found:
+        _found = True
+        for module in pkgutil.iter_modules(__path__):
+            importlib.import_module(f"{__name__}.{module.name}")
+        for entry_point in entry_points(group="peft_advisor.methods"):
+            _add(entry_point.load())
+    names = sorted(_registry, key=lambda name: (_ORDER.index(name) if name in _ORDER else len(_ORDER)))
+    return MappingProxyType({name: _registry[name] for name in names})
+
+
+def get_method(name: str) -> Method:
+    """The method of that name. Raises InputError naming the known ones."""
+    known = methods()
+    if name not in known:
+        raise InputError(f"unknown method {name!r}; known: {', '.join(known)}")
+    return known[name]
+
+
+def _add(method: Method) -> None:
+    if method.name in _registry:
+        raise ValueError(f"a method named {method.name!r} is already registered")
+    _registry[method.name] = method

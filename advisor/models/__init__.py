@@ -1,1 +1,1 @@
-"""TODO"""
+"""A model file becomes a module, and the module a census of its layers."""

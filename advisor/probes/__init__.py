@@ -1,1 +1,17 @@
-"""TODO"""
+"""Short fine-tunes on the user's data: what each candidate is worth."""
+
+from advisor.probes.data import Dataset, Normalisation, load_data
+from advisor.probes.race import RaceResult, race
+from advisor.probes.scenarios import Situation, adapt_head, relabel, situate
+
+__all__ = [
+    "Dataset",
+    "Normalisation",
+    "RaceResult",
+    "Situation",
+    "adapt_head",
+    "load_data",
+    "race",
+    "relabel",
+    "situate",
+]

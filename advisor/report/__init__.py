@@ -1,1 +1,27 @@
-"""TODO"""
+"""A recommendation, shown: in the terminal, as one HTML page, as JSON. Pure functions of records."""
+
+from advisor.report.formats import (
+    SCHEMA_VERSION,
+    dumps,
+    from_json,
+    loads,
+    read_json,
+    to_json,
+    write_json,
+)
+from advisor.report.html import render_html, write_html
+from advisor.report.terminal import print_profile, print_recommendation
+
+__all__ = [
+    "SCHEMA_VERSION",
+    "dumps",
+    "from_json",
+    "loads",
+    "print_profile",
+    "print_recommendation",
+    "read_json",
+    "render_html",
+    "to_json",
+    "write_html",
+    "write_json",
+]

@@ -1,0 +1,352 @@
+"""The whole story on one page: load, census, candidates, cost, race, solve, verify."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+from torch import nn
+
+from advisor.costs import forward_flops, fvcore_forward_flops, measure, simulate
+from advisor.errors import InputError, ModelError
+from advisor.methods import get_method, methods
+from advisor.models import LoadedModel, load_model, take_census
+from advisor.probes import Dataset, Normalisation, Situation, adapt_head, load_data, race, relabel, situate
+from advisor.records import (
+    LAYER_TYPES,
+    Accuracy,
+    Budget,
+    Candidate,
+    Census,
+    DataSummary,
+    Evaluation,
+    LayerTypeSummary,
+    Levers,
+    ModelSummary,
+    Recommendation,
+    Violation,
+)
+from advisor.solver import allowed_memory, answer, pareto_front, rank, relaxations, violations
+from advisor.units import format_bytes
+
+Progress = Callable[[str, float, str], None]  # stage, fraction of it done, what is running
+
+_PACKAGES = ("peft-advisor", "torch", "torchvision", "fvcore", "scikit-learn", "numpy")
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What the user asked for, besides the model and the budget."""
+
+    batch_size: int = 8
+    input_size: tuple[int, int, int] | None = None  # None: that of the architecture
+    arch: str | None = None
+    trust: bool = False
+    methods: tuple[str, ...] | None = None  # None: all
+    ranks: tuple[int, ...] = (2, 4, 8)
+    optimizer: str = "adam"
+    data: str | None = None
+    class_names: tuple[str, ...] | None = None  # the model's, in the order of its outputs
+    normalisation: Normalisation | None = None  # None: ImageNet's for 3 channels
+    scenario: str = "auto"
+    probe_seconds: float | None = 240.0  # None: no probes
+    verify: bool = True
+    seed: int = 0
+    command: str = ""  # as typed, for the report
+
+
+def recommend(
+    model: str | nn.Module,
+    budget: Budget | None = None,
+    request: Request | None = None,
+    progress: Progress = lambda stage, fraction, running: None,
+) -> Recommendation:
+    """Which method to fine-tune this model with, at which setting, and what it costs.
+
+    Args:
+        model: anything that `load_model` takes, or a module.
+        budget: hard limits; none by default.
+        progress: called often, with the stage, the fraction of it that is done, and what is running.
+
+    Returns:
+        The recommendation; `recommended` is None where nothing fits.
+
+    Raises:
+        InputError: the model, the data or the request can't be used.
+    """
+    budget, request = budget or Budget(), request or Request()
+    story = _prepare(model, request, progress)
+    evaluations = [
+        replace(evaluation, violations=violations(budget, evaluation.cost))
+        for evaluation in _cost_all(story, request, progress)
+    ]
+    data_summary = None
+    if story.dataset is not None and story.situation is not None:
+        evaluations, data_summary = _probe_all(story, evaluations, budget, request, progress)
+    chosen, evaluations = _verify(story, evaluations, budget, request, progress)
+    return replace(
+        _summary(story, evaluations, request),
+        budget=budget,
+        data=data_summary,
+        recommended=chosen.candidate.id if chosen else None,
+        answer=answer(chosen, evaluations, budget, data_summary),
+        front=tuple(e.candidate.id for e in pareto_front([e for e in evaluations if e.fits])),
+        relaxations=relaxations(chosen, evaluations, budget),
+        warnings=tuple(story.warnings),
+    )
+
+
+def profile(
+    model: str | nn.Module,
+    request: Request | None = None,
+    progress: Progress = lambda stage, fraction, running: None,
+) -> Recommendation:
+    """Every method's cost on this model, by layer type; nothing is recommended.
+
+    Raises:
+        InputError: the model or the request can't be used.
+    """
+    request = replace(request or Request(), data=None)
+    story = _prepare(model, request, progress)
+    evaluations = _cost_all(story, request, progress)
+    front = tuple(evaluation.candidate.id for evaluation in pareto_front(evaluations))
+    return replace(_summary(story, evaluations, request), front=front, warnings=tuple(story.warnings))
+
+
+@dataclass(slots=True)
+class _Story:
+    """What is known so far."""
+
+    loaded: LoadedModel
+    census: Census
+    dataset: Dataset | None
+    situation: Situation | None
+    warnings: list[str]
+    not_applicable: dict[str, str]
+    base_forward_flops: dict[str, int] = field(default_factory=dict)
+
+
+def _prepare(model: str | nn.Module, request: Request, progress: Progress) -> _Story:
+    """Load the model and the data, make the head fit the data's classes, take the census."""
+    if request.batch_size < 1:
+        raise InputError(f"--batch-size {request.batch_size} must be at least 1")
+    if not request.ranks or min(request.ranks) < 1:
+        raise InputError("--ranks takes positive whole numbers such as 2,4,8")
+    progress("load", 0.0, "model")
+    loaded = _load(model, request)
+    input_size = request.input_size or loaded.input_size
+    if input_size is None:
+        raise ModelError(f"{loaded.name}: the input size can't be told from it; give --input-size CxHxW")
+    warnings = []
+    if not loaded.has_trained_weights:
+        warnings.append(
+            f"{loaded.source} has random weights: its costs are exact, but any accuracy is that of an untrained network"
+        )
+    census = take_census(loaded.module, input_size)
+    dataset = situation = None
+    if request.data is not None:
+        progress("load", 0.5, "data")
+        dataset = load_data(request.data, input_size, normalisation=request.normalisation, seed=request.seed)
+        names = request.class_names or loaded.class_names
+        if names is not None and len(names) != census.classes:
+            raise InputError(f"{len(names)} class names were given, the model has {census.classes} outputs")
+        assert census.classes is not None  # noqa: S101 - take_census refuses what is not a classifier
+        situation = situate(dataset, census.classes, scenario=request.scenario, model_class_names=names)
+        warnings += situation.warnings
+        dataset = relabel(dataset, situation)
+        if situation.classes != census.classes or situation.head_replaced:
+            if census.head is None:
+                raise ModelError("the model has no classifier layer that could learn the new classes")
+            adapt_head(loaded.module, census.head, situation, seed=request.seed)
+            census = take_census(loaded.module, input_size)
+    progress("load", 1.0, "")
+    return _Story(loaded, census, dataset, situation, warnings, {})
+
+
+def _load(model: str | nn.Module, request: Request) -> LoadedModel:
+    if isinstance(model, str):
+        return load_model(model, arch=request.arch, trust=request.trust)
+    name = type(model).__name__
+    return LoadedModel(
+        module=model, name=name, source=name, input_size=None, class_names=None, has_trained_weights=True
+    )
+
+
+def _candidates(story: _Story, request: Request) -> list[Candidate]:
+    """Every setting of every method asked for that makes sense here; why the others don't."""
+    levers = Levers(optimizer=request.optimizer)  # type: ignore[arg-type]
+    found: list[Candidate] = []
+    unseen = story.situation is not None and story.situation.scenario == "new-classes"
+    for name in request.methods or tuple(methods()):
+        method = get_method(name)
+        if unseen and not method.learns_classes:
+            story.not_applicable[name] = "it can't learn classes that the model has never seen"
+            continue
+        settings = list(method.settings(story.census, request.ranks))
+        if not settings:
+            story.not_applicable[name] = f"the model has nothing for it: {method.summary}"
+        found += [Candidate.of(name, setting, levers) for setting in settings]
+    return found
+
+
+def _cost_all(story: _Story, request: Request, progress: Progress) -> list[Evaluation]:
+    candidates = _candidates(story, request)
+    evaluations = []
+    for done, candidate in enumerate(candidates):
+        progress("cost", done / len(candidates), candidate.id)
+        try:
+            cost = simulate(story.loaded.module, story.census, candidate, request.batch_size)
+        except Exception as error:  # noqa: BLE001 - one method that a model breaks must not end the others
+            first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+            story.not_applicable[candidate.id] = f"an update of it fails on this model: {first_line}"
+            continue
+        evaluations.append(Evaluation(candidate, cost))
+    progress("cost", 1.0, "")
+    if candidates and not evaluations:
+        reasons = "; ".join(dict.fromkeys(story.not_applicable.values()))
+        raise ModelError(f"no method can be run on this model: {reasons}")
+    story.base_forward_flops = forward_flops(story.loaded.module, story.census)
+    return evaluations
+
+
+def _probe_all(
+    story: _Story,
+    evaluations: list[Evaluation],
+    budget: Budget,
+    request: Request,
+    progress: Progress,
+) -> tuple[list[Evaluation], DataSummary]:
+    """Race the candidates that the limits admit."""
+    dataset, situation = story.dataset, story.situation
+    assert dataset is not None  # noqa: S101 - the caller has both
+    assert situation is not None  # noqa: S101
+    base: Accuracy | None = None
+    seconds = 0.0
+    if request.probe_seconds is not None:
+        result = race(
+            story.loaded.module,
+            story.census,
+            [evaluation.candidate for evaluation in evaluations if evaluation.fits],
+            dataset,
+            batch_size=request.batch_size,
+            seconds=request.probe_seconds,
+            seed=request.seed,
+            judge_base=not situation.head_replaced,
+            report=lambda fraction, running: progress("probe", fraction, running),
+        )
+        progress("probe", 1.0, "")
+        story.warnings += result.warnings
+        base, seconds = result.base, result.seconds
+        evaluations = [
+            replace(
+                evaluation,
+                accuracy=result.accuracies.get(evaluation.candidate),
+                probe_failure=result.failures.get(evaluation.candidate, ""),
+                violations=violations(
+                    budget, evaluation.cost, result.accuracies.get(evaluation.candidate)
+                ),
+            )
+            for evaluation in evaluations
+        ]
+    summary = DataSummary(
+        source=dataset.source,
+        scenario=situation.scenario,
+        classes=len(dataset.class_names),
+        new_classes=situation.new_classes,
+        train_samples=len(dataset.train),
+        validation_samples=len(dataset.validation),
+        base_accuracy=base,
+        probe_seconds=seconds,
+    )
+    return evaluations, summary
+
+
+def _verify(
+    story: _Story,
+    evaluations: list[Evaluation],
+    budget: Budget,
+    request: Request,
+    progress: Progress,
+) -> tuple[Evaluation | None, list[Evaluation]]:
+    """Run the choice in a child process under the memory limit; if it doesn't survive, the next one."""
+    ranked = rank(evaluations, budget)
+    if not request.verify:
+        return (ranked[0] if ranked else None), evaluations
+    allowed = allowed_memory(budget)
+    tested: dict[Candidate, Evaluation] = {}
+    chosen = None
+    for tried, evaluation in enumerate(ranked):
+        candidate = evaluation.candidate
+        progress("verify", tried / len(ranked), candidate.id)
+        measured = measure(
+            story.loaded.module, story.census, candidate, request.batch_size, allowed_bytes=allowed
+        )
+        tested[candidate] = replace(evaluation, measured=measured)
+        if measured.survived:
+            chosen = tested[candidate]
+            break
+        assert allowed is not None  # noqa: S101 - without a cap nothing fails to survive
+        reason = (
+            f"did not survive a run under {format_bytes(allowed)}: the allocator needs "
+            f"{format_bytes(measured.peak_memory_bytes)}, operators' workspace included"
+        )
+        violation = Violation("execution", measured.peak_memory_bytes, allowed, reason)
+        tested[candidate] = replace(tested[candidate], violations=(violation,))
+        story.warnings.append(f"{candidate.id} would have been chosen, but {reason}")
+    progress("verify", 1.0, "")
+    return chosen, [tested.get(evaluation.candidate, evaluation) for evaluation in evaluations]
+
+
+def _summary(story: _Story, evaluations: list[Evaluation], request: Request) -> Recommendation:
+    module, census = story.loaded.module, story.census
+    parameter_bytes = sum(p.numel() * p.element_size() for p in module.parameters())
+    by_type = story.base_forward_flops
+    layer_types = {
+        kind: LayerTypeSummary(
+            count=len(census.of_type(kind)),
+            parameters=sum(layer.parameters for layer in census.of_type(kind)),
+            forward_flops=by_type.get(kind, 0),
+        )
+        for kind in LAYER_TYPES
+        if census.of_type(kind) or by_type.get(kind)
+    }
+    return Recommendation(
+        model=ModelSummary(
+            source=story.loaded.source,
+            name=story.loaded.name,
+            parameters=census.parameters,
+            parameter_bytes=parameter_bytes,
+            layer_types=layer_types,
+            forward_flops=sum(by_type.values()),
+            fvcore_forward_flops=fvcore_forward_flops(module, census.input_size),
+            classes=census.classes,
+        ),
+        budget=Budget(),
+        batch_size=request.batch_size,
+        input_size=census.input_size,
+        evaluations=tuple(evaluations),
+        not_applicable=story.not_applicable,
+        provenance={
+            "command": request.command,
+            "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "seed": request.seed,
+            "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, "
+            f"{torch.get_num_threads()} threads",
+            "versions": _versions(),
+        },
+    )
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:  # run from a source tree
+            continue
+    return found

@@ -1,0 +1,17 @@
+"""`peft-advisor methods`: what each method is, its formula, its source."""
+
+from __future__ import annotations
+
+
+def command() -> None:
+    """List the methods: what each one trains, its formula, its source."""
+    from rich.console import Console
+    from rich.text import Text
+
+    from advisor.methods import methods
+
+    console = Console()
+    for name, method in methods().items():
+        console.print(Text(name, style="bold"), highlight=False)
+        for line in (method.summary, method.formula, method.source):
+            console.print(Text(f"    {line}"), highlight=False, soft_wrap=True)

@@ -1,0 +1,107 @@
+"""Options that several commands share, and what their text means."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from advisor.errors import InputError
+
+if TYPE_CHECKING:
+    from advisor.probes import Normalisation
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="A .pt/.pth or .safetensors file, torchvision:NAME, timm:NAME or package.module:factory.",
+        show_default=False,
+    ),
+]
+Arch = Annotated[
+    str | None,
+    typer.Option(
+        help="The architecture of a bare state dict: torchvision:NAME, timm:NAME or package.module:factory."
+    ),
+]
+Trust = Annotated[
+    bool,
+    typer.Option("--trust", help="Allow the model file to run its own code; only for files you made yourself."),
+]
+InputSize = Annotated[
+    str | None, typer.Option(metavar="CxHxW", help="Such as 3x224x224; default: the architecture's.")
+]
+BatchSize = Annotated[int, typer.Option(help="Images in one update.")]
+Methods = Annotated[str | None, typer.Option(metavar="A,B,...", help="Only these methods; default: all.")]
+Ranks = Annotated[str, typer.Option(metavar="R,R,...", help="Ranks of the low-rank methods.")]
+Optimizer = Annotated[str, typer.Option(metavar="adam|sgd", help="The optimizer of every candidate.")]
+JsonPath = Annotated[str | None, typer.Option("--json", metavar="FILE", help="Write JSON; - prints it alone.")]
+Seed = Annotated[int, typer.Option(help="Of the data split, the batches and every initialisation.")]
+
+
+def parse_input_size(text: str | None) -> tuple[int, int, int] | None:
+    """`3x224x224` -> (3, 224, 224). Raises InputError."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"([1-9]\d*)[x×,]([1-9]\d*)[x×,]([1-9]\d*)", text.strip().lower())
+    if not match:
+        raise InputError(f"--input-size {text!r} is not a size; write channels x height x width, such as 3x224x224")
+    return int(match[1]), int(match[2]), int(match[3])
+
+
+def parse_names(text: str | None) -> tuple[str, ...] | None:
+    """`a,b` -> ("a", "b")."""
+    if text is None:
+        return None
+    return tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+
+
+def parse_methods(text: str | None) -> tuple[str, ...] | None:
+    """Method names, checked. Raises InputError on an unknown one, or on none."""
+    names = parse_names(text)
+    if names is None:
+        return None
+    from advisor.methods import get_method
+
+    for name in names:
+        get_method(name)
+    if not names:
+        raise InputError("--methods names no method; `peft-advisor methods` lists them")
+    return names
+
+
+def parse_ranks(text: str) -> tuple[int, ...]:
+    """`2,4,8` -> (2, 4, 8), ascending. Raises InputError."""
+    try:
+        ranks = sorted({int(part) for part in text.split(",")})
+    except ValueError:
+        ranks = []
+    if not ranks or ranks[0] < 1:
+        raise InputError(f"--ranks {text!r} is not a list of positive whole numbers, such as 2,4,8")
+    return tuple(ranks)
+
+
+def parse_optimizer(text: str) -> str:
+    """Adam or sgd. Raises InputError."""
+    if text.lower() not in ("adam", "sgd"):
+        raise InputError(f"--optimizer {text!r} is not known; use adam or sgd")
+    return text.lower()
+
+
+def parse_normalisation(mean: str | None, std: str | None) -> Normalisation | None:
+    """Per-channel values of images in [0, 1]. Raises InputError."""
+    if mean is None and std is None:
+        return None
+    if mean is None or std is None:
+        raise InputError("--mean and --std go together, such as --mean 0.5,0.5,0.5 --std 0.5,0.5,0.5")
+    from advisor.probes import Normalisation
+
+    try:
+        means, stds = (tuple(float(part) for part in text.split(",")) for text in (mean, std))
+    except ValueError as error:
+        raise InputError(f"--mean {mean} --std {std}: not lists of numbers, such as 0.485,0.456,0.406") from error
+    if len(means) != len(stds) or min(stds) <= 0:
+        raise InputError("--mean and --std need one value for each channel, and every std above 0")
+    return Normalisation(means, stds)

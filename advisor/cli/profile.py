@@ -1,0 +1,50 @@
+"""`peft-advisor profile`: every method's cost on a model; no data."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+
+from advisor.cli import options
+from advisor.cli.recommend import check_writable
+
+
+def command(
+    model: options.Model,
+    input_size: options.InputSize = None,
+    batch_size: options.BatchSize = 8,
+    arch: options.Arch = None,
+    trust: options.Trust = False,
+    methods: options.Methods = None,
+    ranks: options.Ranks = "2,4,8",
+    optimizer: options.Optimizer = "adam",
+    json: options.JsonPath = None,
+) -> None:
+    """Show what every method costs on a model: memory, FLOPs, parameters, by layer type."""
+    size, known_ranks = options.parse_input_size(input_size), options.parse_ranks(ranks)
+    optimizer = options.parse_optimizer(optimizer)
+    check_writable(json)
+
+    from advisor.advise import Request
+    from advisor.advise import profile as advise
+    from advisor.cli.progress import ProgressBars
+
+    request = Request(
+        batch_size=batch_size,
+        input_size=size,
+        arch=arch,
+        trust=trust,
+        methods=options.parse_methods(methods),
+        ranks=known_ranks,
+        optimizer=optimizer,
+        command=shlex.join(["peft-advisor", *sys.argv[1:]]),
+    )
+    with ProgressBars() as progress:
+        recommendation = advise(model, request, progress)
+
+    from advisor.report import print_profile, write_json
+
+    if json != "-":
+        print_profile(recommendation)
+    if json:
+        write_json(recommendation, json)

@@ -1,0 +1,54 @@
+"""Progress on stderr: a bar with the time left on a terminal, a line for each stage elsewhere."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+_STAGES = {
+    "load": "Loading",
+    "cost": "Costing every candidate",
+    "probe": "Probing on your data",
+    "verify": "Running the choice under the limit",
+}
+
+
+class ProgressBars:
+    """A context manager that is called as `advise.Progress` is."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True)
+        self._bars = Progress(
+            TextColumn("{task.description:<36}"),
+            BarColumn(bar_width=24),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("[dim]{task.fields[running]}"),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+        self._tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> Self:
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._bars.stop()
+
+    def __call__(self, stage: str, fraction: float, running: str) -> None:
+        """Move a stage's bar."""
+        if stage not in self._tasks:
+            self._tasks[stage] = self._bars.add_task(_STAGES[stage], total=1.0, running=running)
+            if not self._console.is_terminal:
+                self._console.print(f"{_STAGES[stage]} ...", highlight=False)
+        self._bars.update(self._tasks[stage], completed=fraction, running=running)

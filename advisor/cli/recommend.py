@@ -1,0 +1,138 @@
+"""`peft-advisor recommend`: the whole story."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from advisor.cli import options
+from advisor.errors import EXIT_NOTHING_FITS, InputError
+
+
+def command(
+    model: options.Model,
+    data: Annotated[
+        str | None,
+        typer.Option(help="ImageFolder, .npz (images, labels), torchvision:CIFAR10:/path or digits."),
+    ] = None,
+    ram: Annotated[str | None, typer.Option(help="Most that one update may hold, such as 512MB or 64MiB.")] = None,
+    flops_budget: Annotated[
+        str | None,
+        typer.Option(
+            metavar="[FLOPS]",
+            help="Most FLOPs of one update, such as 2GFLOPs; bare: among the methods as accurate as the best, "
+            "the one with the fewest.",
+        ),
+    ] = None,
+    storage: Annotated[str | None, typer.Option(help="Most bytes to ship, such as 1MB.")] = None,
+    min_accuracy: Annotated[float | None, typer.Option(help="Least accuracy, such as 0.8.")] = None,
+    tolerance: Annotated[
+        float, typer.Option(help="Percentage points below the best that count as as good.")
+    ] = 1.0,
+    runtime_overhead: Annotated[
+        str | None, typer.Option(help="The runtime's own footprint, taken off --ram.")
+    ] = None,
+    input_size: options.InputSize = None,
+    batch_size: options.BatchSize = 8,
+    arch: options.Arch = None,
+    trust: options.Trust = False,
+    methods: options.Methods = None,
+    ranks: options.Ranks = "2,4,8",
+    optimizer: options.Optimizer = "adam",
+    scenario: Annotated[
+        str, typer.Option(metavar="auto|shift|new-classes", help="What changed; auto tells from the classes.")
+    ] = "auto",
+    classes: Annotated[
+        str | None, typer.Option(metavar="A,B,...", help="The model's class names, in the order of its outputs.")
+    ] = None,
+    mean: Annotated[str | None, typer.Option(help="Per channel, of images in [0, 1]; default: ImageNet's.")] = None,
+    std: Annotated[str | None, typer.Option(help="Per channel, of images in [0, 1]; default: ImageNet's.")] = None,
+    probe_time: Annotated[str, typer.Option(help="Wall clock for the probes.")] = "4m",
+    no_probe: Annotated[bool, typer.Option("--no-probe", help="Don't train: rank on cost alone.")] = False,
+    no_verify: Annotated[bool, typer.Option("--no-verify", help="Don't run the choice under --ram.")] = False,
+    seed: options.Seed = 0,
+    report: Annotated[str | None, typer.Option(metavar="FILE", help="Write the report, one HTML page.")] = None,
+    json: options.JsonPath = None,
+) -> None:
+    """Recommend a fine-tuning method for a model under a budget.
+
+    Sizes: MB = 10^6, MiB = 2^20 bytes. FLOPs: 1 multiply-add = 2 FLOPs. Exit codes: 0 advice given,
+    1 nothing fits, 2 the input or the command line is wrong.
+    """
+    from advisor.cli import FEWEST
+    from advisor.solver import parse_budget
+    from advisor.units import parse_seconds
+
+    fewest = flops_budget == FEWEST
+    budget = parse_budget(
+        ram=ram,
+        flops=None if fewest else flops_budget,
+        fewest_flops=fewest,
+        storage=storage,
+        min_accuracy=min_accuracy,
+        tolerance_points=tolerance,
+        runtime_overhead=runtime_overhead,
+    )
+    if scenario not in ("auto", "shift", "new-classes"):
+        raise InputError(f"--scenario {scenario!r} is not known; use auto, shift or new-classes")
+    if batch_size < 1:
+        raise InputError(f"--batch-size {batch_size} must be at least 1")
+    for path in (report, json):
+        check_writable(path)
+    probe_seconds = None if no_probe else parse_seconds(probe_time)
+    size, known_ranks = options.parse_input_size(input_size), options.parse_ranks(ranks)
+    optimizer = options.parse_optimizer(optimizer)
+    normalisation = options.parse_normalisation(mean, std)
+
+    from advisor.advise import Request
+    from advisor.advise import recommend as advise
+    from advisor.cli.progress import ProgressBars
+
+    request = Request(
+        batch_size=batch_size,
+        input_size=size,
+        arch=arch,
+        trust=trust,
+        methods=options.parse_methods(methods),
+        ranks=known_ranks,
+        optimizer=optimizer,
+        data=data,
+        class_names=options.parse_names(classes),
+        normalisation=normalisation,
+        scenario=scenario,
+        probe_seconds=probe_seconds,
+        verify=not no_verify,
+        seed=seed,
+        command=shlex.join(["peft-advisor", *sys.argv[1:]]),
+    )
+    with ProgressBars() as progress:
+        recommendation = advise(model, budget, request, progress)
+
+    from advisor.report import print_recommendation, write_html, write_json
+
+    if json == "-":
+        write_json(recommendation, json)
+    else:
+        print_recommendation(recommendation)
+        if json:
+            write_json(recommendation, json)
+    if report:
+        write_html(recommendation, report)
+        typer.echo(f"Report: {report}", err=True)
+    if recommendation.recommended is None:
+        typer.echo(f"peft-advisor: {recommendation.answer}", err=True)
+        raise typer.Exit(EXIT_NOTHING_FITS)
+
+
+def check_writable(path: str | None) -> None:
+    """Refuse an output path before the work, not after it. Raises InputError."""
+    if path is None or path == "-":
+        return
+    if Path(path).is_dir():
+        raise InputError(f"{path} is a folder; give a file name to write to")
+    if not Path(path).absolute().parent.is_dir():
+        raise InputError(f"{path}: the folder {Path(path).absolute().parent} does not exist; make it first")

@@ -1,0 +1,290 @@
+"""What one update does, operator by operator: FLOPs by phase and layer type, bytes held at the peak."""
+
+from __future__ import annotations
+
+import weakref
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from advisor.costs.flops import operator_flops
+from advisor.methods import Trainable
+from advisor.methods.update import update
+from advisor.records import LAYER_TYPES, Census, Flops, Memory
+
+_METADATA = torch.ops.prim.device.default  # asked of every fake tensor, computes nothing
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """One update, or one forward pass."""
+
+    flops: Mapping[str, Flops]  # by layer type
+    memory: Memory  # at the moment of the peak
+    bytes_at_peak: Mapping[str, int]  # activations and temporaries, by the layer type that made them
+    uncounted: frozenset[str]  # operators without a FLOP rule
+
+
+@dataclass(frozen=True, slots=True)
+class _ForwardCall:
+    """Who made a backward node: the autograd node's number leads back to it."""
+
+    layer_type: str
+    weights_only: bool  # every tensor it read is a weight, or made of weights alone
+    reads_weight: bool
+
+
+class Recorder(TorchDispatchMode):
+    """Runs updates of one attached model and records them. Each storage is followed by weak reference."""
+
+    def __init__(self, model: nn.Module, census: Census) -> None:
+        super().__init__()
+        self._model = model
+        self._layer_types = {layer.name: layer.layer_type for layer in census.layers}
+        self._reset()
+
+    def record_update(
+        self,
+        trainable: Trainable,
+        optimizer: torch.optim.Optimizer | None,
+        images: torch.Tensor,
+        labels: torch.Tensor,
+    ) -> Recording:
+        """Run and record one update; gradients and optimizer state of earlier ones count as held."""
+        self._reset()
+        state = optimizer_tensors(optimizer)
+        parameters = dict(self._model.named_parameters())
+        for name, parameter in parameters.items():
+            kind = self.layer_type_of(name)
+            self._weights.add(self._follow(parameter, kind))
+            for tensor in (parameter.grad, *state.get(parameter, ())):
+                if tensor is not None:
+                    self._follow(tensor, kind)
+        for tensor in (*self._model.buffers(), images, labels):
+            self._follow(tensor, "other")
+
+        handles = list(self._layer_hooks())
+        if optimizer is not None:
+            handles.append(optimizer.register_step_pre_hook(lambda *_: self._enter("optimizer")))
+            handles.append(optimizer.register_step_post_hook(lambda *_: self._enter("done")))
+        try:
+            with self:
+                update(trainable, optimizer, images, labels)
+        finally:
+            for handle in handles:
+                handle.remove()
+        purposes = {
+            "batch": [images, labels],
+            "buffers": list(self._model.buffers()),
+            "optimizer_state": [t for held in optimizer_tensors(optimizer).values() for t in held],
+            "gradients": [p.grad for p in parameters.values() if p.grad is not None],
+            "weights": list(parameters.values()),
+        }
+        return self._recording(purposes)
+
+    def record_forward(self, images: torch.Tensor) -> Recording:
+        """Run and record one forward pass of the model as it stands, without gradients."""
+        self._reset()
+        handles = list(self._layer_hooks())
+        try:
+            with self, torch.no_grad():
+                self._model(images)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return self._recording({})
+
+    def layer_type_of(self, parameter: str) -> str:
+        """The layer type of the census layer that holds the parameter, or that it was attached to."""
+        path = parameter
+        while path:
+            path = path.rpartition(".")[0]
+            if path in self._layer_types:
+                return self._layer_types[path]
+        return "other"
+
+    def __torch_dispatch__(
+        self,
+        func: torch._ops.OpOverload,
+        types: Iterable[type],  # noqa: ARG002
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """See one operator."""
+        kwargs = kwargs or {}
+        if func is _METADATA:
+            return func(*args, **kwargs)
+        node = torch._C._current_autograd_node()
+        if node is not None and self._phase == "forward":
+            self._enter("backward")
+            self._forward_end = len(self._log)
+        result = func(*args, **kwargs)
+
+        # None: a tensor from before the recording that is no weight, such as the model's constants.
+        read = [self._ids.get(_key(tensor)) for tensor in _tensors((args, kwargs))]
+        if self._phase == "forward":
+            call = _ForwardCall(
+                layer_type=self._stack[-1] if self._stack else "other",
+                weights_only=bool(read) and self._weights.issuperset(read),
+                reads_weight=not self._weights.isdisjoint(read),
+            )
+            self._call_numbers.append(torch.autograd._get_sequence_nr() - 1)
+            self._calls.append(call)
+            kind, phase = call.layer_type, "forward"
+        elif self._phase == "backward":
+            kind, phase = self._backward_place(node, read)
+        else:
+            kind = next((self._kinds[i] for i in read if i is not None), "other")
+            phase = "optimizer"
+
+        made = [self._follow(tensor, kind) for tensor in _tensors(result)]
+        if self._phase == "forward" and call.weights_only:
+            self._weights.update(made)
+        self._count(func, args, kwargs, result, kind, phase)
+        return result
+
+    def _count(
+        self,
+        func: torch._ops.OpOverload,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        result: Any,
+        kind: str,
+        phase: str,
+    ) -> None:
+        flops = operator_flops(func, args, kwargs, result)
+        if flops is None:
+            self._uncounted.add(str(func.overloadpacket).replace("aten.", ""))
+            return
+        self._flops[kind, phase] += flops.result
+        self._flops[kind, "input_gradient"] += flops.input_gradient
+        self._flops[kind, "weight_gradient"] += flops.weight_gradient
+
+    def _backward_place(self, node: Any, read: list[int | None]) -> tuple[str, str]:
+        """Layer type and phase of an operator that runs while gradients flow."""
+        number = node._sequence_nr() if node is not None else None
+        # A node is created just before its forward operator runs (in-place ones may run a few more).
+        position = bisect_left(self._call_numbers, number) if number is not None else len(self._calls)
+        if position == len(self._calls):
+            return "other", "input_gradient"  # branches' gradients being summed
+        call = self._calls[position]
+        if call.weights_only:
+            return call.layer_type, "weight_gradient"
+        if not call.reads_weight:
+            return call.layer_type, "input_gradient"
+        # y = f(x, w): the gradient of x reads w, the gradient of w reads x.
+        reads_weight = not self._weights.isdisjoint(read)
+        return call.layer_type, "input_gradient" if reads_weight else "weight_gradient"
+
+    def _enter(self, phase: str) -> None:
+        self._phase = phase
+
+    def _layer_hooks(self) -> Iterator[Any]:
+        # Registered after the methods' own hooks, so that a bypass counts to the layer it adapts.
+        for name, kind in self._layer_types.items():
+            module = self._model.get_submodule(name)
+            yield module.register_forward_pre_hook(self._push(kind))
+            yield module.register_forward_hook(lambda *_: self._stack.pop() and None, always_call=True)
+
+    def _push(self, kind: str) -> Callable[..., None]:
+        return lambda *_: self._stack.append(kind)
+
+    def _follow(self, tensor: torch.Tensor, kind: str) -> int:
+        """The id of the tensor's storage; a storage seen for the first time adds its bytes."""
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        known = self._ids.get(key)
+        if known is not None:
+            return known
+        new = len(self._sizes)
+        log, ids = self._log, self._ids
+
+        def released(_: object) -> None:
+            del ids[key]
+            log.append((new, -self._sizes[new]))
+
+        self._sizes.append(storage.nbytes())
+        self._kinds.append(kind)
+        ids[key] = new
+        log.append((new, self._sizes[new]))
+        self._references.append(weakref.ref(storage, released))
+        return new
+
+    def _recording(self, purposes: Mapping[str, list[torch.Tensor]]) -> Recording:
+        log, sizes, kinds = list(self._log), self._sizes, self._kinds
+        held = list(accumulate(change for _, change in log))
+        peak = held.index(max(held)) + 1 if held else 0
+        purpose_of = dict.fromkeys(_live(log[: self._forward_end]), "activations")
+        for purpose, tensors in purposes.items():
+            purpose_of |= {self._ids[_key(tensor)]: purpose for tensor in tensors if _key(tensor) in self._ids}
+        memory: Counter[str] = Counter()
+        made: Counter[str] = Counter()
+        for storage in _live(log[:peak]):
+            purpose = purpose_of.get(storage, "temporaries")
+            memory[purpose] += sizes[storage]
+            if purpose in ("activations", "temporaries"):
+                made[kinds[storage]] += sizes[storage]
+        flops = {
+            kind: Flops(**{phase: self._flops[kind, phase] for phase in Flops.__slots__}) for kind in LAYER_TYPES
+        }
+        recording = Recording(flops, Memory(**memory), dict(made), frozenset(self._uncounted))
+        self._reset()
+        return recording
+
+    def _reset(self) -> None:
+        self._phase = "forward"
+        self._forward_end = 0
+        self._stack: list[str] = []
+        self._call_numbers: list[int] = []  # ascending, one for each of _calls
+        self._calls: list[_ForwardCall] = []
+        self._flops: Counter[tuple[str, str]] = Counter()
+        self._uncounted: set[str] = set()
+        self._ids: dict[int, int] = {}  # a live storage's address -> its id
+        self._sizes: list[int] = []  # by id
+        self._kinds: list[str] = []  # by id
+        self._weights: set[int] = set()  # ids of weights and of what was made of weights alone
+        self._log: list[tuple[int, int]] = []  # (id, bytes), in order: + allocated, - released
+        self._references: list[weakref.ref[Any]] = []
+
+
+def optimizer_tensors(
+    optimizer: torch.optim.Optimizer | None,
+) -> dict[nn.Parameter, list[torch.Tensor]]:
+    """The optimizer's state, by parameter."""
+    if optimizer is None:
+        return {}
+    return {
+        parameter: [value for value in state.values() if isinstance(value, torch.Tensor)]
+        for parameter, state in optimizer.state.items()
+    }
+
+
+def _live(log: list[tuple[int, int]]) -> set[int]:
+    live: set[int] = set()
+    for storage, change in log:
+        if change >= 0 and storage not in live:
+            live.add(storage)
+        else:
+            live.discard(storage)
+    return live
+
+
+def _key(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage()._cdata
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, tuple | list):
+        for item in value:
+            yield from _tensors(item)
+    elif isinstance(value, dict):
+        yield from _tensors(tuple(value.values()))

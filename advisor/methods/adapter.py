@@ -1,0 +1,156 @@
+"""Convolutional adapters: Conv-Adapter's bottleneck and Rebuffi's parallel 1x1, and the head."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from advisor.methods import register
+from advisor.methods.base import (
+    Setting,
+    Trainable,
+    add_bypass,
+    head_parameters,
+    merge_attached,
+    plain_optimizer,
+    train_only,
+)
+from advisor.models.layers import CONVOLUTIONS, is_plain
+from advisor.records import Census
+
+REDUCTIONS = (8,)
+
+
+class ConvAdapter(nn.Module):
+    """dy = s * U(relu(D x)): D a depthwise k x k convolution C_in -> h, U a 1x1 convolution h -> C_out.
+
+    h = C_in // reduction, taken down to a divisor of C_in; D has h groups and the layer's stride,
+    padding and dilation, so receptive fields match. s is a scale for each output channel. U is zero
+    at the start. The non-linearity means that it can't be merged.
+    """
+
+    def __init__(self, layer: nn.Conv2d, reduction: int) -> None:
+        super().__init__()
+        options = {"bias": False, "device": layer.weight.device, "dtype": layer.weight.dtype}
+        plain = next(kind for kind in CONVOLUTIONS if isinstance(layer, kind))
+        hidden = bottleneck(layer.in_channels, reduction)
+        self.down = plain(
+            layer.in_channels,
+            hidden,
+            layer.kernel_size,
+            stride=layer.stride,
+            padding=layer.padding,
+            dilation=layer.dilation,
+            groups=hidden,
+            padding_mode=layer.padding_mode,
+            **options,
+        )
+        self.up = plain(hidden, layer.out_channels, 1, **options)
+        nn.init.zeros_(self.up.weight)
+        shape = (layer.out_channels, *[1] * len(layer.kernel_size))
+        self.scale = nn.Parameter(torch.ones(shape, device=options["device"], dtype=options["dtype"]))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The adapter's output, to be added to the layer's."""
+        return self.up(F.relu(self.down(x))) * self.scale
+
+
+class ParallelAdapter(nn.Module):
+    """dy = A * x with A a 1x1 convolution of the layer's stride and groups, zero at the start.
+
+    It reads the pixel under the kernel's middle tap, so merging adds A to that tap.
+    """
+
+    def __init__(self, layer: nn.Conv2d) -> None:
+        super().__init__()
+        plain = next(kind for kind in CONVOLUTIONS if isinstance(layer, kind))
+        self.mix = plain(
+            layer.in_channels,
+            layer.out_channels,
+            1,
+            stride=layer.stride,
+            groups=layer.groups,
+            bias=False,
+            device=layer.weight.device,
+            dtype=layer.weight.dtype,
+        )
+        nn.init.zeros_(self.mix.weight)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The adapter's output, to be added to the layer's."""
+        return self.mix(x)
+
+    def weight_change(self, layer: nn.Conv2d) -> torch.Tensor:
+        """A at the middle tap of a kernel that is zero elsewhere, in the shape of the layer's weight."""
+        change = torch.zeros_like(layer.weight)
+        middle = tuple(size // 2 for size in layer.kernel_size)
+        change[(..., *middle)] = self.mix.weight.flatten(1)
+        return change
+
+
+@register
+class Adapter:
+    """`kind=conv` adapts standard, pointwise and grouped convolutions; `parallel` every k x k one."""
+
+    name = "adapter"
+    summary = "a small convolution beside each convolution, and the head"
+    formula = "conv: y = W∗x + s·U∗relu(D∗x);  parallel: y = W∗x + A∗x with A 1x1; D, U, s, A and the head trained"
+    source = "Conv-Adapter, arXiv 2208.07463, eq. 2; parallel residual adapters, arXiv 1803.10082, eq. 2"
+    learns_classes = True
+    learning_rates = (5e-4, 2e-3, 1e-2)
+
+    def settings(self, census: Census, ranks: Sequence[int]) -> Iterable[Setting]:  # noqa: ARG002
+        """Both kinds, each where it has a layer to adapt."""
+        if census.head is None:
+            return []
+        settings: list[Setting] = []
+        if census.of_type("standard", "pointwise", "grouped"):
+            settings += [{"kind": "conv", "reduction": reduction} for reduction in REDUCTIONS]
+        if census.of_type("standard", "depthwise", "grouped"):
+            settings.append({"kind": "parallel"})
+        return settings
+
+    def attach(self, model: nn.Module, census: Census, setting: Setting) -> Trainable:
+        """Add the adapters; everything else but the head is frozen."""
+        trained, notes = head_parameters(model, census), []
+        for layer in census.of_type("standard", "pointwise", "depthwise", "grouped"):
+            module = model.get_submodule(layer.name)
+            if layer.calls == 0 or layer.name == census.head or not is_plain(module):
+                continue
+            if setting["kind"] == "parallel":
+                if not _reads_middle_pixel(module):
+                    continue
+                bypass: nn.Module = ParallelAdapter(module)
+            elif layer.layer_type == "depthwise":
+                continue  # its pointwise neighbours mix the channels that an adapter here would mix again
+            else:
+                bypass = ConvAdapter(module, int(setting["reduction"]))
+            size = sum(parameter.numel() for parameter in bypass.parameters())
+            if size >= module.weight.numel():
+                weight = module.weight.numel()
+                notes.append(f"{layer.name}: no adapter: {size} parameters, as many as its weight's {weight}")
+                continue
+            add_bypass(module, bypass)
+            trained += bypass.parameters()
+        return train_only(model, trained, "updated", setting, notes)
+
+    optimizer = staticmethod(plain_optimizer)
+    merge = staticmethod(merge_attached)
+
+
+def bottleneck(channels: int, reduction: int) -> int:
+    """The largest divisor of `channels` that is at most channels // reduction, at least 1."""
+    return next(size for size in range(max(channels // reduction, 1), 0, -1) if channels % size == 0)
+
+
+def _reads_middle_pixel(layer: nn.Conv2d) -> bool:
+    """Whether output pixel i has input pixel i * stride under its middle tap, k > 1."""
+    if set(layer.kernel_size) == {1} or any(size % 2 == 0 for size in layer.kernel_size):
+        return False
+    if isinstance(layer.padding, str):
+        return layer.padding == "same"
+    reach = tuple(d * (k // 2) for d, k in zip(layer.dilation, layer.kernel_size, strict=True))
+    return tuple(layer.padding) == reach

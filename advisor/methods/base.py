@@ -1,0 +1,172 @@
+"""What a fine-tuning method is, and the parts that methods share.
+
+A method freezes the model, attaches what it trains, and later merges it back into plain layers.
+One method is one file in this folder (or an entry point `peft_advisor.methods`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+from advisor.errors import InputError
+from advisor.records import Census, Levers, SettingValue
+
+Setting = Mapping[str, SettingValue]
+Statistics = Literal["frozen", "updated", "reestimated"]
+
+
+@dataclass(slots=True)
+class Trainable:
+    """A model with a method attached.
+
+    `statistics` is the policy for normalisation layers with running statistics: `frozen` (eval
+    mode), `updated` (train mode), or `reestimated` (train mode, cumulative average, nothing trained).
+    """
+
+    model: nn.Module
+    parameters: dict[str, nn.Parameter]  # trained, by name in the attached model
+    statistics: Statistics
+    setting: Setting = field(default_factory=dict)
+    notes: tuple[str, ...] = ()  # such as where a rank was capped
+    batches_seen: int = 0  # by the re-estimation
+
+    def tracked_norms(self) -> list[tuple[str, nn.Module]]:
+        """The normalisation layers with running statistics, by name."""
+        return [
+            (name, module)
+            for name, module in self.model.named_modules()
+            if isinstance(getattr(module, "running_mean", None), torch.Tensor)
+        ]
+
+    def train_mode(self) -> None:
+        """Put every module in the mode that an update needs."""
+        self.model.train(self.statistics != "reestimated")
+        for _, module in self.tracked_norms():
+            module.train(self.statistics != "frozen")
+
+    def delta(self) -> dict[str, torch.Tensor]:
+        """What has to be shipped: trained weights and the statistics that training changed.
+
+        `num_batches_tracked` is left out: no output depends on it.
+        """
+        tensors: dict[str, torch.Tensor] = {
+            name: parameter.detach() for name, parameter in self.parameters.items()
+        }
+        if self.statistics != "frozen":
+            for name, module in self.tracked_norms():
+                prefix = f"{name}." if name else ""
+                tensors[f"{prefix}running_mean"] = module.running_mean
+                tensors[f"{prefix}running_var"] = module.running_var
+        return tensors
+
+
+class Method(Protocol):
+    """The contract that every method meets; see `tests/methods/test_contract.py`."""
+
+    name: str  # as typed on the command line
+    summary: str  # one line: what is trained
+    formula: str
+    source: str  # paper, equation
+    learns_classes: bool  # False: can't learn a class that the model has never seen
+    learning_rates: tuple[float, ...]  # ascending; at least three, none where nothing is trained
+
+    def settings(self, census: Census, ranks: Sequence[int]) -> Iterable[Setting]:
+        """The settings that make sense on this model; none where the method doesn't apply."""
+        ...
+
+    def attach(self, model: nn.Module, census: Census, setting: Setting) -> Trainable:
+        """Freeze the model and attach what is trained, in place; outputs are unchanged."""
+        ...
+
+    def optimizer(
+        self, trainable: Trainable, levers: Levers, learning_rate: float
+    ) -> torch.optim.Optimizer | None:
+        """The optimizer of the trained parameters; None where nothing is trained."""
+        ...
+
+    def merge(self, model: nn.Module) -> nn.Module:
+        """Back to plain layers where the method allows it, outputs unchanged, in place."""
+        ...
+
+
+def plain_optimizer(
+    trainable: Trainable, levers: Levers, learning_rate: float
+) -> torch.optim.Optimizer | None:
+    """Adam (betas 0.9, 0.999) or SGD over the trained parameters."""
+    parameters = list(trainable.parameters.values())
+    if not parameters:
+        return None
+    if levers.optimizer == "sgd":
+        return torch.optim.SGD(parameters, lr=learning_rate)
+    return torch.optim.Adam(parameters, lr=learning_rate)
+
+
+def train_only(
+    model: nn.Module,
+    trained: Iterable[nn.Parameter],
+    statistics: Statistics,
+    setting: Setting,
+    notes: Sequence[str] = (),
+) -> Trainable:
+    """Freeze everything but `trained`."""
+    keep = {id(parameter) for parameter in trained}
+    parameters = {}
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(id(parameter) in keep)
+        if id(parameter) in keep:
+            parameters[name] = parameter
+    return Trainable(model, parameters, statistics, setting, tuple(notes))
+
+
+def head_parameters(model: nn.Module, census: Census) -> list[nn.Parameter]:
+    """The last classifier's weight and bias. Raises InputError where the model has none."""
+    if census.head is None:
+        raise InputError("the model has no classifier layer (Linear or 1x1 convolution) that can be trained")
+    return list(model.get_submodule(census.head).parameters())
+
+
+def add_bypass(layer: nn.Module, bypass: nn.Module) -> None:
+    """Run `bypass` on the layer's input and add it to the layer's output.
+
+    A hook, not a wrapper: the layer keeps its path, class and attributes, so checkpoints of the base
+    model still load and code that reads `layer.weight` still works.
+    """
+    layer.add_module("bypass", bypass)
+    layer.register_forward_hook(_add_bypass_output)
+
+
+def remove_bypass(layer: nn.Module) -> nn.Module:
+    """Undo `add_bypass`; returns the bypass."""
+    for key, hook in list(layer._forward_hooks.items()):
+        if hook is _add_bypass_output:
+            del layer._forward_hooks[key]
+    bypass = layer.get_submodule("bypass")
+    del layer.bypass
+    return bypass
+
+
+def merge_attached(model: nn.Module) -> nn.Module:
+    """Fold every bypass that has a weight of the layer's shape, and every parametrization, into the layer.
+
+    A bypass without such a weight (it holds a non-linearity) stays.
+    """
+    for layer in list(model.modules()):
+        bypass = layer._modules.get("bypass")
+        if bypass is not None and hasattr(bypass, "weight_change"):
+            with torch.no_grad():
+                layer.weight += bypass.weight_change(layer)
+            remove_bypass(layer)
+        if parametrize.is_parametrized(layer, "weight"):
+            parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
+    return model
+
+
+def _add_bypass_output(layer: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+    # In place: no convolution or linear layer saves its output, and one tensor less is held.
+    return output.add_(layer.bypass(*args))

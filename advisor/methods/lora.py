@@ -1,0 +1,76 @@
+"""LoRA for convolutions of every kind and linear layers, and the head."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from torch import nn
+from torch.nn.utils import parametrize
+
+from advisor.methods import register
+from advisor.methods.base import (
+    Setting,
+    Trainable,
+    add_bypass,
+    head_parameters,
+    merge_attached,
+    plain_optimizer,
+    train_only,
+)
+from advisor.methods.low_rank import DEPTHWISE_FORMS, Factor, LowRank, WeightForm, plan_layers
+from advisor.models.layers import is_plain
+from advisor.records import Census
+
+SCALE = 2.0  # alpha / r with alpha = 2 r: the same step size at every rank
+
+
+@register
+class LoRA:
+    """y = W*x + (alpha/r) B*(A*x): A a k x k convolution C_in -> r, B a 1x1 convolution r -> C_out.
+
+    A carries the layer's stride, padding, dilation, groups and padding mode. Depthwise kernels are
+    trained themselves (`depthwise=kernel`), factorised (`factor`) or left alone (`skip`).
+    """
+
+    name = "lora"
+    summary = "a low-rank bypass beside each convolution and linear layer, and the head"
+    formula = "y = W∗x + (α/r)·B∗(A∗x); A, B and the head trained, B = 0 at the start"
+    source = "LoRA, arXiv 2106.09685, eq. 3; convolutions as in Hugging Face PEFT"
+    learns_classes = True
+    learning_rates = (5e-4, 2e-3, 1e-2)
+
+    def settings(self, census: Census, ranks: Sequence[int]) -> Iterable[Setting]:
+        """Each rank; where there are depthwise layers, the middle rank in their other forms too."""
+        if census.head is None:
+            return []
+        settings: list[Setting] = [{"rank": rank} for rank in ranks]
+        if census.of_type("depthwise"):
+            middle = ranks[len(ranks) // 2]
+            settings += [{"rank": middle, "depthwise": form} for form in DEPTHWISE_FORMS[1:]]
+        return settings
+
+    def attach(self, model: nn.Module, census: Census, setting: Setting) -> Trainable:
+        """Add the bypasses; everything else but the head is frozen."""
+        plans = plan_layers(census, int(setting["rank"]), str(setting.get("depthwise", "kernel")))
+        trained = head_parameters(model, census)
+        for plan in plans:
+            layer = model.get_submodule(plan.layer)
+            if plan.form == "kernel":
+                trained.append(layer.weight)
+            elif plan.form == "factor":
+                factor = Factor(layer, plan.rank, SCALE)
+                parametrize.register_parametrization(layer, "weight", factor)
+                trained += factor.parameters()
+            elif plan.form == "low-rank":
+                low_rank = LowRank(layer, plan.rank, SCALE)
+                if is_plain(layer):
+                    add_bypass(layer, low_rank)
+                else:
+                    weight_form = WeightForm(layer, low_rank)
+                    parametrize.register_parametrization(layer, "weight", weight_form)
+                trained += low_rank.parameters()
+        notes = [plan.note for plan in plans if plan.note]
+        return train_only(model, trained, "updated", setting, notes)
+
+    optimizer = staticmethod(plain_optimizer)
+    merge = staticmethod(merge_attached)

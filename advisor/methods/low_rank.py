@@ -1,0 +1,211 @@
+"""Low-rank weight changes: shapes, rank caps and exact deltas, shared by LoRA and DoRA.
+
+A layer's change is dW = scale * B A, with A in the layer's own shape but r outputs and B a 1x1 map from
+r to the layer's outputs - the shape that Hugging Face PEFT uses for ungrouped convolutions. With
+groups g, A and B are grouped alike, so dW is block-diagonal as W is, and r is a multiple of g.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import Literal
+
+import torch
+from torch import nn
+
+from advisor.models.layers import CONVOLUTIONS, TRANSPOSED
+from advisor.records import Census, Layer
+
+Form = Literal["low-rank", "factor", "kernel", "skip"]
+ADAPTED_TYPES = ("standard", "pointwise", "depthwise", "grouped", "transposed", "linear")
+# Depthwise kernels: trained as they are, factorised, or left alone; never a k x k bypass, which
+# would be many times larger than the kernel itself.
+DEPTHWISE_FORMS = ("kernel", "factor", "skip")
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How one layer is adapted, and at which rank."""
+
+    layer: str
+    form: Form
+    rank: int  # 0 for kernel and skip
+    note: str = ""  # where the rank asked for could not be had
+
+
+def plan_layers(census: Census, rank: int, depthwise: str) -> list[Plan]:
+    """One plan for every convolution and linear layer but the head, which is trained whole."""
+    return [
+        plan_layer(layer, rank, depthwise)
+        for layer in census.of_type(*ADAPTED_TYPES)
+        if layer.name != census.head
+    ]
+
+
+def plan_layer(layer: Layer, rank: int, depthwise: str) -> Plan:
+    """The rank asked for, capped where the adapter would hold more parameters than the weight.
+
+    Where even the least legal rank does, the weight itself is trained.
+    """
+    if layer.calls == 0:
+        return Plan(layer.name, "skip", 0, f"{layer.name}: not adapted: a forward pass never calls it")
+    if layer.layer_type == "depthwise":
+        return _plan_depthwise(layer, rank, depthwise)
+    groups = layer.groups
+    least = groups  # one rank for each group
+    per_rank = _parameters_per_group_rank(layer)
+    most = layer_weight_parameters(layer) // per_rank * groups
+    wanted = max(rank // groups, 1) * groups
+    if most < least:
+        note = f"{layer.name}: weight trained itself: rank {least} would cost more than its parameters"
+        return Plan(layer.name, "kernel", 0, note)
+    if wanted > most:
+        return Plan(layer.name, "low-rank", most, f"{layer.name}: rank {wanted} capped at {most}")
+    return Plan(layer.name, "low-rank", wanted)
+
+
+def layer_weight_parameters(layer: Layer) -> int:
+    """The weight's elements."""
+    return prod(layer.weight_shape)
+
+
+class LowRank(nn.Module):
+    """A and B of one layer: dW = scale * B A.
+
+    Shapes, for a convolution C_in -> C_out with groups g and kernel k: `down` is A, (r, C_in/g, k, k)
+    ((C_in, r/g, k, k) transposed; (r, C_in) linear); `up` is B, (C_out, r/g, 1, 1) ((C_out, r)
+    linear), zero at the start.
+    Run as a bypass, it costs r/C_out of the layer and a 1x1 convolution; `weight_change` is the same
+    change as a weight.
+    """
+
+    def __init__(self, layer: nn.Module, rank: int, scale: float) -> None:
+        super().__init__()
+        self.scale = scale
+        weight = layer.weight
+        options = {"bias": False, "device": weight.device, "dtype": weight.dtype}
+        if isinstance(layer, nn.Linear):
+            self.down: nn.Module = nn.Linear(layer.in_features, rank, **options)
+            self.up: nn.Module = nn.Linear(rank, layer.out_features, **options)
+        else:
+            plain = next(kind for kind in (*CONVOLUTIONS, *TRANSPOSED) if isinstance(layer, kind))
+            shape = {
+                "kernel_size": layer.kernel_size,
+                "stride": layer.stride,
+                "padding": layer.padding,
+                "dilation": layer.dilation,
+                "groups": layer.groups,
+                "padding_mode": layer.padding_mode,
+            }
+            if isinstance(layer, TRANSPOSED):
+                shape["output_padding"] = layer.output_padding
+            self.down = plain(layer.in_channels, rank, **shape, **options)
+            mixing = CONVOLUTIONS[len(layer.kernel_size) - 1]
+            self.up = mixing(rank, layer.out_channels, 1, groups=layer.groups, **options)
+        nn.init.zeros_(self.up.weight)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The bypass: scale * B(A(x))."""
+        return self.up(self.down(x) * self.scale)
+
+    def weight_change(self, layer: nn.Module) -> torch.Tensor:
+        """dW in the shape of the layer's weight."""
+        return self.scale * product(self.down.weight, self.up.weight, layer)
+
+
+class Factor(nn.Module):
+    """A rank-r factorisation of a depthwise kernel seen as a (C, k*k) matrix, in weight form.
+
+    `down` is A, (r, k*k); `up` is B, (C, r), zero at the start. One convolution with W + scale * B A
+    replaces the layer's own.
+    """
+
+    def __init__(self, layer: nn.Module, rank: int, scale: float) -> None:
+        super().__init__()
+        self.scale = scale
+        weight = layer.weight
+        taps = weight[0].numel()
+        options = {"device": weight.device, "dtype": weight.dtype}
+        self.down = nn.Parameter(torch.empty(rank, taps, **options))
+        self.up = nn.Parameter(torch.zeros(weight.shape[0], rank, **options))
+        nn.init.kaiming_uniform_(self.down, a=5**0.5)
+
+    def change(self) -> torch.Tensor:
+        """dW as a (C, k*k) matrix."""
+        return self.scale * (self.up @ self.down)
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        """W + dW: the parametrization."""
+        return weight + self.change().view_as(weight)
+
+
+class WeightForm(nn.Module):
+    """W + dW as a parametrization, for layers beside which a bypass would not be exact."""
+
+    def __init__(self, layer: nn.Module, low_rank: LowRank) -> None:
+        super().__init__()
+        self.low_rank = low_rank
+        # Only sizes and groups are read from it; a tuple hides it from the module tree.
+        self._layer = (layer,)
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        """W + scale * B A."""
+        return weight + self.low_rank.weight_change(self._layer[0])
+
+
+def product(down: torch.Tensor, up: torch.Tensor, layer: nn.Module) -> torch.Tensor:
+    """B A as a weight of `layer`: one matrix product, batched over the groups."""
+    if isinstance(layer, nn.Linear):
+        return up @ down
+    groups, taps = layer.groups, prod(layer.kernel_size)
+    inputs, outputs = layer.in_channels // groups, layer.out_channels // groups
+    b = up.reshape(groups, outputs, -1)
+    if isinstance(layer, TRANSPOSED):
+        # (C_in, r/g, k...) -> for each group: W[i, o, k] = sum over q of A[i, q, k] B[o, q]
+        a = down.reshape(groups, inputs, b.shape[-1], taps)
+        kernel = b.unsqueeze(1) @ a
+        return kernel.reshape(layer.in_channels, outputs, *layer.kernel_size)
+    a = down.reshape(groups, b.shape[-1], inputs * taps)
+    return torch.bmm(b, a).reshape(layer.out_channels, inputs, *layer.kernel_size)
+
+
+def output_norms(weight: torch.Tensor, layer: nn.Module) -> torch.Tensor:
+    """The Euclidean norm of each output channel's true (grouped) weight: (C_out,)."""
+    if not isinstance(layer, TRANSPOSED):
+        return weight.flatten(1).norm(dim=1)
+    # Transposed weights are (C_in, C_out/g, k...): output (group, o) reads the rows of its group.
+    by_group = weight.unflatten(0, (layer.groups, -1)).flatten(3)  # (g, C_in/g, C_out/g, taps)
+    return by_group.norm(dim=(1, 3)).flatten()
+
+
+def over_outputs(values: torch.Tensor, weight: torch.Tensor, layer: nn.Module) -> torch.Tensor:
+    """One value for each output channel, (C_out,), in a shape that broadcasts with the weight."""
+    if not isinstance(layer, TRANSPOSED):
+        return values.view(-1, *[1] * (weight.ndim - 1))
+    rows = values.view(layer.groups, 1, -1).expand(-1, weight.shape[0] // layer.groups, -1)
+    return rows.reshape(*weight.shape[:2], *[1] * (weight.ndim - 2))
+
+
+def _plan_depthwise(layer: Layer, rank: int, depthwise: str) -> Plan:
+    if depthwise != "factor":
+        return Plan(layer.name, "kernel" if depthwise == "kernel" else "skip", 0)
+    channels, taps = layer.weight_shape[0], prod(layer.weight_shape[1:])
+    most = channels * taps // (channels + taps)  # break-even of r (C + k^2) against C k^2
+    if most < 1:
+        return Plan(layer.name, "kernel", 0, f"{layer.name}: kernel trained itself: no rank is smaller")
+    if rank > most:
+        return Plan(layer.name, "factor", most, f"{layer.name}: rank {rank} capped at {most}")
+    return Plan(layer.name, "factor", rank)
+
+
+def _parameters_per_group_rank(layer: Layer) -> int:
+    """Parameters that one more rank in every group adds: C_in k^2 + C_out."""
+    if layer.layer_type == "linear":
+        return sum(layer.weight_shape)
+    first, second, *kernel = layer.weight_shape
+    if layer.layer_type == "transposed":
+        return first * prod(kernel) + second * layer.groups
+    return second * layer.groups * prod(kernel) + first
+
+

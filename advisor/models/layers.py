@@ -1,0 +1,178 @@
+"""Census: which layers a model has, by layer type, and how often a forward pass calls them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from advisor.errors import ModelError
+from advisor.records import Census, Layer
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+# _NormBase covers every batch and instance normalisation, the lazy and synchronised ones included.
+NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+_SILENT = (nn.Identity, nn.Dropout, nn.modules.dropout._DropoutNd, nn.Flatten)
+
+
+def layer_type(module: nn.Module) -> str:
+    """The layer type of one module, one of `records.LAYER_TYPES`."""
+    if isinstance(module, TRANSPOSED):
+        return "transposed"
+    if isinstance(module, CONVOLUTIONS):
+        if module.groups == 1:
+            return "pointwise" if set(module.kernel_size) == {1} else "standard"
+        # groups = C_in makes C_out a multiple of it: torch refuses anything else.
+        return "depthwise" if module.groups == module.in_channels else "grouped"
+    if isinstance(module, nn.Linear):
+        return "linear"
+    return "norm" if isinstance(module, NORMS) or _is_norm_by_name(module) else "other"
+
+
+def take_census(model: nn.Module, input_size: tuple[int, ...]) -> Census:
+    """Run the classifier on one blank image of `input_size` (C, H, W) and list its layers.
+
+    Modules that are created, or get their shapes, in the first forward pass are counted as they are
+    after it. The model's weights, statistics and modes are left as they were.
+
+    Raises:
+        ModelError: the model can't run on that input, or is not a classifier.
+    """
+    image = torch.zeros(1, *input_size)
+    _forward(model, image)  # lazily built modules come into being here
+    calls: Counter[str] = Counter()
+    outputs: dict[str, int | None] = {}
+    handles = [
+        module.register_forward_hook(_count_call(name, calls, outputs))
+        for name, module in iterate_layers(model)
+    ]
+    try:
+        result = _forward(model, image)
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not isinstance(result, torch.Tensor) or result.ndim != 2:
+        got = f"shape {tuple(result.shape)}" if isinstance(result, torch.Tensor) else type(result).__name__
+        raise ModelError(
+            f"the model is not a classifier: for one image it returns {got}, not a (1, classes) tensor"
+        )
+    classes = result.shape[1]
+
+    seen: set[int] = set()
+    order = {name: index for index, name in enumerate(calls)}
+    found = [_describe(name, module, calls[name], seen) for name, module in iterate_layers(model)]
+    layers = sorted(found, key=lambda layer: order.get(layer.name, len(order)))
+    heads = [
+        layer.name
+        for layer in layers
+        if layer.layer_type in ("linear", "pointwise") and outputs.get(layer.name) == classes
+    ]
+    return Census(
+        layers=tuple(layers),
+        head=heads[-1] if heads else None,
+        classes=classes,
+        input_size=tuple(input_size),
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+    )
+
+
+def iterate_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Every module that computes by itself, a shared one once, under its first path.
+
+    A module of a known type, and attention (which uses its projections' weights without calling
+    them), is one layer whatever it holds; other containers count only for their own parameters.
+    """
+    inside: set[int] = set()
+    for name, module in model.named_modules():
+        if id(module) in inside or isinstance(module, _SILENT):
+            continue
+        whole = layer_type(module) != "other" or isinstance(module, nn.MultiheadAttention)
+        if whole:
+            inside.update(id(child) for child in module.modules())
+        is_leaf = next(module.children(), None) is None
+        if whole or is_leaf or next(module.parameters(recurse=False), None) is not None:
+            yield name, module
+
+
+def is_plain(module: nn.Module) -> bool:
+    """Whether the layer computes with its weight exactly as torch's own class does.
+
+    Weight-standardised or dynamically padded subclasses don't, so nothing may run beside them
+    in the hope of being merged into the weight later.
+    """
+    for plain in (*CONVOLUTIONS, *TRANSPOSED, nn.Linear):
+        if isinstance(module, plain):
+            same_forward = type(module).forward is plain.forward
+            inner = "_conv_forward"
+            return same_forward and getattr(type(module), inner, None) is getattr(plain, inner, None)
+    return False
+
+
+def logits(output: object) -> torch.Tensor:
+    """The classifier's (N, classes) output; Inception and GoogLeNet wrap it while training."""
+    if isinstance(output, torch.Tensor):
+        return output
+    main = getattr(output, "logits", None)
+    if main is None and isinstance(output, tuple | list) and output:
+        main = output[0]
+    if isinstance(main, torch.Tensor):
+        return main
+    raise ModelError(f"the model returns {type(output).__name__}, not a (N, classes) tensor")
+
+
+def _is_norm_by_name(module: nn.Module) -> bool:
+    # torchvision's FrozenBatchNorm2d and the many re-implementations of LayerNorm2d and RMSNorm.
+    return "Norm" in type(module).__name__ and next(module.children(), None) is None
+
+
+def _forward(model: nn.Module, image: torch.Tensor) -> object:
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            return logits(model(image))
+    except ModelError:
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever the user's forward pass raises
+        size = "x".join(map(str, image.shape[1:]))
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModelError(
+            f"the model can't run on one {size} image: {first_line}; give its size with --input-size CxHxW"
+        ) from error
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _count_call(name: str, calls: Counter[str], outputs: dict[str, int | None]):  # type: ignore[no-untyped-def]
+    def hook(module: nn.Module, args: object, output: object) -> None:
+        calls[name] += 1
+        outputs[name] = output.shape[1] if isinstance(output, torch.Tensor) and output.ndim > 1 else None
+
+    return hook
+
+
+def _describe(name: str, module: nn.Module, calls: int, seen: set[int]) -> Layer:
+    kind = layer_type(module)
+    whole = kind != "other" or isinstance(module, nn.MultiheadAttention)
+    parameters = 0
+    for parameter in module.parameters(recurse=whole):
+        parameters += parameter.numel() * (id(parameter) not in seen)
+        seen.add(id(parameter))
+    weight = getattr(module, "weight", None)
+    return Layer(
+        name=name,
+        layer_type=kind,
+        module=type(module).__name__,
+        parameters=parameters,
+        calls=calls,
+        weight_shape=tuple(weight.shape) if isinstance(weight, torch.Tensor) else (),
+        kernel_size=tuple(getattr(module, "kernel_size", ())) if kind not in ("norm", "other") else (),
+        groups=getattr(module, "groups", 1) if kind not in ("norm", "other") else 1,
+        has_bias=isinstance(getattr(module, "bias", None), nn.Parameter),
+        has_affine=kind == "norm" and isinstance(weight, nn.Parameter),
+        tracks_statistics=kind == "norm" and getattr(module, "running_mean", None) is not None,
+    )

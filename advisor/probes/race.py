@@ -1,0 +1,230 @@
+"""The race: short fine-tunes of every candidate, losers dropped early, inside a wall-clock budget.
+
+Successive halving in three rungs. The first trains every candidate at each of its method's learning
+rates for a few updates; each later one goes on with the better part at their best learning rate, for
+more updates from scratch and on more held-out samples. All probes of a rung train equally long.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from advisor.errors import DataError
+from advisor.methods import get_method
+from advisor.probes.data import Dataset
+from advisor.probes.train import Probe, accuracy_of, evaluate, probe, seconds_per_update
+from advisor.records import Accuracy, Candidate, Census
+
+Report = Callable[[float, str], None]  # fraction done, what is running
+
+# Shares of the time: enough in the last rung for its few finalists to train for long.
+_RUNG_SHARES = (0.35, 0.3, 0.35)
+_KEPT = (1.0, 0.5, 0.25)  # of the candidates, in each rung
+_LEAST_FINALISTS = 3
+_LEAST_UPDATES = 12  # a probe of fewer says nothing
+_MOST_EPOCHS = 12
+_RECALIBRATION_SAMPLES = 512
+_EVALUATION_SHARE = 0.25  # of a rung's time, at most
+
+
+@dataclass(frozen=True, slots=True)
+class RaceResult:
+    """What the race found, by candidate."""
+
+    base: Accuracy | None  # the model as it is
+    accuracies: Mapping[Candidate, Accuracy]
+    failures: Mapping[Candidate, str]  # why a candidate has no accuracy
+    seconds: float
+    warnings: tuple[str, ...]
+
+
+def race(
+    model: nn.Module,
+    census: Census,
+    candidates: Sequence[Candidate],
+    dataset: Dataset,
+    *,
+    batch_size: int,
+    seconds: float,
+    seed: int,
+    judge_base: bool = True,
+    report: Report = lambda fraction, running: None,
+) -> RaceResult:
+    """Probe the candidates for about `seconds` of wall clock.
+
+    Args:
+        candidates: those that the budget admits.
+        judge_base: whether the model's own accuracy on the held-out samples means anything.
+        report: called after each probe.
+
+    Raises:
+        DataError: every probe of every candidate diverged.
+    """
+    return _Race(model, census, dataset, batch_size, seconds, seed, report).run(candidates, judge_base)
+
+
+class _Race:
+    def __init__(
+        self,
+        model: nn.Module,
+        census: Census,
+        dataset: Dataset,
+        batch_size: int,
+        seconds: float,
+        seed: int,
+        report: Report,
+    ) -> None:
+        self._model, self._census, self._dataset = model, census, dataset
+        self._batch_size, self._seed, self._report = batch_size, seed, report
+        self._start = time.perf_counter()
+        self._seconds = seconds
+        self._warnings: list[str] = []
+
+    def run(self, candidates: Sequence[Candidate], judge_base: bool) -> RaceResult:
+        validation = self._affordable_validation()
+        base = None
+        if judge_base:
+            self._tell("the model as it is")
+            data = self._dataset
+            base = accuracy_of(evaluate(self._model, data.validation, data.normalisation, validation))
+        accuracies: dict[Candidate, Accuracy] = {}
+        failures: dict[Candidate, str] = {}
+        for candidate in candidates:
+            if not get_method(candidate.method).learning_rates:
+                result = self._probe(candidate, None, self._recalibration_updates(), validation)
+                accuracies[candidate] = accuracy_of(result.correct or b"", updates=result.updates)
+
+        racing = [c for c in candidates if get_method(c.method).learning_rates]
+        speeds = self._time_updates(racing)
+        racing, left_out = self._admit(racing, speeds)
+        for candidate in left_out:
+            failures[candidate] = "not probed: --probe-time is too short for every setting"
+        entries = [(c, rate) for c in racing for rate in get_method(c.method).learning_rates]
+        for rung, share in enumerate(_RUNG_SHARES):
+            if not entries:
+                break
+            last = rung == len(_RUNG_SHARES) - 1
+            samples = max(validation if last else validation // (4 >> rung), min(validation, 50))
+            updates = self._updates_for(entries, speeds, share, rung)
+            probes = [self._probe(c, rate, updates, samples) for c, rate in entries]
+            best = _best_of_each(probes)
+            for candidate, result in best.items():
+                assert result.correct is not None  # noqa: S101 - _best_of_each keeps only those
+                accuracies[candidate] = accuracy_of(
+                    result.correct, learning_rate=result.learning_rate, updates=updates, finalist=last
+                )
+            for candidate in {c for c, _ in entries} - best.keys():
+                failures[candidate] = "diverged: the loss became NaN at every learning rate"
+                accuracies.pop(candidate, None)
+            if not last:
+                entries = self._promote(best, len(racing), rung + 1)
+        if racing and not accuracies:
+            raise DataError(
+                "every probe diverged (the loss became NaN): check the images' range and --mean/--std, "
+                "and that the model's weights are finite"
+            )
+        seconds = time.perf_counter() - self._start
+        return RaceResult(base, accuracies, failures, seconds, tuple(self._warnings))
+
+    def _probe(self, candidate: Candidate, rate: float | None, updates: int, samples: int) -> Probe:
+        self._tell(candidate.id if rate is None else f"{candidate.id} at {rate:g}")
+        return probe(
+            self._model,
+            self._census,
+            candidate,
+            self._dataset,
+            learning_rate=rate,
+            updates=updates,
+            batch_size=self._batch_size,
+            validation_samples=samples,
+            seed=self._seed,
+        )
+
+    def _tell(self, running: str) -> None:
+        self._report(min((time.perf_counter() - self._start) / self._seconds, 1.0), running)
+
+    def _left(self) -> float:
+        return max(self._seconds - (time.perf_counter() - self._start), 0.0)
+
+    def _affordable_validation(self) -> int:
+        """How many held-out samples the last rung can judge its finalists on."""
+        data = self._dataset
+        few = min(32, len(data.validation))
+        evaluate(self._model, data.validation, data.normalisation, few)  # the first pass compiles kernels
+        start = time.perf_counter()
+        evaluate(self._model, data.validation, data.normalisation, few)
+        per_image = (time.perf_counter() - start) / few
+        # The first rung's many probes see a quarter of them.
+        affordable = int(self._seconds * _EVALUATION_SHARE / (per_image * 20))
+        return min(len(data.validation), max(affordable, few))
+
+    def _recalibration_updates(self) -> int:
+        samples = min(len(self._dataset.train), _RECALIBRATION_SAMPLES)
+        return max(samples // self._batch_size, 1)
+
+    def _time_updates(self, candidates: Sequence[Candidate]) -> dict[Candidate, float]:
+        speeds = {}
+        for candidate in candidates:
+            self._tell(f"timing {candidate.id}")
+            speeds[candidate] = seconds_per_update(
+                self._model, self._census, candidate, self._dataset, self._batch_size
+            )
+        return speeds
+
+    def _admit(
+        self, candidates: Sequence[Candidate], speeds: Mapping[Candidate, float]
+    ) -> tuple[list[Candidate], list[Candidate]]:
+        """All of them where the time allows it; else one setting of each method, the middle one."""
+
+        def cost(chosen: Sequence[Candidate]) -> float:
+            rates = (len(get_method(c.method).learning_rates) * speeds[c] for c in chosen)
+            return _LEAST_UPDATES * sum(rates)
+
+        allowed = self._left() * _RUNG_SHARES[0]
+        if cost(candidates) <= allowed:
+            return list(candidates), []
+        by_method: dict[str, list[Candidate]] = {}
+        for candidate in candidates:
+            by_method.setdefault(candidate.method, []).append(candidate)
+        admitted = [settings[len(settings) // 2] for settings in by_method.values()]
+        if cost(admitted) > allowed:
+            self._warnings.append(
+                f"--probe-time allows fewer than {_LEAST_UPDATES} updates a probe: "
+                "the accuracies say little; allow more time"
+            )
+        return admitted, [candidate for candidate in candidates if candidate not in admitted]
+
+    def _updates_for(
+        self, entries: Sequence[tuple[Candidate, float]], speeds: Mapping[Candidate, float], share: float, rung: int
+    ) -> int:
+        share_of_rest = share / sum(_RUNG_SHARES[rung:])
+        training = self._left() * share_of_rest * (1 - _EVALUATION_SHARE)
+        updates = int(training / sum(speeds[candidate] for candidate, _ in entries))
+        most = _MOST_EPOCHS * max(len(self._dataset.train) // self._batch_size, 1)
+        return max(min(updates, most), 4)
+
+    def _promote(
+        self, best: Mapping[Candidate, Probe], started: int, rung: int
+    ) -> list[tuple[Candidate, float]]:
+        kept = max(round(started * _KEPT[rung]), _LEAST_FINALISTS)
+        ranked = sorted(best.values(), key=_score, reverse=True)
+        return [(p.candidate, p.learning_rate) for p in ranked[:kept] if p.learning_rate is not None]
+
+
+def _best_of_each(probes: Sequence[Probe]) -> dict[Candidate, Probe]:
+    best: dict[Candidate, Probe] = {}
+    for result in probes:
+        if result.correct is None:
+            continue
+        known = best.get(result.candidate)
+        if known is None or _score(result) > _score(known):
+            best[result.candidate] = result
+    return best
+
+
+def _score(result: Probe) -> float:
+    return sum(result.correct or b"") / max(len(result.correct or b""), 1)

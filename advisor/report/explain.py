@@ -1,0 +1,157 @@
+"""What was asked, how each figure was obtained, and what the words mean: text for the report."""
+
+from __future__ import annotations
+
+from advisor.records import Recommendation
+from advisor.report import view
+from advisor.units import format_bytes, format_count, format_flops, format_seconds
+
+DEFINITIONS = (
+    ("update", "One optimizer step over the whole batch. FLOPs and memory are those of one update."),
+    ("FLOPs", "1 multiply-add = 2 FLOPs. A count, not a rate. Forward, both gradients and the optimizer."),
+    (
+        "peak memory",
+        "The most that the training step holds at once: weights, buffers, gradients, optimizer state, saved "
+        "activations, temporaries and the batch. The runtime's own memory is not in it.",
+    ),
+    ("MB", "10^6 bytes; MiB would be 2^20."),
+    ("to ship", "The trained weights and the statistics that changed: what a device needs to follow."),
+    ("input gradient", "The pass back through a layer to its input; it costs what the forward pass does."),
+    ("weight gradient", "The gradient of a layer's own weights; it costs what the forward pass does."),
+    ("standard", "A convolution larger than 1x1 in which every output sees every input channel."),
+    ("pointwise", "A 1x1 convolution."),
+    ("depthwise", "A convolution in which each channel has its own kernel."),
+    ("grouped", "Any other convolution whose channels are split into groups."),
+    ("Pareto front", "Candidates that no other beats in accuracy, memory and FLOPs at once."),
+    ("interval", "95 %: of a hundred such held-out samples, about 95 would give a figure inside it."),
+)
+
+
+def asked(recommendation: Recommendation) -> list[tuple[str, str]]:
+    """The question, as (what, value) pairs."""
+    model, data, budget = recommendation.model, recommendation.data, recommendation.budget
+    size = " x ".join(map(str, recommendation.input_size)) or "unknown"
+    lines = [
+        ("Model", f"{model.name} \u2013 {model.source}"),
+        ("Parameters", f"{format_count(model.parameters)}, {format_bytes(model.parameter_bytes)}"),
+        ("Batch and input", f"{recommendation.batch_size} of {size}"),
+    ]
+    if model.classes is not None:
+        lines.append(("Classes", f"{model.classes:,}"))
+    if data is None:
+        lines.append(("Data", "none given"))
+    else:
+        new = f", {data.new_classes} of them new" if data.new_classes else ""
+        lines += [
+            ("Data", data.source),
+            ("Scenario", f"{data.scenario}: {data.classes} classes{new}"),
+            ("Samples", f"{data.train_samples:,} to train, {data.validation_samples:,} held out"),
+            ("Accuracy as it is", _base(recommendation)),
+        ]
+    limits = []
+    if budget.ram_bytes is not None:
+        less = f", {format_bytes(budget.runtime_overhead_bytes)} of it the runtime's"
+        limits.append(f"RAM {format_bytes(budget.ram_bytes)}{less if budget.runtime_overhead_bytes else ''}")
+    if budget.flops is not None:
+        limits.append(f"{format_flops(budget.flops)} per update")
+    if budget.storage_bytes is not None:
+        limits.append(f"{format_bytes(budget.storage_bytes)} to ship")
+    if budget.min_accuracy is not None:
+        limits.append(f"accuracy at least {view.percent(budget.min_accuracy)}")
+    lines.append(("Limits", "; ".join(limits) or "none"))
+    cheapest = "the fewest FLOPs" if budget.fewest_flops else "the least memory"
+    goal = f"the highest accuracy; within {budget.tolerance * 100:g} points of it, {cheapest}"
+    lines.append(("Wanted", goal if data else cheapest))
+    return lines
+
+
+def sources(recommendation: Recommendation) -> list[tuple[str, str, str]]:
+    """(figure, how sure, how it was obtained), the unknown ones included."""
+    return [
+        *_costs(recommendation),
+        _check(recommendation),
+        _accuracy(recommendation),
+        *_runs(recommendation),
+        ("energy per update", "unknown", "Not measured."),
+    ]
+
+
+def _base(recommendation: Recommendation) -> str:
+    base = recommendation.data.base_accuracy if recommendation.data else None
+    return view.accuracy_text(base) if base else "unknown: its head was replaced"
+
+
+def _costs(recommendation: Recommendation) -> list[tuple[str, str, str]]:
+    fidelities = sorted({item.cost.fidelity for item in recommendation.evaluations}) or ["unknown"]
+    sure = ", ".join(fidelities)
+    how = {
+        "simulated": "One real update (attach, forward, backward, optimizer) ran on tensors without storage",
+        "measured": "One update ran on real tensors",
+        "estimated": "A cost table gives each layer's share of one update",
+        "unknown": "There is no candidate",
+    }
+    ran = "; ".join(how[name] for name in fidelities)
+    return [
+        (
+            "FLOPs",
+            sure,
+            f"{ran}. Every operator was counted from its shapes: convolutions and matrix products exactly, "
+            "groups included; elementwise ones at 1 FLOP for each element.",
+        ),
+        (
+            "peak memory",
+            sure,
+            f"{ran}. Every tensor's bytes were added when it came and taken off when it went. Workspace that "
+            "a kernel takes inside one operator is not in it; the measured allocator peak holds that too.",
+        ),
+        ("to ship, trained parameters", "counted", "From the tensors that the method trains or changes."),
+    ]
+
+
+def _check(recommendation: Recommendation) -> tuple[str, str, str]:
+    model = recommendation.model
+    name = "forward FLOPs, checked"
+    if model.fvcore_forward_flops is None:
+        return (name, "unknown", "fvcore could not count this model.")
+    ratio = view.share_of(model.forward_flops, model.fvcore_forward_flops)
+    compared = f" Ours is {ratio:.3f} of it." if ratio is not None else ""
+    return (
+        name,
+        "independent check",
+        f"One sample through the base model: {model.forward_flops / 1e6:,.1f} MFLOP; fvcore's multiply-adds, "
+        f"doubled: {model.fvcore_forward_flops / 1e6:,.1f} MFLOP.{compared} "
+        "The two count normalisation and elementwise operators differently.",
+    )
+
+
+def _accuracy(recommendation: Recommendation) -> tuple[str, str, str]:
+    probed = [item.accuracy for item in recommendation.evaluations if item.accuracy]
+    data = recommendation.data
+    if not probed:
+        why = "No data was given." if data is None else "No candidate was probed."
+        return ("accuracy", "unknown", f"{why} Candidates are ranked on cost alone.")
+    seconds = f" All probes took {format_seconds(data.probe_seconds)}." if data else ""
+    samples = sorted({item.samples for item in probed})
+    held_out = f"{samples[0]:,}" if len(samples) == 1 else f"{samples[0]:,} to {samples[-1]:,}"
+    return (
+        "accuracy",
+        "probe",
+        f"A short fine-tune of each candidate at its best learning rate, judged on {held_out} held-out samples, "
+        f"the same for all; the interval is of 95 %.{seconds} Longer training may change the figures.",
+    )
+
+
+def _runs(recommendation: Recommendation) -> list[tuple[str, str, str]]:
+    runs = [item.measured for item in recommendation.evaluations if item.measured]
+    if not runs:
+        return [("time per update, process memory", "unknown", "No candidate was run in a child process.")]
+    many = f"{len(runs)} candidate{'s' * (len(runs) != 1)}"
+    return [
+        (
+            "time per update, process memory",
+            "measured",
+            f"{many} ran in a child process on this machine, under the hard memory cap shown where one was set. "
+            "The allocator's peak is tensors and workspace; the process's peak holds interpreter and "
+            "libraries as well.",
+        )
+    ]

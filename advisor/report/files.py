@@ -1,0 +1,38 @@
+"""Files appear whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from advisor.errors import InputError
+
+
+def write_whole(path: str | os.PathLike[str], text: str) -> None:
+    """Write UTF-8 text through a temporary file beside `path`, so no reader sees half of it.
+
+    `-` is stdout. A symbolic link is followed; a device or a pipe is written to directly. Raises InputError where
+    the file can't be written.
+    """
+    if path == "-":
+        sys.stdout.write(text)
+        return
+    target = Path(os.path.realpath(path))
+    # A path may hold bytes that aren't UTF-8; a report is still worth having then.
+    content = text.encode("utf-8", "replace")
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        if target.exists() and not target.is_file() and not target.is_dir():
+            target.write_bytes(content)
+            return
+        temporary.write_bytes(content)
+        try:
+            temporary.replace(target)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise InputError(
+            f"{path}: can't be written ({reason}); give the path of a file in a folder you can write to"
+        ) from error

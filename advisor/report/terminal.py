@@ -1,0 +1,295 @@
+"""A recommendation in the terminal: the answer first, then the figures it rests on.
+
+Reads the same without colour, and no figure is ever cut: a table wider than the console goes on
+below with its first column repeated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.padding import Padding
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from advisor.records import Evaluation, Recommendation
+from advisor.report import view
+from advisor.units import format_bytes, format_count, format_flops
+
+UNITS_LINE = "1 multiply-add = 2 FLOPs; MB = 10^6 bytes."
+WIDE = 110  # columns from which the candidate table has room for reasons
+NAME_WIDTH = 26
+NOTES_SHOWN = 3
+GAP = 2  # columns between two cells: rich's padding and divider
+
+Row = tuple[str, Sequence[str]]  # style, cells
+
+
+def print_recommendation(recommendation: Recommendation, console: Console | None = None) -> None:
+    """The answer, budgets against use, every candidate, and what would change the answer.
+
+    To stdout unless a console is given; so does `print_profile`.
+    """
+    console = console or Console(highlight=False)
+    answer = recommendation.answer or "No answer was worked out."
+    style = "green" if recommendation.recommended else "red"
+    console.print(Panel(_text(answer, "bold"), border_style=style, padding=(0, 1)))
+    _print_subject(recommendation, console)
+    _print_budgets(recommendation, console)
+    _print_candidates(recommendation, console)
+    if recommendation.relaxations:
+        _heading("What would change the answer", console)
+        for relaxation in recommendation.relaxations:
+            _item(relaxation.sentence, console)
+    _print_footnotes(recommendation, console)
+
+
+def print_profile(recommendation: Recommendation, console: Console | None = None) -> None:
+    """The base model by layer type, and every method's cost; no data, no choice."""
+    console = console or Console(highlight=False)
+    _print_subject(recommendation, console)
+    _print_layer_types(recommendation, console)
+    evaluations = recommendation.evaluations
+    full = view.reference_full(recommendation)
+    _heading("Cost of one update", console)
+    headers = ("candidate", "peak\nmemory", "% of\nfull", "FLOPs per\nupdate", "% of\nfull", "trained", "to\nship")
+    rows: list[Row] = []
+    for item in evaluations:
+        memory, flops = item.cost.peak_memory_bytes, item.cost.flops.total
+        rows.append(
+            (
+                "",
+                (
+                    view.full_name(item.candidate),
+                    format_bytes(memory),
+                    _of_full(memory, full.cost.peak_memory_bytes if full else None),
+                    format_flops(flops),
+                    _of_full(flops, full.cost.flops.total if full else None),
+                    format_count(item.cost.trainable_parameters),
+                    format_bytes(item.cost.delta_bytes),
+                ),
+            )
+        )
+    _print_table(headers, rows, console)
+    _print_full_line(recommendation, console)
+
+    unit = view.flop_unit(item.cost.flops.total for item in evaluations)
+    _heading(f"FLOPs of one update, by phase, in {unit.name}", console)
+    headers = ("candidate", "forward", "input\ngradient", "weight\ngradient", "optimizer", "total")
+    rows = []
+    for item in evaluations:
+        flops = item.cost.flops
+        cells = [unit.show(getattr(flops, phase)) for phase in (*view.FLOP_PHASES, "total")]
+        rows.append(("", (view.full_name(item.candidate), *cells)))
+    _print_table(headers, rows, console)
+
+    _heading(f"FLOPs of one update, by layer type, in {unit.name}", console)
+    kinds = view.layer_types_of(kind for item in evaluations for kind in item.cost.by_layer_type)
+    rows = []
+    for item in evaluations:
+        costs = item.cost.by_layer_type
+        cells = [unit.show(costs[kind].flops.total if kind in costs else 0) for kind in kinds]
+        rows.append(("", (view.full_name(item.candidate), *cells)))
+    _print_table(("candidate", *kinds), rows, console)
+    _print_footnotes(recommendation, console)
+
+
+def _print_subject(recommendation: Recommendation, console: Console) -> None:
+    model, data = recommendation.model, recommendation.data
+    size = "x".join(map(str, recommendation.input_size))
+    lines = [
+        f"Model: {model.name} ({model.source}), {format_count(model.parameters)} parameters, "
+        f"{format_bytes(model.parameter_bytes)}; batch {recommendation.batch_size} of {size}"
+    ]
+    if data:
+        new = f", {data.new_classes} of them new" if data.new_classes else ""
+        lines.append(
+            f"Data: {data.source}, {data.classes} classes{new}; {data.train_samples:,} samples to train, "
+            f"{data.validation_samples:,} held out; probes took {data.probe_seconds:.0f} s"
+        )
+        if data.base_accuracy:
+            lines.append(f"Accuracy as it is: {view.accuracy_text(data.base_accuracy)}")
+    for line in lines:
+        console.print(_text(line))
+
+
+def _print_budgets(recommendation: Recommendation, console: Console) -> None:
+    chosen = view.chosen(recommendation)
+    lines = view.budget_lines(recommendation)
+    if not lines:
+        return
+    title = f"Budgets, used by {view.full_name(chosen.candidate)}" if chosen else "Budgets, least reached"
+    _heading(title, console)
+    grid = Table.grid(padding=(0, 2))
+    for justify, may_wrap in zip(("left", "right", "left", "right", "left"), (0, 0, 0, 0, 1), strict=True):
+        grid.add_column(justify=justify, no_wrap=not may_wrap)  # type: ignore[arg-type]
+    for line in lines:
+        # A floor of 100 % and more is met, a ceiling is not: only ceilings read well as a share.
+        share = "" if line.at_least else view.percent(line.share)
+        if line.allowed is None:
+            allowed, share = line.allowed_text, ""
+        else:
+            allowed = line.allowed_text if line.at_least else f"of {line.allowed_text}"
+        cells = (line.name, line.used_text, allowed, share, line.remark)
+        grid.add_row(*(_text(cell) for cell in cells))
+    console.print(Padding(grid, (0, 0, 0, 2)))
+    if chosen and chosen.measured:
+        _item(f"Run in a child process: {view.measured_text(chosen)}.", console)
+
+
+def _print_candidates(recommendation: Recommendation, console: Console) -> None:
+    _heading("Candidates", console)
+    evaluations = view.ordered(recommendation)
+    wide = console.width >= WIDE
+    headers = ["candidate", "accuracy\n95 % interval", "peak\nmemory", "FLOPs per\nupdate"]
+    headers += ["trained", "to\nship", "verdict"] if wide else ["to\nship", "verdict"]
+    if not any(item.accuracy for item in evaluations):
+        del headers[1]
+    rows = []
+    for item in evaluations:
+        cells = [view.full_name(item.candidate)]
+        if "accuracy\n95 % interval" in headers:
+            dropped = "*" if item.accuracy and not item.accuracy.finalist else ""
+            cells.append(view.accuracy_text(item.accuracy) + dropped)
+        cells += [format_bytes(item.cost.peak_memory_bytes), format_flops(item.cost.flops.total)]
+        if wide:
+            cells.append(format_count(item.cost.trainable_parameters))
+        cells += [format_bytes(item.cost.delta_bytes), _verdict(item, recommendation, wide)]
+        is_chosen = item.candidate.id == recommendation.recommended
+        rows.append(("bold" if is_chosen else "" if item.fits else "dim", cells))
+    _print_table(headers, rows, console, last_is_text=True)
+    if any(item.accuracy and not item.accuracy.finalist for item in evaluations):
+        _item("* dropped early in the race: trained for fewer updates than the finalists.", console)
+    rejected = [item for item in evaluations if not item.fits]
+    if rejected and not wide:
+        console.print(_text("Why not:"))
+        for item in rejected:
+            _item(f"{view.full_name(item.candidate)}: {view.reason(item.violations[0])}", console)
+
+
+def _verdict(item: Evaluation, recommendation: Recommendation, wide: bool) -> str:
+    if item.candidate.id == recommendation.recommended:
+        return "chosen"
+    if item.fits:
+        return "fits, not probed" if item.probe_failure and wide else "fits"
+    first = item.violations[0]
+    return view.reason(first) if wide else view.BROKEN_LIMIT[first.limit]
+
+
+def _print_layer_types(recommendation: Recommendation, console: Console) -> None:
+    model = recommendation.model
+    _heading("Base model by layer type", console)
+    rows: list[Row] = []
+    for kind in view.layer_types_of(model.layer_types):
+        summary = model.layer_types[kind]
+        cells = (kind, str(summary.count), f"{summary.parameters:,}", _flops(summary.forward_flops))
+        rows.append(("", cells))
+    headers = ("layer type", "layers", "parameters", "forward FLOPs\nper sample")
+    _print_table(headers, rows, console)
+    check = "unknown"
+    if model.fvcore_forward_flops is not None:
+        check = f"{model.fvcore_forward_flops / 1e6:,.0f} MFLOP"
+    console.print(
+        _text(
+            f"Forward pass of one sample: {model.forward_flops / 1e6:,.0f} MFLOP; "
+            f"fvcore's count of multiply-adds, doubled: {check}."
+        )
+    )
+
+
+def _print_full_line(recommendation: Recommendation, console: Console) -> None:
+    full = view.reference_full(recommendation)
+    flops = full and view.multiply_add_flops_per_sample(full, recommendation.batch_size)
+    if flops:
+        console.print(
+            _text(f"full: {flops / 1e6:,.0f} MFLOP per sample in convolution and linear layers, both passes.")
+        )
+
+
+def _print_footnotes(recommendation: Recommendation, console: Console) -> None:
+    evaluations = recommendation.evaluations
+    _heading("Notes", console)
+    for warning in recommendation.warnings:
+        _item(f"Warning: {warning}", console)
+    for item in evaluations:
+        if item.probe_failure:
+            _item(f"{view.full_name(item.candidate)}: no accuracy: {item.probe_failure}", console)
+    for method, why in recommendation.not_applicable.items():
+        _item(f"{method}: not applicable: {why}", console)
+    notes = view.grouped_notes(evaluations)
+    for note, holders in list(notes.items())[:NOTES_SHOWN]:
+        _item(f"{', '.join(holders)}: {note}", console)
+    if len(notes) > NOTES_SHOWN:
+        _item(f"{len(notes) - NOTES_SHOWN} more notes of this kind are in the report and the JSON.", console)
+    missing = view.uncounted(evaluations)
+    if missing:
+        _item(f"Operators without a FLOP rule, not counted: {', '.join(missing)}.", console)
+    fidelities = sorted({item.cost.fidelity for item in evaluations})
+    if fidelities:
+        _item(f"Memory and FLOPs are {' or '.join(fidelities)} for one update of the whole batch.", console)
+    _item(UNITS_LINE, console)
+
+
+def _print_table(
+    headers: Sequence[str], rows: Sequence[Row], console: Console, *, last_is_text: bool = False
+) -> None:
+    """One table, or several with the first column repeated where one would be too wide.
+
+    `last_is_text`: the last column is left-justified and may wrap into what room is left.
+    """
+    widths = [
+        max(len(line) for text in (header, *(cells[n] for _, cells in rows)) for line in text.split("\n"))
+        for n, header in enumerate(headers)
+    ]
+    if last_is_text:
+        # What a reason needs to read well; it takes what is left of the line besides.
+        widths[-1] = min(widths[-1], 16)
+    # Names wrap between words where that lets the whole table stand in one piece.
+    words = [word for _, cells in rows for word in cells[0].split()] + [headers[0]]
+    least = min(max(map(len, words)), NAME_WIDTH)
+    others = sum(width + GAP for width in widths[1:])
+    widths[0] = max(least, min(widths[0], NAME_WIDTH, console.width - others))
+    parts: list[list[int]] = [[]]
+    for n in range(1, len(headers)):
+        taken = widths[0] + sum(widths[m] + GAP for m in (*parts[-1], n))
+        if taken > console.width and parts[-1]:
+            parts.append([])
+        parts[-1].append(n)
+    for part in parts:
+        table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
+        table.add_column(_text(headers[0]), width=widths[0], vertical="top")
+        for n in part:
+            is_text = last_is_text and n == len(headers) - 1
+            table.add_column(
+                _text(headers[n]), justify="left" if is_text else "right", no_wrap=not is_text
+            )
+        for style, cells in rows:
+            table.add_row(_text(cells[0]), *(_text(cells[n]) for n in part), style=style)
+        console.print(table)
+
+
+def _heading(title: str, console: Console) -> None:
+    console.print()
+    console.print(_text(title, "bold"))
+
+
+def _item(text: str, console: Console) -> None:
+    grid = Table.grid(padding=(0, 1))
+    grid.add_row(Text("-"), _text(text))
+    console.print(grid)
+
+
+def _text(text: str, style: str = "") -> Text:
+    """Text as it is: neither rich's markup nor a terminal's control codes act in it."""
+    return Text("\n".join(map(view.printable, text.split("\n"))), style=style)
+
+
+def _flops(count: int) -> str:
+    return format_flops(count) if count else "-"
+
+
+def _of_full(figure: float, full: float | None) -> str:
+    return view.percent(view.share_of(figure, full), 0).removesuffix(" %")

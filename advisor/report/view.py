@@ -1,0 +1,323 @@
+"""What both renderers show, worked out once from the records: order, names, verdicts, budgets.
+
+Texts from outside (model and class names, paths) are data here; each renderer escapes them.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from advisor.records import (
+    LAYER_TYPES,
+    MULTIPLY_ADD_TYPES,
+    Accuracy,
+    Candidate,
+    Evaluation,
+    Recommendation,
+    Violation,
+)
+from advisor.solver import allowed_memory
+from advisor.units import format_bytes, format_flops, format_seconds
+
+BROKEN_LIMIT = {
+    "ram": "over RAM",
+    "flops": "over FLOPs",
+    "storage": "over storage",
+    "min_accuracy": "too inaccurate",
+    "execution": "failed its run",
+}
+MEMORY_PARTS = (
+    "weights",
+    "buffers",
+    "gradients",
+    "optimizer_state",
+    "activations",
+    "temporaries",
+    "batch",
+)
+FLOP_PHASES = ("forward", "input_gradient", "weight_gradient", "optimizer")
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetLine:
+    """One limit, and what the chosen candidate uses of it (or the least that any would)."""
+
+    name: str
+    used: float | None  # None: unknown
+    allowed: float | None  # None: no limit set
+    used_text: str
+    allowed_text: str  # "no limit" where there is none
+    at_least: bool = False  # the limit is a floor, not a ceiling
+    remark: str = ""
+
+    @property
+    def share(self) -> float | None:
+        """Used over allowed; None where either is unknown."""
+        return None if self.used is None or not self.allowed else self.used / self.allowed
+
+
+def ordered(recommendation: Recommendation) -> list[Evaluation]:
+    """The chosen one, then those that fit from the best to the worst, then the rejected."""
+
+    def key(evaluation: Evaluation) -> tuple[bool, bool, bool, float, int, int]:
+        accuracy = evaluation.accuracy
+        return (
+            evaluation.candidate.id != recommendation.recommended,
+            not evaluation.fits,
+            accuracy is None,
+            -accuracy.mean if accuracy else 0.0,
+            evaluation.cost.flops.total,
+            evaluation.cost.peak_memory_bytes,
+        )
+
+    return sorted(recommendation.evaluations, key=key)
+
+
+def chosen(recommendation: Recommendation) -> Evaluation | None:
+    """The recommended candidate's evaluation."""
+    if recommendation.recommended is None:
+        return None
+    return recommendation.evaluation(recommendation.recommended)
+
+
+def setting_text(candidate: Candidate) -> str:
+    """`depthwise=skip rank=4 optimizer=sgd`; empty where nothing was set."""
+    pairs = list(candidate.setting)
+    if candidate.levers.optimizer != "adam":
+        pairs.append(("optimizer", candidate.levers.optimizer))
+    return " ".join(f"{name}={value}" for name, value in pairs)
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """One unit for a whole table, so that its figures can be compared at a glance."""
+
+    name: str
+    scale: float
+    digits: int
+
+    def show(self, value: float) -> str:
+        """`1,020`, `0.21`, `<0.01`, `-` for nothing at all."""
+        if not value:
+            return "-"
+        scaled, least = value / self.scale, 10.0**-self.digits
+        return f"<{least:g}" if 0 < scaled < least else f"{scaled:,.{self.digits}f}"
+
+
+def byte_unit(values: Iterable[float]) -> Unit:
+    """The unit for a table of sizes."""
+    return _unit(values, ("B", "kB", "MB", "GB", "TB"), 10)
+
+
+def flop_unit(values: Iterable[float]) -> Unit:
+    """The unit for a table of FLOP counts; finer, for optimizers are small beside convolutions."""
+    return _unit(values, ("FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP"), 1000)
+
+
+def count_unit(values: Iterable[float]) -> Unit:
+    """The unit for a table of counts: none."""
+    return _unit(values, ("",), 1)
+
+
+def full_name(candidate: Candidate) -> str:
+    """`lora depthwise=skip rank=4`."""
+    return f"{candidate.method} {setting_text(candidate)}".strip()
+
+
+def short_names(evaluations: Iterable[Evaluation]) -> dict[str, str]:
+    """Id -> a name without the settings that are the same in every candidate of its method."""
+    candidates = [evaluation.candidate for evaluation in evaluations]
+    siblings = Counter(candidate.method for candidate in candidates)
+    pairs = {candidate.id: _pairs(candidate) for candidate in candidates}
+    common = Counter((candidate.method, pair) for candidate in candidates for pair in pairs[candidate.id])
+    return {
+        candidate.id: " ".join(
+            [candidate.method]
+            + [
+                f"{name}={value}" if name not in ("optimizer", "kind", "depthwise") else str(value)
+                for name, value in pairs[candidate.id]
+                if common[candidate.method, (name, value)] < siblings[candidate.method]
+            ]
+        )
+        for candidate in candidates
+    }
+
+
+def accuracy_text(accuracy: Accuracy | None) -> str:
+    """`71.3 % (69.2-73.1)`, or `-` where it is unknown."""
+    if accuracy is None:
+        return "-"
+    return f"{percent(accuracy.mean)} ({accuracy.low * 100:.1f}-{accuracy.high * 100:.1f})"
+
+
+def percent(share: float | None, digits: int = 1) -> str:
+    """0.713 -> `71.3 %`; None -> `-`."""
+    return "-" if share is None else f"{share * 100:.{digits}f} %"
+
+
+def share_of(part: float, whole: float | None) -> float | None:
+    """part / whole; None where there is no whole."""
+    return part / whole if whole else None
+
+
+def reason(violation: Violation) -> str:
+    """The reason in words, with the numbers."""
+    if violation.reason:
+        return violation.reason
+    formats = {"ram": format_bytes, "flops": format_flops, "storage": format_bytes, "min_accuracy": percent}
+    show = formats.get(violation.limit, str)
+    return f"{BROKEN_LIMIT[violation.limit]}: {show(violation.value)}, allowed {show(violation.allowed)}"
+
+
+def against_choice(evaluation: Evaluation, choice: Evaluation | None) -> str:
+    """How a candidate that fits differs from the chosen one, in numbers."""
+    if choice is None or evaluation is choice:
+        return ""
+    parts = []
+    if evaluation.accuracy and choice.accuracy:
+        points = (evaluation.accuracy.mean - choice.accuracy.mean) * 100
+        parts.append(f"{points:+.1f} points" if abs(points) >= 0.05 else "same accuracy")
+    memory = evaluation.cost.peak_memory_bytes - choice.cost.peak_memory_bytes
+    parts.append(f"{'+' if memory >= 0 else '-'}{format_bytes(abs(memory))} peak")
+    ratio = share_of(evaluation.cost.flops.total, choice.cost.flops.total)
+    if ratio is not None:
+        parts.append(f"{ratio:.2f} x the FLOPs")
+    return ", ".join(parts)
+
+
+def budget_lines(recommendation: Recommendation) -> list[BudgetLine]:
+    """Every limit against the chosen candidate's use of it, set or not.
+
+    Where nothing fits, against the least that any candidate would use.
+    """
+    budget, choice = recommendation.budget, chosen(recommendation)
+    pool = [choice] if choice else list(recommendation.evaluations)
+    if not pool:
+        return []
+    least_memory = min(pool, key=lambda item: item.cost.peak_memory_bytes)
+    least_flops = min(pool, key=lambda item: item.cost.flops.total)
+    least_delta = min(pool, key=lambda item: item.cost.delta_bytes)
+    best = max(
+        (item for item in pool if item.accuracy),
+        key=lambda item: item.accuracy.mean if item.accuracy else 0.0,
+        default=None,
+    )
+
+    def by(evaluation: Evaluation | None) -> str:
+        return f"by {full_name(evaluation.candidate)}" if evaluation and not choice else ""
+
+    memory_remark = by(least_memory)
+    if budget.ram_bytes is not None and budget.runtime_overhead_bytes:
+        overhead = format_bytes(budget.runtime_overhead_bytes)
+        taken = f"{format_bytes(budget.ram_bytes)} less {overhead} for the runtime"
+        memory_remark = f"{memory_remark}; {taken}".removeprefix("; ")
+    flops_remark = by(least_flops)
+    if budget.fewest_flops and choice and choice.accuracy:
+        points = round(budget.tolerance * 100, 6)
+        flops_remark = f"fewest within {points:g} point{'s' * (points != 1)} of the best"
+    elif budget.fewest_flops and choice:
+        flops_remark = "fewest wanted"
+    accuracy = best.accuracy if best else None
+    return [
+        _line(
+            "peak memory",
+            least_memory.cost.peak_memory_bytes,
+            allowed_memory(budget),
+            format_bytes,
+            memory_remark,
+        ),
+        _line("FLOPs per update", least_flops.cost.flops.total, budget.flops, format_flops, flops_remark),
+        _line(
+            "to ship", least_delta.cost.delta_bytes, budget.storage_bytes, format_bytes, by(least_delta)
+        ),
+        BudgetLine(
+            "accuracy",
+            accuracy.mean if accuracy else None,
+            budget.min_accuracy,
+            accuracy_text(accuracy) if accuracy else "unknown",
+            "no limit" if budget.min_accuracy is None else f"at least {percent(budget.min_accuracy)}",
+            at_least=True,
+            remark=by(best),
+        ),
+    ]
+
+
+def layer_types_of(names: Iterable[str]) -> list[str]:
+    """The layer types among the names, in the census's order; unknown ones last."""
+    present = set(names)
+    return [kind for kind in LAYER_TYPES if kind in present] + sorted(present - set(LAYER_TYPES))
+
+
+def reference_full(recommendation: Recommendation) -> Evaluation | None:
+    """Full fine-tuning, which the others' costs are shares of."""
+    full = [item for item in recommendation.evaluations if item.candidate.method == "full"]
+    return min(full, key=lambda item: item.candidate.levers.optimizer != "adam", default=None)
+
+
+def multiply_add_flops_per_sample(evaluation: Evaluation, batch_size: int) -> float | None:
+    """FLOPs of convolution and linear layers, forward and backward, for one sample."""
+    if batch_size < 1:
+        return None
+    flops = [
+        cost.flops for kind, cost in evaluation.cost.by_layer_type.items() if kind in MULTIPLY_ADD_TYPES
+    ]
+    return sum(item.forward + item.input_gradient + item.weight_gradient for item in flops) / batch_size
+
+
+def grouped_notes(evaluations: Sequence[Evaluation]) -> dict[str, list[str]]:
+    """Note on a cost -> the candidates that it holds for."""
+    grouped: dict[str, list[str]] = {}
+    for evaluation in evaluations:
+        for note in evaluation.cost.notes:
+            grouped.setdefault(note, []).append(full_name(evaluation.candidate))
+    return grouped
+
+
+def uncounted(evaluations: Iterable[Evaluation]) -> list[str]:
+    """Operators that ran with no FLOP rule, in any candidate."""
+    return sorted({name for evaluation in evaluations for name in evaluation.cost.uncounted_operators})
+
+
+def measured_text(evaluation: Evaluation) -> str:
+    """What the run in a child process showed, in one line; empty where there was none."""
+    run = evaluation.measured
+    if run is None:
+        return ""
+    seconds = "" if run.update_seconds is None else f", {format_seconds(run.update_seconds)} per update"
+    cap = "no memory cap" if run.cap_bytes is None else f"a cap of {format_bytes(run.cap_bytes)}"
+    if not run.survived:
+        return f"did not survive {cap}: {run.failure or 'the process ended'}"
+    return (
+        f"survived {run.updates} update{'s' * (run.updates != 1)} under {cap}; allocator peak {format_bytes(run.peak_memory_bytes)}, "
+        f"process peak {format_bytes(run.peak_resident_bytes)} (runtime {format_bytes(run.runtime_bytes)})"
+        f"{seconds}"
+    )
+
+
+def printable(text: str) -> str:
+    """The text with control, bidirectional and unpaired characters replaced: safe on one line."""
+    return "".join(
+        character if character.isprintable() else " " if character.isspace() else "\ufffd"
+        for character in text
+    )
+
+
+def _pairs(candidate: Candidate) -> list[tuple[str, object]]:
+    return [*candidate.setting, ("optimizer", candidate.levers.optimizer)]
+
+
+def _unit(values: Iterable[float], names: tuple[str, ...], least: float) -> Unit:
+    largest = max(values, default=0)
+    power = max((n for n in range(len(names)) if largest >= least * 1000**n), default=0)
+    scaled = largest / 1000**power
+    digits = 0 if power == 0 or scaled >= 1000 else 1 if scaled >= 100 else 2
+    return Unit(names[power], 1000.0**power, digits)
+
+
+def _line(
+    name: str, used: int, allowed: int | None, show: Callable[[float], str], remark: str
+) -> BudgetLine:
+    limit = "no limit" if allowed is None else show(allowed)
+    return BudgetLine(name, used, allowed, show(used), limit, remark=remark)

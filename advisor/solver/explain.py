@@ -1,0 +1,133 @@
+"""The answer in words: one sentence, and what a looser limit would buy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from advisor.records import Budget, DataSummary, Evaluation, Relaxation
+from advisor.solver.budget import allowed_memory
+from advisor.units import format_bytes, format_flops
+
+_SHOW = {"ram": format_bytes, "flops": format_flops, "storage": format_bytes}
+_OPTION = {"ram": "--ram", "flops": "--flops-budget", "storage": "--storage", "min_accuracy": "--min-accuracy"}
+
+
+def answer(chosen: Evaluation | None, evaluations: Sequence[Evaluation], budget: Budget, data: DataSummary | None) -> str:
+    """One sentence that stands alone."""
+    if chosen is None:
+        return _nothing_fits(evaluations, budget)
+    cost, accuracy = chosen.cost, chosen.accuracy
+    allowed = allowed_memory(budget)
+    memory = format_bytes(cost.peak_memory_bytes) + (f" of {format_bytes(allowed)}" if allowed else "")
+    flops = f"{format_flops(cost.flops.total)} per update" + (
+        f" of {format_flops(budget.flops)}" if budget.flops else ""
+    )
+    costs = f"{memory} at its peak, {flops}, {format_bytes(cost.delta_bytes)} to ship"
+    ran = _ran(chosen, budget)
+    if accuracy is None:
+        why = "fewest FLOPs" if budget.fewest_flops else "least memory"
+        unknown = "no data was given" if data is None else "nothing was probed"
+        return (
+            f"On cost alone, use {describe(chosen)}: the {why} of all that fit - {costs}{ran}. "
+            f"Which one adapts best is unknown, as {unknown}."
+        )
+    gained = ""
+    if data is not None and data.base_accuracy is not None:
+        gained = f", up from {data.base_accuracy.mean:.1%} unadapted"
+    interval = f"{accuracy.low:.1%} to {accuracy.high:.1%}"
+    return (
+        f"Use {describe(chosen)}: {accuracy.mean:.1%} of {accuracy.samples:,} held-out images right "
+        f"({interval}){gained}, {costs}{ran}."
+    )
+
+
+def describe(evaluation: Evaluation) -> str:
+    """The candidate in words: `lora, rank 4, learning rate 0.002`."""
+    candidate, accuracy = evaluation.candidate, evaluation.accuracy
+    parts = [candidate.method, *(f"{name} {value}" for name, value in candidate.setting)]
+    if candidate.levers.optimizer != "adam":
+        parts.append(candidate.levers.optimizer)
+    if accuracy is not None and accuracy.learning_rate is not None:
+        parts.append(f"learning rate {accuracy.learning_rate:g}")
+    return ", ".join(parts)
+
+
+def relaxations(
+    chosen: Evaluation | None, evaluations: Sequence[Evaluation], budget: Budget
+) -> tuple[Relaxation, ...]:
+    """For each limit, the candidate that a little more of it would admit, and `full` if it is shut out."""
+    found: list[Relaxation] = []
+    for limit in _OPTION:
+        blocked = [e for e in evaluations if {v.limit for v in e.violations} == {limit}]
+        if not blocked:
+            continue
+        nearest = min(blocked, key=_shortfall)
+        full = [e for e in blocked if e.candidate.method == "full" and e is not nearest]
+        for evaluation in (nearest, *full):
+            found.append(_relaxation(limit, evaluation, chosen))  # noqa: PERF401 - reads better
+    return tuple(found)
+
+
+def _relaxation(limit: str, evaluation: Evaluation, chosen: Evaluation | None) -> Relaxation:
+    short = _shortfall(evaluation)
+    gain = None
+    if chosen is not None and chosen.accuracy is not None and evaluation.accuracy is not None:
+        gain = evaluation.accuracy.mean - chosen.accuracy.mean
+    name = describe(evaluation)
+    if limit == "min_accuracy":
+        sentence = f"With {_OPTION[limit]} {short * 100:.1f} points lower, {name} fits"
+    else:
+        sentence = f"With {_SHOW[limit](short)} more {_OPTION[limit]}, {name} fits"
+    sentence += f": {gain * 100:+.1f} points" if gain is not None else " (its accuracy was not probed)"
+    return Relaxation(limit, short, evaluation.candidate.id, gain, sentence)
+
+
+def _shortfall(evaluation: Evaluation) -> float:
+    violation = evaluation.violations[0]
+    return abs(violation.value - violation.allowed)
+
+
+def _ran(chosen: Evaluation, budget: Budget) -> str:
+    measured = chosen.measured
+    if measured is None:
+        return "; it was not run"
+    if budget.ram_bytes is None or measured.cap_bytes is None:
+        return f"; it ran in a child process, where the allocator's peak was {format_bytes(measured.peak_memory_bytes)}"
+    return "; it ran in a child process that could not take more"
+
+
+def _nothing_fits(evaluations: Sequence[Evaluation], budget: Budget) -> str:
+    if not evaluations:
+        return "Nothing fits: no method applies to this model."
+    parts = []
+    allowed = allowed_memory(budget)
+    least = min(evaluations, key=lambda e: e.cost.peak_memory_bytes)
+    if allowed is not None and least.cost.peak_memory_bytes > allowed:
+        parts.append(
+            f"the least memory that any candidate needs is {format_bytes(least.cost.peak_memory_bytes)} "
+            f"({least.candidate.id}), {format_bytes(allowed)} are allowed"
+        )
+    least = min(evaluations, key=lambda e: e.cost.flops.total)
+    if budget.flops is not None and least.cost.flops.total > budget.flops:
+        parts.append(
+            f"the fewest FLOPs of an update are {format_flops(least.cost.flops.total)} "
+            f"({least.candidate.id}), {format_flops(budget.flops)} are allowed"
+        )
+    least = min(evaluations, key=lambda e: e.cost.delta_bytes)
+    if budget.storage_bytes is not None and least.cost.delta_bytes > budget.storage_bytes:
+        parts.append(
+            f"the fewest bytes to ship are {format_bytes(least.cost.delta_bytes)} "
+            f"({least.candidate.id}), {format_bytes(budget.storage_bytes)} are allowed"
+        )
+    judged = [e for e in evaluations if e.accuracy is not None]
+    if budget.min_accuracy is not None and judged:
+        best = max(judged, key=lambda e: e.accuracy.mean if e.accuracy else 0.0)
+        assert best.accuracy is not None  # noqa: S101 - judged holds only those that have one
+        if best.accuracy.mean < budget.min_accuracy:
+            parts.append(
+                f"the best accuracy found is {best.accuracy.mean:.1%} ({best.candidate.id}), "
+                f"{budget.min_accuracy:.1%} is asked for"
+            )
+    if not parts:
+        parts.append("each candidate breaks at least one of the limits; the table says which")
+    return "Nothing fits: " + "; ".join(parts) + "."

@@ -1,0 +1,203 @@
+"""Simulated costs: exact memory, additive parts, and the laws that hold between methods."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torchvision
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from advisor.costs import forward_flops, simulate
+from advisor.costs.recorder import Recorder
+from advisor.costs.simulate import _make_optimizer_state, fake_copy
+from advisor.methods.base import plain_optimizer, train_only
+from advisor.methods.update import begin, update
+from advisor.models.layers import take_census
+from advisor.records import MULTIPLY_ADD_TYPES, Candidate, Flops, Levers
+
+SIZE = (3, 16, 16)
+MIB = 2**20
+
+
+def network() -> nn.Sequential:
+    return nn.Sequential(
+        *(nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU()),
+        *(nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.BatchNorm2d(8), nn.ReLU()),
+        *(nn.Conv2d(8, 16, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 4)),
+    )
+
+
+@pytest.fixture(scope="module")
+def mobilenet():
+    model = torchvision.models.mobilenet_v2(weights=None)
+    return model, take_census(model, (3, 224, 224))
+
+
+@pytest.fixture(scope="module")
+def resnet():
+    model = torchvision.models.resnet18(weights=None)
+    return model, take_census(model, (3, 224, 224))
+
+
+def multiply_adds(cost, batch):
+    flops = sum((cost.by_layer_type[kind].flops for kind in MULTIPLY_ADD_TYPES if kind in cost.by_layer_type), Flops())
+    return (flops.forward + flops.input_gradient + flops.weight_gradient) / batch
+
+
+def test_mobilenet_v2_full(mobilenet):
+    """The figures measured with the allocator's own events: 645.7 MiB; 1,783 MFLOP per sample."""
+    cost = simulate(*mobilenet, Candidate("full"), 8)
+    assert cost.peak_memory_bytes == pytest.approx(645.7 * MIB, rel=0.001)
+    assert multiply_adds(cost, 8) == pytest.approx(1783e6, rel=0.001)
+    assert cost.fidelity == "simulated"
+    assert cost.uncounted_operators == ()
+    assert cost.trainable_parameters == 3_504_872
+
+
+def test_resnet18_full_and_head(resnet):
+    assert simulate(*resnet, Candidate("full"), 8).peak_memory_bytes == pytest.approx(334.7 * MIB, rel=0.001)
+    assert simulate(*resnet, Candidate("head"), 8).peak_memory_bytes == pytest.approx(102.1 * MIB, rel=0.001)
+
+
+def test_mobilenet_v2_batch_norm_affine_alone(mobilenet):
+    """Without the head, which the method `norm` trains too, the figure is the field's: 614.3 MiB."""
+    model, census = mobilenet
+    mode = FakeTensorMode()
+    copied = fake_copy(model, mode)
+    with mode:
+        norms = [p for m in copied.modules() if isinstance(m, nn.BatchNorm2d) for p in m.parameters()]
+        trainable = train_only(copied, norms, "updated", {})
+        trainable.train_mode()
+        optimizer = plain_optimizer(trainable, Levers(), 1e-3)
+        _make_optimizer_state(trainable, optimizer)
+        images, labels = torch.zeros(8, 3, 224, 224), torch.zeros(8, dtype=torch.int64)
+        recording = Recorder(copied, census).record_update(trainable, optimizer, images, labels)
+    assert recording.memory.total == pytest.approx(614.3 * MIB, rel=0.001)
+
+
+@pytest.mark.parametrize(
+    ("method", "setting"),
+    [
+        ("full", {}),
+        ("head", {}),
+        ("norm", {}),
+        ("recalibrate", {}),
+        ("lora", {"rank": 2}),
+        ("dora", {"rank": 2}),
+        ("galore", {"rank": 2}),
+        ("adapter", {"kind": "conv", "reduction": 4}),
+        ("adapter", {"kind": "parallel"}),
+    ],
+)
+def test_parts_add_up_and_the_model_is_untouched(method, setting):
+    model = network()
+    census = take_census(model, SIZE)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    cost = simulate(model, census, Candidate.of(method, setting, Levers()), 4)
+    assert sum((part.flops for part in cost.by_layer_type.values()), Flops()) == cost.flops
+    assert sum(part.trainable_parameters for part in cost.by_layer_type.values()) == cost.trainable_parameters
+    made = cost.memory.activations + cost.memory.temporaries
+    assert sum(part.activation_bytes for part in cost.by_layer_type.values()) == made
+    assert cost.memory.total == cost.peak_memory_bytes > 0
+    assert cost.memory.batch == 4 * (3 * 16 * 16 * 4 + 8)
+    assert cost.memory.weights >= 4 * census.parameters
+    after = model.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("method", ["full", "norm", "lora", "dora", "adapter"])
+def test_fake_and_real_tensors_agree(method):
+    """The simulation is what happens: the same update on real tensors gives the same record."""
+    setting = {"lora": {"rank": 2}, "dora": {"rank": 2}, "adapter": {"kind": "parallel"}}.get(method, {})
+    candidate = Candidate.of(method, setting, Levers())
+    model = network()
+    census = take_census(model, SIZE)
+    simulated = simulate(model, census, candidate, 4)
+    trainable, optimizer = begin(model, census, candidate, 1e-3)
+    images, labels = torch.randn(4, *SIZE), torch.zeros(4, dtype=torch.int64)
+    update(trainable, optimizer, images, labels)
+    real = Recorder(model, census).record_update(trainable, optimizer, images, labels)
+    assert real.memory.total == simulated.peak_memory_bytes
+    assert sum(real.flops.values(), Flops()) == simulated.flops
+
+
+def test_a_model_that_reads_values_is_run_on_real_tensors_and_says_so():
+    class Reads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = network()
+
+        def forward(self, x):
+            return self.body(x * 2 if x.sum().item() > 1e9 else x)
+
+    model = Reads()
+    cost = simulate(model, take_census(model, SIZE), Candidate("full"), 2)
+    assert cost.fidelity == "measured"
+    plain = network()
+    reference = simulate(plain, take_census(plain, SIZE), Candidate("full"), 2)
+    assert cost.peak_memory_bytes == reference.peak_memory_bytes
+
+
+def test_adam_holds_two_states_and_sgd_none():
+    model = network()
+    census = take_census(model, SIZE)
+    adam = simulate(model, census, Candidate("full"), 2)
+    sgd = simulate(model, census, Candidate("full", levers=Levers(optimizer="sgd")), 2)
+    steps = 4 * len(list(model.parameters()))  # Adam's step counters
+    assert adam.memory.optimizer_state == 2 * 4 * census.parameters + steps
+    assert sgd.memory.optimizer_state == 0
+    assert sgd.flops.optimizer == 2 * census.parameters
+
+
+def test_the_head_alone_has_no_gradient_before_it():
+    model = network()
+    cost = simulate(model, take_census(model, SIZE), Candidate("head"), 4)
+    assert cost.flops.input_gradient < 100  # the loss's own
+    assert cost.flops.weight_gradient == 2 * 4 * 16 * 4 + 4 * 4
+    assert cost.trainable_parameters == 16 * 4 + 4
+
+
+def test_what_cannot_merge_costs_at_inference():
+    model = network()
+    census = take_census(model, SIZE)
+    conv = simulate(model, census, Candidate.of("adapter", {"kind": "conv", "reduction": 2}, Levers()), 2)
+    lora = simulate(model, census, Candidate.of("lora", {"rank": 2}, Levers()), 2)
+    assert conv.inference_flops_ratio > 1
+    assert lora.inference_flops_ratio == 1
+
+
+def test_a_module_called_twice_costs_twice():
+    class Twice(nn.Module):
+        def __init__(self, times):
+            super().__init__()
+            self.conv, self.head, self.times = nn.Conv2d(3, 3, 3, padding=1), nn.Linear(3, 2), times
+
+        def forward(self, x):
+            for _ in range(self.times):
+                x = self.conv(x)
+            return self.head(x.mean((2, 3)))
+
+    once, twice = Twice(1), Twice(2)
+    single = forward_flops(once, take_census(once, SIZE))["standard"]
+    assert forward_flops(twice, take_census(twice, SIZE))["standard"] == 2 * single
+    cost = simulate(twice, take_census(twice, SIZE), Candidate("full"), 1)
+    assert cost.by_layer_type["standard"].trainable_parameters == 3 * 3 * 9 + 3
+
+
+@given(batch=st.integers(1, 6), method=st.sampled_from(["full", "norm", "recalibrate"]))
+@settings(max_examples=12, deadline=None)
+def test_flops_grow_with_the_batch_and_memory_never_falls(batch, method):
+    model = network()
+    census = take_census(model, SIZE)
+    small = simulate(model, census, Candidate(method), batch)
+    large = simulate(model, census, Candidate(method), batch + 1)
+    assert large.peak_memory_bytes > small.peak_memory_bytes
+    per_sample = simulate(model, census, Candidate(method), 1)
+    assert small.by_layer_type["pointwise"].flops.forward == (
+        batch * per_sample.by_layer_type["pointwise"].flops.forward
+    )
+    assert large.flops.optimizer == small.flops.optimizer

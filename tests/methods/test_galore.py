@@ -1,0 +1,88 @@
+"""GaLore's optimizer: where it projects, how large its state is, and that it is Adam in the limit."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from advisor.methods.galore import GaLoreAdam
+
+
+def state_size(optimizer):
+    return sum(
+        value.numel()
+        for state in optimizer.state.values()
+        for value in state.values()
+        if isinstance(value, torch.Tensor)
+    )
+
+
+def test_state_lives_in_the_projected_space():
+    weight = nn.Parameter(torch.randn(64, 32, 3, 3))  # a 64 x 288 matrix
+    optimizer = GaLoreAdam([weight], 1e-3, rank=4)
+    weight.grad = torch.randn_like(weight)
+    optimizer.step()
+    assert state_size(optimizer) == 2 * 4 * 288 + 64 * 4
+
+
+def test_state_is_never_larger_than_adams():
+    shapes = [(8, 8), (16, 1, 3, 3), (64, 64, 1, 1), (5,), (3, 200), (200, 3), (1, 7)]
+    for shape in shapes:
+        for rank in (1, 4, 16, 64):
+            weight = nn.Parameter(torch.randn(shape))
+            optimizer = GaLoreAdam([weight], 1e-3, rank=rank)
+            weight.grad = torch.randn_like(weight)
+            optimizer.step()
+            assert state_size(optimizer) <= 2 * weight.numel(), (shape, rank)
+
+
+def test_without_a_projection_it_is_adam():
+    torch.manual_seed(0)
+    ours, theirs = nn.Parameter(torch.ones(5)), nn.Parameter(torch.ones(5))
+    mine = GaLoreAdam([ours], 1e-2, rank=4)
+    adam = torch.optim.Adam([theirs], 1e-2)
+    for _ in range(10):
+        gradient = torch.randn(5)
+        ours.grad, theirs.grad = gradient.clone(), gradient.clone()
+        mine.step()
+        adam.step()
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_the_update_lies_in_the_span_of_the_projector():
+    torch.manual_seed(0)
+    weight = nn.Parameter(torch.zeros(16, 40))
+    optimizer = GaLoreAdam([weight], 1e-2, rank=3)
+    weight.grad = torch.randn(16, 40)
+    optimizer.step()
+    projector = optimizer.state[weight]["projector"]
+    torch.testing.assert_close(projector.mT @ projector, torch.eye(3), atol=1e-5, rtol=0)
+    torch.testing.assert_close(projector @ (projector.mT @ weight), weight.detach(), atol=1e-6, rtol=0)
+
+
+def test_the_projector_is_refreshed_every_period():
+    torch.manual_seed(0)
+    weight = nn.Parameter(torch.zeros(8, 30))
+    optimizer = GaLoreAdam([weight], 1e-2, rank=2, refresh_every=3)
+    seen = []
+    for _ in range(7):
+        weight.grad = torch.randn(8, 30)
+        optimizer.step()
+        seen.append(optimizer.state[weight]["projector"].clone())
+    changed = [not torch.equal(a, b) for a, b in zip(seen, seen[1:], strict=False)]
+    assert changed == [False, False, True, False, False, True]
+
+
+def test_it_descends():
+    torch.manual_seed(0)
+    target = torch.randn(12, 20)
+    weight = nn.Parameter(torch.zeros(12, 20))
+    optimizer = GaLoreAdam([weight], 2e-1, rank=4, refresh_every=10)
+    first = None
+    for _ in range(200):
+        optimizer.zero_grad()
+        loss = (weight - target).square().mean()
+        loss.backward()
+        optimizer.step()
+        first = first if first is not None else loss.item()
+    assert loss.item() < 0.2 * first

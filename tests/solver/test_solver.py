@@ -1,0 +1,210 @@
+"""The choice as a pure function of records."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from advisor.errors import InputError, UnitError
+from advisor.records import Accuracy, Budget, Candidate, Cost, Evaluation, Flops, Memory
+from advisor.solver import answer, parse_budget, pareto_front, rank, relaxations, violations
+from advisor.solver.choose import cost_key, paired_gap
+
+
+def cost(memory=100, flops=100, delta=100):
+    return Cost(1, delta, Flops(forward=flops), Memory(weights=memory), {}, "simulated")
+
+
+def accuracy(right, samples=1000, finalist=True):
+    correct = bytes([1] * right + [0] * (samples - right))
+    mean = right / samples
+    return Accuracy(mean, max(mean - 0.03, 0), min(mean + 0.03, 1), samples, correct, 1e-3, 50, finalist)
+
+
+def evaluation(name, budget=None, right=None, finalist=True, **costs):
+    judged = accuracy(right, finalist=finalist) if right is not None else None
+    made = Evaluation(Candidate(name), cost(**costs), accuracy=judged)
+    return replace(made, violations=violations(budget or Budget(), made.cost, judged))
+
+
+def test_hard_limits_name_what_breaks_them_in_numbers():
+    budget = Budget(ram_bytes=50, flops=60, storage_bytes=70, min_accuracy=0.9)
+    found = violations(budget, cost(), accuracy(500))
+    assert [v.limit for v in found] == ["ram", "flops", "storage", "min_accuracy"]
+    assert "100 B, 50 B over the 50 B allowed" in found[0].reason
+    assert violations(Budget(ram_bytes=100, flops=100, storage_bytes=100), cost()) == ()
+
+
+def test_the_runtimes_footprint_comes_off_the_memory():
+    assert violations(Budget(ram_bytes=120, runtime_overhead_bytes=30), cost())
+    assert not violations(Budget(ram_bytes=120, runtime_overhead_bytes=20), cost())
+
+
+def test_the_most_accurate_wins_where_the_difference_is_clear():
+    cheap, good = evaluation("cheap", right=700, memory=1), evaluation("good", right=900)
+    assert rank([cheap, good], Budget())[0] is good
+
+
+def test_within_the_tolerance_the_cheapest_wins():
+    cheap, good = evaluation("cheap", right=895, memory=1), evaluation("good", right=900)
+    assert rank([cheap, good], Budget(tolerance=0.01))[0] is cheap
+
+
+def test_indistinguishable_counts_as_within_the_tolerance():
+    few = 40
+    good = replace(evaluation("good"), accuracy=accuracy(30, few))
+    cheap = replace(evaluation("cheap", memory=1), accuracy=accuracy(29, few))
+    assert rank([good, cheap], Budget(tolerance=0.0))[0] is cheap
+
+
+def test_a_bare_flops_budget_prefers_fewest_flops():
+    lean = evaluation("lean", right=900, memory=200, flops=10)
+    small = evaluation("small", right=900, memory=20, flops=100)
+    assert rank([lean, small], Budget(fewest_flops=True))[0] is lean
+    assert rank([lean, small], Budget())[0] is small
+
+
+def test_dropped_candidates_come_after_every_finalist():
+    dropped = evaluation("dropped", right=990, finalist=False)
+    finalist = evaluation("finalist", right=600)
+    assert [e.candidate.method for e in rank([dropped, finalist], Budget())] == ["finalist", "dropped"]
+
+
+def test_without_accuracies_cost_decides():
+    a, b = evaluation("a", memory=5, flops=50), evaluation("b", memory=50, flops=5)
+    assert rank([a, b], Budget())[0] is a
+    assert rank([a, b], Budget(fewest_flops=True))[0] is b
+
+
+def test_what_breaks_a_limit_is_never_ranked():
+    budget = Budget(ram_bytes=50)
+    assert rank([evaluation("big", budget, right=999)], budget) == []
+
+
+@given(right=st.lists(st.booleans(), min_size=5, max_size=200), other=st.lists(st.booleans(), min_size=5, max_size=200))
+@settings(max_examples=60, deadline=None)
+def test_the_paired_interval_holds_the_paired_difference(right, other):
+    n = min(len(right), len(other))
+    a = Accuracy(sum(right[:n]) / n, 0, 1, n, bytes(right[:n]))
+    b = Accuracy(sum(other[:n]) / n, 0, 1, n, bytes(other[:n]))
+    low, high = paired_gap(a, b)
+    assert low - 1e-9 <= a.mean - b.mean <= high + 1e-9
+    back = paired_gap(b, a)
+    assert back[0] <= 0 or high <= 0
+
+
+candidates = st.lists(
+    st.tuples(st.integers(1, 1000), st.integers(1, 1000), st.integers(1, 1000), st.integers(0, 100)),
+    min_size=1,
+    max_size=8,
+)
+
+
+@given(
+    rows=candidates,
+    ram=st.integers(1, 1000),
+    more=st.integers(0, 1000),
+    flops=st.integers(1, 1000),
+    more_flops=st.integers(0, 1000),
+)
+@settings(max_examples=150, deadline=None)
+def test_a_larger_budget_never_gives_a_worse_choice(rows, ram, more, flops, more_flops):
+    def best(budget):
+        made = [
+            evaluation(f"m{i}", budget, right=r * 10, memory=m, flops=f, delta=d)
+            for i, (m, f, d, r) in enumerate(rows)
+        ]
+        ranked = rank(made, budget)
+        return ranked[0] if ranked else None
+
+    tight = best(Budget(ram_bytes=ram, flops=flops, tolerance=0.0))
+    loose = best(Budget(ram_bytes=ram + more, flops=flops + more_flops, tolerance=0.0))
+    if tight is not None:
+        assert loose is not None
+        # Worse only as far as the samples can't tell: then it must be cheaper.
+        clearly_worse = paired_gap(tight.accuracy, loose.accuracy)[0] > 0
+        assert not clearly_worse
+        if loose.accuracy.mean < tight.accuracy.mean:
+            assert cost_key(loose, Budget()) <= cost_key(tight, Budget())
+
+
+def test_the_front_holds_what_nothing_beats():
+    a = evaluation("a", right=900, memory=100, flops=100)
+    b = evaluation("b", right=800, memory=50, flops=100)
+    beaten = evaluation("beaten", right=800, memory=60, flops=100)
+    early = evaluation("early", right=999, memory=1, flops=1, finalist=False)
+    assert [e.candidate.method for e in pareto_front([a, b, beaten, early])] == ["b", "a"]
+
+
+def test_the_answer_is_one_sentence_with_the_numbers():
+    chosen = evaluation("norm", right=713)
+    text = answer(chosen, [chosen], Budget(ram_bytes=64_000_000), None)
+    assert "norm" in text
+    assert "71.3%" in text
+    assert "64.0 MB" in text
+    assert "\n" not in text
+
+
+def test_without_data_the_answer_says_what_is_unknown():
+    chosen = evaluation("norm")
+    assert "unknown" in answer(chosen, [chosen], Budget(), None)
+
+
+def test_nothing_fits_names_the_least_that_would():
+    budget = Budget(ram_bytes=50)
+    text = answer(None, [evaluation("head", budget, memory=80), evaluation("full", budget, memory=900)], budget, None)
+    assert text.startswith("Nothing fits")
+    assert "80 B (head)" in text
+
+
+def test_relaxations_say_how_much_more_admits_what():
+    budget = Budget(ram_bytes=100)
+    made = [
+        evaluation("head", budget, right=500, memory=90),
+        evaluation("norm", budget, memory=130),
+        evaluation("full", budget, memory=500),
+    ]
+    found = relaxations(made[0], made, budget)
+    assert [(r.candidate_id, r.by) for r in found] == [("norm", 30), ("full", 400)]
+    assert "30 B more --ram" in found[0].sentence
+
+
+def test_budgets_as_typed():
+    budget = parse_budget(ram="512MB", flops="2GFLOPs", storage="1MiB", min_accuracy=80, tolerance_points=1)
+    assert budget.ram_bytes == 512_000_000
+    assert budget.flops == 2_000_000_000
+    assert budget.storage_bytes == 2**20
+    assert budget.min_accuracy == 0.8
+    assert budget.tolerance == 0.01
+
+
+@pytest.mark.parametrize("text", ["0", "0MB", "-5MB", "512XB", "512", "MB", "", " ", "1e400MB", "nanMB"])
+def test_bad_sizes_are_refused_in_one_line(text):
+    with pytest.raises(UnitError) as error:
+        parse_budget(ram=text or "?")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["0GFLOPs", "-1GFLOPs", "2GFLOPS", "2GFLOP/s", "2", "2GB"])
+def test_bad_flops_are_refused_in_one_line(text):
+    with pytest.raises(UnitError) as error:
+        parse_budget(flops=text)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"min_accuracy": 0},
+        {"min_accuracy": 101},
+        {"min_accuracy": float("nan")},
+        {"tolerance_points": -1},
+        {"ram": "10MB", "runtime_overhead": "10MB"},
+    ],
+)
+def test_bad_numbers_are_refused(options):
+    with pytest.raises(InputError):
+        parse_budget(**options)
