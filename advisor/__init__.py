@@ -1,1 +1,50 @@
-"""peft-advisor."""
+"""peft-advisor: which fine-tuning method fits this model, this data and this device, at what cost.
+
+    from advisor import Budget, Request, recommend
+    recommendation = recommend("torchvision:mobilenet_v2", Budget(ram_bytes=512_000_000))
+    print(recommendation.answer)
+
+Names are imported on first use: torch takes seconds, and `peft-advisor --help` needs none of it.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from advisor.advise import Request, profile, recommend
+    from advisor.errors import AdvisorError
+    from advisor.methods.saved import load_adapter, save_adapter
+    from advisor.models import load_model
+    from advisor.records import Budget, Recommendation
+
+__all__ = [
+    "AdvisorError",
+    "Budget",
+    "Recommendation",
+    "Request",
+    "load_adapter",
+    "load_model",
+    "profile",
+    "recommend",
+    "save_adapter",
+]
+
+_HOMES = {
+    "AdvisorError": "advisor.errors",
+    "Budget": "advisor.records",
+    "Recommendation": "advisor.records",
+    "Request": "advisor.advise",
+    "load_adapter": "advisor.methods.saved",
+    "load_model": "advisor.models",
+    "profile": "advisor.advise",
+    "recommend": "advisor.advise",
+    "save_adapter": "advisor.methods.saved",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

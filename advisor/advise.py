@@ -31,7 +31,7 @@ from advisor.records import (
     Recommendation,
     Violation,
 )
-from advisor.solver import allowed_memory, answer, pareto_front, rank, relaxations, violations
+from advisor.solver import allowed_memory, answer, cheapest_first, pareto_front, rank, relaxations, violations
 from advisor.units import format_bytes
 
 Progress = Callable[[str, float, str], None]  # stage, fraction of it done, what is running
@@ -231,7 +231,7 @@ def _probe_all(
         result = race(
             story.loaded.module,
             story.census,
-            [evaluation.candidate for evaluation in evaluations if evaluation.fits],
+            [evaluation.candidate for evaluation in cheapest_first(evaluations, budget) if evaluation.fits],
             dataset,
             batch_size=request.batch_size,
             seconds=request.probe_seconds,

@@ -179,7 +179,7 @@ class Measurement:
     peak_memory_bytes: int  # the allocator's, tensors and operator workspace
     peak_resident_bytes: int  # the whole process, interpreter and libraries included
     runtime_bytes: int  # the part of it that the runtime alone takes
-    update_seconds: float | None  # median; None where not one update finished under the cap
+    update_seconds: float  # median, without the cap
     updates: int  # how many were timed
     cap_bytes: int | None  # the hard limit it ran under, the runtime's part included; None = no cap
     survived: bool

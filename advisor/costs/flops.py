@@ -58,7 +58,7 @@ def operator_flops(
         return flops if isinstance(flops, OperatorFlops) else OperatorFlops(flops)
     if operator.namespace == "profiler" or operator.is_view or operator.overloadpacket in _FREE:
         return OperatorFlops()
-    if torch.Tag.pointwise in operator.tags:
+    if torch.Tag.pointwise in operator.tags or operator.overloadpacket in _ELEMENTWISE:
         return OperatorFlops(_elements(result))
     if torch.Tag.reduction in operator.tags or operator.overloadpacket in _REDUCTIONS:
         return OperatorFlops(_elements(args[0]))
@@ -201,7 +201,6 @@ _RULES: dict[Any, Callable[[Sequence[Any], Mapping[str, Any], Any], int | Operat
     aten.reflection_pad2d_backward: _times(1),
     aten.replication_pad2d_backward: _times(1),
     aten.upsample_bilinear2d: lambda _args, _kwargs, result: 8 * result.numel(),
-    aten.hardtanh_backward: _times(1),
     aten.linalg_vector_norm: _times(2),
     aten._linalg_svd: _svd,
     aten.var_mean: _times(4),
@@ -223,12 +222,22 @@ _RULES |= dict.fromkeys(_packets("add", "add_", "sub", "sub_"), _sum)
 _RULES |= dict.fromkeys(  # fused: two products and a sum, or a difference, a product and a sum
     _packets("addcmul", "addcmul_", "addcdiv", "addcdiv_", "lerp", "lerp_"), _times(3)
 )
+# Elementwise operators that torch does not tag as such: in-place activations, and their gradients.
+_ACTIVATIONS = ("hardtanh", "hardswish", "hardsigmoid", "elu", "leaky_relu", "silu", "mish", "celu", "selu")
+_ELEMENTWISE = set(
+    _packets(
+        *(f"{name}_" for name in _ACTIVATIONS),
+        *(f"{name}_backward" for name in _ACTIVATIONS),
+        *("gelu_backward", "threshold_backward", "softplus_backward", "log_sigmoid_backward"),
+        *("masked_fill", "masked_fill_"),
+    )
+)
 _REDUCTIONS = set(_packets("sum", "mean", "amax", "amin", "max", "argmax", "norm", "prod", "var", "cumsum"))
 _FREE = set(
     _packets(
         *("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "new_zeros"),
         *("zeros", "zeros_like", "ones", "ones_like", "new_ones", "full", "full_like", "new_full"),
-        *("fill", "fill_", "zero_", "scalar_tensor", "arange", "lift_fresh", "resize_", "set_"),
+        *("fill", "fill_", "zero_", "scalar_tensor", "arange", "lift_fresh", "resize_", "set_", "as_strided_"),
         *("clone", "copy", "copy_", "_to_copy", "contiguous", "detach", "detach_", "_local_scalar_dense"),
         *("cat", "stack", "index", "index_select", "gather", "embedding", "roll", "flip", "constant_pad_nd"),
         *("reflection_pad2d", "replication_pad2d", "_unsafe_view", "_reshape_alias", "_unsafe_index"),

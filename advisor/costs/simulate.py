@@ -20,8 +20,9 @@ from torch._subclasses.fake_tensor import (
     DynamicOutputShapeException,
     FakeTensorMode,
 )
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from advisor.costs.recorder import Recorder, Recording
+from advisor.costs.recorder import Recorder, Recording, writes_in_place_only
 from advisor.methods import Trainable, get_method
 from advisor.methods.base import remove_bypass
 from advisor.methods.update import begin, update
@@ -117,8 +118,14 @@ def _make_optimizer_state(trainable: Trainable, optimizer: torch.optim.Optimizer
         return
     for parameter in trainable.parameters.values():
         parameter.grad = torch.zeros_like(parameter)
-    optimizer.step()
+    with _SkipInPlace():
+        optimizer.step()
     optimizer.zero_grad(set_to_none=True)
+
+
+class _SkipInPlace(TorchDispatchMode):
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        return args[0] if writes_in_place_only(func, args) else func(*args, **(kwargs or {}))
 
 
 def _over_a_period(usual: Recording, rare: Recording, period: int) -> Recording:

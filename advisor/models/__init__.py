@@ -1,1 +1,6 @@
-"""A model file becomes a module, and the module a census of its layers."""
+"""A user's file becomes a module, and the module a census of its layers."""
+
+from advisor.models.layers import take_census
+from advisor.models.load import LoadedModel, load_model
+
+__all__ = ["LoadedModel", "load_model", "take_census"]

@@ -3,6 +3,7 @@
 Successive halving in three rungs. The first trains every candidate at each of its method's learning
 rates for a few updates; each later one goes on with the better part at their best learning rate, for
 more updates from scratch and on more held-out samples. All probes of a rung train equally long.
+A place in the next rung goes to the most accurate, and to the cheapest that may be as good.
 """
 
 from __future__ import annotations
@@ -24,11 +25,12 @@ Report = Callable[[float, str], None]  # fraction done, what is running
 # Shares of the time: enough in the last rung for its few finalists to train for long.
 _RUNG_SHARES = (0.35, 0.3, 0.35)
 _KEPT = (1.0, 0.5, 0.25)  # of the candidates, in each rung
-_LEAST_FINALISTS = 3
+_LEAST_FINALISTS = 4
 _LEAST_UPDATES = 12  # a probe of fewer says nothing
 _MOST_EPOCHS = 12
 _RECALIBRATION_SAMPLES = 512
 _EVALUATION_SHARE = 0.25  # of a rung's time, at most
+_LEAST_SAMPLES = 40  # judged on fewer, nothing can be told apart
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +59,8 @@ def race(
     """Probe the candidates for about `seconds` of wall clock.
 
     Args:
-        candidates: those that the budget admits.
+        candidates: those that the budget admits, cheapest first: among those that may be as good as the
+            best, cheaper ones are kept.
         judge_base: whether the model's own accuracy on the held-out samples means anything.
         report: called after each probe.
 
@@ -85,7 +88,8 @@ class _Race:
         self._warnings: list[str] = []
 
     def run(self, candidates: Sequence[Candidate], judge_base: bool) -> RaceResult:
-        validation = self._affordable_validation()
+        per_image = self._seconds_per_image()
+        validation = self._affordable_samples(per_image, _LEAST_FINALISTS, _RUNG_SHARES[-1] * self._seconds)
         base = None
         if judge_base:
             self._tell("the model as it is")
@@ -108,8 +112,11 @@ class _Race:
             if not entries:
                 break
             last = rung == len(_RUNG_SHARES) - 1
-            samples = max(validation if last else validation // (4 >> rung), min(validation, 50))
-            updates = self._updates_for(entries, speeds, share, rung)
+            time_left = self._left() * share / sum(_RUNG_SHARES[rung:])
+            samples = validation if last else min(
+                validation, self._affordable_samples(per_image, len(entries), time_left)
+            )
+            updates = self._affordable_updates(entries, speeds, time_left)
             probes = [self._probe(c, rate, updates, samples) for c, rate in entries]
             best = _best_of_each(probes)
             for candidate, result in best.items():
@@ -121,7 +128,8 @@ class _Race:
                 failures[candidate] = "diverged: the loss became NaN at every learning rate"
                 accuracies.pop(candidate, None)
             if not last:
-                entries = self._promote(best, len(racing), rung + 1)
+                kept = max(round(len(racing) * _KEPT[rung + 1]), _LEAST_FINALISTS)
+                entries = _promoted(best, kept)
         if racing and not accuracies:
             raise DataError(
                 "every probe diverged (the loss became NaN): check the images' range and --mean/--std, "
@@ -150,17 +158,19 @@ class _Race:
     def _left(self) -> float:
         return max(self._seconds - (time.perf_counter() - self._start), 0.0)
 
-    def _affordable_validation(self) -> int:
-        """How many held-out samples the last rung can judge its finalists on."""
+    def _seconds_per_image(self) -> float:
+        """Wall clock of classifying one held-out image."""
         data = self._dataset
         few = min(32, len(data.validation))
         evaluate(self._model, data.validation, data.normalisation, few)  # the first pass compiles kernels
         start = time.perf_counter()
         evaluate(self._model, data.validation, data.normalisation, few)
-        per_image = (time.perf_counter() - start) / few
-        # The first rung's many probes see a quarter of them.
-        affordable = int(self._seconds * _EVALUATION_SHARE / (per_image * 20))
-        return min(len(data.validation), max(affordable, few))
+        return (time.perf_counter() - start) / few
+
+    def _affordable_samples(self, per_image: float, probes: int, seconds: float) -> int:
+        """How many held-out samples that many probes can be judged on."""
+        affordable = int(seconds * _EVALUATION_SHARE / (per_image * probes))
+        return min(len(self._dataset.validation), max(affordable, _LEAST_SAMPLES))
 
     def _recalibration_updates(self) -> int:
         samples = min(len(self._dataset.train), _RECALIBRATION_SAMPLES)
@@ -198,21 +208,28 @@ class _Race:
             )
         return admitted, [candidate for candidate in candidates if candidate not in admitted]
 
-    def _updates_for(
-        self, entries: Sequence[tuple[Candidate, float]], speeds: Mapping[Candidate, float], share: float, rung: int
+    def _affordable_updates(
+        self, entries: Sequence[tuple[Candidate, float]], speeds: Mapping[Candidate, float], seconds: float
     ) -> int:
-        share_of_rest = share / sum(_RUNG_SHARES[rung:])
-        training = self._left() * share_of_rest * (1 - _EVALUATION_SHARE)
-        updates = int(training / sum(speeds[candidate] for candidate, _ in entries))
+        one_each = sum(speeds[candidate] for candidate, _ in entries)
+        updates = int(seconds * (1 - _EVALUATION_SHARE) / one_each)
         most = _MOST_EPOCHS * max(len(self._dataset.train) // self._batch_size, 1)
         return max(min(updates, most), 4)
 
-    def _promote(
-        self, best: Mapping[Candidate, Probe], started: int, rung: int
-    ) -> list[tuple[Candidate, float]]:
-        kept = max(round(started * _KEPT[rung]), _LEAST_FINALISTS)
-        ranked = sorted(best.values(), key=_score, reverse=True)
-        return [(p.candidate, p.learning_rate) for p in ranked[:kept] if p.learning_rate is not None]
+
+def _promoted(best: Mapping[Candidate, Probe], kept: int) -> list[tuple[Candidate, float]]:
+    """Half of the places go to the most accurate, the others to the cheapest that may be as good.
+
+    `best` is in order of cost. May be as good: the interval reaches the leader's.
+    """
+    intervals = {candidate: accuracy_of(result.correct or b"") for candidate, result in best.items()}
+    by_accuracy = sorted(best, key=lambda candidate: intervals[candidate].mean, reverse=True)
+    leader = intervals[by_accuracy[0]]
+    promoted = by_accuracy[: (kept + 1) // 2]
+    as_good = [c for c in best if c not in promoted and intervals[c].high >= leader.low]
+    promoted += as_good[: kept - len(promoted)]
+    promoted += [c for c in by_accuracy if c not in promoted][: kept - len(promoted)]
+    return [(c, rate) for c in best if c in promoted and (rate := best[c].learning_rate) is not None]
 
 
 def _best_of_each(probes: Sequence[Probe]) -> dict[Candidate, Probe]:

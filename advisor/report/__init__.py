@@ -1,4 +1,4 @@
-"""A recommendation, shown: in the terminal, as one HTML page, as JSON. Pure functions of records."""
+"""A recommendation in the terminal, as one HTML page, as JSON: pure functions of records."""
 
 from advisor.report.formats import (
     SCHEMA_VERSION,

@@ -1,8 +1,8 @@
-"""Scatter charts as inline SVG: no script, no fonts of their own, colours from the page's style sheet.
+"""Scatter charts as inline SVG: no script, no fonts, colours from the page's style sheet.
 
-Geometry is in a 460 x 340 box that scales with the page. Labels are placed greedily, the chosen
-candidate's first, each at the first spot around its point that is free; a point that finds none
-keeps its number, which the candidates' table explains.
+Geometry is in a box 460 units wide that scales with the page. Labels are placed greedily, the
+chosen candidate's first, each at the first spot around its point that is free. A name that finds
+none gives way to the candidate's number in the table; every point is a link to its row there.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from typing import Literal
 
 from markupsafe import Markup
 
-WIDTH, HEIGHT = 460, 340
-LEFT, RIGHT, TOP, BOTTOM = 46, 14, 14, 62
+WIDTH, HEIGHT = 460, 314
+LEFT, RIGHT, TOP, BOTTOM = 46, 14, 14, 36
+RUG = 26  # height of the strip for candidates whose y is unknown
 CHARACTER = 6.3  # a label's width for each of its characters, at 11 units
 LINE = 12.0
 NAMED = 12  # up to so many points, each is labelled with its name
@@ -74,6 +75,7 @@ def scatter(
     points: Sequence[Point],
     x: Axis,
     y: Axis,
+    *,
     title: str,
     description: str,
     reference: tuple[float, str] | None = None,
@@ -84,14 +86,19 @@ def scatter(
     unless `y` starts at 0 (no `bounds`), where smaller is.
     """
     xs = _range([point.x for point in points], x, LEFT, WIDTH - RIGHT)
-    known = [value for point in points for value in (point.y, point.low, point.high) if value is not None]
+    known = [
+        value for point in points for value in (point.y, point.low, point.high) if value is not None
+    ]
     if reference:
         known.append(reference[0])
     ys = _range(known, y, HEIGHT - BOTTOM, TOP)
     unknown = [point for point in points if point.y is None]
+    height = HEIGHT + (RUG if unknown else 0)
     parts = [
         Markup("<title>{}</title><desc>{}</desc>").format(title, description),
-        *_grid(xs, ys, x, y),
+        *_grid(xs, ys),
+        _words("title end", WIDTH - RIGHT, height - 6, x.title),
+        _words("title", 2, TOP - 3, y.title),
     ]
     taken: list[Box] = []
     parts += _limits(xs, ys, x, y, taken)
@@ -106,9 +113,9 @@ def scatter(
     parts += _labels(points, places, taken)
     if unknown:
         parts += _rug(unknown, xs, x)
-    return Markup(
-        '<svg class="chart" viewBox="0 0 {} {}" role="img">{}</svg>'
-    ).format(WIDTH, HEIGHT, Markup("\n").join(parts))
+    return Markup('<svg class="chart" viewBox="0 0 {} {}" role="img">{}</svg>').format(
+        WIDTH, height, Markup("\n").join(parts)
+    )
 
 
 def _range(values: Sequence[float], axis: Axis, start: float, end: float) -> _Range:
@@ -143,7 +150,7 @@ def _logarithmic_ticks(low: float, high: float) -> tuple[float, ...]:
     return tuple(tick for tick in ticks if low <= tick <= high)
 
 
-def _grid(xs: _Range, ys: _Range, x: Axis, y: Axis) -> list[Markup]:
+def _grid(xs: _Range, ys: _Range) -> list[Markup]:
     parts = []
     bottom, right = HEIGHT - BOTTOM, WIDTH - RIGHT
     for tick in ys.ticks:
@@ -155,8 +162,6 @@ def _grid(xs: _Range, ys: _Range, x: Axis, y: Axis) -> list[Markup]:
         parts.append(_line("grid", at, bottom, at, bottom + 4))
         parts.append(_words("tick middle", at, bottom + 16, _number(tick)))
     parts.append(_line("axis", LEFT, bottom, right, bottom))
-    parts.append(_words("title end", right, HEIGHT - 6, x.title))
-    parts.append(_words("title", 2, TOP - 3, y.title))
     return parts
 
 
@@ -174,7 +179,11 @@ def _limits(xs: _Range, ys: _Range, x: Axis, y: Axis, taken: list[Box]) -> list[
             width = len(x.limit_text) * CHARACTER
             inside = at - LEFT > width + 8
             anchor, left = ("end", at - 5 - width) if inside else ("", at + 5)
-            parts.append(_words(f"limit {anchor}".strip(), at - 5 if inside else at + 5, TOP + 10, x.limit_text))
+            parts.append(
+                _words(
+                    f"limit {anchor}".strip(), at - 5 if inside else at + 5, TOP + 10, x.limit_text
+                )
+            )
             taken.append((left, TOP, left + width, TOP + LINE))
             taken.append((at - 1, TOP, at + 1, bottom))
         else:
@@ -230,10 +239,18 @@ def _mark(point: Point, place: tuple[float, float], ys: _Range, y: Axis) -> Mark
     parts = [Markup("<title>{}</title>").format(point.text)]
     if point.low is not None and point.high is not None:
         parts.append(
-            _line("interval", at_x, ys.place(point.low / y.scale), at_x, ys.place(point.high / y.scale))
+            _line(
+                "interval",
+                at_x,
+                ys.place(point.low / y.scale),
+                at_x,
+                ys.place(point.high / y.scale),
+            )
         )
     if point.kind == "chosen":
-        parts.append(Markup('<circle class="ring" cx="{:.1f}" cy="{:.1f}" r="8"/>').format(at_x, at_y))
+        parts.append(
+            Markup('<circle class="ring" cx="{:.1f}" cy="{:.1f}" r="8"/>').format(at_x, at_y)
+        )
     radius = 5 if point.kind == "chosen" else 4
     parts.append(Markup('<circle cx="{:.1f}" cy="{:.1f}" r="{}"/>').format(at_x, at_y, radius))
     front = " onfront" if point.front else ""
@@ -247,14 +264,22 @@ def _labels(
 ) -> list[Markup]:
     order = sorted(
         (point for point in points if point.number in places),
-        key=lambda point: (point.kind != "chosen", not point.front, point.kind == "rejected", point.number),
+        key=lambda point: (
+            point.kind != "chosen",
+            not point.front,
+            point.kind == "rejected",
+            point.number,
+        ),
     )
     parts = []
     for point in order:
         important = point.kind == "chosen" or point.front
         names = [point.label] if important or len(points) <= NAMED else []
         for words in (*names, str(point.number)):
-            spot = _free_spot(words, places[point.number], taken)
+            width = (
+                len(words) * CHARACTER * (1.1 if point.kind == "chosen" else 1.0)
+            )  # bold is wider
+            spot = _free_spot(width, places[point.number], taken)
             if spot:
                 taken.append(spot)
                 weight = "label strong" if point.kind == "chosen" else "label"
@@ -264,8 +289,8 @@ def _labels(
     return parts
 
 
-def _free_spot(words: str, place: tuple[float, float], taken: Sequence[Box]) -> Box | None:
-    width, (x, y) = len(words) * CHARACTER, place
+def _free_spot(width: float, place: tuple[float, float], taken: Sequence[Box]) -> Box | None:
+    x, y = place
     right, left = x + 9, x - 9 - width
     spots = [
         *((right, y - 6 + shift) for shift in (0, -10, 10)),
@@ -275,7 +300,12 @@ def _free_spot(words: str, place: tuple[float, float], taken: Sequence[Box]) -> 
     ]
     for at_x, at_y in spots:
         box = (at_x, at_y, at_x + width, at_y + LINE)
-        inside = at_x >= LEFT and box[2] <= WIDTH and at_y >= TOP - 2 and box[3] <= HEIGHT - BOTTOM
+        inside = (
+            at_x >= LEFT
+            and box[2] <= WIDTH - RIGHT + 4
+            and at_y >= TOP - 2
+            and box[3] <= HEIGHT - BOTTOM
+        )
         if inside and not any(_overlap(box, other) for other in taken):
             return box
     return None
@@ -311,9 +341,9 @@ def _words(kind: str, x: float, y: float, words: str) -> Markup:
 
 
 def _shade(x: float, y: float, width: float, height: float) -> Markup:
-    return Markup('<rect class="beyond" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}"/>').format(
-        x, y, max(width, 0.0), max(height, 0.0)
-    )
+    return Markup(
+        '<rect class="beyond" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}"/>'
+    ).format(x, y, max(width, 0.0), max(height, 0.0))
 
 
 _number: Callable[[float], str] = "{:,.6g}".format

@@ -7,23 +7,43 @@ from advisor.report import view
 from advisor.units import format_bytes, format_count, format_flops, format_seconds
 
 DEFINITIONS = (
-    ("update", "One optimizer step over the whole batch. FLOPs and memory are those of one update."),
-    ("FLOPs", "1 multiply-add = 2 FLOPs. A count, not a rate. Forward, both gradients and the optimizer."),
+    (
+        "update",
+        "One optimizer step over the whole batch. FLOPs and memory are those of one update.",
+    ),
+    (
+        "FLOPs",
+        "1 multiply-add = 2 FLOPs. A count, not a rate. Forward, both gradients and the optimizer.",
+    ),
     (
         "peak memory",
-        "The most that the training step holds at once: weights, buffers, gradients, optimizer state, saved "
-        "activations, temporaries and the batch. The runtime's own memory is not in it.",
+        (
+            "The most that the training step holds at once: weights, buffers, gradients, optimizer "
+            "state, saved activations, temporaries and the batch. The runtime is not in it."
+        ),
     ),
     ("MB", "10^6 bytes; MiB would be 2^20."),
-    ("to ship", "The trained weights and the statistics that changed: what a device needs to follow."),
-    ("input gradient", "The pass back through a layer to its input; it costs what the forward pass does."),
-    ("weight gradient", "The gradient of a layer's own weights; it costs what the forward pass does."),
+    (
+        "to ship",
+        "The trained weights and the statistics that changed: what a device needs to follow.",
+    ),
+    (
+        "input gradient",
+        "The pass back through a layer to its input; it costs what the forward pass does.",
+    ),
+    (
+        "weight gradient",
+        "The gradient of a layer's own weights; it costs what the forward pass does.",
+    ),
     ("standard", "A convolution larger than 1x1 in which every output sees every input channel."),
     ("pointwise", "A 1x1 convolution."),
     ("depthwise", "A convolution in which each channel has its own kernel."),
     ("grouped", "Any other convolution whose channels are split into groups."),
     ("Pareto front", "Candidates that no other beats in accuracy, memory and FLOPs at once."),
-    ("interval", "95 %: of a hundred such held-out samples, about 95 would give a figure inside it."),
+    (
+        "interval",
+        "95 %: of a hundred intervals made this way, about 95 hold the true accuracy.",
+    ),
 )
 
 
@@ -51,7 +71,9 @@ def asked(recommendation: Recommendation) -> list[tuple[str, str]]:
     limits = []
     if budget.ram_bytes is not None:
         less = f", {format_bytes(budget.runtime_overhead_bytes)} of it the runtime's"
-        limits.append(f"RAM {format_bytes(budget.ram_bytes)}{less if budget.runtime_overhead_bytes else ''}")
+        limits.append(
+            f"RAM {format_bytes(budget.ram_bytes)}{less if budget.runtime_overhead_bytes else ''}"
+        )
     if budget.flops is not None:
         limits.append(f"{format_flops(budget.flops)} per update")
     if budget.storage_bytes is not None:
@@ -60,7 +82,7 @@ def asked(recommendation: Recommendation) -> list[tuple[str, str]]:
         limits.append(f"accuracy at least {view.percent(budget.min_accuracy)}")
     lines.append(("Limits", "; ".join(limits) or "none"))
     cheapest = "the fewest FLOPs" if budget.fewest_flops else "the least memory"
-    goal = f"the highest accuracy; within {budget.tolerance * 100:g} points of it, {cheapest}"
+    goal = f"the highest accuracy; within {view.points_text(budget.tolerance)} of it, {cheapest}"
     lines.append(("Wanted", goal if data else cheapest))
     return lines
 
@@ -82,10 +104,11 @@ def _base(recommendation: Recommendation) -> str:
 
 
 def _costs(recommendation: Recommendation) -> list[tuple[str, str, str]]:
-    fidelities = sorted({item.cost.fidelity for item in recommendation.evaluations}) or ["unknown"]
+    found: set[str] = {item.cost.fidelity for item in recommendation.evaluations}
+    fidelities = sorted(found or {"unknown"})
     sure = ", ".join(fidelities)
     how = {
-        "simulated": "One real update (attach, forward, backward, optimizer) ran on tensors without storage",
+        "simulated": "One real update, optimizer included, ran on tensors without storage",
         "measured": "One update ran on real tensors",
         "estimated": "A cost table gives each layer's share of one update",
         "unknown": "There is no candidate",
@@ -95,16 +118,25 @@ def _costs(recommendation: Recommendation) -> list[tuple[str, str, str]]:
         (
             "FLOPs",
             sure,
-            f"{ran}. Every operator was counted from its shapes: convolutions and matrix products exactly, "
-            "groups included; elementwise ones at 1 FLOP for each element.",
+            (
+                f"{ran}. Every operator was counted from its shapes: convolutions and matrix "
+                "products exactly, groups included; elementwise ones at 1 FLOP for each element."
+            ),
         ),
         (
             "peak memory",
             sure,
-            f"{ran}. Every tensor's bytes were added when it came and taken off when it went. Workspace that "
-            "a kernel takes inside one operator is not in it; the measured allocator peak holds that too.",
+            (
+                f"{ran}. Every tensor's bytes were added when it came and taken off when it went. "
+                "Workspace that a kernel takes inside one operator is not in it; the measured "
+                "allocator peak holds that too."
+            ),
         ),
-        ("to ship, trained parameters", "counted", "From the tensors that the method trains or changes."),
+        (
+            "to ship, trained parameters",
+            "counted",
+            "From the tensors that the method trains or changes.",
+        ),
     ]
 
 
@@ -118,9 +150,11 @@ def _check(recommendation: Recommendation) -> tuple[str, str, str]:
     return (
         name,
         "independent check",
-        f"One sample through the base model: {model.forward_flops / 1e6:,.1f} MFLOP; fvcore's multiply-adds, "
-        f"doubled: {model.fvcore_forward_flops / 1e6:,.1f} MFLOP.{compared} "
-        "The two count normalisation and elementwise operators differently.",
+        (
+            f"One sample through the base model: {model.forward_flops / 1e6:,.1f} MFLOP; fvcore's "
+            f"multiply-adds, doubled: {model.fvcore_forward_flops / 1e6:,.1f} MFLOP.{compared} "
+            "The two count normalisation and elementwise operators differently."
+        ),
     )
 
 
@@ -136,22 +170,33 @@ def _accuracy(recommendation: Recommendation) -> tuple[str, str, str]:
     return (
         "accuracy",
         "probe",
-        f"A short fine-tune of each candidate at its best learning rate, judged on {held_out} held-out samples, "
-        f"the same for all; the interval is of 95 %.{seconds} Longer training may change the figures.",
+        (
+            f"A short fine-tune of each candidate at its best learning rate, judged on {held_out} "
+            f"held-out samples, the same for all; the interval is of 95 %.{seconds} "
+            "Longer training may change the figures."
+        ),
     )
 
 
 def _runs(recommendation: Recommendation) -> list[tuple[str, str, str]]:
     runs = [item.measured for item in recommendation.evaluations if item.measured]
     if not runs:
-        return [("time per update, process memory", "unknown", "No candidate was run in a child process.")]
+        return [
+            (
+                "time per update, process memory",
+                "unknown",
+                "No candidate was run in a child process.",
+            )
+        ]
     many = f"{len(runs)} candidate{'s' * (len(runs) != 1)}"
     return [
         (
             "time per update, process memory",
             "measured",
-            f"{many} ran in a child process on this machine, under the hard memory cap shown where one was set. "
-            "The allocator's peak is tensors and workspace; the process's peak holds interpreter and "
-            "libraries as well.",
+            (
+                f"{many} ran in a child process, under the hard memory cap shown, if any. "
+                "The allocator's peak is tensors and workspace; the process's peak holds "
+                "interpreter and libraries as well."
+            ),
         )
     ]

@@ -12,8 +12,8 @@ from advisor.errors import InputError
 def write_whole(path: str | os.PathLike[str], text: str) -> None:
     """Write UTF-8 text through a temporary file beside `path`, so no reader sees half of it.
 
-    `-` is stdout. A symbolic link is followed; a device or a pipe is written to directly. Raises InputError where
-    the file can't be written.
+    `-` is stdout. A symbolic link is followed; a device or a pipe is written to directly.
+    Raises InputError where the file can't be written.
     """
     if path == "-":
         sys.stdout.write(text)
@@ -34,5 +34,5 @@ def write_whole(path: str | os.PathLike[str], text: str) -> None:
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise InputError(
-            f"{path}: can't be written ({reason}); give the path of a file in a folder you can write to"
+            f"{path}: can't be written ({reason}); give a file in a folder you can write to"
         ) from error

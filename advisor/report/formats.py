@@ -50,8 +50,11 @@ _NOT_WRITTEN = {(Accuracy, "correct")}
 def to_json(recommendation: Recommendation) -> dict[str, Any]:
     """Plain dicts, lists, strings, numbers, booleans and None, in the shape of `schema.json`."""
     encoded = _encode(recommendation)
-    first = {"schema_version": SCHEMA_VERSION, **{key: encoded[key] for key in ("answer", "recommended")}}
-    return first | encoded
+    first: dict[str, Any] = {
+        "schema_version": SCHEMA_VERSION,
+        **{key: encoded[key] for key in ("answer", "recommended")},
+    }
+    return {**first, **encoded}
 
 
 def from_json(document: object) -> Recommendation:
@@ -61,14 +64,17 @@ def from_json(document: object) -> Recommendation:
     version = document["schema_version"]
     if version != SCHEMA_VERSION or isinstance(version, bool):
         raise InputError(
-            f"saved recommendation: schema_version is {_shortened(version)}, but this release reads "
-            f"{SCHEMA_VERSION}; run the advice again, or use the release that wrote the file"
+            f"saved recommendation: schema_version is {_shortened(version)}, but this release "
+            f"reads {SCHEMA_VERSION}; run the advice again, or use the release that wrote the file"
         )
     recommendation: Recommendation = _decode(Recommendation, document, "")
     known = [evaluation.candidate.id for evaluation in recommendation.evaluations]
     if len(set(known)) < len(known):
         raise _not_ours("candidates holds one id twice")
-    for key, ids in (("recommended", [recommendation.recommended]), ("front", recommendation.front)):
+    for key, ids in (
+        ("recommended", [recommendation.recommended]),
+        ("front", recommendation.front),
+    ):
         for missing in (name for name in ids if name is not None and name not in known):
             raise _not_ours(f"{key} names {_shortened(missing)}, which is not among the candidates")
     return recommendation
@@ -99,7 +105,9 @@ def read_json(path: str | os.PathLike[str]) -> Recommendation:
         text = Path(path).read_text(encoding="utf-8")
     except OSError as error:
         reason = error.strerror or type(error).__name__
-        raise InputError(f"{path}: can't be read ({reason}); give a file written with --json") from error
+        raise InputError(
+            f"{path}: can't be read ({reason}); give a file written with --json"
+        ) from error
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: is not text; give a file written with --json") from error
     try:
@@ -134,7 +142,7 @@ def _encode_record(record: Any) -> dict[str, Any]:
     return encoded | {name: getattr(record, name) for name in _DERIVED.get(kind, ())}
 
 
-def _decode(hint: Any, value: Any, where: str) -> Any:
+def _decode(hint: Any, value: Any, where: str) -> Any:  # noqa: PLR0911 - one for each kind
     """`value` as `hint` says, checked. Knows the kinds of field that the records have."""
     if hint is Any:
         return value

@@ -3,86 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Sequence
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from advisor.records import LAYER_TYPES, Cost, Evaluation, Recommendation
-from advisor.report import explain, view
+from advisor.records import Recommendation
+from advisor.report import explain, ledger, view
 from advisor.report.charts import Axis, Point, scatter
 from advisor.report.files import write_whole
+from advisor.report.rows import Row, numbered_rows
 from advisor.solver import allowed_memory
 from advisor.units import format_bytes, format_count, format_flops, format_seconds
-
-# Class names of the style sheet's colours.
-_MEMORY_COLOURS = dict(zip(view.MEMORY_PARTS, ("k0", "k1", "k2", "k3", "k4", "k5", "k6"), strict=True))
-_PHASE_COLOURS = dict(zip(view.FLOP_PHASES, ("k0", "k4", "k2", "k3"), strict=True))
-_TYPE_COLOURS = dict(zip(LAYER_TYPES, ("k0", "k4", "k2", "k3", "k7", "k1", "k5", "k6"), strict=True))
-
-Kind = Literal["chosen", "fits", "rejected"]
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One candidate, in the order and with the number that the whole page uses."""
-
-    number: int
-    name: str
-    evaluation: Evaluation
-    kind: Kind
-    comparison: str  # with the chosen one, where it fits
-    reasons: tuple[str, ...]  # why it is rejected
-    on_front: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Column:
-    """One part of a stacked bar."""
-
-    label: str
-    colour: str
-
-
-@dataclass(frozen=True, slots=True)
-class LedgerRow:
-    """One candidate's parts, which add up to the total."""
-
-    row: Row
-    parts: tuple[int, ...]
-
-    @property
-    def total(self) -> int:
-        """The bar's length."""
-        return sum(self.parts)
-
-
-@dataclass(frozen=True, slots=True)
-class Ledger:
-    """Stacked bars with their figures beside them."""
-
-    caption: str
-    unit: view.Unit
-    columns: tuple[Column, ...]
-    rows: tuple[LedgerRow, ...]
-    limit: int | None = None
-
-    def share(self, value: float) -> float:
-        """Percent of the longest bar, or of the limit where that lies a little further out."""
-        longest = max((row.total for row in self.rows), default=0)
-        if self.limit and self.limit <= 1.6 * longest:
-            longest = max(longest, self.limit)
-        return 100 * value / longest if longest else 0.0
-
-    @property
-    def limit_share(self) -> float | None:
-        """Where the limit's line stands; None where it is not on the chart."""
-        if not self.limit:
-            return None
-        share = self.share(self.limit)
-        return share if 0 < share <= 100 else None
 
 
 def render_html(recommendation: Recommendation) -> str:
@@ -101,9 +33,8 @@ def render_html(recommendation: Recommendation) -> str:
         "count": format_count,
         "seconds": format_seconds,
         "percent": view.percent,
-        "accuracy": view.accuracy_text,
     }
-    rows = _rows(recommendation)
+    rows = numbered_rows(recommendation)
     return environment.get_template("report.html").render(
         recommendation=recommendation,
         rows=rows,
@@ -111,11 +42,9 @@ def render_html(recommendation: Recommendation) -> str:
         budget_lines=_budget_lines(recommendation),
         asked=explain.asked(recommendation),
         charts=_charts(recommendation, rows),
-        memory_ledgers=_memory_ledgers(rows, recommendation),
-        flop_ledgers=_flop_ledgers(rows, recommendation),
-        trained_ledger=_by_type(
-            "Trained parameters, by layer type", rows, lambda cost, kind: _trained(cost, kind), view.count_unit
-        ),
+        memory_ledgers=ledger.memory_ledgers(rows, allowed_memory(recommendation.budget)),
+        flop_ledgers=ledger.flop_ledgers(rows, recommendation.budget.flops),
+        trained_ledger=ledger.trained_ledger(rows),
         full=view.reference_full(recommendation),
         census=_census(recommendation),
         sources=explain.sources(recommendation),
@@ -124,6 +53,7 @@ def render_html(recommendation: Recommendation) -> str:
         uncounted=view.uncounted(recommendation.evaluations),
         multiply_adds=_multiply_adds(recommendation),
         share_of=view.share_of,
+        setting_text=view.setting_text,
     )
 
 
@@ -138,57 +68,48 @@ def _finalize(value: object) -> object:
     return value
 
 
-def _rows(recommendation: Recommendation) -> list[Row]:
-    evaluations = view.ordered(recommendation)
-    names, choice = view.short_names(evaluations), view.chosen(recommendation)
-    rows = []
-    for number, evaluation in enumerate(evaluations, 1):
-        identity = evaluation.candidate.id
-        kind: Kind = "fits" if evaluation.fits else "rejected"
-        if identity == recommendation.recommended:
-            kind = "chosen"
-        rows.append(
-            Row(
-                number=number,
-                name=names[identity],
-                evaluation=evaluation,
-                kind=kind,
-                comparison=view.against_choice(evaluation, choice) if evaluation.fits else "",
-                reasons=tuple(view.reason(violation) for violation in evaluation.violations),
-                on_front=identity in recommendation.front,
-            )
-        )
-    return rows
-
-
 def _budget_lines(recommendation: Recommendation) -> list[view.BudgetLine]:
     lines = view.budget_lines(recommendation)
     chosen = view.chosen(recommendation)
     run = chosen.measured if chosen else None
     if run is None:
         return lines
+    allowed = allowed_memory(recommendation.budget)
+    allocator = view.BudgetLine(
+        "allocator's peak, when run",
+        run.peak_memory_bytes,
+        allowed,
+        format_bytes(run.peak_memory_bytes),
+        "no limit" if allowed is None else format_bytes(allowed),
+        remark="workspace inside operators included",
+    )
+    # The cap limits private writable memory, which is not what a resident set counts: no share.
+    runtime = f"the runtime itself takes {format_bytes(run.runtime_bytes)} of it"
+    cap = "" if run.cap_bytes is None else f"; hard cap on the run: {format_bytes(run.cap_bytes)}"
     resident = view.BudgetLine(
         "whole process, when run",
         run.peak_resident_bytes,
-        run.cap_bytes,
+        None,
         format_bytes(run.peak_resident_bytes),
-        "no cap" if run.cap_bytes is None else f"{format_bytes(run.cap_bytes)} (hard cap)",
-        remark=f"of it the runtime itself: {format_bytes(run.runtime_bytes)}",
+        "no limit",
+        remark=runtime + cap,
     )
-    seconds = "unknown" if run.update_seconds is None else format_seconds(run.update_seconds)
-    timed = f"median of {run.updates}" if run.updates else ""
-    time = view.BudgetLine("time per update", run.update_seconds, None, seconds, "no limit", remark=timed)
-    return [*lines, resident, time]
+    seconds = format_seconds(run.update_seconds)
+    timed = f"median of {run.updates}"
+    time = view.BudgetLine(
+        "time per update", run.update_seconds, None, seconds, "no limit", remark=timed
+    )
+    return [lines[0], allocator, *lines[1:], resident, time]
 
 
 def _charts(recommendation: Recommendation, rows: Sequence[Row]) -> list[tuple[str, Markup]]:
-    """(heading, SVG): accuracy against memory and FLOPs, or memory against FLOPs without accuracy."""
+    """(heading, SVG): accuracy against memory and FLOPs; the two costs where it is unknown."""
     if not rows:
         return []
     budget = recommendation.budget
     ram = allowed_memory(budget)
     memory_unit = view.byte_unit(row.evaluation.cost.peak_memory_bytes for row in rows)
-    flops_unit = _coarse(view.flop_unit(row.evaluation.cost.flops.total for row in rows))
+    flops_unit = view.flop_unit((row.evaluation.cost.flops.total for row in rows), least=1)
     memory = Axis(
         f"peak memory of one update, {memory_unit.name}",
         memory_unit.scale,
@@ -202,19 +123,33 @@ def _charts(recommendation: Recommendation, rows: Sequence[Row]) -> list[tuple[s
         f"limit {format_flops(budget.flops)}" if budget.flops else "",
     )
     if not any(row.evaluation.accuracy for row in rows):
-        points = [_point(row, _memory_of(row), float(row.evaluation.cost.flops.total)) for row in rows]
+        points = [
+            _point(row, _memory_of(row), float(row.evaluation.cost.flops.total)) for row in rows
+        ]
+        heading = "FLOPs against memory"
         text = "Each candidate's peak memory and FLOPs per update; lower left is cheaper."
-        return [("FLOPs against memory", scatter(points, memory, flops, "FLOPs against memory", text))]
+        return [(heading, scatter(points, memory, flops, title=heading, description=text))]
     accuracy = _accuracy_axis(recommendation)
     base = recommendation.data.base_accuracy if recommendation.data else None
     low, high = accuracy.bounds or (0.0, 1.0)
-    reference = (base.mean, f"as it is {view.percent(base.mean)}") if base and low < base.mean < high else None
+    reference = (
+        (base.mean, f"as it is {view.percent(base.mean)}")
+        if base and low < base.mean < high
+        else None
+    )
     charts = []
     for name, axis, value in (("memory", memory, _memory_of), ("FLOPs", flops, _flops_of)):
         points = [_point(row, value(row), None) for row in rows]
         heading = f"Accuracy against {name}"
         text = f"{heading} of each candidate, with 95 % intervals; upper left is better."
-        charts.append((heading, scatter(points, axis, accuracy, heading, text, reference)))
+        charts.append(
+            (
+                heading,
+                scatter(
+                    points, axis, accuracy, title=heading, description=text, reference=reference
+                ),
+            )
+        )
     return charts
 
 
@@ -226,18 +161,11 @@ def _flops_of(row: Row) -> float:
     return row.evaluation.cost.flops.total
 
 
-def _coarse(unit: view.Unit) -> view.Unit:
-    """The next larger unit, for an axis: `10 GFLOP` rather than `10,000 MFLOP`."""
-    names = ("FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP")
-    larger = min(names.index(unit.name) + (unit.scale > 1 or unit.digits == 0), len(names) - 1)
-    return view.Unit(names[larger], 1000.0**larger, 1) if unit.name != "FLOP" else unit
-
-
 def _accuracy_axis(recommendation: Recommendation) -> Axis:
     found = [item.accuracy for item in recommendation.evaluations if item.accuracy]
     low, high = min(item.low for item in found), max(item.high for item in found)
     least = recommendation.budget.min_accuracy
-    reach = max(high - low, 0.02)
+    reach = max(0.5 * (high - low), 0.02)
     others = [least] if least is not None else []
     if recommendation.data and recommendation.data.base_accuracy:
         others.append(recommendation.data.base_accuracy.mean)
@@ -260,8 +188,10 @@ def _point(row: Row, x: float, y: float | None) -> Point:
     evaluation = row.evaluation
     accuracy = evaluation.accuracy if y is None else None
     text = (
-        f"{view.full_name(evaluation.candidate)}: accuracy {view.accuracy_text(evaluation.accuracy)}, "
-        f"{format_bytes(evaluation.cost.peak_memory_bytes)}, {format_flops(evaluation.cost.flops.total)}"
+        f"{view.full_name(evaluation.candidate)}: "
+        f"accuracy {view.accuracy_text(evaluation.accuracy)}, "
+        f"{format_bytes(evaluation.cost.peak_memory_bytes)}, "
+        f"{format_flops(evaluation.cost.flops.total)}"
     )
     return Point(
         x=x,
@@ -276,90 +206,17 @@ def _point(row: Row, x: float, y: float | None) -> Point:
     )
 
 
-def _memory_ledgers(rows: Sequence[Row], recommendation: Recommendation) -> list[Ledger]:
-    by_purpose = _ledger(
-        "Bytes held at the moment of the peak, by what they are for",
-        rows,
-        [Column(part.replace("_", " "), _MEMORY_COLOURS[part]) for part in view.MEMORY_PARTS],
-        lambda cost: tuple(getattr(cost.memory, part) for part in view.MEMORY_PARTS),
-        view.byte_unit,
-        allowed_memory(recommendation.budget),
-    )
-    by_type = _by_type(
-        "Activations and temporaries at the peak, by the layer type that made them",
-        rows,
-        lambda cost, kind: cost.by_layer_type[kind].activation_bytes if kind in cost.by_layer_type else 0,
-        view.byte_unit,
-    )
-    return [by_purpose, by_type]
-
-
-def _flop_ledgers(rows: Sequence[Row], recommendation: Recommendation) -> list[Ledger]:
-    limit = recommendation.budget.flops
-    by_phase = _ledger(
-        "FLOPs of one update, by phase",
-        rows,
-        [Column(phase.replace("_", " "), _PHASE_COLOURS[phase]) for phase in view.FLOP_PHASES],
-        lambda cost: tuple(getattr(cost.flops, phase) for phase in view.FLOP_PHASES),
-        view.flop_unit,
-        limit,
-    )
-    by_type = _by_type(
-        "FLOPs of one update, by layer type",
-        rows,
-        lambda cost, kind: cost.by_layer_type[kind].flops.total if kind in cost.by_layer_type else 0,
-        view.flop_unit,
-        limit,
-        lambda cost: cost.flops.total,
-    )
-    return [by_phase, by_type]
-
-
-def _by_type(
-    caption: str,
-    rows: Sequence[Row],
-    part: Callable[[Cost, str], int],
-    unit: Callable[[Iterable[float]], view.Unit],
-    limit: int | None = None,
-    total: Callable[[Cost], int] | None = None,
-) -> Ledger:
-    """A column for each layer type, and one for what `total` has that no layer type does."""
-    kinds = view.layer_types_of(kind for row in rows for kind in row.evaluation.cost.by_layer_type)
-    kinds = [kind for kind in kinds if any(part(row.evaluation.cost, kind) for row in rows)]
-    columns = [Column(kind, _TYPE_COLOURS.get(kind, "k6")) for kind in kinds]
-
-    def parts(cost: Cost) -> tuple[int, ...]:
-        known = tuple(part(cost, kind) for kind in kinds)
-        return (*known, total(cost) - sum(known)) if total else known
-
-    if total:
-        columns.append(Column("no layer", "k7"))
-        if not any(parts(row.evaluation.cost)[-1] for row in rows):
-            return _by_type(caption, rows, part, unit, limit)
-    return _ledger(caption, rows, columns, parts, unit, limit)
-
-
-def _ledger(
-    caption: str,
-    rows: Sequence[Row],
-    columns: Sequence[Column],
-    parts: Callable[[Cost], tuple[int, ...]],
-    unit: Callable[[Iterable[float]], view.Unit],
-    limit: int | None = None,
-) -> Ledger:
-    filled = tuple(LedgerRow(row, parts(row.evaluation.cost)) for row in rows)
-    return Ledger(caption, unit(row.total for row in filled), tuple(columns), filled, limit)
-
-
-def _trained(cost: Cost, kind: str) -> int:
-    return cost.by_layer_type[kind].trainable_parameters if kind in cost.by_layer_type else 0
-
-
 def _census(recommendation: Recommendation) -> list[tuple[str, str, int, int, int]]:
     """(layer type, colour, layers, parameters, forward FLOPs), and what belongs to no layer."""
     model = recommendation.model
     lines = [
-        (kind, _TYPE_COLOURS.get(kind, "k6"), summary.count, summary.parameters, summary.forward_flops)
+        (
+            kind,
+            ledger.type_colour(kind),
+            summary.count,
+            summary.parameters,
+            summary.forward_flops,
+        )
         for kind in view.layer_types_of(model.layer_types)
         for summary in [model.layer_types[kind]]
     ]

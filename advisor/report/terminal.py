@@ -20,7 +20,7 @@ from advisor.report import view
 from advisor.units import format_bytes, format_count, format_flops
 
 UNITS_LINE = "1 multiply-add = 2 FLOPs; MB = 10^6 bytes."
-WIDE = 110  # columns from which the candidate table has room for reasons
+WIDE = 110  # columns from which the tables have room for reasons and remarks
 NAME_WIDTH = 26
 NOTES_SHOWN = 3
 GAP = 2  # columns between two cells: rich's padding and divider
@@ -52,34 +52,46 @@ def print_profile(recommendation: Recommendation, console: Console | None = None
     console = console or Console(highlight=False)
     _print_subject(recommendation, console)
     _print_layer_types(recommendation, console)
-    evaluations = recommendation.evaluations
+    _print_costs(recommendation, console)
+    _print_flops(recommendation, console)
+    _print_footnotes(recommendation, console)
+
+
+def _print_costs(recommendation: Recommendation, console: Console) -> None:
     full = view.reference_full(recommendation)
     _heading("Cost of one update", console)
-    headers = ("candidate", "peak\nmemory", "% of\nfull", "FLOPs per\nupdate", "% of\nfull", "trained", "to\nship")
+    headers = (
+        *("candidate", "peak\nmemory", "% of\nfull", "FLOPs per\nupdate", "% of\nfull"),
+        *("trained", "to\nship"),
+    )
     rows: list[Row] = []
-    for item in evaluations:
+    for item in recommendation.evaluations:
         memory, flops = item.cost.peak_memory_bytes, item.cost.flops.total
-        rows.append(
-            (
-                "",
-                (
-                    view.full_name(item.candidate),
-                    format_bytes(memory),
-                    _of_full(memory, full.cost.peak_memory_bytes if full else None),
-                    format_flops(flops),
-                    _of_full(flops, full.cost.flops.total if full else None),
-                    format_count(item.cost.trainable_parameters),
-                    format_bytes(item.cost.delta_bytes),
-                ),
-            )
+        cells = (
+            view.full_name(item.candidate),
+            format_bytes(memory),
+            _of_full(memory, full.cost.peak_memory_bytes if full else None),
+            format_flops(flops),
+            _of_full(flops, full.cost.flops.total if full else None),
+            format_count(item.cost.trainable_parameters),
+            format_bytes(item.cost.delta_bytes),
         )
+        rows.append(("", cells))
     _print_table(headers, rows, console)
-    _print_full_line(recommendation, console)
+    flops_per_sample = full and view.multiply_add_flops_per_sample(full, recommendation.batch_size)
+    if flops_per_sample:
+        line = (
+            f"full: {flops_per_sample / 1e6:,.0f} MFLOP per sample in convolution and linear layers"
+        )
+        console.print(_text(f"{line}, both passes."))
 
+
+def _print_flops(recommendation: Recommendation, console: Console) -> None:
+    evaluations = recommendation.evaluations
     unit = view.flop_unit(item.cost.flops.total for item in evaluations)
     _heading(f"FLOPs of one update, by phase, in {unit.name}", console)
     headers = ("candidate", "forward", "input\ngradient", "weight\ngradient", "optimizer", "total")
-    rows = []
+    rows: list[Row] = []
     for item in evaluations:
         flops = item.cost.flops
         cells = [unit.show(getattr(flops, phase)) for phase in (*view.FLOP_PHASES, "total")]
@@ -94,21 +106,20 @@ def print_profile(recommendation: Recommendation, console: Console | None = None
         cells = [unit.show(costs[kind].flops.total if kind in costs else 0) for kind in kinds]
         rows.append(("", (view.full_name(item.candidate), *cells)))
     _print_table(("candidate", *kinds), rows, console)
-    _print_footnotes(recommendation, console)
 
 
 def _print_subject(recommendation: Recommendation, console: Console) -> None:
     model, data = recommendation.model, recommendation.data
     size = "x".join(map(str, recommendation.input_size))
-    lines = [
-        f"Model: {model.name} ({model.source}), {format_count(model.parameters)} parameters, "
-        f"{format_bytes(model.parameter_bytes)}; batch {recommendation.batch_size} of {size}"
-    ]
+    weights = f"{format_count(model.parameters)} parameters, {format_bytes(model.parameter_bytes)}"
+    batch = f"batch {recommendation.batch_size} of {size}"
+    lines = [f"Model: {model.name} ({model.source}), {weights}; {batch}"]
     if data:
         new = f", {data.new_classes} of them new" if data.new_classes else ""
         lines.append(
-            f"Data: {data.source}, {data.classes} classes{new}; {data.train_samples:,} samples to train, "
-            f"{data.validation_samples:,} held out; probes took {data.probe_seconds:.0f} s"
+            f"Data: {data.source}, {data.classes} classes{new}; "
+            f"{data.train_samples:,} samples to train, {data.validation_samples:,} held out; "
+            f"probes took {data.probe_seconds:.0f} s"
         )
         if data.base_accuracy:
             lines.append(f"Accuracy as it is: {view.accuracy_text(data.base_accuracy)}")
@@ -121,11 +132,16 @@ def _print_budgets(recommendation: Recommendation, console: Console) -> None:
     lines = view.budget_lines(recommendation)
     if not lines:
         return
-    title = f"Budgets, used by {view.full_name(chosen.candidate)}" if chosen else "Budgets, least reached"
+    title = (
+        f"Budgets, used by {view.full_name(chosen.candidate)}"
+        if chosen
+        else "Budgets, least reached"
+    )
     _heading(title, console)
     grid = Table.grid(padding=(0, 2))
-    for justify, may_wrap in zip(("left", "right", "left", "right", "left"), (0, 0, 0, 0, 1), strict=True):
-        grid.add_column(justify=justify, no_wrap=not may_wrap)  # type: ignore[arg-type]
+    wide = console.width >= WIDE
+    for justify in ("left", "right", "left", "right", "left"):
+        grid.add_column(justify=justify)
     for line in lines:
         # A floor of 100 % and more is met, a ceiling is not: only ceilings read well as a share.
         share = "" if line.at_least else view.percent(line.share)
@@ -133,9 +149,12 @@ def _print_budgets(recommendation: Recommendation, console: Console) -> None:
             allowed, share = line.allowed_text, ""
         else:
             allowed = line.allowed_text if line.at_least else f"of {line.allowed_text}"
-        cells = (line.name, line.used_text, allowed, share, line.remark)
+        cells = (line.name, line.used_text, allowed, share, line.remark if wide else "")
         grid.add_row(*(_text(cell) for cell in cells))
     console.print(Padding(grid, (0, 0, 0, 2)))
+    for line in lines:
+        if line.remark and not wide:
+            _item(f"{line.name}: {line.remark}", console)
     if chosen and chosen.measured:
         _item(f"Run in a child process: {view.measured_text(chosen)}.", console)
 
@@ -200,15 +219,6 @@ def _print_layer_types(recommendation: Recommendation, console: Console) -> None
     )
 
 
-def _print_full_line(recommendation: Recommendation, console: Console) -> None:
-    full = view.reference_full(recommendation)
-    flops = full and view.multiply_add_flops_per_sample(full, recommendation.batch_size)
-    if flops:
-        console.print(
-            _text(f"full: {flops / 1e6:,.0f} MFLOP per sample in convolution and linear layers, both passes.")
-        )
-
-
 def _print_footnotes(recommendation: Recommendation, console: Console) -> None:
     evaluations = recommendation.evaluations
     _heading("Notes", console)
@@ -223,13 +233,19 @@ def _print_footnotes(recommendation: Recommendation, console: Console) -> None:
     for note, holders in list(notes.items())[:NOTES_SHOWN]:
         _item(f"{', '.join(holders)}: {note}", console)
     if len(notes) > NOTES_SHOWN:
-        _item(f"{len(notes) - NOTES_SHOWN} more notes of this kind are in the report and the JSON.", console)
+        _item(
+            f"{len(notes) - NOTES_SHOWN} more notes of this kind are in the report and the JSON.",
+            console,
+        )
     missing = view.uncounted(evaluations)
     if missing:
         _item(f"Operators without a FLOP rule, not counted: {', '.join(missing)}.", console)
     fidelities = sorted({item.cost.fidelity for item in evaluations})
     if fidelities:
-        _item(f"Memory and FLOPs are {' or '.join(fidelities)} for one update of the whole batch.", console)
+        _item(
+            f"Memory and FLOPs are {' or '.join(fidelities)} for one update of the whole batch.",
+            console,
+        )
     _item(UNITS_LINE, console)
 
 
@@ -241,7 +257,11 @@ def _print_table(
     `last_is_text`: the last column is left-justified and may wrap into what room is left.
     """
     widths = [
-        max(len(line) for text in (header, *(cells[n] for _, cells in rows)) for line in text.split("\n"))
+        max(
+            len(line)
+            for text in (header, *(cells[n] for _, cells in rows))
+            for line in text.split("\n")
+        )
         for n, header in enumerate(headers)
     ]
     if last_is_text:

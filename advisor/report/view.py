@@ -111,9 +111,9 @@ def byte_unit(values: Iterable[float]) -> Unit:
     return _unit(values, ("B", "kB", "MB", "GB", "TB"), 10)
 
 
-def flop_unit(values: Iterable[float]) -> Unit:
+def flop_unit(values: Iterable[float], least: float = 1000) -> Unit:
     """The unit for a table of FLOP counts; finer, for optimizers are small beside convolutions."""
-    return _unit(values, ("FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP"), 1000)
+    return _unit(values, ("FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP"), least)
 
 
 def count_unit(values: Iterable[float]) -> Unit:
@@ -131,7 +131,9 @@ def short_names(evaluations: Iterable[Evaluation]) -> dict[str, str]:
     candidates = [evaluation.candidate for evaluation in evaluations]
     siblings = Counter(candidate.method for candidate in candidates)
     pairs = {candidate.id: _pairs(candidate) for candidate in candidates}
-    common = Counter((candidate.method, pair) for candidate in candidates for pair in pairs[candidate.id])
+    common = Counter(
+        (candidate.method, pair) for candidate in candidates for pair in pairs[candidate.id]
+    )
     return {
         candidate.id: " ".join(
             [candidate.method]
@@ -157,6 +159,12 @@ def percent(share: float | None, digits: int = 1) -> str:
     return "-" if share is None else f"{share * 100:.{digits}f} %"
 
 
+def points_text(share: float) -> str:
+    """0.01 -> `1 point`; 0.025 -> `2.5 points`."""
+    points = round(share * 100, 6)
+    return f"{points:g} point{'s' * (points != 1)}"
+
+
 def share_of(part: float, whole: float | None) -> float | None:
     """part / whole; None where there is no whole."""
     return part / whole if whole else None
@@ -166,9 +174,15 @@ def reason(violation: Violation) -> str:
     """The reason in words, with the numbers."""
     if violation.reason:
         return violation.reason
-    formats = {"ram": format_bytes, "flops": format_flops, "storage": format_bytes, "min_accuracy": percent}
-    show = formats.get(violation.limit, str)
-    return f"{BROKEN_LIMIT[violation.limit]}: {show(violation.value)}, allowed {show(violation.allowed)}"
+    formats: dict[str, Callable[[float], str]] = {
+        "ram": format_bytes,
+        "flops": format_flops,
+        "storage": format_bytes,
+        "min_accuracy": percent,
+    }
+    show = formats.get(violation.limit, "{:g}".format)
+    value, allowed = show(violation.value), show(violation.allowed)
+    return f"{BROKEN_LIMIT[violation.limit]}: {value}, allowed {allowed}"
 
 
 def against_choice(evaluation: Evaluation, choice: Evaluation | None) -> str:
@@ -184,7 +198,7 @@ def against_choice(evaluation: Evaluation, choice: Evaluation | None) -> str:
     ratio = share_of(evaluation.cost.flops.total, choice.cost.flops.total)
     if ratio is not None:
         parts.append(f"{ratio:.2f} x the FLOPs")
-    return ", ".join(parts)
+    return ", ".join(parts).replace("-", "\N{MINUS SIGN}")
 
 
 def budget_lines(recommendation: Recommendation) -> list[BudgetLine]:
@@ -215,8 +229,7 @@ def budget_lines(recommendation: Recommendation) -> list[BudgetLine]:
         memory_remark = f"{memory_remark}; {taken}".removeprefix("; ")
     flops_remark = by(least_flops)
     if budget.fewest_flops and choice and choice.accuracy:
-        points = round(budget.tolerance * 100, 6)
-        flops_remark = f"fewest within {points:g} point{'s' * (points != 1)} of the best"
+        flops_remark = f"fewest within {points_text(budget.tolerance)} of the best"
     elif budget.fewest_flops and choice:
         flops_remark = "fewest wanted"
     accuracy = best.accuracy if best else None
@@ -228,16 +241,28 @@ def budget_lines(recommendation: Recommendation) -> list[BudgetLine]:
             format_bytes,
             memory_remark,
         ),
-        _line("FLOPs per update", least_flops.cost.flops.total, budget.flops, format_flops, flops_remark),
         _line(
-            "to ship", least_delta.cost.delta_bytes, budget.storage_bytes, format_bytes, by(least_delta)
+            "FLOPs per update",
+            least_flops.cost.flops.total,
+            budget.flops,
+            format_flops,
+            flops_remark,
+        ),
+        _line(
+            "to ship",
+            least_delta.cost.delta_bytes,
+            budget.storage_bytes,
+            format_bytes,
+            by(least_delta),
         ),
         BudgetLine(
             "accuracy",
             accuracy.mean if accuracy else None,
             budget.min_accuracy,
             accuracy_text(accuracy) if accuracy else "unknown",
-            "no limit" if budget.min_accuracy is None else f"at least {percent(budget.min_accuracy)}",
+            "no limit"
+            if budget.min_accuracy is None
+            else f"at least {percent(budget.min_accuracy)}",
             at_least=True,
             remark=by(best),
         ),
@@ -261,9 +286,14 @@ def multiply_add_flops_per_sample(evaluation: Evaluation, batch_size: int) -> fl
     if batch_size < 1:
         return None
     flops = [
-        cost.flops for kind, cost in evaluation.cost.by_layer_type.items() if kind in MULTIPLY_ADD_TYPES
+        cost.flops
+        for kind, cost in evaluation.cost.by_layer_type.items()
+        if kind in MULTIPLY_ADD_TYPES
     ]
-    return sum(item.forward + item.input_gradient + item.weight_gradient for item in flops) / batch_size
+    return (
+        sum(item.forward + item.input_gradient + item.weight_gradient for item in flops)
+        / batch_size
+    )
 
 
 def grouped_notes(evaluations: Sequence[Evaluation]) -> dict[str, list[str]]:
@@ -277,7 +307,9 @@ def grouped_notes(evaluations: Sequence[Evaluation]) -> dict[str, list[str]]:
 
 def uncounted(evaluations: Iterable[Evaluation]) -> list[str]:
     """Operators that ran with no FLOP rule, in any candidate."""
-    return sorted({name for evaluation in evaluations for name in evaluation.cost.uncounted_operators})
+    return sorted(
+        {name for evaluation in evaluations for name in evaluation.cost.uncounted_operators}
+    )
 
 
 def measured_text(evaluation: Evaluation) -> str:
@@ -285,14 +317,19 @@ def measured_text(evaluation: Evaluation) -> str:
     run = evaluation.measured
     if run is None:
         return ""
-    seconds = "" if run.update_seconds is None else f", {format_seconds(run.update_seconds)} per update"
-    cap = "no memory cap" if run.cap_bytes is None else f"a cap of {format_bytes(run.cap_bytes)}"
+    if run.cap_bytes is None:
+        outcome = "ran without a memory cap"
+    elif run.survived:
+        outcome = f"survived a cap of {format_bytes(run.cap_bytes)}"
+    else:
+        outcome = f"did not survive a cap of {format_bytes(run.cap_bytes)}"
     if not run.survived:
-        return f"did not survive {cap}: {run.failure or 'the process ended'}"
+        return f"{outcome}: {run.failure or 'the process ended'}"
     return (
-        f"survived {run.updates} update{'s' * (run.updates != 1)} under {cap}; allocator peak {format_bytes(run.peak_memory_bytes)}, "
-        f"process peak {format_bytes(run.peak_resident_bytes)} (runtime {format_bytes(run.runtime_bytes)})"
-        f"{seconds}"
+        f"{outcome}; allocator peak {format_bytes(run.peak_memory_bytes)}, "
+        f"process peak {format_bytes(run.peak_resident_bytes)} "
+        f"(runtime {format_bytes(run.runtime_bytes)}), "
+        f"{format_seconds(run.update_seconds)} per update"
     )
 
 

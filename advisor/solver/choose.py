@@ -21,24 +21,29 @@ def rank(evaluations: Sequence[Evaluation], budget: Budget) -> list[Evaluation]:
     feasible = [evaluation for evaluation in evaluations if evaluation.fits]
     known = [evaluation for evaluation in feasible if evaluation.accuracy is not None]
     if not known:
-        return sorted(feasible, key=lambda evaluation: cost_key(evaluation, budget))
+        return cheapest_first(feasible, budget)
     ranked: list[Evaluation] = []
     for finalist in (True, False):
         group = [e for e in known if e.accuracy is not None and e.accuracy.finalist == finalist]
         if group:
             best = max(group, key=_mean)
             as_good = [e for e in group if is_as_good(e, best, budget.tolerance)]
-            ranked += sorted(as_good, key=lambda evaluation: cost_key(evaluation, budget))
+            ranked += cheapest_first(as_good, budget)
             ranked += sorted((e for e in group if e not in as_good), key=_mean, reverse=True)
     return ranked
 
 
-def cost_key(evaluation: Evaluation, budget: Budget) -> tuple[float, ...]:
-    """What cheap means: FLOPs first after a bare --flops-budget, else peak memory; then bytes to ship."""
-    cost = evaluation.cost
-    memory_first = (cost.peak_memory_bytes, cost.flops.total, cost.delta_bytes)
-    flops_first = (cost.flops.total, cost.peak_memory_bytes, cost.delta_bytes)
-    return flops_first if budget.fewest_flops else memory_first
+def cheapest_first(evaluations: Sequence[Evaluation], budget: Budget) -> list[Evaluation]:
+    """By FLOPs after a bare --flops-budget, else by peak memory; bytes to ship decide ties."""
+
+    def key(evaluation: Evaluation) -> tuple[int, ...]:
+        cost = evaluation.cost
+        first, second = cost.peak_memory_bytes, cost.flops.total
+        if budget.fewest_flops:
+            first, second = second, first
+        return first, second, cost.delta_bytes
+
+    return sorted(evaluations, key=key)
 
 
 def is_as_good(evaluation: Evaluation, best: Evaluation, tolerance: float) -> bool:

@@ -1,0 +1,755 @@
+import gzip
+import os
+import random
+import struct
+from collections import Counter
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from advisor.errors import DataError
+from advisor.probes.data import (
+    Dataset,
+    LabelledImages,
+    Normalisation,
+    _fit,
+    _interleaved,
+    _split,
+    default_normalisation,
+    load_data,
+)
+
+RGB = (3, 8, 8)
+GREY = (1, 8, 8)
+
+
+def noise(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def write_folder(root: Path, counts: dict[str, int], *, suffix: str = ".png", mode: str = "RGB"):
+    """Class folders of 8x8 images, each image of its own single colour."""
+    for place, (name, count) in enumerate(counts.items()):
+        (root / name).mkdir(parents=True)
+        for index in range(count):
+            colour = (place * 20 % 256, index % 256, index // 256)
+            image = Image.new("RGB", (8, 8), colour).convert(mode)
+            image.save(root / name / f"{index:04}{suffix}")
+    return root
+
+
+def write_npz(path: Path, **arrays) -> str:
+    np.savez(path, **arrays)
+    return str(path)
+
+
+def error_of(source, size=RGB, **options) -> str:
+    with pytest.raises(DataError) as caught:
+        load_data(str(source), size, **options)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def ids(images: LabelledImages) -> list[tuple[int, ...]]:
+    """Each image by its first pixel: `write_folder` gives each its own colour."""
+    return [tuple(pixel) for pixel in images.images[:, :, 0, 0].tolist()]
+
+
+# Records
+
+
+def test_batch_is_normalised_per_channel():
+    images = LabelledImages(torch.full((2, 3, 4, 4), 255, dtype=torch.uint8), torch.tensor([5, 7]))
+    values, labels = images.batch(
+        torch.tensor([1]), Normalisation((0.0, 0.5, 1.0), (1.0, 0.5, 0.1))
+    )
+    assert values.dtype == torch.float32
+    assert values.shape == (1, 3, 4, 4)
+    assert values[0, :, 0, 0].tolist() == [1.0, 1.0, 0.0]
+    assert labels.tolist() == [7]
+    assert images.images.max() == 255  # the stored bytes are untouched
+    assert len(images) == 2
+
+
+def test_one_value_serves_every_channel():
+    images = LabelledImages(torch.zeros(1, 3, 2, 2, dtype=torch.uint8), torch.tensor([0]))
+    values, _ = images.batch(torch.tensor([0]), Normalisation((0.5,), (0.5,)))
+    assert values.unique().tolist() == [-1.0]
+
+
+def test_default_normalisation():
+    assert default_normalisation(3).mean == (0.485, 0.456, 0.406)
+    assert default_normalisation(1) == Normalisation((0.5,), (0.5,))
+    assert len(default_normalisation(4).std) == 4
+    assert load_data("digits", RGB).normalisation == default_normalisation(3)
+
+
+@pytest.mark.parametrize(
+    ("normalisation", "said"),
+    [
+        (Normalisation((0.5, 0.5), (0.5, 0.5)), "mean has 2 values, the model takes 3"),
+        (Normalisation((0.5,), (0.5, 0.5)), "std has 2 values"),
+        (Normalisation((0.5,), (0.0,)), "greater than 0"),
+        (Normalisation((float("nan"),), (1.0,)), "finite"),
+    ],
+)
+def test_wrong_normalisation(normalisation, said):
+    assert said in error_of("digits", normalisation=normalisation)
+
+
+# Folders
+
+
+def test_image_folder(tmp_path):
+    write_folder(tmp_path, {"cat": 10, "ant": 20})
+    data = load_data(f"{tmp_path}/", RGB)
+    assert data.source == f"{tmp_path}/"
+    assert data.class_names == ("ant", "cat")
+    assert data.named
+    assert data.train.images.dtype == torch.uint8
+    assert data.train.images.shape == (21, 3, 8, 8)
+    assert Counter(data.validation.labels.tolist()) == {0: 6, 1: 3}
+    assert data.train.labels.dtype == torch.int64
+    # "ant" was written second: its red is 20.
+    assert {
+        red
+        for (red, _, _), label in zip(ids(data.train), data.train.labels, strict=True)
+        if label == 0
+    } == {20}
+
+
+def test_integer_folders_are_in_numeric_order(tmp_path):
+    write_folder(tmp_path, {str(number): 2 for number in (10, 9, 2)})
+    assert load_data(str(tmp_path), RGB).class_names == ("2", "9", "10")
+
+
+def test_one_name_makes_the_order_alphabetical(tmp_path):
+    write_folder(tmp_path, dict.fromkeys(("10", "9", "other"), 2))
+    assert load_data(str(tmp_path), RGB).class_names == ("10", "9", "other")
+
+
+@pytest.mark.parametrize(
+    "suffix", [".png", ".JPG", ".jpeg", ".bmp", ".webp", ".ppm", ".gif", ".tiff"]
+)
+def test_every_format(tmp_path, suffix):
+    write_folder(tmp_path, {"a": 2, "b": 2}, suffix=suffix)
+    assert len(load_data(str(tmp_path), RGB).train) == 2
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "P", "L", "LA", "1", "CMYK"])
+def test_every_mode_becomes_rgb_as_pil_does(tmp_path, mode):
+    suffix = ".tiff" if mode == "CMYK" else ".png"
+    write_folder(tmp_path, {"a": 4, "b": 4}, suffix=suffix, mode=mode)
+    data = load_data(str(tmp_path), RGB)
+    with Image.open(tmp_path / "b" / f"0001{suffix}") as image:
+        assert image.mode == mode
+        expected = image.convert("RGB").getpixel((0, 0))
+    assert expected in ids(data.train) + ids(data.validation)
+
+
+def test_transparent_palette_is_read_without_a_warning(tmp_path):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        for index in range(2):
+            image = Image.new("P", (8, 8), 1)
+            image.save(tmp_path / name / f"{index}.png", transparency=b"\x00\x80")
+    assert len(load_data(str(tmp_path), RGB).train) == 2
+
+
+def test_sixteen_bit_images_are_scaled_not_clipped(tmp_path):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        for index in range(2):
+            pixels = np.full((8, 8), 0x4000, dtype=np.uint16)
+            Image.fromarray(pixels).save(tmp_path / name / f"{index}.png")
+    assert load_data(str(tmp_path), GREY).train.images.unique().tolist() == [0x40]
+
+
+def test_hidden_and_foreign_files_are_ignored(tmp_path):
+    write_folder(tmp_path, {"a": 4, "b": 4, ".cache": 2})
+    (tmp_path / "a" / "._0001.png").write_bytes(b"not an image")
+    (tmp_path / "a" / "notes.txt").write_text("x")
+    (tmp_path / "labels.csv").write_text("x")
+    data = load_data(str(tmp_path), RGB)
+    assert data.class_names == ("a", "b")
+    assert len(data.train) + len(data.validation) == 8
+
+
+def test_nested_images_belong_to_the_outer_folder(tmp_path):
+    write_folder(tmp_path, {"a": 2, "b": 2})
+    write_folder(tmp_path / "a", {"more": 3})
+    data = load_data(str(tmp_path), RGB)
+    labels = torch.cat([data.train.labels, data.validation.labels])
+    assert Counter(labels.tolist()) == {0: 5, 1: 2}
+
+
+@pytest.mark.parametrize("held_out", ["test", "val", "valid", "validation", "Test"])
+def test_own_split_is_kept(tmp_path, held_out):
+    write_folder(tmp_path / "train", {"a": 6, "b": 6})
+    write_folder(tmp_path / held_out, {"a": 2, "b": 3})
+    data = load_data(str(tmp_path), RGB)
+    assert data.class_names == ("a", "b")
+    assert (len(data.train), len(data.validation)) == (12, 5)
+
+
+def test_validation_folder_before_test_folder(tmp_path):
+    for part, count in (("train", 6), ("test", 3), ("val", 2)):
+        write_folder(tmp_path / part, {"a": count, "b": count})
+    assert len(load_data(str(tmp_path), RGB).validation) == 4
+
+
+def test_own_split_respects_the_limits(tmp_path):
+    write_folder(tmp_path / "train", {"a": 20, "b": 10})
+    write_folder(tmp_path / "val", {"a": 20, "b": 10})
+    data = load_data(str(tmp_path), RGB, max_train=15, max_validation=6)
+    assert Counter(data.train.labels.tolist()) == {0: 10, 1: 5}
+    assert Counter(data.validation.labels.tolist()) == {0: 4, 1: 2}
+
+
+def test_classes_may_be_named_train_and_test(tmp_path):
+    write_folder(tmp_path, {"train": 4, "test": 4, "bus": 4})
+    assert load_data(str(tmp_path), RGB).class_names == ("bus", "test", "train")
+
+
+def test_symlinked_class_folders_are_followed(tmp_path):
+    write_folder(tmp_path / "all", {"a": 4, "b": 4, "c": 4})
+    (tmp_path / "some").mkdir()
+    for name in "ab":
+        (tmp_path / "some" / name).symlink_to(tmp_path / "all" / name)
+    assert load_data(str(tmp_path / "some"), RGB).class_names == ("a", "b")
+
+
+def test_only_the_sample_is_decoded(tmp_path):
+    write_folder(tmp_path, {"a": 30, "b": 30})
+    chosen = load_data(str(tmp_path), RGB, max_train=6, max_validation=4)
+    used = set(ids(chosen.train)) | set(ids(chosen.validation))
+    for place, name in enumerate("ab"):
+        for index in range(30):
+            if (place * 20, index, 0) not in used:
+                (tmp_path / name / f"{index:04}.png").write_bytes(b"broken")
+    again = load_data(str(tmp_path), RGB, max_train=6, max_validation=4)
+    assert torch.equal(again.train.images, chosen.train.images)
+
+
+def test_large_jpeg_is_decoded_well_enough(tmp_path):
+    gradient = np.linspace(0, 255, 640).astype(np.uint8)
+    pixels = np.broadcast_to(gradient[None, :, None], (640, 640, 3))
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        for index in range(2):
+            Image.fromarray(pixels.copy()).save(tmp_path / name / f"{index}.jpg", quality=95)
+    found = load_data(str(tmp_path), RGB).train.images[0, 0, 4].float()
+    expected = torch.from_numpy(gradient.copy()).float().reshape(8, 80).mean(1)
+    assert (found - expected).abs().max() < 4
+
+
+def test_missing_path(tmp_path):
+    assert "no such file or folder" in error_of(tmp_path / "nothing")
+    assert "no such file or folder" in error_of("")
+    assert "no such file or folder" in error_of("a\0b")
+    assert "no such file or folder" in error_of("x" * 5000)
+
+
+def test_file_of_another_kind(tmp_path):
+    path = tmp_path / "images.zip"
+    path.write_bytes(b"PK")
+    assert "neither a folder nor an .npz" in error_of(path)
+
+
+def test_empty_folder(tmp_path):
+    message = error_of(tmp_path)
+    assert "no class folders" in message
+    assert "one folder for each class" in message
+
+
+def test_images_without_class_folders(tmp_path):
+    write_folder(tmp_path, {"a": 3})
+    assert "holds 3 images but no class folders" in error_of(tmp_path / "a")
+
+
+def test_one_class(tmp_path):
+    write_folder(tmp_path, {"a": 3})
+    message = error_of(tmp_path)
+    assert "only one class, 'a'" in message
+    assert "two classes or more" in message
+
+
+def test_class_folder_without_images(tmp_path):
+    write_folder(tmp_path, {"a": 3, "b": 3, "c": 0})
+    message = error_of(tmp_path)
+    assert f"{tmp_path / 'c'} holds no images" in message
+    assert "or remove it" in message
+
+
+def test_class_with_a_single_image(tmp_path):
+    write_folder(tmp_path, {"a": 3, "b": 1})
+    assert "class 'b' has a single image" in error_of(tmp_path)
+
+
+def test_train_folder_alone(tmp_path):
+    write_folder(tmp_path / "train", {"a": 3, "b": 3})
+    message = error_of(tmp_path)
+    assert "no val/ or test/" in message
+    assert f"give {tmp_path / 'train'}" in message
+
+
+def test_split_folders_with_other_classes(tmp_path):
+    write_folder(tmp_path / "train", {"a": 3, "b": 3, "c": 3})
+    write_folder(tmp_path / "val", {"a": 3, "b": 3})
+    message = error_of(tmp_path)
+    assert f"'c' is in {tmp_path / 'train'} but not in {tmp_path / 'val'}" in message
+
+
+def test_flat_validation_folder(tmp_path):
+    write_folder(tmp_path / "train", {"a": 3, "b": 3})
+    write_folder(tmp_path, {"val": 3})
+    assert f"{tmp_path / 'val'} holds 3 images but no class folders" in error_of(tmp_path)
+
+
+def test_unreadable_images_are_counted_and_the_first_is_named(tmp_path):
+    write_folder(tmp_path, {"a": 5, "b": 5})
+    (tmp_path / "a" / "0003.png").write_bytes(b"")
+    (tmp_path / "b" / "0002.png").write_text("<html>404</html>")
+    message = error_of(tmp_path)
+    assert message.startswith(f"{Path('a', '0003.png')} can't be read: it is not an image")
+    assert "2 of " in message
+    assert "replace or remove" in message
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg"])
+def test_truncated_image(tmp_path, suffix):
+    write_folder(tmp_path, {"a": 1, "b": 2})
+    for index in range(2):
+        path = tmp_path / "a" / f"noise{index}{suffix}"
+        Image.fromarray(noise(64, 64, 3)).save(path)
+        path.write_bytes(path.read_bytes()[:1500])
+    assert "truncated" in error_of(tmp_path, max_train=8)
+
+
+def test_broken_link(tmp_path):
+    write_folder(tmp_path, {"a": 1, "b": 2})
+    (tmp_path / "a" / "1.png").symlink_to(tmp_path / "gone.png")
+    assert "1.png can't be read: No such file" in error_of(tmp_path)
+
+
+@pytest.mark.parametrize("side", [10_000, 20_000])  # PIL warns of the first and refuses the second
+def test_decompression_bomb(tmp_path, side):
+    write_folder(tmp_path, {"a": 1, "b": 2})
+    Image.new("1", (side, 10_000)).save(tmp_path / "a" / "bomb.png")
+    assert "bomb.png can't be read: it is larger than" in error_of(tmp_path)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root reads everything")
+def test_forbidden_folder(tmp_path):
+    write_folder(tmp_path, {"a": 2, "b": 2})
+    (tmp_path / "a").chmod(0)
+    try:
+        assert "check its permissions" in error_of(tmp_path)
+    finally:
+        (tmp_path / "a").chmod(0o755)
+
+
+def test_files_for_a_model_with_four_channels(tmp_path):
+    write_folder(tmp_path, {"a": 2, "b": 2})
+    assert "wrong channels" in error_of(tmp_path, (4, 8, 8))
+
+
+# Channels and sizes
+
+
+def test_luminance_of_arrays_and_files_is_pils(tmp_path):
+    pixels = noise(4, 8, 8, 3)
+    for index, image in enumerate(pixels):
+        folder = tmp_path / "files" / f"class{index // 2}"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(folder / f"{index}.png")
+    path = write_npz(tmp_path / "data.npz", images=pixels, labels=[0, 0, 1, 1])
+    from_files = load_data(str(tmp_path / "files"), GREY)
+    from_array = load_data(path, GREY)
+    assert torch.equal(from_files.train.images, from_array.train.images)
+    expected = {np.asarray(Image.fromarray(image).convert("L")).tobytes() for image in pixels}
+    assert {image.numpy().tobytes() for image in from_array.train.images} <= expected
+
+
+def test_grey_is_repeated_for_three_channels():
+    images = load_data("digits", RGB).train.images
+    assert images.shape[1:] == RGB
+    assert torch.equal(images[:, 0], images[:, 2])
+
+
+@pytest.mark.parametrize("shape", [(40, 60), (60, 40), (48, 48), (16, 30), (7, 9)])
+@pytest.mark.parametrize("side", [16, 32])
+def test_resizing_is_torchvisions_resize_and_centre_crop(shape, side):
+    from torchvision.transforms.v2 import functional as transforms
+
+    smooth = transforms.gaussian_blur(torch.from_numpy(noise(1, 3, *shape)), [5, 5])
+    expected = transforms.center_crop(transforms.resize(smooth, [side], antialias=True), [side])
+    found = _fit(smooth, (3, side, side))
+    assert found.shape == expected.shape
+    # A half pixel at most: the crop is rounded to the source's grid, not to the result's.
+    assert (found.float() - expected.float()).abs().mean() < 1.5
+
+
+def test_exact_size_is_not_resampled():
+    images = torch.from_numpy(noise(2, 3, 16, 16))
+    assert torch.equal(_fit(images, (3, 16, 16)), images)
+
+
+def test_longer_side_is_only_cropped():
+    images = torch.from_numpy(noise(2, 3, 16, 20))
+    assert torch.equal(_fit(images, (3, 16, 16)), images[..., 2:18])
+
+
+@given(
+    height=st.integers(1, 60),
+    width=st.integers(1, 60),
+    rows=st.integers(1, 40),
+    columns=st.integers(1, 40),
+)
+@settings(max_examples=60, deadline=None)
+def test_any_size_fits_and_a_flat_image_stays_flat(height, width, rows, columns):
+    found = _fit(torch.full((1, 1, height, width), 77, dtype=torch.uint8), (1, rows, columns))
+    assert found.shape == (1, 1, rows, columns)
+    assert found.unique().tolist() == [77]
+
+
+def test_long_thin_image_needs_little_memory():
+    found = _fit(torch.zeros(1, 3, 1, 200_000, dtype=torch.uint8), (3, 224, 224))
+    assert found.shape == (1, 3, 224, 224)
+
+
+# The split
+
+
+def test_split_is_independent_of_file_system_order(tmp_path, monkeypatch):
+    write_folder(tmp_path, {"a": 12, "b": 9, "c": 7})
+    first = load_data(str(tmp_path), RGB, seed=3)
+    walk, iterdir = os.walk, Path.iterdir
+
+    def shuffled_walk(*args, **options):
+        for parent, folders, files in walk(*args, **options):
+            random.Random(1).shuffle(files)
+            yield parent, folders, files
+
+    monkeypatch.setattr(os, "walk", shuffled_walk)
+    monkeypatch.setattr(Path, "iterdir", lambda self: reversed(list(iterdir(self))))
+    again = load_data(str(tmp_path), RGB, seed=3)
+    assert torch.equal(first.train.images, again.train.images)
+    assert torch.equal(first.validation.labels, again.validation.labels)
+
+
+def test_split_is_independent_of_the_folders_place(tmp_path):
+    for place in ("one", "two"):
+        write_folder(tmp_path / place, {"a": 12, "b": 9})
+    one, two = (load_data(str(tmp_path / place), RGB) for place in ("one", "two"))
+    assert torch.equal(one.validation.images, two.validation.images)
+
+
+def test_seed_changes_the_split():
+    one, two = (load_data("digits", GREY, seed=seed) for seed in (0, 1))
+    assert not torch.equal(one.validation.images, two.validation.images)
+
+
+def test_global_random_state_is_left_alone():
+    before = torch.random.get_rng_state(), np.random.get_state()[1].copy()
+    load_data("digits", GREY)
+    assert torch.equal(before[0], torch.random.get_rng_state())
+    assert np.array_equal(before[1], np.random.get_state()[1])
+
+
+def test_more_classes_than_the_limits_get_one_each(tmp_path):
+    path = write_npz(tmp_path / "many.npz", images=noise(60, 8, 8), labels=np.arange(60) % 20)
+    data = load_data(path, GREY, max_train=5, max_validation=5)
+    assert sorted(data.train.labels.tolist()) == list(range(20))
+    assert sorted(data.validation.labels.tolist()) == list(range(20))
+
+
+@given(
+    counts=st.lists(st.integers(2, 40), min_size=2, max_size=8),
+    most_train=st.integers(1, 150),
+    most_held_out=st.integers(1, 60),
+    seed=st.integers(0, 2**31),
+)
+@settings(max_examples=150, deadline=None)
+def test_split_is_disjoint_stratified_deterministic(counts, most_train, most_held_out, seed):
+    labels = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(counts)), counts))
+    train, held_out = _split(labels, most_train, most_held_out, seed)
+
+    assert len(set(train.tolist()) | set(held_out.tolist())) == len(train) + len(held_out)
+    for again, known in zip(
+        _split(labels, most_train, most_held_out, seed), (train, held_out), strict=True
+    ):
+        assert np.array_equal(again, known)
+    classes = len(counts)
+    wanted = min(most_held_out, int(0.3 * len(labels)))
+    assert len(held_out) == max(wanted, classes)
+    assert len(train) == max(min(most_train, len(labels) - len(held_out)), classes)
+    for chosen in (train, held_out):
+        found = np.bincount(labels[chosen], minlength=classes)
+        assert found.min() >= 1
+        # A larger class never gets less, but for the rounding.
+        order = np.argsort(counts, kind="stable")
+        assert all(found[a] <= found[b] + 1 for a, b in pairwise(order))
+
+
+@given(counts=st.lists(st.integers(1, 30), min_size=2, max_size=6), data=st.data())
+@settings(max_examples=80, deadline=None)
+def test_every_first_part_is_nearly_stratified(counts, data):
+    labels = np.repeat(np.arange(len(counts)), counts)
+    order = _interleaved([np.flatnonzero(labels == label) for label in range(len(counts))])
+    assert sorted(order.tolist()) == list(range(len(labels)))
+    length = data.draw(st.integers(1, len(labels)))
+    found = np.bincount(labels[order[:length]], minlength=len(counts))
+    assert np.abs(found - length * np.array(counts) / len(labels)).max() <= len(counts) / 2 + 1
+
+
+# Arrays
+
+
+@pytest.mark.parametrize(
+    "shape", [(20, 8, 8), (20, 8, 8, 1), (20, 1, 8, 8), (20, 8, 8, 3), (20, 3, 8, 8)]
+)
+@pytest.mark.parametrize("size", [RGB, GREY])
+def test_npz_layouts(tmp_path, shape, size):
+    images = noise(*shape)
+    path = write_npz(tmp_path / "data.npz", images=images, labels=np.arange(20) % 2)
+    data = load_data(path, size)
+    assert data.train.images.shape[1:] == size
+    assert data.class_names == ("0", "1")
+    assert not data.named
+    if len(shape) == 4 and size[0] == 3 == shape[3]:
+        rows = {image.transpose(2, 0, 1).tobytes() for image in images}
+        assert {image.numpy().tobytes() for image in data.train.images} <= rows
+
+
+@pytest.mark.parametrize("shape", [(20, 8, 8, 4), (20, 4, 8, 8), (20, 13, 8, 8), (20, 8, 8, 13)])
+def test_npz_with_as_many_channels_as_the_model(tmp_path, shape):
+    channels = 4 if 4 in shape else 13
+    path = write_npz(tmp_path / "data.npz", images=noise(*shape), labels=np.arange(20) % 2)
+    assert load_data(path, (channels, 8, 8)).train.images.shape[1:] == (channels, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("shape", "size"),
+    [((20, 8, 8, 4), RGB), ((20, 4, 8, 8), GREY), ((20, 8, 8, 2), RGB), ((20, 9, 8, 7), RGB)],
+)
+def test_wrong_channels(tmp_path, shape, size):
+    path = write_npz(tmp_path / "data.npz", images=noise(*shape), labels=np.arange(20) % 2)
+    message = error_of(path, size)
+    assert "wrong channels" in message
+    assert f"takes {size[0]}" in message
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_npz_floats_are_scaled(tmp_path, dtype):
+    images = (noise(20, 8, 8) / 255).astype(dtype)
+    path = write_npz(tmp_path / "data.npz", images=images, labels=np.arange(20) % 2)
+    found = load_data(path, GREY).train.images
+    expected = {
+        np.rint(image.astype(np.float32) * 255).astype(np.uint8).tobytes() for image in images
+    }
+    assert {image.numpy().tobytes() for image in found} <= expected
+
+
+def test_npz_class_names(tmp_path):
+    arrays = {"images": noise(20, 8, 8), "labels": np.arange(20) % 2 * 2}
+    path = write_npz(tmp_path / "data.npz", class_names=["ant", "bee", "cat"], **arrays)
+    data = load_data(path, GREY)
+    assert data.named
+    assert data.class_names == ("ant", "bee", "cat")  # there may be names without an image
+    assert set(data.train.labels.tolist()) == {0, 2}
+
+
+def test_npz_labels_with_gaps_keep_their_numbers_as_names(tmp_path):
+    path = write_npz(
+        tmp_path / "data.npz", images=noise(20, 8, 8), labels=np.arange(20) % 2 * 7 + 3
+    )
+    data = load_data(path, GREY)
+    assert data.class_names == ("3", "10")
+    assert set(data.train.labels.tolist()) == {0, 1}
+
+
+def good() -> dict[str, np.ndarray]:
+    return {"images": noise(20, 8, 8), "labels": np.arange(20) % 2}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"images": None}, "has no array 'images' (it holds labels)"),
+        ({"labels": None}, "has no array 'labels'"),
+        ({"labels": np.arange(19) % 2}, "20 images but 19 labels"),
+        ({"labels": np.eye(20, dtype=int)}, "labels has shape (20, 20)"),
+        ({"labels": np.arange(20) % 2 - 1}, "labels hold -1"),
+        ({"labels": np.arange(20) % 2 * 1.0}, "labels are float64"),
+        ({"labels": np.array(["a", "b"] * 10)}, "labels are <U1"),
+        ({"labels": np.zeros(20, int)}, "only one class, '0'"),
+        ({"labels": np.r_[np.zeros(19, int), 1]}, "class '1' has a single image"),
+        ({"images": noise(20, 64)}, "images has shape (20, 64)"),
+        ({"images": noise(0, 8, 8), "labels": np.zeros(0, int)}, "none of them 0"),
+        ({"images": noise(20, 8, 8).astype(int)}, "images are int64"),
+        ({"images": np.full((20, 8, 8), np.nan)}, "NaN"),
+        ({"images": np.full((20, 8, 8), np.inf)}, "infinite"),
+        ({"images": noise(20, 8, 8) * 1.0}, "divide them by 255"),
+        ({"images": np.linspace(-2, 2, 1280).reshape(20, 8, 8)}, "undo their normalisation"),
+        ({"images": np.array([None] * 20)}, "object arrays"),
+        ({"class_names": np.array(["only"])}, "1 class_names, but a label is 1"),
+        ({"class_names": np.array(["a", "a"])}, "'a' twice"),
+        ({"class_names": np.array([1, 2])}, "list of strings"),
+    ],
+)
+def test_wrong_npz(tmp_path, change, said):
+    arrays = {name: array for name, array in (good() | change).items() if array is not None}
+    message = error_of(write_npz(tmp_path / "data.npz", **arrays), GREY)
+    assert said in message
+    assert str(tmp_path / "data.npz") in message
+
+
+def test_pickle_in_an_npz_is_not_run(tmp_path):
+    class Bomb:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "ran",))
+
+    path = write_npz(tmp_path / "data.npz", images=noise(4, 8, 8), labels=np.array([Bomb()] * 4))
+    assert "object arrays" in error_of(path, GREY)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"not a zip", b"PK\x03\x04 truncated", None])
+def test_not_an_npz(tmp_path, content):
+    path = tmp_path / "data.npz"
+    if content is None:  # an .npy under another name
+        with path.open("wb") as file:
+            np.save(file, noise(4, 8, 8))
+    else:
+        path.write_bytes(content)
+    message = error_of(path, GREY)
+    assert "not a readable .npz file" in message
+    assert "numpy.savez" in message
+
+
+def test_truncated_npz(tmp_path):
+    path = Path(write_npz(tmp_path / "data.npz", **good()))
+    path.write_bytes(path.read_bytes()[:-200])
+    assert "not a readable .npz file" in error_of(path, GREY)
+
+
+# scikit-learn's and torchvision's
+
+
+def test_digits():
+    data = load_data("digits", GREY)
+    assert data.class_names == tuple("0123456789")
+    assert data.named
+    assert len(data.train) + len(data.validation) == 1797
+    assert len(data.validation) == 539
+    assert (int(data.train.images.min()), int(data.train.images.max())) == (0, 255)
+
+
+def write_mnist(root: Path) -> None:
+    """The four files of MNIST, in its own format, with 40 and 20 images."""
+    raw = root / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for part, count in (("train", 40), ("t10k", 20)):
+        header = struct.pack(">IIII", 2051, count, 28, 28)
+        (raw / f"{part}-images-idx3-ubyte").write_bytes(header + noise(count, 28, 28).tobytes())
+        labels = (np.arange(count) % 10).astype(np.uint8)
+        (raw / f"{part}-labels-idx1-ubyte").write_bytes(
+            struct.pack(">II", 2049, count) + labels.tobytes()
+        )
+
+
+def test_torchvision_with_train_and_test(tmp_path):
+    write_mnist(tmp_path)
+    data = load_data(f"torchvision:MNIST:{tmp_path}", (1, 28, 28))
+    assert (len(data.train), len(data.validation)) == (40, 20)
+    assert data.class_names[7] == "7 - seven"
+    assert data.named
+    assert {image.numpy().tobytes() for image in data.train.images} == {
+        image.tobytes() for image in noise(40, 28, 28)
+    }
+
+
+def test_torchvision_with_splits_and_synonyms(tmp_path):
+    from torchvision.datasets import Imagenette
+
+    for part, count in (("train", 6), ("val", 3)):
+        counts = dict.fromkeys(Imagenette._WNID_TO_CLASS, count)
+        write_folder(tmp_path / "imagenette2" / part, counts, suffix=".jpeg")
+    data = load_data(f"torchvision:Imagenette:{tmp_path}", RGB)
+    assert (len(data.train), len(data.validation)) == (60, 30)
+    assert data.class_names[0] == "tench"
+
+
+def test_torchvision_without_splits_is_split(tmp_path):
+    write_folder(tmp_path / "eurosat" / "2750", {"River": 10, "Forest": 10})
+    data = load_data(f"torchvision:EuroSAT:{tmp_path}", RGB)
+    assert (len(data.train), len(data.validation)) == (14, 6)
+    assert data.class_names == ("Forest", "River")
+
+
+def test_torchvision_labels_without_a_list_of_them(tmp_path):
+    for part, count in (("train", 5), ("test", 3)):
+        write_folder(tmp_path / "rendered-sst2" / part, {"negative": count, "positive": count + 1})
+    data = load_data(f"torchvision:RenderedSST2:{tmp_path}", RGB)
+    assert Counter(data.train.labels.tolist()) == {0: 5, 1: 6}
+    assert Counter(data.validation.labels.tolist()) == {0: 3, 1: 4}
+
+
+def test_torchvision_unknown_name(tmp_path):
+    assert "did you mean CIFAR10?" in error_of(f"torchvision:Cifar10:{tmp_path}")
+    assert "no dataset 'os'" in error_of(f"torchvision:os:{tmp_path}")
+
+
+def test_torchvision_without_a_path():
+    assert "torchvision:CIFAR10:/path" in error_of("torchvision:CIFAR10")
+
+
+def test_torchvision_path_missing(tmp_path):
+    assert "no such file or folder" in error_of(f"torchvision:CIFAR10:{tmp_path}/gone")
+
+
+@pytest.mark.parametrize(
+    "name", ["CIFAR10", "MNIST", "SVHN", "STL10", "SEMEION", "ImageNet", "Food101"]
+)
+def test_torchvision_never_downloads(tmp_path, name):
+    message = error_of(f"torchvision:{name}:{tmp_path}")
+    assert "was not found" in message or "needs a package" in message
+    assert "download=True" not in message
+    assert not list(tmp_path.rglob("*.*"))
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("EMNIST", "needs split"), ("FakeData", "not read from a folder")]
+)
+def test_torchvision_that_a_path_does_not_describe(tmp_path, name, said):
+    assert said in error_of(f"torchvision:{name}:{tmp_path}")
+
+
+def test_torchvision_with_a_broken_image(tmp_path):
+    write_folder(tmp_path / "eurosat" / "2750", {"River": 4, "Forest": 4})
+    (tmp_path / "eurosat" / "2750" / "River" / "0002.png").write_bytes(b"broken")
+    assert "1 of" in error_of(f"torchvision:EuroSAT:{tmp_path}")
+    (tmp_path / "eurosat" / "2750" / "Forest" / "0000.png").write_bytes(
+        b"broken"
+    )  # the first of all
+    assert "EuroSAT can't be read" in error_of(f"torchvision:EuroSAT:{tmp_path}")
+
+
+def test_gzip_under_an_image_name(tmp_path):
+    write_folder(tmp_path, {"a": 2, "b": 2})
+    (tmp_path / "a" / "0000.png").write_bytes(gzip.compress(b"x"))
+    assert "not an image" in error_of(tmp_path)
+
+
+def test_datasets_can_be_compared_by_identity():
+    data = load_data("digits", GREY)
+    assert isinstance(data, Dataset)
+    assert data == data  # noqa: PLR0124 - tensors have no truth value: == must not look into them

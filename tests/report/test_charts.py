@@ -1,0 +1,113 @@
+"""Geometry of the scatter charts, read back from the SVG."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from advisor.report import charts
+from advisor.report.charts import Axis, Point, scatter
+
+MEMORY = Axis("memory, MB", 1e6)
+ACCURACY = Axis("accuracy, %", 0.01, bounds=(0.4, 0.9))
+
+
+def point(number: int, x: float, y: float | None, **more: object) -> Point:
+    return Point(x=x, y=y, label=f"name {number}", number=number, text="", kind="fits", **more)  # type: ignore[arg-type]
+
+
+def draw(points: list[Point], x: Axis = MEMORY, y: Axis = ACCURACY) -> str:
+    return str(scatter(points, x, y, title="title", description="description"))
+
+
+def circles(svg: str) -> list[tuple[float, float]]:
+    found = re.findall(r'<circle cx="([\d.-]+)" cy="([\d.-]+)"', svg)
+    return [(float(x), float(y)) for x, y in found]
+
+
+def test_places_are_to_scale() -> None:
+    svg = draw([point(1, 0, 0.4), point(2, 50e6, 0.65), point(3, 100e6, 0.9)])
+    left, middle, right = circles(svg)
+    assert left == (charts.LEFT, charts.HEIGHT - charts.BOTTOM)
+    assert right[1] == charts.TOP
+    assert middle[0] - left[0] == pytest.approx(right[0] - middle[0], abs=0.11)
+    assert middle[1] == pytest.approx((left[1] + right[1]) / 2, abs=0.11)
+
+
+def test_limit_line_stands_at_its_value() -> None:
+    axis = Axis("memory, MB", 1e6, limit=50e6, limit_text="limit 50 MB")
+    svg = draw([point(1, 50e6, 0.5), point(2, 100e6, 0.6)], x=axis)
+    line = re.search(r'<line class="limit" x1="([\d.]+)"', svg)
+    assert line
+    assert float(line[1]) == pytest.approx(circles(svg)[0][0], abs=0.11)
+    assert "limit 50 MB" in svg
+
+
+def test_limit_far_out_is_said_but_not_drawn() -> None:
+    axis = Axis("memory, MB", 1e6, limit=512e6, limit_text="limit 512 MB")
+    svg = draw([point(1, 50e6, 0.5)], x=axis)
+    assert "limit 512 MB \u2192" in svg
+    assert 'line class="limit"' not in svg
+
+
+def test_wide_ranges_get_a_logarithmic_axis() -> None:
+    svg = draw([point(1, 1e6, 0.5), point(2, 10e6, 0.6), point(3, 100e6, 0.7)])
+    xs = [x for x, _ in circles(svg)]
+    assert xs[1] - xs[0] == pytest.approx(xs[2] - xs[1], abs=0.11)
+
+
+def test_front_joins_only_the_best_of_this_chart() -> None:
+    points = [
+        point(1, 10e6, 0.5, front=True),
+        point(2, 20e6, 0.45, front=True),  # on the front for its FLOPs; beaten here
+        point(3, 30e6, 0.7, front=True),
+        point(4, 5e6, 0.6),
+    ]
+    svg = draw(points)
+    path = re.search(r'<path class="front" d="([^"]+)"', svg)
+    assert path
+    (x1, y1), _, (x3, y3), _ = circles(svg)
+    assert path[1] == f"M{x1:.1f} {y1:.1f}H{x3:.1f}V{y3:.1f}"
+
+
+def test_unknown_accuracy_stands_below_the_plot() -> None:
+    svg = draw([point(1, 10e6, 0.5), point(2, 20e6, None)])
+    assert len(circles(svg)) == 1
+    assert "probed" in svg
+    assert f'viewBox="0 0 460 {charts.HEIGHT + charts.RUG}"' in svg
+    assert 'href="#c2"' in svg
+
+
+places = st.tuples(st.floats(0, 1e12), st.floats(0.4, 0.9))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(places, min_size=1, max_size=40))
+def test_labels_never_overlap(given_places: list[tuple[float, float]]) -> None:
+    points = [point(n, x, y, front=n % 3 == 0) for n, (x, y) in enumerate(given_places, 1)]
+    svg = draw(points)
+    boxes = []
+    for x, y, text in re.findall(
+        r'<text class="label" x="([\d.-]+)" y="([\d.-]+)">([^<]+)</text>', svg
+    ):
+        left, bottom = float(x), float(y) + 3
+        width = len(text) * charts.CHARACTER
+        boxes.append((left, bottom - charts.LINE, left + width, bottom))
+    for n, a in enumerate(boxes):
+        assert a[0] >= charts.LEFT - 0.1
+        assert a[2] <= charts.WIDTH
+        for b in boxes[:n]:
+            # Positions are written to a tenth of a unit.
+            assert (
+                a[0] >= b[2] - 0.2 or b[0] >= a[2] - 0.2 or a[1] >= b[3] - 0.2 or b[1] >= a[3] - 0.2
+            )
+
+
+@pytest.mark.parametrize("x", [0.0, 1.0, 1e-9, 1e18])
+def test_any_single_value_is_drawn_inside(x: float) -> None:
+    ((at_x, at_y),) = circles(draw([point(1, x, 0.5)], x=Axis("x")))
+    assert charts.LEFT <= at_x <= charts.WIDTH - charts.RIGHT
+    assert charts.TOP <= at_y <= charts.HEIGHT - charts.BOTTOM

@@ -1,0 +1,219 @@
+"""The page's structure: self-contained, escaped, complete, and adding up."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from advisor.records import Recommendation
+from advisor.report import dumps, loads, render_html, write_html
+from advisor.report.view import percent, printable
+
+VOID = {"meta", "br", "line", "circle", "path", "rect", "link", "img", "input", "hr"}
+
+
+class Page(HTMLParser):
+    """Tags in order, visible text, and the figures of each table's rows."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str]]] = []
+        self.open: list[str] = []
+        self.text = ""
+        self.tables: list[list[list[tuple[str, int]]]] = []  # table -> row -> (cell's class, value)
+        self._cell = ""
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = {name: value or "" for name, value in attrs}
+        self.tags.append((tag, given))
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("td", "th"):
+            self._cell = given.get("class", "")
+        elif tag == "data":
+            self.tables[-1][-1].append((self._cell, int(given["value"])))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, {name: value or "" for name, value in attrs}))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open, f"</{tag}> closes nothing"
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] != "style":
+            self.text += data
+
+
+def test_nothing_comes_from_outside(sample: Recommendation) -> None:
+    text = render_html(sample)
+    page = Page(text)
+    for tag, attributes in page.tags:
+        assert tag not in ("script", "img", "iframe", "object", "embed", "link", "base", "form")
+        assert not [name for name in attributes if name.startswith("on")]
+        assert not {"src", "srcset", "action", "xlink:href"} & set(attributes)
+        assert attributes.get("href", "#").startswith("#")
+    style = re.findall(r"<style>(.*?)</style>", text, flags=re.S)
+    assert len(style) == 1
+    assert not re.search(r"url\(|@import|https?:", style[0])
+    policies = [
+        attributes["content"]
+        for tag, attributes in page.tags
+        if tag == "meta" and attributes.get("http-equiv") == "Content-Security-Policy"
+    ]
+    assert len(policies) == 1
+    assert policies[0].startswith("default-src 'none'; style-src 'unsafe-inline'")
+
+
+def test_tags_are_balanced(sample: Recommendation) -> None:
+    page = Page(render_html(sample))
+    assert page.open == []
+    identities = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(set(identities)) == len(identities)
+    links = {attributes["href"][1:] for _, attributes in page.tags if "href" in attributes}
+    assert links <= set(identities)
+
+
+def test_outside_text_is_escaped(samples: dict[str, Recommendation]) -> None:
+    given = samples["hostile"]
+    text = render_html(given)
+    page = Page(text)
+    assert "<script" not in text
+    assert "\x1b" not in text
+    assert "\u202e" not in text
+    for told in (
+        given.model.source,
+        given.answer,
+        given.warnings[0],
+        given.relaxations[0].sentence,
+    ):
+        assert printable(told) in page.text
+    assert given.evaluations[1].violations[0].reason.replace("\x1b", "\ufffd") in page.text
+
+
+def test_every_candidate_with_its_reason(sample: Recommendation) -> None:
+    page = Page(render_html(sample))
+    rows = [
+        attributes["data-candidate"]
+        for _, attributes in page.tags
+        if "data-candidate" in attributes
+    ]
+    assert sorted(rows) == sorted(printable(item.candidate.id) for item in sample.evaluations)
+    if sample.recommended:
+        assert rows[0] == printable(sample.recommended)
+    for item in sample.evaluations:
+        for violation in item.violations:
+            assert printable(violation.reason) in page.text
+        if item.accuracy:
+            assert percent(item.accuracy.mean) in page.text
+
+
+def test_parts_add_up_to_totals(sample: Recommendation) -> None:
+    page = Page(render_html(sample))
+    ledgers = [
+        [row for row in table if any(kind == "total" for kind, _ in row)] for table in page.tables
+    ]
+    ledgers = [table for table in ledgers if table]
+    assert len(ledgers) == (5 if sample.evaluations else 0)
+    for table in ledgers:
+        assert len(table) == len(sample.evaluations)
+        for row in table:
+            total = sum(value for kind, value in row if kind == "total")
+            assert total == sum(value for kind, value in row if kind == "part")
+    if ledgers:
+        totals = [
+            sorted(value for row in table for kind, value in row if kind == "total")
+            for table in ledgers
+        ]
+        memory = sorted(item.cost.peak_memory_bytes for item in sample.evaluations)
+        flops = sorted(item.cost.flops.total for item in sample.evaluations)
+        trained = sorted(item.cost.trainable_parameters for item in sample.evaluations)
+        held = sorted(
+            item.cost.memory.activations + item.cost.memory.temporaries
+            for item in sample.evaluations
+        )
+        assert totals == [memory, held, flops, flops, trained]
+
+
+def test_what_no_layer_type_has_is_shown(samples: dict[str, Recommendation]) -> None:
+    from dataclasses import replace
+
+    base = samples["without_data"]
+    first = base.evaluations[0]
+    fewer = {kind: cost for kind, cost in first.cost.by_layer_type.items() if kind != "depthwise"}
+    changed = replace(first, cost=replace(first.cost, by_layer_type=fewer))
+    text = render_html(replace(base, evaluations=(changed, *base.evaluations[1:])))
+    assert "no layer" in text
+    assert f'value="{first.cost.by_layer_type["depthwise"].flops.total}"' in text
+    assert "no layer" not in render_html(base)
+
+
+def test_charts_have_words_and_links(samples: dict[str, Recommendation]) -> None:
+    text = render_html(samples["with_data"])
+    assert text.count('<svg class="chart" viewBox="0 0 460') == 2
+    assert text.count("<desc>") == 2
+    assert "limit 640 MB" in text
+    assert "at least 50.0 %" in text
+    # Every candidate is in both charts, with its figures to hover over.
+    for item in samples["with_data"].evaluations:
+        assert text.count(f"<title>{item.candidate.method}") >= 2
+    assert render_html(samples["without_data"]).count("<desc>") == 1
+    assert "<desc>" not in render_html(samples["empty"])
+
+
+def test_saved_json_renders_the_same_page(sample: Recommendation) -> None:
+    assert render_html(loads(dumps(sample))) == render_html(sample)
+
+
+@pytest.mark.parametrize(
+    ("name", "phrases"),
+    [
+        (
+            "with_data",
+            [
+                "Budgets against use",
+                "allocator's",
+                "survived",
+                "With 17 MB more memory",
+                "--ram 640MB",
+            ],
+        ),
+        ("without_data", ["No candidate was probed", "accuracy is unknown", "No data was given"]),
+        (
+            "nothing_fits",
+            ["nothing fits", "164 MB less 100 MB for the runtime", "27 MB over the 64 MB"],
+        ),
+        (
+            "next_chosen",
+            ["did not survive", "norm was first choice", "the allocator asked for 12 MB more"],
+        ),
+        ("many", ["Every candidate, and why it lost", "over the 512 MB allowed"]),
+        ("profile", ["What each way of fine-tuning this model costs", "1,670"]),
+    ],
+)
+def test_content(samples: dict[str, Recommendation], name: str, phrases: list[str]) -> None:
+    page = Page(render_html(samples[name]))
+    text = re.sub(r"\s+", " ", page.text)
+    for phrase in (*phrases, "1 multiply-add = 2 FLOPs", "10^6 bytes"):
+        assert phrase in text
+
+
+def test_written_file_is_the_page(samples: dict[str, Recommendation], tmp_path: Path) -> None:
+    write_html(samples["hostile"], tmp_path / "report.html")
+    assert (tmp_path / "report.html").read_text(encoding="utf-8") == render_html(samples["hostile"])
+
+
+def test_needs_no_torch() -> None:
+    code = "import sys, advisor.report; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
