@@ -15,7 +15,7 @@ from torch import nn
 from advisor.errors import ModelError
 from advisor.methods import get_method
 from advisor.methods.base import Trainable
-from advisor.models.layers import take_census
+from advisor.models.layers import resize_outputs, take_census
 from advisor.records import Candidate, Census, Levers
 
 _FORMAT = "peft-advisor adapter 1"
@@ -76,7 +76,4 @@ def _resize_head(model: nn.Module, census: Census, tensors: Mapping[str, torch.T
     saved = tensors.get(f"{census.head}.weight")
     if saved is None or saved.shape == head.weight.shape or saved.shape[1:] != head.weight.shape[1:]:
         return
-    head.weight = nn.Parameter(head.weight.new_empty(saved.shape))
-    if head.bias is not None:
-        head.bias = nn.Parameter(head.bias.new_empty(saved.shape[0]))
-    setattr(head, "out_features" if isinstance(head, nn.Linear) else "out_channels", saved.shape[0])
+    resize_outputs(head, saved.shape[0])

@@ -176,3 +176,11 @@ def _describe(name: str, module: nn.Module, calls: int, seen: set[int]) -> Layer
         has_affine=kind == "norm" and isinstance(weight, nn.Parameter),
         tracks_statistics=kind == "norm" and getattr(module, "running_mean", None) is not None,
     )
+
+
+def resize_outputs(layer: nn.Module, outputs: int) -> None:
+    """Give a Linear or convolution layer `outputs` outputs, in place; its weights become undefined."""
+    layer.weight = nn.Parameter(layer.weight.new_empty(outputs, *layer.weight.shape[1:]))
+    if layer.bias is not None:
+        layer.bias = nn.Parameter(layer.bias.new_empty(outputs))
+    setattr(layer, "out_features" if isinstance(layer, nn.Linear) else "out_channels", outputs)

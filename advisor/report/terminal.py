@@ -224,9 +224,12 @@ def _print_footnotes(recommendation: Recommendation, console: Console) -> None:
     _heading("Notes", console)
     for warning in recommendation.warnings:
         _item(f"Warning: {warning}", console)
+    failures: dict[str, list[str]] = {}
     for item in evaluations:
         if item.probe_failure:
-            _item(f"{view.full_name(item.candidate)}: no accuracy: {item.probe_failure}", console)
+            failures.setdefault(item.probe_failure, []).append(view.full_name(item.candidate))
+    for failure, names in failures.items():
+        _item(f"no accuracy: {', '.join(names)}: {failure}", console)
     for method, why in recommendation.not_applicable.items():
         _item(f"{method}: not applicable: {why}", console)
     notes = view.grouped_notes(evaluations)
