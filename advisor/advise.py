@@ -6,17 +6,27 @@ import os
 import platform
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
 from torch import nn
 
-from advisor.costs import forward_flops, fvcore_forward_flops, measure, simulate
+from advisor.costs import WaitingChild, forward_flops, fvcore_forward_flops, measure, simulate
 from advisor.errors import InputError, ModelError
 from advisor.methods import get_method, methods
 from advisor.models import LoadedModel, load_model, take_census
-from advisor.probes import Dataset, Normalisation, Situation, adapt_head, load_data, race, relabel, situate
+from advisor.probes import (
+    Dataset,
+    Normalisation,
+    Situation,
+    adapt_head,
+    load_data,
+    race,
+    relabel,
+    situate,
+)
 from advisor.records import (
     LAYER_TYPES,
     Accuracy,
@@ -31,7 +41,15 @@ from advisor.records import (
     Recommendation,
     Violation,
 )
-from advisor.solver import allowed_memory, answer, cheapest_first, pareto_front, rank, relaxations, violations
+from advisor.solver import (
+    allowed_memory,
+    answer,
+    cheapest_first,
+    pareto_front,
+    rank,
+    relaxations,
+    violations,
+)
 from advisor.units import format_bytes
 
 Progress = Callable[[str, float, str], None]  # stage, fraction of it done, what is running
@@ -80,6 +98,22 @@ def recommend(
         InputError: the model, the data or the request can't be used.
     """
     budget, request = budget or Budget(), request or Request()
+    with ExitStack() as cleanup:
+        waiting = None
+        if request.verify and (request.probe_seconds is None or request.data is None):
+            # Nothing else takes long: start the process that will run the choice now.
+            waiting = WaitingChild()
+            cleanup.callback(waiting.stop)
+        return _recommend(model, budget, request, progress, waiting)
+
+
+def _recommend(
+    model: str | nn.Module,
+    budget: Budget,
+    request: Request,
+    progress: Progress,
+    waiting: WaitingChild | None,
+) -> Recommendation:
     story = _prepare(model, request, progress)
     evaluations = [
         replace(evaluation, violations=violations(budget, evaluation.cost))
@@ -88,7 +122,7 @@ def recommend(
     data_summary = None
     if story.dataset is not None and story.situation is not None:
         evaluations, data_summary = _probe_all(story, evaluations, budget, request, progress)
-    chosen, evaluations = _verify(story, evaluations, budget, request, progress)
+    chosen, evaluations = _verify(story, evaluations, budget, request, progress, waiting)
     return replace(
         _summary(story, evaluations, request),
         budget=budget,
@@ -115,7 +149,9 @@ def profile(
     story = _prepare(model, request, progress)
     evaluations = _cost_all(story, request, progress)
     front = tuple(evaluation.candidate.id for evaluation in pareto_front(evaluations))
-    return replace(_summary(story, evaluations, request), front=front, warnings=tuple(story.warnings))
+    return replace(
+        _summary(story, evaluations, request), front=front, warnings=tuple(story.warnings)
+    )
 
 
 @dataclass(slots=True)
@@ -141,7 +177,9 @@ def _prepare(model: str | nn.Module, request: Request, progress: Progress) -> _S
     loaded = _load(model, request)
     input_size = request.input_size or loaded.input_size
     if input_size is None:
-        raise ModelError(f"{loaded.name}: the input size can't be told from it; give --input-size CxHxW")
+        raise ModelError(
+            f"{loaded.name}: the input size can't be told from it; give --input-size CxHxW"
+        )
     warnings = []
     if not loaded.has_trained_weights:
         warnings.append(
@@ -151,17 +189,25 @@ def _prepare(model: str | nn.Module, request: Request, progress: Progress) -> _S
     dataset = situation = None
     if request.data is not None:
         progress("load", 0.5, "data")
-        dataset = load_data(request.data, input_size, normalisation=request.normalisation, seed=request.seed)
+        dataset = load_data(
+            request.data, input_size, normalisation=request.normalisation, seed=request.seed
+        )
         names = request.class_names or loaded.class_names
         if names is not None and len(names) != census.classes:
-            raise InputError(f"{len(names)} class names were given, the model has {census.classes} outputs")
+            raise InputError(
+                f"{len(names)} class names were given, the model has {census.classes} outputs"
+            )
         assert census.classes is not None  # noqa: S101 - take_census refuses what is not a classifier
-        situation = situate(dataset, census.classes, scenario=request.scenario, model_class_names=names)
+        situation = situate(
+            dataset, census.classes, scenario=request.scenario, model_class_names=names
+        )
         warnings += situation.warnings
         dataset = relabel(dataset, situation)
         if situation.classes != census.classes or situation.head_replaced:
             if census.head is None:
-                raise ModelError("the model has no classifier layer that could learn the new classes")
+                raise ModelError(
+                    "the model has no classifier layer that could learn the new classes"
+                )
             adapt_head(loaded.module, census.head, situation, seed=request.seed)
             census = take_census(loaded.module, input_size)
     progress("load", 1.0, "")
@@ -173,7 +219,12 @@ def _load(model: str | nn.Module, request: Request) -> LoadedModel:
         return load_model(model, arch=request.arch, trust=request.trust)
     name = type(model).__name__
     return LoadedModel(
-        module=model, name=name, source=name, input_size=None, class_names=None, has_trained_weights=True
+        module=model,
+        name=name,
+        source=name,
+        input_size=None,
+        class_names=None,
+        has_trained_weights=True,
     )
 
 
@@ -203,7 +254,9 @@ def _cost_all(story: _Story, request: Request, progress: Progress) -> list[Evalu
             cost = simulate(story.loaded.module, story.census, candidate, request.batch_size)
         except Exception as error:  # noqa: BLE001 - one method that a model breaks must not end the others
             first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-            story.not_applicable[candidate.id] = f"an update of it fails on this model: {first_line}"
+            story.not_applicable[candidate.id] = (
+                f"an update of it fails on this model: {first_line}"
+            )
             continue
         evaluations.append(Evaluation(candidate, cost))
     progress("cost", 1.0, "")
@@ -231,7 +284,11 @@ def _probe_all(
         result = race(
             story.loaded.module,
             story.census,
-            [evaluation.candidate for evaluation in cheapest_first(evaluations, budget) if evaluation.fits],
+            [
+                evaluation.candidate
+                for evaluation in cheapest_first(evaluations, budget)
+                if evaluation.fits
+            ],
             dataset,
             batch_size=request.batch_size,
             seconds=request.probe_seconds,
@@ -272,6 +329,7 @@ def _verify(
     budget: Budget,
     request: Request,
     progress: Progress,
+    waiting: WaitingChild | None,
 ) -> tuple[Evaluation | None, list[Evaluation]]:
     """Run the choice in a child process under the memory limit; if it doesn't survive, the next one."""
     ranked = rank(evaluations, budget)
@@ -284,7 +342,12 @@ def _verify(
         candidate = evaluation.candidate
         progress("verify", tried / len(ranked), candidate.id)
         measured = measure(
-            story.loaded.module, story.census, candidate, request.batch_size, allowed_bytes=allowed
+            story.loaded.module,
+            story.census,
+            candidate,
+            request.batch_size,
+            allowed_bytes=allowed,
+            waiting=waiting if tried == 0 else None,
         )
         tested[candidate] = replace(evaluation, measured=measured)
         if measured.survived:

@@ -77,7 +77,9 @@ def study(models: tuple[str, ...]) -> list[dict[str, Any]]:
     for name in models:
         _, forward = count(name, None)
         full_counted, full = count(name, Candidate("full"))
-        lora_counted, lora_true = count(name, lora if name != "resnet18" else Candidate.of("lora", {"rank": 4}, Levers()))
+        lora_counted, lora_true = count(
+            name, lora if name != "resnet18" else Candidate.of("lora", {"rank": 4}, Levers())
+        )
         rows.append(
             {
                 "model": name,
@@ -116,7 +118,12 @@ def main() -> None:
     rows = study(MODELS[1:2] if quick else MODELS)
     print(table(rows))
     if not quick:
-        content = {"input_size": SIZE, "batch_size": BATCH, "torch": torch.__version__.split("+")[0], "rows": rows}
+        content = {
+            "input_size": SIZE,
+            "batch_size": BATCH,
+            "torch": torch.__version__.split("+")[0],
+            "rows": rows,
+        }
         RESULTS.write_text(json.dumps(content, indent=2) + "\n")
         before, start, rest = README.read_text().partition("<!-- flops_counting -->\n")
         _, end, after = rest.partition("<!-- /flops_counting -->")

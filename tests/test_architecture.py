@@ -11,7 +11,20 @@ import advisor
 
 ROOT = Path(advisor.__file__).parent
 # Each may import those before it.
-ORDER = ["errors", "units", "records", "models", "methods", "costs", "probes", "solver", "advise", "report", "demo", "cli"]
+ORDER = [
+    "errors",
+    "units",
+    "records",
+    "models",
+    "methods",
+    "costs",
+    "probes",
+    "solver",
+    "advise",
+    "report",
+    "demo",
+    "cli",
+]
 RENDERERS = ["solver", "report"]  # pure functions of records
 
 

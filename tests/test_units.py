@@ -20,7 +20,13 @@ from advisor.units import (
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("512MB", 512_000_000), ("512 MiB", 512 * 2**20), ("1.5gb", 1_500_000_000), ("1e3B", 1000), ("64kb", 64_000)],
+    [
+        ("512MB", 512_000_000),
+        ("512 MiB", 512 * 2**20),
+        ("1.5gb", 1_500_000_000),
+        ("1e3B", 1000),
+        ("64kb", 64_000),
+    ],
 )
 def test_bytes(text, expected):
     assert parse_bytes(text) == expected
@@ -38,7 +44,9 @@ def test_bytes(text, expected):
     ],
 )
 def test_bad_bytes(text, hint):
-    with pytest.raises(UnitError, match=hint.replace("(", r"\(").replace(")", r"\)").replace("^", r"\^")):
+    with pytest.raises(
+        UnitError, match=hint.replace("(", r"\(").replace(")", r"\)").replace("^", r"\^")
+    ):
         parse_bytes(text)
 
 
@@ -61,7 +69,9 @@ def test_bad_flops(text):
         parse_flops(text)
 
 
-@pytest.mark.parametrize(("text", "expected"), [("90s", 90), ("5m", 300), ("200ms", 0.2), ("1h", 3600), ("2min", 120)])
+@pytest.mark.parametrize(
+    ("text", "expected"), [("90s", 90), ("5m", 300), ("200ms", 0.2), ("1h", 3600), ("2min", 120)]
+)
 def test_seconds(text, expected):
     assert parse_seconds(text) == expected
 

@@ -44,8 +44,11 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except MemoryError:
-        _fail("this machine ran out of memory; use a smaller --batch-size or --input-size", EXIT_WRONG_INPUT)
-    except Exception as error:  # noqa: BLE001 - a traceback shown to a user is a bug
+        _fail(
+            "this machine ran out of memory; use a smaller --batch-size or --input-size",
+            EXIT_WRONG_INPUT,
+        )
+    except Exception as error:
         if os.environ.get("PEFT_ADVISOR_DEBUG"):
             raise
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -13,7 +13,10 @@ from advisor.errors import InputError
 
 def command(
     scenario: Annotated[
-        str, typer.Option(metavar="shift|new-classes", help="Corrupted digits, or digits never seen before.")
+        str,
+        typer.Option(
+            metavar="shift|new-classes", help="Corrupted digits, or digits never seen before."
+        ),
     ] = "shift",
     folder: Annotated[Path, typer.Option(help="Where the files go.")] = Path("demo"),
     probe_time: Annotated[str, typer.Option(help="Wall clock for the probes.")] = "60s",
@@ -39,7 +42,15 @@ def command(
     typer.echo(f"{made.model}: {made.before:.1%} right on digits as it knows them", err=True)
     typer.echo(f"{made.data}: the new situation, {made.change}", err=True)
     arguments = ["recommend", str(made.model), "--data", str(made.data), "--input-size", "1x8x8"]
-    arguments += ["--ram", "3MB", "--flops-budget", "--batch-size", "16", "--probe-time", probe_time]
+    arguments += [
+        "--ram",
+        "3MB",
+        "--flops-budget",
+        "--batch-size",
+        "16",
+        "--probe-time",
+        probe_time,
+    ]
     arguments += ["--report", str(folder / "report.html"), "--json", str(folder / "advice.json")]
     typer.echo(f"\n$ {shlex.join(['peft-advisor', *arguments])}\n", err=True)
 
@@ -47,4 +58,6 @@ def command(
     import sys
 
     # Exactly as a user would: another process, the same command line.
-    raise typer.Exit(subprocess.run([sys.executable, "-m", "advisor", *arguments], check=False).returncode)  # noqa: S603
+    raise typer.Exit(
+        subprocess.run([sys.executable, "-m", "advisor", *arguments], check=False).returncode
+    )

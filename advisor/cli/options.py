@@ -28,16 +28,26 @@ Arch = Annotated[
 ]
 Trust = Annotated[
     bool,
-    typer.Option("--trust", help="Allow the model file to run its own code; only for files you made yourself."),
+    typer.Option(
+        "--trust",
+        help="Allow the model file to run its own code; only for files you made yourself.",
+    ),
 ]
 InputSize = Annotated[
-    str | None, typer.Option(metavar="CxHxW", help="Such as 3x224x224; default: the architecture's.")
+    str | None,
+    typer.Option(metavar="CxHxW", help="Such as 3x224x224; default: the architecture's."),
 ]
 BatchSize = Annotated[int, typer.Option(help="Images in one update.")]
-Methods = Annotated[str | None, typer.Option(metavar="A,B,...", help="Only these methods; default: all.")]
+Methods = Annotated[
+    str | None, typer.Option(metavar="A,B,...", help="Only these methods; default: all.")
+]
 Ranks = Annotated[str, typer.Option(metavar="R,R,...", help="Ranks of the low-rank methods.")]
-Optimizer = Annotated[str, typer.Option(metavar="adam|sgd", help="The optimizer of every candidate.")]
-JsonPath = Annotated[str | None, typer.Option("--json", metavar="FILE", help="Write JSON; - prints it alone.")]
+Optimizer = Annotated[
+    str, typer.Option(metavar="adam|sgd", help="The optimizer of every candidate.")
+]
+JsonPath = Annotated[
+    str | None, typer.Option("--json", metavar="FILE", help="Write JSON; - prints it alone.")
+]
 Seed = Annotated[int, typer.Option(help="Of the data split, the batches and every initialisation.")]
 
 
@@ -47,7 +57,9 @@ def parse_input_size(text: str | None) -> tuple[int, int, int] | None:
         return None
     match = re.fullmatch(r"([1-9]\d*)[x×,]([1-9]\d*)[x×,]([1-9]\d*)", text.strip().lower())
     if not match:
-        raise InputError(f"--input-size {text!r} is not a size; write channels x height x width, such as 3x224x224")
+        raise InputError(
+            f"--input-size {text!r} is not a size; write channels x height x width, such as 3x224x224"
+        )
     return int(match[1]), int(match[2]), int(match[3])
 
 
@@ -95,13 +107,17 @@ def parse_normalisation(mean: str | None, std: str | None) -> Normalisation | No
     if mean is None and std is None:
         return None
     if mean is None or std is None:
-        raise InputError("--mean and --std go together, such as --mean 0.5,0.5,0.5 --std 0.5,0.5,0.5")
+        raise InputError(
+            "--mean and --std go together, such as --mean 0.5,0.5,0.5 --std 0.5,0.5,0.5"
+        )
     from advisor.probes import Normalisation
 
     try:
         means, stds = (tuple(float(part) for part in text.split(",")) for text in (mean, std))
     except ValueError as error:
-        raise InputError(f"--mean {mean} --std {std}: not lists of numbers, such as 0.485,0.456,0.406") from error
+        raise InputError(
+            f"--mean {mean} --std {std}: not lists of numbers, such as 0.485,0.456,0.406"
+        ) from error
     if len(means) != len(stds) or min(stds) <= 0:
         raise InputError("--mean and --std need one value for each channel, and every std above 0")
     return Normalisation(means, stds)

@@ -10,8 +10,12 @@ from advisor.cli.recommend import check_writable
 
 
 def command(
-    path: Annotated[str, typer.Argument(metavar="OUT.json", help="What --json wrote.", show_default=False)],
-    report: Annotated[str | None, typer.Option(metavar="FILE", help="Write the report, one HTML page.")] = None,
+    path: Annotated[
+        str, typer.Argument(metavar="OUT.json", help="What --json wrote.", show_default=False)
+    ],
+    report: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Write the report, one HTML page.")
+    ] = None,
 ) -> None:
     """Show a saved recommendation, or render its report again."""
     check_writable(report)

@@ -113,12 +113,16 @@ def _batch_norm(args: Sequence[Any], kwargs: Mapping[str, Any], result: Any) -> 
     return args[0].numel() * (6 if training else 2)
 
 
-def _batch_norm_backward(args: Sequence[Any], kwargs: Mapping[str, Any], result: Any) -> OperatorFlops:
+def _batch_norm_backward(
+    args: Sequence[Any], kwargs: Mapping[str, Any], result: Any
+) -> OperatorFlops:
     training, wanted = args[7], args[9]
     return _norm_backward(args[0].numel(), training, wanted)
 
 
-def _layer_norm_backward(args: Sequence[Any], kwargs: Mapping[str, Any], result: Any) -> OperatorFlops:
+def _layer_norm_backward(
+    args: Sequence[Any], kwargs: Mapping[str, Any], result: Any
+) -> OperatorFlops:
     return _norm_backward(args[0].numel(), True, args[-1])
 
 
@@ -131,7 +135,9 @@ def _norm_backward(elements: int, training: bool, wanted: Sequence[bool]) -> Ope
     return OperatorFlops(0, dx + (0 if affine else sums), sums if affine else 0)
 
 
-def _times(factor: int, position: int = 0) -> Callable[[Sequence[Any], Mapping[str, Any], Any], int]:
+def _times(
+    factor: int, position: int = 0
+) -> Callable[[Sequence[Any], Mapping[str, Any], Any], int]:
     def rule(args: Sequence[Any], _: Mapping[str, Any], result: Any) -> int:
         return factor * args[position].numel()
 
@@ -208,7 +214,9 @@ _RULES: dict[Any, Callable[[Sequence[Any], Mapping[str, Any], Any], int | Operat
     aten.index_add: lambda args, *_: args[3].numel(),
 }
 _RULES |= dict.fromkeys(
-    _packets("native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training"),
+    _packets(
+        "native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training"
+    ),
     _batch_norm,
 )
 _RULES |= dict.fromkeys(
@@ -223,7 +231,17 @@ _RULES |= dict.fromkeys(  # fused: two products and a sum, or a difference, a pr
     _packets("addcmul", "addcmul_", "addcdiv", "addcdiv_", "lerp", "lerp_"), _times(3)
 )
 # Elementwise operators that torch does not tag as such: in-place activations, and their gradients.
-_ACTIVATIONS = ("hardtanh", "hardswish", "hardsigmoid", "elu", "leaky_relu", "silu", "mish", "celu", "selu")
+_ACTIVATIONS = (
+    "hardtanh",
+    "hardswish",
+    "hardsigmoid",
+    "elu",
+    "leaky_relu",
+    "silu",
+    "mish",
+    "celu",
+    "selu",
+)
 _ELEMENTWISE = set(
     _packets(
         *(f"{name}_" for name in _ACTIVATIONS),
@@ -232,17 +250,75 @@ _ELEMENTWISE = set(
         *("masked_fill", "masked_fill_"),
     )
 )
-_REDUCTIONS = set(_packets("sum", "mean", "amax", "amin", "max", "argmax", "norm", "prod", "var", "cumsum"))
+_REDUCTIONS = set(
+    _packets("sum", "mean", "amax", "amin", "max", "argmax", "norm", "prod", "var", "cumsum")
+)
 _FREE = set(
     _packets(
         *("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "new_zeros"),
         *("zeros", "zeros_like", "ones", "ones_like", "new_ones", "full", "full_like", "new_full"),
-        *("fill", "fill_", "zero_", "scalar_tensor", "arange", "lift_fresh", "resize_", "set_", "as_strided_"),
-        *("clone", "copy", "copy_", "_to_copy", "contiguous", "detach", "detach_", "_local_scalar_dense"),
-        *("cat", "stack", "index", "index_select", "gather", "embedding", "roll", "flip", "constant_pad_nd"),
-        *("reflection_pad2d", "replication_pad2d", "_unsafe_view", "_reshape_alias", "_unsafe_index"),
-        *("slice_backward", "select_backward", "bernoulli", "bernoulli_", "rand_like", "randn", "rand"),
-        *("randperm", "uniform_", "normal_", "channel_shuffle", "native_channel_shuffle", "pixel_shuffle"),
-        *("pixel_unshuffle", "split_with_sizes_copy", "upsample_nearest2d", "repeat", "_pad_circular"),
+        *(
+            "fill",
+            "fill_",
+            "zero_",
+            "scalar_tensor",
+            "arange",
+            "lift_fresh",
+            "resize_",
+            "set_",
+            "as_strided_",
+        ),
+        *(
+            "clone",
+            "copy",
+            "copy_",
+            "_to_copy",
+            "contiguous",
+            "detach",
+            "detach_",
+            "_local_scalar_dense",
+        ),
+        *(
+            "cat",
+            "stack",
+            "index",
+            "index_select",
+            "gather",
+            "embedding",
+            "roll",
+            "flip",
+            "constant_pad_nd",
+        ),
+        *(
+            "reflection_pad2d",
+            "replication_pad2d",
+            "_unsafe_view",
+            "_reshape_alias",
+            "_unsafe_index",
+        ),
+        *(
+            "slice_backward",
+            "select_backward",
+            "bernoulli",
+            "bernoulli_",
+            "rand_like",
+            "randn",
+            "rand",
+        ),
+        *(
+            "randperm",
+            "uniform_",
+            "normal_",
+            "channel_shuffle",
+            "native_channel_shuffle",
+            "pixel_shuffle",
+        ),
+        *(
+            "pixel_unshuffle",
+            "split_with_sizes_copy",
+            "upsample_nearest2d",
+            "repeat",
+            "_pad_circular",
+        ),
     )
 )

@@ -39,7 +39,11 @@ _CAPPED_UPDATES = 2
 # glibc's malloc.h, and the ceiling of its own dynamic threshold on 64-bit machines.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _MOST_REUSED_BYTES = -1, -3, 32 * 2**20
 # glibc keeps freed memory for later; here it has to go back at once, or a cap would count it.
-_ALLOCATOR = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+_ALLOCATOR = {
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_THRESHOLD_": "65536",
+    "MALLOC_TRIM_THRESHOLD_": "65536",
+}
 
 
 def measure(
@@ -50,12 +54,15 @@ def measure(
     *,
     allowed_bytes: int | None = None,
     updates: int = 3,
+    waiting: WaitingChild | None = None,
 ) -> Measurement:
     """Run the candidate in a child process: under the cap first, then `updates` timed updates without.
 
     Args:
         allowed_bytes: what an update may hold; the child gets no more than that on top of the
             runtime's own footprint. None: no cap.
+        waiting: a child that was started earlier, to save the time that it takes to start; it serves
+            one measurement.
 
     Raises:
         ModelError: the model can't be handed to another process, or the child fails for a reason
@@ -63,45 +70,78 @@ def measure(
     """
     with tempfile.TemporaryDirectory(prefix="peft-advisor-") as folder:
         job = Path(folder, "job.pt")
-        content = {"model": model, "census": census, "candidate": candidate, "batch_size": batch_size}
+        content = {
+            "model": model,
+            "census": census,
+            "candidate": candidate,
+            "batch_size": batch_size,
+        }
         content |= {"updates": updates, "threads": torch.get_num_threads()}
         try:
             torch.save(content, job)
-        except Exception as error:  # noqa: BLE001 - pickle raises whatever the user's class raises
+        except Exception as error:
             raise ModelError(f"the model can't be run in a child process: {error}") from error
-        measurement = _run_child(job, allowed_bytes)
+        measurement = (waiting or WaitingChild()).run(job, allowed_bytes)
         if measurement is None:  # the cap killed it: measure what it needs without one
-            uncapped = _run_child(job, None)
+            uncapped = WaitingChild().run(job, None)
             if uncapped is None:
-                raise ModelError("the child process died without a memory cap; is the machine out of memory?")
+                raise ModelError(
+                    "the child process died without a memory cap; is the machine out of memory?"
+                )
             failure = "the process was killed by the memory cap"
             measurement = replace(uncapped, survived=False, failure=failure)
     return measurement
 
 
-def _run_child(job: Path, allowed_bytes: int | None) -> Measurement | None:
-    """The child's result; None where it died without one."""
-    result = job.with_suffix(".json")
-    result.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "advisor.costs.measure", str(job), str(allowed_bytes or 0)]
-    environment = os.environ | _ALLOCATOR | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    try:
-        child = subprocess.run(  # noqa: S603 - this interpreter, this module
-            command, env=environment, capture_output=True, text=True, timeout=_TIMEOUT_SECONDS, check=False
+class WaitingChild:
+    """A process that has imported what a measurement needs, and waits for its job. It runs one."""
+
+    def __init__(self) -> None:
+        environment = (
+            os.environ | _ALLOCATOR | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         )
-    except subprocess.TimeoutExpired as error:
-        raise ModelError(f"an update takes longer than {_TIMEOUT_SECONDS} s in the child process") from error
-    if result.exists():
-        return Measurement(**json.loads(result.read_text()))
-    if child.returncode == 1:  # a Python error; signals and aborts have other codes
-        last_line = child.stderr.strip().splitlines()[-1] if child.stderr.strip() else "no message"
-        raise ModelError(f"the update failed in the child process: {last_line}")
-    return None
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "advisor.costs.measure"],
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, job: Path, allowed_bytes: int | None) -> Measurement | None:
+        """The measurement; None where the process died without one. Raises ModelError."""
+        result = job.with_suffix(".json")
+        try:
+            order = json.dumps([str(job), allowed_bytes or 0])
+            _, errors = self._process.communicate(order, timeout=_TIMEOUT_SECONDS)
+        except subprocess.TimeoutExpired as error:
+            raise ModelError(
+                f"an update takes longer than {_TIMEOUT_SECONDS} s in the child process"
+            ) from error
+        finally:
+            self.stop()
+        if result.exists():
+            return Measurement(**json.loads(result.read_text()))
+        if self._process.returncode == 1:  # a Python error; signals and aborts have other codes
+            last_line = errors.strip().splitlines()[-1] if errors.strip() else "no message"
+            raise ModelError(f"the update failed in the child process: {last_line}")
+        return None
+
+    def stop(self) -> None:
+        """End the process, whatever it does."""
+        self._process.kill()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stderr):
+            if pipe is not None:
+                pipe.close()
 
 
 def _child(job: Path, allowed_bytes: int) -> Measurement:
     """Inside the child: load, warm up, run under the cap, then look at the allocator."""
-    content = torch.load(job, weights_only=False)  # written by the parent, in its own private folder
+    content = torch.load(
+        job, weights_only=False
+    )  # written by the parent, in its own private folder
     torch.set_num_threads(content["threads"])
     candidate, census = content["candidate"], content["census"]
     trainable, optimizer = begin(content["model"], census, candidate, learning_rate=1e-6)
@@ -163,7 +203,9 @@ def _allocator_peak(
     held = _held_bytes(trainable, optimizer, images, labels)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         update(trainable, optimizer, images, labels)
-    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    events = [
+        event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"
+    ]
     events.sort(key=lambda event: event.start_ns())
     return held + max(accumulate((event.nbytes() for event in events), initial=0))
 
@@ -233,6 +275,11 @@ def _reset_resident_peak() -> None:
 
 
 if __name__ == "__main__":
-    _job = Path(sys.argv[1])
-    _measurement = _child(_job, int(sys.argv[2]))
-    _job.with_suffix(".json").write_text(json.dumps(asdict(_measurement)))
+    with suppress(ImportError, RuntimeError):
+        import torchvision  # noqa: F401 - most models need it; imported while the parent is still busy
+    _order = sys.stdin.read()
+    if _order:
+        _job = Path(json.loads(_order)[0])
+        _measurement = _child(_job, json.loads(_order)[1])
+        _job.with_suffix(".json").write_text(json.dumps(asdict(_measurement)))
+        os._exit(0)  # tearing torch down takes longer than an update

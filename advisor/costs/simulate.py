@@ -18,12 +18,13 @@ from torch import nn
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
+    FakeTensor,
     FakeTensorMode,
 )
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from advisor.costs.recorder import Recorder, Recording, writes_in_place_only
-from advisor.methods import Trainable, get_method
+from advisor.costs.recorder import METADATA, Recorder, Recording, writes_in_place_only
+from advisor.methods import Method, Trainable, get_method
 from advisor.methods.base import remove_bypass
 from advisor.methods.update import begin, update
 from advisor.records import LAYER_TYPES, Candidate, Census, Cost, Flops, LayerTypeCost
@@ -92,8 +93,10 @@ def _simulate(
         trained: Counter[str] = Counter()
         for name, parameter in trainable.parameters.items():
             trained[recorder.layer_type_of(name)] += parameter.numel()
-        delta_bytes = sum(tensor.numel() * tensor.element_size() for tensor in trainable.delta().values())
-        ratio = _inference_ratio(method.merge(copied), census)
+        delta_bytes = sum(
+            tensor.numel() * tensor.element_size() for tensor in trainable.delta().values()
+        )
+        ratio = _inference_ratio(method, copied, census)
 
     return Cost(
         trainable_parameters=trained.total(),
@@ -101,7 +104,9 @@ def _simulate(
         flops=sum(recording.flops.values(), Flops()),
         memory=recording.memory,
         by_layer_type={
-            kind: LayerTypeCost(trained[kind], recording.flops[kind], recording.bytes_at_peak.get(kind, 0))
+            kind: LayerTypeCost(
+                trained[kind], recording.flops[kind], recording.bytes_at_peak.get(kind, 0)
+            )
             for kind in LAYER_TYPES
             if trained[kind] or recording.flops[kind].total or recording.bytes_at_peak.get(kind)
         },
@@ -125,6 +130,8 @@ def _make_optimizer_state(trainable: Trainable, optimizer: torch.optim.Optimizer
 
 class _SkipInPlace(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        if func is METADATA and isinstance(args[0], FakeTensor):
+            return args[0].fake_device
         return args[0] if writes_in_place_only(func, args) else func(*args, **(kwargs or {}))
 
 
@@ -144,15 +151,18 @@ def _over_a_period(usual: Recording, rare: Recording, period: int) -> Recording:
     return Recording(flops, higher.memory, higher.bytes_at_peak, usual.uncounted | rare.uncounted)
 
 
-def _inference_ratio(merged: nn.Module, census: Census) -> float:
-    """Forward FLOPs of the merged model against the base's: 1 unless a method can't merge."""
-    bypassed = [module for module in merged.modules() if "bypass" in module._modules]
-    if not bypassed:
+def _inference_ratio(method: Method, attached: nn.Module, census: Census) -> float:
+    """Forward FLOPs of the merged model against the base's: 1 unless something can't be merged."""
+    bypasses = [module.bypass for module in attached.modules() if "bypass" in module._modules]
+    if all(hasattr(bypass, "weight_change") for bypass in bypasses):
         return 1.0
+    merged = method.merge(attached)
     with_bypasses = sum(flops.forward for flops in _record_inference(merged, census).flops.values())
-    for module in bypassed:
+    for module in [module for module in merged.modules() if "bypass" in module._modules]:
         remove_bypass(module)
-    return with_bypasses / sum(flops.forward for flops in _record_inference(merged, census).flops.values())
+    return with_bypasses / sum(
+        flops.forward for flops in _record_inference(merged, census).flops.values()
+    )
 
 
 def _record_inference(model: nn.Module, census: Census) -> Recording:

@@ -127,7 +127,9 @@ def train_only(
 def head_parameters(model: nn.Module, census: Census) -> list[nn.Parameter]:
     """The last classifier's weight and bias. Raises InputError where the model has none."""
     if census.head is None:
-        raise InputError("the model has no classifier layer (Linear or 1x1 convolution) that can be trained")
+        raise InputError(
+            "the model has no classifier layer (Linear or 1x1 convolution) that can be trained"
+        )
     return list(model.get_submodule(census.head).parameters())
 
 
@@ -139,6 +141,12 @@ def add_bypass(layer: nn.Module, bypass: nn.Module) -> None:
     """
     layer.add_module("bypass", bypass)
     layer.register_forward_hook(_add_bypass_output)
+
+
+def reparametrise(layer: nn.Module, change: nn.Module) -> None:
+    """Let the layer compute with `change(weight)`, which has the weight's shape, instead of its weight."""
+    # unsafe: what it would check, by running the change once more, is what the methods guarantee.
+    parametrize.register_parametrization(layer, "weight", change, unsafe=True)
 
 
 def remove_bypass(layer: nn.Module) -> nn.Module:
@@ -167,6 +175,8 @@ def merge_attached(model: nn.Module) -> nn.Module:
     return model
 
 
-def _add_bypass_output(layer: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+def _add_bypass_output(
+    layer: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor
+) -> torch.Tensor:
     # In place: no convolution or linear layer saves its output, and one tensor less is held.
     return output.add_(layer.bypass(*args))

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Sequence
 
 import torch
 from torch import nn
-from torch.nn.utils import parametrize
 
 from advisor.methods import register
 from advisor.methods.base import (
@@ -15,6 +14,7 @@ from advisor.methods.base import (
     head_parameters,
     merge_attached,
     plain_optimizer,
+    reparametrise,
     train_only,
 )
 from advisor.methods.low_rank import LowRank, output_norms, over_outputs, plan_layers
@@ -33,7 +33,9 @@ class DoRAWeight(nn.Module):
     def __init__(self, layer: nn.Module, rank: int) -> None:
         super().__init__()
         self.low_rank = LowRank(layer, rank, SCALE)
-        self._layer = (layer,)  # only sizes and groups are read; a tuple hides it from the module tree
+        self._layer = (
+            layer,
+        )  # only sizes and groups are read; a tuple hides it from the module tree
         self.magnitude = nn.Parameter(output_norms(layer.weight.detach(), layer))
 
     def forward(self, weight: torch.Tensor) -> torch.Tensor:
@@ -71,7 +73,7 @@ class DoRA:
                 trained.append(layer.weight)
             elif plan.form == "low-rank":
                 weight = DoRAWeight(layer, plan.rank)
-                parametrize.register_parametrization(layer, "weight", weight)
+                reparametrise(layer, weight)
                 trained += weight.parameters()
         notes = [plan.note for plan in plans if plan.note]
         return train_only(model, trained, "updated", setting, notes)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from torch import nn
-from torch.nn.utils import parametrize
 
 from advisor.methods import register
 from advisor.methods.base import (
@@ -15,6 +14,7 @@ from advisor.methods.base import (
     head_parameters,
     merge_attached,
     plain_optimizer,
+    reparametrise,
     train_only,
 )
 from advisor.methods.low_rank import DEPTHWISE_FORMS, Factor, LowRank, WeightForm, plan_layers
@@ -59,7 +59,7 @@ class LoRA:
                 trained.append(layer.weight)
             elif plan.form == "factor":
                 factor = Factor(layer, plan.rank, SCALE)
-                parametrize.register_parametrization(layer, "weight", factor)
+                reparametrise(layer, factor)
                 trained += factor.parameters()
             elif plan.form == "low-rank":
                 low_rank = LowRank(layer, plan.rank, SCALE)
@@ -67,7 +67,7 @@ class LoRA:
                     add_bypass(layer, low_rank)
                 else:
                     weight_form = WeightForm(layer, low_rank)
-                    parametrize.register_parametrization(layer, "weight", weight_form)
+                    reparametrise(layer, weight_form)
                 trained += low_rank.parameters()
         notes = [plan.note for plan in plans if plan.note]
         return train_only(model, trained, "updated", setting, notes)

@@ -14,7 +14,7 @@ from functools import lru_cache
 from importlib import import_module, metadata
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import nn
@@ -24,6 +24,7 @@ from advisor.errors import ModelError
 
 StateDict = dict[str, torch.Tensor]
 Shapes = Mapping[str, tuple[int, ...]]
+_Value = TypeVar("_Value")
 
 NAMED_FORMS = "torchvision:NAME, timm:NAME or package.module:factory"
 _PREFIXES = ("module.", "model.", "net.")
@@ -106,7 +107,9 @@ def build_with_weights(architecture: Architecture, state: StateDict) -> nn.Modul
         ModelError: names are missing or unexpected, shapes differ, or weights are quantised.
     """
     module = architecture.build(None, _shapes(state))
-    state = max(unprefixed(state), key=lambda form: _share(_shapes(form), _shapes(module.state_dict())))
+    state = max(
+        unprefixed(state), key=lambda form: _share(_shapes(form), _shapes(module.state_dict()))
+    )
     shapes = _shapes(state)
     outputs = [shapes[f"{name}.weight"][0] for name, _ in _unfit_heads(module, shapes)]
     if outputs:
@@ -161,22 +164,24 @@ def torchvision_names() -> list[str]:
     return names
 
 
-def unprefixed(state: StateDict) -> Iterator[StateDict]:
+def unprefixed(state: Mapping[str, _Value]) -> Iterator[dict[str, _Value]]:
     """The state dict as it is, then without each wrapper's prefix that all of its names carry.
 
     `_orig_mod.` (torch.compile) goes at once, wherever it stands; so does the counter of
     `torch.optim.swa_utils.AveragedModel`.
     """
-    state = {
-        name.replace("_orig_mod.", ""): value for name, value in state.items() if name != "n_averaged"
+    form = {
+        name.replace("_orig_mod.", ""): value
+        for name, value in state.items()
+        if name != "n_averaged"
     }
-    yield state
-    while state:
-        prefix = next((p for p in _PREFIXES if all(name.startswith(p) for name in state)), None)
+    yield form
+    while form:
+        prefix = next((p for p in _PREFIXES if all(name.startswith(p) for name in form)), None)
         if prefix is None:
             return
-        state = {name.removeprefix(prefix): value for name, value in state.items()}
-        yield state
+        form = {name.removeprefix(prefix): value for name, value in form.items()}
+        yield form
 
 
 def describe_difference(found: Shapes, wanted: Shapes) -> str:
@@ -373,7 +378,9 @@ def _factory_architecture(text: str) -> Architecture:
         factory = getattr(factory, part, None)
     if not callable(factory):
         offered = [name for name in vars(home) if not name.startswith("_")]
-        raise ModelError(f"{text}: {module_name} has no function {attribute}{_similar(attribute, offered)}")
+        raise ModelError(
+            f"{text}: {module_name} has no function {attribute}{_similar(attribute, offered)}"
+        )
 
     def build(outputs: int | None, state: Shapes | None) -> nn.Module:  # noqa: ARG001 - takes no options
         return _call_factory(text, factory, outputs)
@@ -381,7 +388,11 @@ def _factory_architecture(text: str) -> Architecture:
     def input_size(module: nn.Module) -> tuple[int, int, int] | None:
         for holder in (module, factory, home):
             size = getattr(holder, "input_size", None)
-            if isinstance(size, tuple | list) and len(size) == 3 and all(type(n) is int for n in size):
+            if (
+                isinstance(size, tuple | list)
+                and len(size) == 3
+                and all(type(n) is int for n in size)
+            ):
                 return (size[0], size[1], size[2])
         return stock_input_size(module)
 
@@ -399,9 +410,13 @@ def _call_factory(text: str, factory: Any, outputs: int | None) -> nn.Module:
         with stdout_to_stderr():
             module = factory(num_classes=outputs) if adaptable else factory()
     except (Exception, SystemExit) as error:
-        raise ModelError(f"{text}: calling it failed: {type(error).__name__}: {first_line(error)}") from error
+        raise ModelError(
+            f"{text}: calling it failed: {type(error).__name__}: {first_line(error)}"
+        ) from error
     if not isinstance(module, nn.Module):
-        raise ModelError(f"{text}: it must return a torch.nn.Module, but returned {type(module).__name__}")
+        raise ModelError(
+            f"{text}: it must return a torch.nn.Module, but returned {type(module).__name__}"
+        )
     return module
 
 
@@ -431,7 +446,7 @@ class _EmptyOnMeta(TorchFunctionMode):
     def __torch_function__(
         self,
         func: Callable[..., Any],
-        types: Iterable[type],  # noqa: ARG002 - part of the protocol
+        types: Iterable[type],
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
@@ -451,8 +466,8 @@ def _shapes(state: Mapping[str, Any]) -> Shapes:
 
 
 def _without_prefix(shapes: Shapes) -> Shapes:
-    *_, last = unprefixed(dict(shapes))  # type: ignore[arg-type]
-    return last  # type: ignore[return-value]
+    *_, last = unprefixed(shapes)
+    return last
 
 
 def _is_counter(name: str) -> bool:

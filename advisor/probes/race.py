@@ -67,7 +67,9 @@ def race(
     Raises:
         DataError: every probe of every candidate diverged.
     """
-    return _Race(model, census, dataset, batch_size, seconds, seed, report).run(candidates, judge_base)
+    return _Race(model, census, dataset, batch_size, seconds, seed, report).run(
+        candidates, judge_base
+    )
 
 
 class _Race:
@@ -89,12 +91,16 @@ class _Race:
 
     def run(self, candidates: Sequence[Candidate], judge_base: bool) -> RaceResult:
         per_image = self._seconds_per_image()
-        validation = self._affordable_samples(per_image, _LEAST_FINALISTS, _RUNG_SHARES[-1] * self._seconds)
+        validation = self._affordable_samples(
+            per_image, _LEAST_FINALISTS, _RUNG_SHARES[-1] * self._seconds
+        )
         base = None
         if judge_base:
             self._tell("the model as it is")
             data = self._dataset
-            base = accuracy_of(evaluate(self._model, data.validation, data.normalisation, validation))
+            base = accuracy_of(
+                evaluate(self._model, data.validation, data.normalisation, validation)
+            )
         accuracies: dict[Candidate, Accuracy] = {}
         failures: dict[Candidate, str] = {}
         for candidate in candidates:
@@ -113,8 +119,10 @@ class _Race:
                 break
             last = rung == len(_RUNG_SHARES) - 1
             time_left = self._left() * share / sum(_RUNG_SHARES[rung:])
-            samples = validation if last else min(
-                validation, self._affordable_samples(per_image, len(entries), time_left)
+            samples = (
+                validation
+                if last
+                else min(validation, self._affordable_samples(per_image, len(entries), time_left))
             )
             updates = self._affordable_updates(entries, speeds, time_left)
             probes = [self._probe(c, rate, updates, samples) for c, rate in entries]
@@ -122,7 +130,10 @@ class _Race:
             for candidate, result in best.items():
                 assert result.correct is not None  # noqa: S101 - _best_of_each keeps only those
                 accuracies[candidate] = accuracy_of(
-                    result.correct, learning_rate=result.learning_rate, updates=updates, finalist=last
+                    result.correct,
+                    learning_rate=result.learning_rate,
+                    updates=updates,
+                    finalist=last,
                 )
             for candidate in {c for c, _ in entries} - best.keys():
                 failures[candidate] = "diverged: the loss became NaN at every learning rate"
@@ -162,7 +173,9 @@ class _Race:
         """Wall clock of classifying one held-out image."""
         data = self._dataset
         few = min(32, len(data.validation))
-        evaluate(self._model, data.validation, data.normalisation, few)  # the first pass compiles kernels
+        evaluate(
+            self._model, data.validation, data.normalisation, few
+        )  # the first pass compiles kernels
         start = time.perf_counter()
         evaluate(self._model, data.validation, data.normalisation, few)
         return (time.perf_counter() - start) / few
@@ -209,7 +222,10 @@ class _Race:
         return admitted, [candidate for candidate in candidates if candidate not in admitted]
 
     def _affordable_updates(
-        self, entries: Sequence[tuple[Candidate, float]], speeds: Mapping[Candidate, float], seconds: float
+        self,
+        entries: Sequence[tuple[Candidate, float]],
+        speeds: Mapping[Candidate, float],
+        seconds: float,
     ) -> int:
         one_each = sum(speeds[candidate] for candidate, _ in entries)
         updates = int(seconds * (1 - _EVALUATION_SHARE) / one_each)
@@ -222,14 +238,18 @@ def _promoted(best: Mapping[Candidate, Probe], kept: int) -> list[tuple[Candidat
 
     `best` is in order of cost. May be as good: the interval reaches the leader's.
     """
-    intervals = {candidate: accuracy_of(result.correct or b"") for candidate, result in best.items()}
+    intervals = {
+        candidate: accuracy_of(result.correct or b"") for candidate, result in best.items()
+    }
     by_accuracy = sorted(best, key=lambda candidate: intervals[candidate].mean, reverse=True)
     leader = intervals[by_accuracy[0]]
     promoted = by_accuracy[: (kept + 1) // 2]
     as_good = [c for c in best if c not in promoted and intervals[c].high >= leader.low]
     promoted += as_good[: kept - len(promoted)]
     promoted += [c for c in by_accuracy if c not in promoted][: kept - len(promoted)]
-    return [(c, rate) for c in best if c in promoted and (rate := best[c].learning_rate) is not None]
+    return [
+        (c, rate) for c in best if c in promoted and (rate := best[c].learning_rate) is not None
+    ]
 
 
 def _best_of_each(probes: Sequence[Probe]) -> dict[Candidate, Probe]:

@@ -59,7 +59,9 @@ def probe(
     )
     correct = None
     if trainable is not None:
-        correct = evaluate(trainable.model, dataset.validation, dataset.normalisation, validation_samples)
+        correct = evaluate(
+            trainable.model, dataset.validation, dataset.normalisation, validation_samples
+        )
     return Probe(candidate, learning_rate, updates, correct, time.perf_counter() - start)
 
 
@@ -115,7 +117,10 @@ def seconds_per_update(
 
 
 def evaluate(
-    model: nn.Module, images: LabelledImages, normalisation: Normalisation, samples: int | None = None
+    model: nn.Module,
+    images: LabelledImages,
+    normalisation: Normalisation,
+    samples: int | None = None,
 ) -> bytes:
     """Which of the first `samples` images the model classifies right: one byte each, 1 = right."""
     model.eval()
@@ -135,7 +140,9 @@ def accuracy_of(
     mean = sum(correct) / samples
     denominator = 1 + _Z95**2 / samples
     centre = (mean + _Z95**2 / (2 * samples)) / denominator
-    spread = _Z95 * math.sqrt(mean * (1 - mean) / samples + _Z95**2 / (4 * samples**2)) / denominator
+    spread = (
+        _Z95 * math.sqrt(mean * (1 - mean) / samples + _Z95**2 / (4 * samples**2)) / denominator
+    )
     return Accuracy(
         mean=mean,
         # Rounding must not put the mean outside its own interval at 0 and 1.

@@ -4,4 +4,13 @@ from advisor.solver.budget import allowed_memory, parse_budget, violations
 from advisor.solver.choose import cheapest_first, pareto_front, rank
 from advisor.solver.explain import answer, relaxations
 
-__all__ = ["allowed_memory", "answer", "cheapest_first", "pareto_front", "parse_budget", "rank", "relaxations", "violations"]
+__all__ = [
+    "allowed_memory",
+    "answer",
+    "cheapest_first",
+    "pareto_front",
+    "parse_budget",
+    "rank",
+    "relaxations",
+    "violations",
+]

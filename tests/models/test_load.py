@@ -62,14 +62,22 @@ def test_a_whole_pickled_model(tmp_path):
 
 
 def test_a_model_of_torchs_own_modules_needs_no_trust(tmp_path):
-    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 3),
+        nn.BatchNorm2d(4),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(4, 2),
+    )
     torch.save(model, tmp_path / "m.pt")
     loaded = load_model(str(tmp_path / "m.pt"))
     assert loaded.input_size is None
     assert same_outputs(loaded, model, (1, 8, 8))
 
 
-@pytest.mark.parametrize("wrapped", ["plain", "state_dict", "model", "model_state_dict", "net", "model_ema"])
+@pytest.mark.parametrize(
+    "wrapped", ["plain", "state_dict", "model", "model_state_dict", "net", "model_ema"]
+)
 @pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod."])
 def test_state_dicts_however_they_are_kept(tmp_path, wrapped, prefix):
     model = stock()
@@ -81,7 +89,10 @@ def test_state_dicts_however_they_are_kept(tmp_path, wrapped, prefix):
     assert same_outputs(loaded, model)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "shufflenet_v2_x0_5", "efficientnet_b0", "mnasnet0_5"])
+@pytest.mark.parametrize(
+    "name",
+    ["resnet18", "mobilenet_v3_small", "shufflenet_v2_x0_5", "efficientnet_b0", "mnasnet0_5"],
+)
 def test_the_architecture_is_found_and_its_class_count_adapted(tmp_path, name):
     model = stock(name, classes=11)
     torch.save(model.state_dict(), tmp_path / "s.pt")
@@ -92,7 +103,10 @@ def test_the_architecture_is_found_and_its_class_count_adapted(tmp_path, name):
 
 def test_safetensors_and_half_precision(tmp_path):
     model = stock()
-    save_file({name: value.half() for name, value in model.state_dict().items()}, tmp_path / "w.safetensors")
+    save_file(
+        {name: value.half() for name, value in model.state_dict().items()},
+        tmp_path / "w.safetensors",
+    )
     loaded = load_model(str(tmp_path / "w.safetensors"))
     assert loaded.name == "squeezenet1_1"
     assert all(parameter.dtype == torch.float32 for parameter in loaded.module.parameters())
@@ -106,14 +120,22 @@ def test_data_parallel_is_unwrapped(tmp_path):
 def test_class_names_in_the_checkpoint(tmp_path):
     names = list("abcdefg")
     mapping = {name: index for index, name in enumerate(names)}
-    for kept in ({"classes": names}, {"class_to_idx": mapping}, {"idx_to_class": dict(enumerate(names))}):
+    for kept in (
+        {"classes": names},
+        {"class_to_idx": mapping},
+        {"idx_to_class": dict(enumerate(names))},
+    ):
         torch.save({"state_dict": stock().state_dict(), **kept}, tmp_path / "c.pt")
         assert load_model(str(tmp_path / "c.pt")).class_names == tuple(names)
 
 
 def test_named_architectures():
     loaded = load_model("torchvision:resnet18")
-    assert (loaded.name, loaded.input_size, loaded.has_trained_weights) == ("resnet18", (3, 224, 224), False)
+    assert (loaded.name, loaded.input_size, loaded.has_trained_weights) == (
+        "resnet18",
+        (3, 224, 224),
+        False,
+    )
     with pytest.raises(ModelError, match="resnet18"):
         load_model("torchvision:resnet81")
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from advisor.errors import InputError, UnitError
 from advisor.records import Accuracy, Budget, Candidate, Cost, Evaluation, Flops, Memory
-from advisor.solver import answer, parse_budget, pareto_front, rank, relaxations, violations
+from advisor.solver import answer, pareto_front, parse_budget, rank, relaxations, violations
 from advisor.solver.choose import cheapest_first, paired_gap
 
 
@@ -21,7 +21,9 @@ def cost(memory=100, flops=100, delta=100):
 def accuracy(right, samples=1000, finalist=True):
     correct = bytes([1] * right + [0] * (samples - right))
     mean = right / samples
-    return Accuracy(mean, max(mean - 0.03, 0), min(mean + 0.03, 1), samples, correct, 1e-3, 50, finalist)
+    return Accuracy(
+        mean, max(mean - 0.03, 0), min(mean + 0.03, 1), samples, correct, 1e-3, 50, finalist
+    )
 
 
 def evaluation(name, budget=None, right=None, finalist=True, **costs):
@@ -70,7 +72,10 @@ def test_a_bare_flops_budget_prefers_fewest_flops():
 def test_dropped_candidates_come_after_every_finalist():
     dropped = evaluation("dropped", right=990, finalist=False)
     finalist = evaluation("finalist", right=600)
-    assert [e.candidate.method for e in rank([dropped, finalist], Budget())] == ["finalist", "dropped"]
+    assert [e.candidate.method for e in rank([dropped, finalist], Budget())] == [
+        "finalist",
+        "dropped",
+    ]
 
 
 def test_without_accuracies_cost_decides():
@@ -84,7 +89,10 @@ def test_what_breaks_a_limit_is_never_ranked():
     assert rank([evaluation("big", budget, right=999)], budget) == []
 
 
-@given(right=st.lists(st.booleans(), min_size=5, max_size=200), other=st.lists(st.booleans(), min_size=5, max_size=200))
+@given(
+    right=st.lists(st.booleans(), min_size=5, max_size=200),
+    other=st.lists(st.booleans(), min_size=5, max_size=200),
+)
 @settings(max_examples=60, deadline=None)
 def test_the_paired_interval_holds_the_paired_difference(right, other):
     n = min(len(right), len(other))
@@ -97,7 +105,9 @@ def test_the_paired_interval_holds_the_paired_difference(right, other):
 
 
 candidates = st.lists(
-    st.tuples(st.integers(1, 1000), st.integers(1, 1000), st.integers(1, 1000), st.integers(0, 100)),
+    st.tuples(
+        st.integers(1, 1000), st.integers(1, 1000), st.integers(1, 1000), st.integers(0, 100)
+    ),
     min_size=1,
     max_size=8,
 )
@@ -155,7 +165,12 @@ def test_without_data_the_answer_says_what_is_unknown():
 
 def test_nothing_fits_names_the_least_that_would():
     budget = Budget(ram_bytes=50)
-    text = answer(None, [evaluation("head", budget, memory=80), evaluation("full", budget, memory=900)], budget, None)
+    text = answer(
+        None,
+        [evaluation("head", budget, memory=80), evaluation("full", budget, memory=900)],
+        budget,
+        None,
+    )
     assert text.startswith("Nothing fits")
     assert "80 B (head)" in text
 
@@ -173,7 +188,9 @@ def test_relaxations_say_how_much_more_admits_what():
 
 
 def test_budgets_as_typed():
-    budget = parse_budget(ram="512MB", flops="2GFLOPs", storage="1MiB", min_accuracy=80, tolerance_points=1)
+    budget = parse_budget(
+        ram="512MB", flops="2GFLOPs", storage="1MiB", min_accuracy=80, tolerance_points=1
+    )
     assert budget.ram_bytes == 512_000_000
     assert budget.flops == 2_000_000_000
     assert budget.storage_bytes == 2**20
@@ -181,7 +198,9 @@ def test_budgets_as_typed():
     assert budget.tolerance == 0.01
 
 
-@pytest.mark.parametrize("text", ["0", "0MB", "-5MB", "512XB", "512", "MB", "", " ", "1e400MB", "nanMB"])
+@pytest.mark.parametrize(
+    "text", ["0", "0MB", "-5MB", "512XB", "512", "MB", "", " ", "1e400MB", "nanMB"]
+)
 def test_bad_sizes_are_refused_in_one_line(text):
     with pytest.raises(UnitError) as error:
         parse_budget(ram=text or "?")
