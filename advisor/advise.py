@@ -149,9 +149,7 @@ def profile(
     story = _prepare(model, request, progress)
     evaluations = _cost_all(story, request, progress)
     front = tuple(evaluation.candidate.id for evaluation in pareto_front(evaluations))
-    return replace(
-        _summary(story, evaluations, request), front=front, warnings=tuple(story.warnings)
-    )
+    return replace(_summary(story, evaluations, request), front=front, warnings=tuple(story.warnings))
 
 
 @dataclass(slots=True)
@@ -177,9 +175,7 @@ def _prepare(model: str | nn.Module, request: Request, progress: Progress) -> _S
     loaded = _load(model, request)
     input_size = request.input_size or loaded.input_size
     if input_size is None:
-        raise ModelError(
-            f"{loaded.name}: the input size can't be told from it; give --input-size CxHxW"
-        )
+        raise ModelError(f"{loaded.name}: the input size can't be told from it; give --input-size CxHxW")
     warnings = []
     if not loaded.has_trained_weights:
         warnings.append(
@@ -189,25 +185,17 @@ def _prepare(model: str | nn.Module, request: Request, progress: Progress) -> _S
     dataset = situation = None
     if request.data is not None:
         progress("load", 0.5, "data")
-        dataset = load_data(
-            request.data, input_size, normalisation=request.normalisation, seed=request.seed
-        )
+        dataset = load_data(request.data, input_size, normalisation=request.normalisation, seed=request.seed)
         names = request.class_names or loaded.class_names
         if names is not None and len(names) != census.classes:
-            raise InputError(
-                f"{len(names)} class names were given, the model has {census.classes} outputs"
-            )
+            raise InputError(f"{len(names)} class names were given, the model has {census.classes} outputs")
         assert census.classes is not None  # noqa: S101 - take_census refuses what is not a classifier
-        situation = situate(
-            dataset, census.classes, scenario=request.scenario, model_class_names=names
-        )
+        situation = situate(dataset, census.classes, scenario=request.scenario, model_class_names=names)
         warnings += situation.warnings
         dataset = relabel(dataset, situation)
         if situation.classes != census.classes or situation.head_replaced:
             if census.head is None:
-                raise ModelError(
-                    "the model has no classifier layer that could learn the new classes"
-                )
+                raise ModelError("the model has no classifier layer that could learn the new classes")
             adapt_head(loaded.module, census.head, situation, seed=request.seed)
             census = take_census(loaded.module, input_size)
     progress("load", 1.0, "")
@@ -254,9 +242,7 @@ def _cost_all(story: _Story, request: Request, progress: Progress) -> list[Evalu
             cost = simulate(story.loaded.module, story.census, candidate, request.batch_size)
         except Exception as error:  # noqa: BLE001 - one method that a model breaks must not end the others
             first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-            story.not_applicable[candidate.id] = (
-                f"an update of it fails on this model: {first_line}"
-            )
+            story.not_applicable[candidate.id] = f"an update of it fails on this model: {first_line}"
             continue
         evaluations.append(Evaluation(candidate, cost))
     progress("cost", 1.0, "")
@@ -284,11 +270,7 @@ def _probe_all(
         result = race(
             story.loaded.module,
             story.census,
-            [
-                evaluation.candidate
-                for evaluation in cheapest_first(evaluations, budget)
-                if evaluation.fits
-            ],
+            [evaluation.candidate for evaluation in cheapest_first(evaluations, budget) if evaluation.fits],
             dataset,
             batch_size=request.batch_size,
             seconds=request.probe_seconds,
@@ -304,9 +286,7 @@ def _probe_all(
                 evaluation,
                 accuracy=result.accuracies.get(evaluation.candidate),
                 probe_failure=result.failures.get(evaluation.candidate, ""),
-                violations=violations(
-                    budget, evaluation.cost, result.accuracies.get(evaluation.candidate)
-                ),
+                violations=violations(budget, evaluation.cost, result.accuracies.get(evaluation.candidate)),
             )
             for evaluation in evaluations
         ]

@@ -58,9 +58,7 @@ def make_situation(folder: Path, *, scenario: str, seed: int = 0) -> MadeSituati
     np.savez_compressed(
         folder / "new-data.npz", images=np.round(new * 255).astype(np.uint8), labels=new_labels
     )
-    return MadeSituation(
-        folder / "model.pt", folder / "new-data.npz", right.float().mean().item(), change
-    )
+    return MadeSituation(folder / "model.pt", folder / "new-data.npz", right.float().mean().item(), change)
 
 
 def small_network(classes: int) -> nn.Sequential:
@@ -92,9 +90,7 @@ def _train(images: np.ndarray, labels: np.ndarray, seed: int) -> nn.Sequential:
         optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
         inputs, targets = _normalised(images), torch.from_numpy(labels)
         batches = -(-len(targets) // _BATCH)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, 5e-3, total_steps=_EPOCHS * batches
-        )
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 5e-3, total_steps=_EPOCHS * batches)
         for _ in range(_EPOCHS):
             for indices in torch.randperm(len(targets)).split(_BATCH):
                 optimizer.zero_grad()

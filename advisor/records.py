@@ -33,9 +33,7 @@ class Layer:
     layer_type: str
     module: str  # class name
     parameters: int
-    calls: (
-        int  # per forward pass; a re-used module is called more than once, its weights count once
-    )
+    calls: int  # per forward pass; a re-used module is called more than once, its weights count once
     weight_shape: tuple[int, ...] = ()  # of the weight, () where there is none
     kernel_size: tuple[int, ...] = ()
     groups: int = 1
@@ -293,9 +291,7 @@ class Recommendation:
     data: DataSummary | None = None
     recommended: str | None = None  # a candidate's id
     answer: str = ""  # one sentence
-    front: tuple[
-        str, ...
-    ] = ()  # ids no other candidate beats in accuracy, memory and FLOPs at once
+    front: tuple[str, ...] = ()  # ids no other candidate beats in accuracy, memory and FLOPs at once
     relaxations: tuple[Relaxation, ...] = ()
     not_applicable: Mapping[str, str] = field(default_factory=dict)  # method -> why
     warnings: tuple[str, ...] = ()

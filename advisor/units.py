@@ -13,9 +13,7 @@ _BYTES = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _BYTES |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 _FLOPS = {"FLOP": 1, "KFLOP": 10**3, "MFLOP": 10**6, "GFLOP": 10**9, "TFLOP": 10**12}
 _SECONDS = {"MS": 1e-3, "S": 1.0, "SEC": 1.0, "M": 60.0, "MIN": 60.0, "H": 3600.0}
-_NUMBER_AND_UNIT = re.compile(
-    r"\s*([+-]?\d+(?:\.\d*)?(?:e[+-]?\d+)?|[+-]?\.\d+)\s*([a-z]*)\s*", re.I
-)
+_NUMBER_AND_UNIT = re.compile(r"\s*([+-]?\d+(?:\.\d*)?(?:e[+-]?\d+)?|[+-]?\.\d+)\s*([a-z]*)\s*", re.I)
 
 
 def parse_bytes(text: str) -> int:
@@ -23,9 +21,7 @@ def parse_bytes(text: str) -> int:
     number, unit = _split(text, "a size", "512MB (10^6) or 512MiB (2^20)")
     if unit.upper() not in _BYTES:
         hint = (
-            "write MB (10^6 bytes) or MiB (2^20 bytes)"
-            if not unit
-            else "use B, KB, MB, GB, KiB, MiB or GiB"
+            "write MB (10^6 bytes) or MiB (2^20 bytes)" if not unit else "use B, KB, MB, GB, KiB, MiB or GiB"
         )
         raise UnitError(f"size {text!r}: {_unit_problem(unit)}; {hint}")
     return _positive(text, "size", number * _BYTES[unit.upper()])
@@ -52,9 +48,7 @@ def parse_seconds(text: str) -> float:
     """`5m` -> 300.0; also s, ms, h. Raises UnitError."""
     number, unit = _split(text, "a duration", "90s or 5m")
     if unit.upper() not in _SECONDS:
-        raise UnitError(
-            f"duration {text!r}: {_unit_problem(unit)}; use ms, s, m or h, such as 90s or 5m"
-        )
+        raise UnitError(f"duration {text!r}: {_unit_problem(unit)}; use ms, s, m or h, such as 90s or 5m")
     if number <= 0:
         raise UnitError(f"duration {text!r} must be greater than 0")
     return number * _SECONDS[unit.upper()]
@@ -112,9 +106,5 @@ def _scaled(count: float, units: tuple[str, ...]) -> str:
 
 def _three(value: float) -> str:
     return (
-        f"{value:.0f}"
-        if abs(value) >= 99.95
-        else f"{value:.1f}"
-        if abs(value) >= 9.995
-        else f"{value:.2f}"
+        f"{value:.0f}" if abs(value) >= 99.95 else f"{value:.1f}" if abs(value) >= 9.995 else f"{value:.2f}"
     )

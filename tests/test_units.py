@@ -44,9 +44,7 @@ def test_bytes(text, expected):
     ],
 )
 def test_bad_bytes(text, hint):
-    with pytest.raises(
-        UnitError, match=hint.replace("(", r"\(").replace(")", r"\)").replace("^", r"\^")
-    ):
+    with pytest.raises(UnitError, match=hint.replace("(", r"\(").replace(")", r"\)").replace("^", r"\^")):
         parse_bytes(text)
 
 

@@ -14,9 +14,7 @@ from advisor.errors import InputError
 def command(
     scenario: Annotated[
         str,
-        typer.Option(
-            metavar="shift|new-classes", help="Corrupted digits, or digits never seen before."
-        ),
+        typer.Option(metavar="shift|new-classes", help="Corrupted digits, or digits never seen before."),
     ] = "shift",
     folder: Annotated[Path, typer.Option(help="Where the files go.")] = Path("demo"),
     probe_time: Annotated[str, typer.Option(help="Wall clock for the probes.")] = "60s",
@@ -58,6 +56,4 @@ def command(
     import sys
 
     # Exactly as a user would: another process, the same command line.
-    raise typer.Exit(
-        subprocess.run([sys.executable, "-m", "advisor", *arguments], check=False).returncode
-    )
+    raise typer.Exit(subprocess.run([sys.executable, "-m", "advisor", *arguments], check=False).returncode)

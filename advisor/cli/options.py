@@ -38,13 +38,9 @@ InputSize = Annotated[
     typer.Option(metavar="CxHxW", help="Such as 3x224x224; default: the architecture's."),
 ]
 BatchSize = Annotated[int, typer.Option(help="Images in one update.")]
-Methods = Annotated[
-    str | None, typer.Option(metavar="A,B,...", help="Only these methods; default: all.")
-]
+Methods = Annotated[str | None, typer.Option(metavar="A,B,...", help="Only these methods; default: all.")]
 Ranks = Annotated[str, typer.Option(metavar="R,R,...", help="Ranks of the low-rank methods.")]
-Optimizer = Annotated[
-    str, typer.Option(metavar="adam|sgd", help="The optimizer of every candidate.")
-]
+Optimizer = Annotated[str, typer.Option(metavar="adam|sgd", help="The optimizer of every candidate.")]
 JsonPath = Annotated[
     str | None, typer.Option("--json", metavar="FILE", help="Write JSON; - prints it alone.")
 ]
@@ -107,9 +103,7 @@ def parse_normalisation(mean: str | None, std: str | None) -> Normalisation | No
     if mean is None and std is None:
         return None
     if mean is None or std is None:
-        raise InputError(
-            "--mean and --std go together, such as --mean 0.5,0.5,0.5 --std 0.5,0.5,0.5"
-        )
+        raise InputError("--mean and --std go together, such as --mean 0.5,0.5,0.5 --std 0.5,0.5,0.5")
     from advisor.probes import Normalisation
 
     try:

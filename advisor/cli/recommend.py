@@ -17,9 +17,7 @@ def command(
     model: options.Model,
     data: Annotated[
         str | None,
-        typer.Option(
-            help="ImageFolder, .npz (images, labels), torchvision:CIFAR10:/path or digits."
-        ),
+        typer.Option(help="ImageFolder, .npz (images, labels), torchvision:CIFAR10:/path or digits."),
     ] = None,
     ram: Annotated[
         str | None, typer.Option(help="Most that one update may hold, such as 512MB or 64MiB.")
@@ -49,15 +47,11 @@ def command(
     optimizer: options.Optimizer = "adam",
     scenario: Annotated[
         str,
-        typer.Option(
-            metavar="auto|shift|new-classes", help="What changed; auto tells from the classes."
-        ),
+        typer.Option(metavar="auto|shift|new-classes", help="What changed; auto tells from the classes."),
     ] = "auto",
     classes: Annotated[
         str | None,
-        typer.Option(
-            metavar="A,B,...", help="The model's class names, in the order of its outputs."
-        ),
+        typer.Option(metavar="A,B,...", help="The model's class names, in the order of its outputs."),
     ] = None,
     mean: Annotated[
         str | None, typer.Option(help="Per channel, of images in [0, 1]; default: ImageNet's.")
@@ -66,12 +60,8 @@ def command(
         str | None, typer.Option(help="Per channel, of images in [0, 1]; default: ImageNet's.")
     ] = None,
     probe_time: Annotated[str, typer.Option(help="Wall clock for the probes.")] = "4m",
-    no_probe: Annotated[
-        bool, typer.Option("--no-probe", help="Don't train: rank on cost alone.")
-    ] = False,
-    no_verify: Annotated[
-        bool, typer.Option("--no-verify", help="Don't run the choice under --ram.")
-    ] = False,
+    no_probe: Annotated[bool, typer.Option("--no-probe", help="Don't train: rank on cost alone.")] = False,
+    no_verify: Annotated[bool, typer.Option("--no-verify", help="Don't run the choice under --ram.")] = False,
     seed: options.Seed = 0,
     report: Annotated[
         str | None, typer.Option(metavar="FILE", help="Write the report, one HTML page.")
@@ -155,6 +145,4 @@ def check_writable(path: str | None) -> None:
     if Path(path).is_dir():
         raise InputError(f"{path} is a folder; give a file name to write to")
     if not Path(path).absolute().parent.is_dir():
-        raise InputError(
-            f"{path}: the folder {Path(path).absolute().parent} does not exist; make it first"
-        )
+        raise InputError(f"{path}: the folder {Path(path).absolute().parent} does not exist; make it first")

@@ -10,9 +10,7 @@ from advisor.cli.recommend import check_writable
 
 
 def command(
-    path: Annotated[
-        str, typer.Argument(metavar="OUT.json", help="What --json wrote.", show_default=False)
-    ],
+    path: Annotated[str, typer.Argument(metavar="OUT.json", help="What --json wrote.", show_default=False)],
     report: Annotated[
         str | None, typer.Option(metavar="FILE", help="Write the report, one HTML page.")
     ] = None,

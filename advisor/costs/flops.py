@@ -113,16 +113,12 @@ def _batch_norm(args: Sequence[Any], kwargs: Mapping[str, Any], result: Any) -> 
     return args[0].numel() * (6 if training else 2)
 
 
-def _batch_norm_backward(
-    args: Sequence[Any], kwargs: Mapping[str, Any], result: Any
-) -> OperatorFlops:
+def _batch_norm_backward(args: Sequence[Any], kwargs: Mapping[str, Any], result: Any) -> OperatorFlops:
     training, wanted = args[7], args[9]
     return _norm_backward(args[0].numel(), training, wanted)
 
 
-def _layer_norm_backward(
-    args: Sequence[Any], kwargs: Mapping[str, Any], result: Any
-) -> OperatorFlops:
+def _layer_norm_backward(args: Sequence[Any], kwargs: Mapping[str, Any], result: Any) -> OperatorFlops:
     return _norm_backward(args[0].numel(), True, args[-1])
 
 
@@ -135,9 +131,7 @@ def _norm_backward(elements: int, training: bool, wanted: Sequence[bool]) -> Ope
     return OperatorFlops(0, dx + (0 if affine else sums), sums if affine else 0)
 
 
-def _times(
-    factor: int, position: int = 0
-) -> Callable[[Sequence[Any], Mapping[str, Any], Any], int]:
+def _times(factor: int, position: int = 0) -> Callable[[Sequence[Any], Mapping[str, Any], Any], int]:
     def rule(args: Sequence[Any], _: Mapping[str, Any], result: Any) -> int:
         return factor * args[position].numel()
 
@@ -214,18 +208,14 @@ _RULES: dict[Any, Callable[[Sequence[Any], Mapping[str, Any], Any], int | Operat
     aten.index_add: lambda args, *_: args[3].numel(),
 }
 _RULES |= dict.fromkeys(
-    _packets(
-        "native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training"
-    ),
+    _packets("native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training"),
     _batch_norm,
 )
 _RULES |= dict.fromkeys(
     _packets("_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_attention_math"),
     _attention,
 )
-_RULES |= dict.fromkeys(
-    _packets("_scaled_dot_product_flash_attention_for_cpu_backward"), _attention_backward
-)
+_RULES |= dict.fromkeys(_packets("_scaled_dot_product_flash_attention_for_cpu_backward"), _attention_backward)
 _RULES |= dict.fromkeys(_packets("add", "add_", "sub", "sub_"), _sum)
 _RULES |= dict.fromkeys(  # fused: two products and a sum, or a difference, a product and a sum
     _packets("addcmul", "addcmul_", "addcdiv", "addcdiv_", "lerp", "lerp_"), _times(3)
@@ -250,9 +240,7 @@ _ELEMENTWISE = set(
         *("masked_fill", "masked_fill_"),
     )
 )
-_REDUCTIONS = set(
-    _packets("sum", "mean", "amax", "amin", "max", "argmax", "norm", "prod", "var", "cumsum")
-)
+_REDUCTIONS = set(_packets("sum", "mean", "amax", "amin", "max", "argmax", "norm", "prod", "var", "cumsum"))
 _FREE = set(
     _packets(
         *("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "new_zeros"),

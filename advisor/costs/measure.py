@@ -85,9 +85,7 @@ def measure(
         if measurement is None:  # the cap killed it: measure what it needs without one
             uncapped = WaitingChild().run(job, None)
             if uncapped is None:
-                raise ModelError(
-                    "the child process died without a memory cap; is the machine out of memory?"
-                )
+                raise ModelError("the child process died without a memory cap; is the machine out of memory?")
             failure = "the process was killed by the memory cap"
             measurement = replace(uncapped, survived=False, failure=failure)
     return measurement
@@ -97,9 +95,7 @@ class WaitingChild:
     """A process that has imported what a measurement needs, and waits for its job. It runs one."""
 
     def __init__(self) -> None:
-        environment = (
-            os.environ | _ALLOCATOR | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-        )
+        environment = os.environ | _ALLOCATOR | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         self._process = subprocess.Popen(
             [sys.executable, "-m", "advisor.costs.measure"],
             env=environment,
@@ -139,9 +135,7 @@ class WaitingChild:
 
 def _child(job: Path, allowed_bytes: int) -> Measurement:
     """Inside the child: load, warm up, run under the cap, then look at the allocator."""
-    content = torch.load(
-        job, weights_only=False
-    )  # written by the parent, in its own private folder
+    content = torch.load(job, weights_only=False)  # written by the parent, in its own private folder
     torch.set_num_threads(content["threads"])
     candidate, census = content["candidate"], content["census"]
     trainable, optimizer = begin(content["model"], census, candidate, learning_rate=1e-6)
@@ -203,16 +197,12 @@ def _allocator_peak(
     held = _held_bytes(trainable, optimizer, images, labels)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         update(trainable, optimizer, images, labels)
-    events = [
-        event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"
-    ]
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
     events.sort(key=lambda event: event.start_ns())
     return held + max(accumulate((event.nbytes() for event in events), initial=0))
 
 
-def _held_bytes(
-    trainable: Trainable, optimizer: torch.optim.Optimizer | None, *batch: torch.Tensor
-) -> int:
+def _held_bytes(trainable: Trainable, optimizer: torch.optim.Optimizer | None, *batch: torch.Tensor) -> int:
     """Bytes of every tensor that lives from one update to the next, each storage once."""
     parameters = list(trainable.model.parameters())
     tensors: Iterable[torch.Tensor | None] = (

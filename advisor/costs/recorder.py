@@ -29,9 +29,7 @@ class Recording:
 
     flops: Mapping[str, Flops]  # by layer type
     memory: Memory  # at the moment of the peak
-    bytes_at_peak: Mapping[
-        str, int
-    ]  # activations and temporaries, by the layer type that made them
+    bytes_at_peak: Mapping[str, int]  # activations and temporaries, by the layer type that made them
     uncounted: frozenset[str]  # operators without a FLOP rule
 
 
@@ -175,9 +173,7 @@ class Recorder(TorchDispatchMode):
         """Layer type and phase of an operator that runs while gradients flow."""
         number = node._sequence_nr() if node is not None else None
         # A node is created just before its forward operator runs (in-place ones may run a few more).
-        position = (
-            bisect_left(self._call_numbers, number) if number is not None else len(self._calls)
-        )
+        position = bisect_left(self._call_numbers, number) if number is not None else len(self._calls)
         if position == len(self._calls):
             return "other", "input_gradient"  # branches' gradients being summed
         call = self._calls[position]
@@ -197,9 +193,7 @@ class Recorder(TorchDispatchMode):
         for name, kind in self._layer_types.items():
             module = self._model.get_submodule(name)
             yield module.register_forward_pre_hook(self._push(kind))
-            yield module.register_forward_hook(
-                lambda *_: self._stack.pop() and None, always_call=True
-            )
+            yield module.register_forward_hook(lambda *_: self._stack.pop() and None, always_call=True)
 
     def _push(self, kind: str) -> Callable[..., None]:
         return lambda *_: self._stack.append(kind)

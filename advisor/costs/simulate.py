@@ -93,9 +93,7 @@ def _simulate(
         trained: Counter[str] = Counter()
         for name, parameter in trainable.parameters.items():
             trained[recorder.layer_type_of(name)] += parameter.numel()
-        delta_bytes = sum(
-            tensor.numel() * tensor.element_size() for tensor in trainable.delta().values()
-        )
+        delta_bytes = sum(tensor.numel() * tensor.element_size() for tensor in trainable.delta().values())
         ratio = _inference_ratio(method, copied, census)
 
     return Cost(
@@ -104,9 +102,7 @@ def _simulate(
         flops=sum(recording.flops.values(), Flops()),
         memory=recording.memory,
         by_layer_type={
-            kind: LayerTypeCost(
-                trained[kind], recording.flops[kind], recording.bytes_at_peak.get(kind, 0)
-            )
+            kind: LayerTypeCost(trained[kind], recording.flops[kind], recording.bytes_at_peak.get(kind, 0))
             for kind in LAYER_TYPES
             if trained[kind] or recording.flops[kind].total or recording.bytes_at_peak.get(kind)
         },
@@ -160,9 +156,7 @@ def _inference_ratio(method: Method, attached: nn.Module, census: Census) -> flo
     with_bypasses = sum(flops.forward for flops in _record_inference(merged, census).flops.values())
     for module in [module for module in merged.modules() if "bypass" in module._modules]:
         remove_bypass(module)
-    return with_bypasses / sum(
-        flops.forward for flops in _record_inference(merged, census).flops.values()
-    )
+    return with_bypasses / sum(flops.forward for flops in _record_inference(merged, census).flops.values())
 
 
 def _record_inference(model: nn.Module, census: Census) -> Recording:

@@ -38,9 +38,7 @@ def methods() -> Mapping[str, Method]:
             importlib.import_module(f"{__name__}.{module.name}")
         for entry_point in entry_points(group="peft_advisor.methods"):
             _add(entry_point.load())
-    names = sorted(
-        _registry, key=lambda name: _ORDER.index(name) if name in _ORDER else len(_ORDER)
-    )
+    names = sorted(_registry, key=lambda name: _ORDER.index(name) if name in _ORDER else len(_ORDER))
     return MappingProxyType({name: _registry[name] for name in names})
 
 

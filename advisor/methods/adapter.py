@@ -51,9 +51,7 @@ class ConvAdapter(nn.Module):
         self.up = plain(hidden, layer.out_channels, 1, **options)
         nn.init.zeros_(self.up.weight)
         shape = (layer.out_channels, *[1] * len(layer.kernel_size))
-        self.scale = nn.Parameter(
-            torch.ones(shape, device=options["device"], dtype=options["dtype"])
-        )
+        self.scale = nn.Parameter(torch.ones(shape, device=options["device"], dtype=options["dtype"]))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The adapter's output, to be added to the layer's."""
@@ -99,10 +97,10 @@ class Adapter:
 
     name = "adapter"
     summary = "a small convolution beside each convolution, and the head"
-    formula = "conv: y = W∗x + s·U∗relu(D∗x);  parallel: y = W∗x + A∗x with A 1x1; D, U, s, A and the head trained"
-    source = (
-        "Conv-Adapter, arXiv 2208.07463, eq. 2; parallel residual adapters, arXiv 1803.10082, eq. 2"
+    formula = (
+        "conv: y = W∗x + s·U∗relu(D∗x);  parallel: y = W∗x + A∗x with A 1x1; D, U, s, A and the head trained"
     )
+    source = "Conv-Adapter, arXiv 2208.07463, eq. 2; parallel residual adapters, arXiv 1803.10082, eq. 2"
     learns_classes = True
     learning_rates = (5e-4, 2e-3, 1e-2)
 
@@ -135,9 +133,7 @@ class Adapter:
             size = sum(parameter.numel() for parameter in bypass.parameters())
             if size >= module.weight.numel():
                 weight = module.weight.numel()
-                notes.append(
-                    f"{layer.name}: no adapter: {size} parameters, as many as its weight's {weight}"
-                )
+                notes.append(f"{layer.name}: no adapter: {size} parameters, as many as its weight's {weight}")
                 continue
             add_bypass(module, bypass)
             trained += bypass.parameters()
@@ -149,9 +145,7 @@ class Adapter:
 
 def bottleneck(channels: int, reduction: int) -> int:
     """The largest divisor of `channels` that is at most channels // reduction, at least 1."""
-    return next(
-        size for size in range(max(channels // reduction, 1), 0, -1) if channels % size == 0
-    )
+    return next(size for size in range(max(channels // reduction, 1), 0, -1) if channels % size == 0)
 
 
 def _reads_middle_pixel(layer: nn.Conv2d) -> bool:

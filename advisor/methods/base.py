@@ -127,9 +127,7 @@ def train_only(
 def head_parameters(model: nn.Module, census: Census) -> list[nn.Parameter]:
     """The last classifier's weight and bias. Raises InputError where the model has none."""
     if census.head is None:
-        raise InputError(
-            "the model has no classifier layer (Linear or 1x1 convolution) that can be trained"
-        )
+        raise InputError("the model has no classifier layer (Linear or 1x1 convolution) that can be trained")
     return list(model.get_submodule(census.head).parameters())
 
 

@@ -33,9 +33,7 @@ class DoRAWeight(nn.Module):
     def __init__(self, layer: nn.Module, rank: int) -> None:
         super().__init__()
         self.low_rank = LowRank(layer, rank, SCALE)
-        self._layer = (
-            layer,
-        )  # only sizes and groups are read; a tuple hides it from the module tree
+        self._layer = (layer,)  # only sizes and groups are read; a tuple hides it from the module tree
         self.magnitude = nn.Parameter(output_norms(layer.weight.detach(), layer))
 
     def forward(self, weight: torch.Tensor) -> torch.Tensor:

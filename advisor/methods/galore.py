@@ -35,9 +35,7 @@ class GaLore:
         """Train everything; the method lives in the optimizer."""
         return train_only(model, model.parameters(), "updated", setting)
 
-    def optimizer(
-        self, trainable: Trainable, levers: Levers, learning_rate: float
-    ) -> torch.optim.Optimizer:
+    def optimizer(self, trainable: Trainable, levers: Levers, learning_rate: float) -> torch.optim.Optimizer:
         """GaLoreAdam; with the SGD lever there is no state to project, so plain SGD."""
         parameters = list(trainable.parameters.values())
         if levers.optimizer == "sgd":

@@ -49,9 +49,7 @@ def plan_layer(layer: Layer, rank: int, depthwise: str) -> Plan:
     Where even the least legal rank does, the weight itself is trained.
     """
     if layer.calls == 0:
-        return Plan(
-            layer.name, "skip", 0, f"{layer.name}: not adapted: a forward pass never calls it"
-        )
+        return Plan(layer.name, "skip", 0, f"{layer.name}: not adapted: a forward pass never calls it")
     if layer.layer_type == "depthwise":
         return _plan_depthwise(layer, rank, depthwise)
     groups = layer.groups
@@ -60,9 +58,7 @@ def plan_layer(layer: Layer, rank: int, depthwise: str) -> Plan:
     most = layer_weight_parameters(layer) // per_rank * groups
     wanted = max(rank // groups, 1) * groups
     if most < least:
-        note = (
-            f"{layer.name}: weight trained itself: rank {least} would cost more than its parameters"
-        )
+        note = f"{layer.name}: weight trained itself: rank {least} would cost more than its parameters"
         return Plan(layer.name, "kernel", 0, note)
     if wanted > most:
         return Plan(layer.name, "low-rank", most, f"{layer.name}: rank {wanted} capped at {most}")
@@ -197,9 +193,7 @@ def _plan_depthwise(layer: Layer, rank: int, depthwise: str) -> Plan:
     channels, taps = layer.weight_shape[0], prod(layer.weight_shape[1:])
     most = channels * taps // (channels + taps)  # break-even of r (C + k^2) against C k^2
     if most < 1:
-        return Plan(
-            layer.name, "kernel", 0, f"{layer.name}: kernel trained itself: no rank is smaller"
-        )
+        return Plan(layer.name, "kernel", 0, f"{layer.name}: kernel trained itself: no rank is smaller")
     if rank > most:
         return Plan(layer.name, "factor", most, f"{layer.name}: rank {rank} capped at {most}")
     return Plan(layer.name, "factor", rank)

@@ -21,9 +21,7 @@ from advisor.records import Candidate, Census, Levers
 _FORMAT = "peft-advisor adapter 1"
 
 
-def save_adapter(
-    path: str | Path, trainable: Trainable, candidate: Candidate, census: Census
-) -> None:
+def save_adapter(path: str | Path, trainable: Trainable, candidate: Candidate, census: Census) -> None:
     """Write the trained weights and the statistics that training changed."""
     tensors = {name: tensor.contiguous() for name, tensor in trainable.delta().items()}
     metadata = {
@@ -64,15 +62,11 @@ def load_adapter(model: nn.Module, path: str | Path) -> Trainable:
     differing = [
         name
         for name in sorted(expected.keys() | tensors.keys())
-        if name not in expected
-        or name not in tensors
-        or expected[name].shape != tensors[name].shape
+        if name not in expected or name not in tensors or expected[name].shape != tensors[name].shape
     ]
     if differing:
         more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
-        raise ModelError(
-            f"{path} was trained on another model: {', '.join(differing[:3])}{more} differ"
-        )
+        raise ModelError(f"{path} was trained on another model: {', '.join(differing[:3])}{more} differ")
     model.load_state_dict(tensors, strict=False)
     return trainable
 
@@ -82,10 +76,6 @@ def _resize_head(model: nn.Module, census: Census, tensors: Mapping[str, torch.T
         return
     head = model.get_submodule(census.head)
     saved = tensors.get(f"{census.head}.weight")
-    if (
-        saved is None
-        or saved.shape == head.weight.shape
-        or saved.shape[1:] != head.weight.shape[1:]
-    ):
+    if saved is None or saved.shape == head.weight.shape or saved.shape[1:] != head.weight.shape[1:]:
         return
     resize_outputs(head, saved.shape[0])

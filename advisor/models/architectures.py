@@ -107,9 +107,7 @@ def build_with_weights(architecture: Architecture, state: StateDict) -> nn.Modul
         ModelError: names are missing or unexpected, shapes differ, or weights are quantised.
     """
     module = architecture.build(None, _shapes(state))
-    state = max(
-        unprefixed(state), key=lambda form: _share(_shapes(form), _shapes(module.state_dict()))
-    )
+    state = max(unprefixed(state), key=lambda form: _share(_shapes(form), _shapes(module.state_dict())))
     shapes = _shapes(state)
     outputs = [shapes[f"{name}.weight"][0] for name, _ in _unfit_heads(module, shapes)]
     if outputs:
@@ -170,11 +168,7 @@ def unprefixed(state: Mapping[str, _Value]) -> Iterator[dict[str, _Value]]:
     `_orig_mod.` (torch.compile) goes at once, wherever it stands; so does the counter of
     `torch.optim.swa_utils.AveragedModel`.
     """
-    form = {
-        name.replace("_orig_mod.", ""): value
-        for name, value in state.items()
-        if name != "n_averaged"
-    }
+    form = {name.replace("_orig_mod.", ""): value for name, value in state.items() if name != "n_averaged"}
     yield form
     while form:
         prefix = next((p for p in _PREFIXES if all(name.startswith(p) for name in form)), None)
@@ -378,9 +372,7 @@ def _factory_architecture(text: str) -> Architecture:
         factory = getattr(factory, part, None)
     if not callable(factory):
         offered = [name for name in vars(home) if not name.startswith("_")]
-        raise ModelError(
-            f"{text}: {module_name} has no function {attribute}{_similar(attribute, offered)}"
-        )
+        raise ModelError(f"{text}: {module_name} has no function {attribute}{_similar(attribute, offered)}")
 
     def build(outputs: int | None, state: Shapes | None) -> nn.Module:  # noqa: ARG001 - takes no options
         return _call_factory(text, factory, outputs)
@@ -388,11 +380,7 @@ def _factory_architecture(text: str) -> Architecture:
     def input_size(module: nn.Module) -> tuple[int, int, int] | None:
         for holder in (module, factory, home):
             size = getattr(holder, "input_size", None)
-            if (
-                isinstance(size, tuple | list)
-                and len(size) == 3
-                and all(type(n) is int for n in size)
-            ):
+            if isinstance(size, tuple | list) and len(size) == 3 and all(type(n) is int for n in size):
                 return (size[0], size[1], size[2])
         return stock_input_size(module)
 
@@ -410,13 +398,9 @@ def _call_factory(text: str, factory: Any, outputs: int | None) -> nn.Module:
         with stdout_to_stderr():
             module = factory(num_classes=outputs) if adaptable else factory()
     except (Exception, SystemExit) as error:
-        raise ModelError(
-            f"{text}: calling it failed: {type(error).__name__}: {first_line(error)}"
-        ) from error
+        raise ModelError(f"{text}: calling it failed: {type(error).__name__}: {first_line(error)}") from error
     if not isinstance(module, nn.Module):
-        raise ModelError(
-            f"{text}: it must return a torch.nn.Module, but returned {type(module).__name__}"
-        )
+        raise ModelError(f"{text}: it must return a torch.nn.Module, but returned {type(module).__name__}")
     return module
 
 

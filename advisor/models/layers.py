@@ -55,11 +55,7 @@ def take_census(model: nn.Module, input_size: tuple[int, ...]) -> Census:
         for handle in handles:
             handle.remove()
     if not isinstance(result, torch.Tensor) or result.ndim != 2:
-        got = (
-            f"shape {tuple(result.shape)}"
-            if isinstance(result, torch.Tensor)
-            else type(result).__name__
-        )
+        got = f"shape {tuple(result.shape)}" if isinstance(result, torch.Tensor) else type(result).__name__
         raise ModelError(
             f"the model is not a classifier: for one image it returns {got}, not a (1, classes) tensor"
         )
@@ -111,9 +107,7 @@ def is_plain(module: nn.Module) -> bool:
         if isinstance(module, plain):
             same_forward = type(module).forward is plain.forward
             inner = "_conv_forward"
-            return same_forward and getattr(type(module), inner, None) is getattr(
-                plain, inner, None
-            )
+            return same_forward and getattr(type(module), inner, None) is getattr(plain, inner, None)
     return False
 
 
@@ -156,9 +150,7 @@ def _forward(model: nn.Module, image: torch.Tensor) -> object:
 def _count_call(name: str, calls: Counter[str], outputs: dict[str, int | None]):  # type: ignore[no-untyped-def]
     def hook(module: nn.Module, args: object, output: object) -> None:
         calls[name] += 1
-        outputs[name] = (
-            output.shape[1] if isinstance(output, torch.Tensor) and output.ndim > 1 else None
-        )
+        outputs[name] = output.shape[1] if isinstance(output, torch.Tensor) and output.ndim > 1 else None
 
     return hook
 
@@ -178,9 +170,7 @@ def _describe(name: str, module: nn.Module, calls: int, seen: set[int]) -> Layer
         parameters=parameters,
         calls=calls,
         weight_shape=tuple(weight.shape) if isinstance(weight, torch.Tensor) else (),
-        kernel_size=tuple(getattr(module, "kernel_size", ()))
-        if kind not in ("norm", "other")
-        else (),
+        kernel_size=tuple(getattr(module, "kernel_size", ())) if kind not in ("norm", "other") else (),
         groups=getattr(module, "groups", 1) if kind not in ("norm", "other") else 1,
         has_bias=isinstance(getattr(module, "bias", None), nn.Parameter),
         has_affine=kind == "norm" and isinstance(weight, nn.Parameter),

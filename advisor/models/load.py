@@ -114,9 +114,7 @@ class LoadedModel:
     module: nn.Module  # float32 parameters, on the CPU, in eval mode
     name: str  # the architecture's name such as "mobilenet_v2", or a pickled module's class name
     source: str  # as typed
-    input_size: (
-        tuple[int, int, int] | None
-    )  # (C, H, W) where the architecture tells; None: must be asked for
+    input_size: tuple[int, int, int] | None  # (C, H, W) where the architecture tells; None: must be asked for
     class_names: tuple[str, ...] | None  # where the checkpoint carries them
     has_trained_weights: bool  # False where it was built from a name
 
@@ -144,9 +142,7 @@ def load_model(source: str, *, arch: str | None = None, trust: bool = False) -> 
                 raise ModelError(f"{source} names an architecture itself; leave out --arch")
             module = _ready(architecture.build(None, None), source)
             size = architecture.input_size(module)
-            return LoadedModel(
-                module, architecture.name, source, size, None, has_trained_weights=False
-            )
+            return LoadedModel(module, architecture.name, source, size, None, has_trained_weights=False)
         if not is_there:
             _refuse_missing(source)
         given = named_architecture(arch) if arch is not None else None
@@ -155,17 +151,13 @@ def load_model(source: str, *, arch: str | None = None, trust: bool = False) -> 
         try:
             return _load_file(path, source, given, trust)
         except OSError as error:
-            raise ModelError(
-                f"{source}: can't be read: {error.strerror or first_line(error)}"
-            ) from error
+            raise ModelError(f"{source}: can't be read: {error.strerror or first_line(error)}") from error
 
 
 def _load_file(path: Path, source: str, given: Architecture | None, trust: bool) -> LoadedModel:
     content, unknown = _read(path, source, trust)
     weights = _find_weights(content)
-    if unknown and (
-        weights is None or (isinstance(weights, nn.Module) and _holds_stand_in(weights))
-    ):
+    if unknown and (weights is None or (isinstance(weights, nn.Module) and _holds_stand_in(weights))):
         raise ModelError(
             f"{source}: it asks for classes that are neither torch's nor torchvision's: "
             f"{', '.join(map(shown, unknown))}; if you trust who made it, --trust loads them, which runs "
@@ -175,9 +167,7 @@ def _load_file(path: Path, source: str, given: Architecture | None, trust: bool)
         _refuse_content(source, content)
     if isinstance(weights, nn.Module):
         if given is not None:
-            raise ModelError(
-                f"{source}: it holds a whole module, architecture included; leave out --arch"
-            )
+            raise ModelError(f"{source}: it holds a whole module, architecture included; leave out --arch")
         module = _ready(_unwrapped(weights), source)
         name = type(module).__name__
         size = stock_input_size(module) or _own_input_size(module)
@@ -187,14 +177,10 @@ def _load_file(path: Path, source: str, given: Architecture | None, trust: bool)
             architecture = given if given is not None else identify(state)
             module = _ready(build_with_weights(architecture, state), source)
         except ModelError as error:
-            raise ModelError(
-                str(error) if str(error).startswith(source) else f"{source}: {error}"
-            ) from error
+            raise ModelError(str(error) if str(error).startswith(source) else f"{source}: {error}") from error
         name = architecture.name
         size = architecture.input_size(module)
-    return LoadedModel(
-        module, name, source, size, _class_names(content, module), has_trained_weights=True
-    )
+    return LoadedModel(module, name, source, size, _class_names(content, module), has_trained_weights=True)
 
 
 # What kind of file it is
@@ -209,9 +195,7 @@ def _exists(path: Path) -> bool:
 
 def _refuse_missing(source: str) -> NoReturn:
     if source.isidentifier() and source in torchvision_names():
-        raise ModelError(
-            f"there is no file {source!r}; for torchvision's network write torchvision:{source}"
-        )
+        raise ModelError(f"there is no file {source!r}; for torchvision's network write torchvision:{source}")
     raise ModelError(f"there is no file {source!r}; MODEL is a file, {NAMED_FORMS}")
 
 
@@ -219,9 +203,7 @@ def _read(path: Path, source: str, trust: bool) -> tuple[Any, list[str]]:
     """What the file holds, and the classes it asks for that were replaced by stand-ins."""
     if path.is_dir():
         models = sorted(
-            entry.name
-            for entry in path.iterdir()
-            if entry.suffix in {".pt", ".pth", ".safetensors"}
+            entry.name for entry in path.iterdir() if entry.suffix in {".pt", ".pth", ".safetensors"}
         )
         hint = f", such as {source.rstrip('/')}/{shown(models[0])}" if models else ""
         raise ModelError(f"{source}: is a folder; give the model file in it{hint}")
@@ -236,9 +218,7 @@ def _read(path: Path, source: str, trust: bool) -> tuple[Any, list[str]]:
         if head.startswith(signature):
             raise ModelError(f"{source}: {meaning}")
     if head[4:8] == b"TFL3":
-        raise ModelError(
-            f"{source}: is a TensorFlow Lite model; give the PyTorch model it was made from"
-        )
+        raise ModelError(f"{source}: is a TensorFlow Lite model; give the PyTorch model it was made from")
     if head[:4] == b"PK\x03\x04":
         return _read_pickle(path, source, trust, _zipped_pickle(path, source))
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 100_000_000:
@@ -252,15 +232,14 @@ def _unknown_content(head: bytes, path: Path) -> str:
     give = "give a PyTorch .pt, .pth or .safetensors file"
     # ONNX: field 1, the IR version; then producer, domain or graph.
     is_onnx = (
-        len(head) > 2
-        and head[0] == 8
-        and 3 <= head[1] <= 32
-        and head[2] in (0x12, 0x1A, 0x22, 0x3A, 0x42)
+        len(head) > 2 and head[0] == 8 and 3 <= head[1] <= 32 and head[2] in (0x12, 0x1A, 0x22, 0x3A, 0x42)
     )
     if is_onnx or path.suffix == ".onnx":
         return "is an ONNX model; give the PyTorch model it was exported from"
     if head[257:262] == b"ustar":
-        return "is a tar archive, or was saved before torch 0.1.10; unpack it, or save it again with torch.save"
+        return (
+            "is a tar archive, or was saved before torch 0.1.10; unpack it, or save it again with torch.save"
+        )
     try:
         text = head.decode("utf-8", errors="strict" if len(head) < 512 else "ignore")
     except UnicodeDecodeError:
@@ -276,35 +255,25 @@ def _zipped_pickle(path: Path, source: str) -> bytes:
     """The pickle inside a file of torch.save. Raises ModelError for every other zip archive."""
     try:
         with zipfile.ZipFile(path) as archive:
-            members = {
-                info.filename.partition("/")[2] or info.filename: info
-                for info in archive.infolist()
-            }
+            members = {info.filename.partition("/")[2] or info.filename: info for info in archive.infolist()}
             if "constants.pkl" in members:
                 _refuse_graph(source, "TorchScript", "torch.jit")
             if members.keys() & {"archive_format", "serialized_exported_program.json"} or any(
-                name.endswith(("models/model.json", "serialized_exported_program.json"))
-                for name in members
+                name.endswith(("models/model.json", "serialized_exported_program.json")) for name in members
             ):
                 _refuse_graph(source, ".pt2 (torch.export)", "torch.export")
             if any(info.filename.endswith(".npy") for info in archive.infolist()):
-                raise ModelError(
-                    f"{source}: is a NumPy .npz file, not a model; data goes to --data"
-                )
+                raise ModelError(f"{source}: is a NumPy .npz file, not a model; data goes to --data")
             if (
                 members.keys() & {"model.weights.h5", "config.json", "metadata.json"}
                 and "data.pkl" not in members
             ):
                 raise ModelError(f"{source}: is a Keras model; give a PyTorch model")
             if "data.pkl" not in members:
-                raise ModelError(
-                    f"{source}: is a zip archive, but not one of torch.save's; unpack it first"
-                )
+                raise ModelError(f"{source}: is a zip archive, but not one of torch.save's; unpack it first")
             # torch.save compresses nothing; a small archive must not unfold into a huge one.
             if sum(info.file_size for info in members.values()) > path.stat().st_size:
-                raise ModelError(
-                    f"{source}: is a compressed zip archive; unpack it, or torch.save it again"
-                )
+                raise ModelError(f"{source}: is a compressed zip archive; unpack it, or torch.save it again")
             return archive.read(members["data.pkl"])
     except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
         raise ModelError(_damaged(source)) from error
@@ -381,15 +350,9 @@ def allowed_classes() -> Mapping[str, type]:
     are torch.jit, torch.fx and everything distributed.
     """
     vision = import_torchvision()
-    homes = [
-        module for name, module in vars(nn.modules).items() if _is_home(module, "torch.nn.modules.")
-    ]
-    homes += [
-        module for module in vars(vision.models).values() if _is_home(module, "torchvision.models.")
-    ]
-    homes += [
-        module for module in vars(vision.ops).values() if _is_home(module, "torchvision.ops.")
-    ]
+    homes = [module for name, module in vars(nn.modules).items() if _is_home(module, "torch.nn.modules.")]
+    homes += [module for module in vars(vision.models).values() if _is_home(module, "torchvision.models.")]
+    homes += [module for module in vars(vision.ops).values() if _is_home(module, "torchvision.ops.")]
     allowed: dict[str, type] = {"torch.nn.parallel.data_parallel.DataParallel": nn.DataParallel}
     home_names = {home.__name__ for home in homes}
     for home in homes:
@@ -412,9 +375,7 @@ def _is_home(value: object, prefix: str) -> bool:
     return is_inside and not rest.startswith("_") and rest != "feature_extraction"
 
 
-def _read_pickle(
-    path: Path, source: str, trust: bool, zipped: bytes | None
-) -> tuple[Any, list[str]]:
+def _read_pickle(path: Path, source: str, trust: bool, zipped: bytes | None) -> tuple[Any, list[str]]:
     """The object in a file of torch.save, old format or new, and the stand-ins' class names."""
     try:
         if zipped is not None:
@@ -467,9 +428,7 @@ def _read_trusted(path: Path, source: str) -> Any:
             "that holds its module, or give its state dict with --arch package.module:factory"
         ) from error
     except (Exception, SystemExit) as error:
-        raise ModelError(
-            f"{source}: can't be loaded: {type(error).__name__}: {first_line(error)}"
-        ) from error
+        raise ModelError(f"{source}: can't be loaded: {type(error).__name__}: {first_line(error)}") from error
 
 
 def _globals(streams: Iterable[BinaryIO]) -> set[str]:
@@ -559,9 +518,7 @@ def _refuse_content(source: str, content: Any) -> NoReturn:
         )
     if isinstance(content, dict):
         keys = ", ".join(shown(str(key)) for key in list(content)[:5]) or "nothing"
-        raise ModelError(
-            f"{source}: holds no weights (it has {keys}); give a state dict or a whole module"
-        )
+        raise ModelError(f"{source}: holds no weights (it has {keys}); give a state dict or a whole module")
     kind = type(content).__name__
     raise ModelError(f"{source}: holds a {kind}, not a model; give a state dict or a whole module")
 
@@ -621,11 +578,7 @@ def _tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 
 def _own_input_size(module: nn.Module) -> tuple[int, int, int] | None:
     size = getattr(module, "input_size", None)
-    if (
-        isinstance(size, tuple | list)
-        and len(size) == 3
-        and all(type(n) is int and n > 0 for n in size)
-    ):
+    if isinstance(size, tuple | list) and len(size) == 3 and all(type(n) is int and n > 0 for n in size):
         return (size[0], size[1], size[2])
     return None
 
@@ -634,11 +587,7 @@ def _class_names(content: Any, module: nn.Module) -> tuple[str, ...] | None:
     """The class names in a checkpoint or on a module, in the order of the outputs."""
     places = [content] if isinstance(content, dict) else []
     places += (
-        [
-            place
-            for key in ("meta", "args", "hyper_parameters")
-            if isinstance(place := content.get(key), dict)
-        ]
+        [place for key in ("meta", "args", "hyper_parameters") if isinstance(place := content.get(key), dict)]
         if places
         else []
     )
@@ -660,10 +609,6 @@ def _as_names(value: Any) -> tuple[str, ...] | None:
             value = {index: name for name, index in value.items()}  # class_to_idx
         indices = {int(key): name for key, name in value.items() if str(key).isdecimal()}
         value = [indices.get(index) for index in range(len(value))]
-    if (
-        not isinstance(value, list | tuple)
-        or not value
-        or not all(isinstance(name, str) for name in value)
-    ):
+    if not isinstance(value, list | tuple) or not value or not all(isinstance(name, str) for name in value):
         return None
     return tuple(shown(name) for name in value)

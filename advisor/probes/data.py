@@ -57,9 +57,7 @@ class LabelledImages:
         """How many."""
         return len(self.labels)
 
-    def batch(
-        self, indices: torch.Tensor, normalisation: Normalisation
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def batch(self, indices: torch.Tensor, normalisation: Normalisation) -> tuple[torch.Tensor, torch.Tensor]:
         """The images at `indices` (B,), normalised float32 (B, C, H, W), and their labels (B,)."""
         mean = torch.tensor(normalisation.mean).view(-1, 1, 1)
         std = torch.tensor(normalisation.std).view(-1, 1, 1)
@@ -282,8 +280,7 @@ def _find_folder(root: Path, size: Size) -> _Found:
     for name in sorted(train.keys() ^ held_out.keys()):
         has, lacks = parts if name in train else parts[::-1]
         raise DataError(
-            f"class folder {name!r} is in {has} but not in {lacks}; "
-            "both need the same class folders"
+            f"class folder {name!r} is in {has} but not in {lacks}; both need the same class folders"
         )
     pools = (_file_pool(files, root, size) for files in (train, held_out))
     return _Found(tuple(train), True, *pools)
@@ -329,9 +326,7 @@ def _entries(folder: Path) -> list[Path]:
     try:
         return [path for path in folder.iterdir() if not path.name.startswith(".")]
     except OSError as error:
-        raise DataError(
-            f"{folder} can't be read: {error.strerror}; check its permissions"
-        ) from error
+        raise DataError(f"{folder} can't be read: {error.strerror}; check its permissions") from error
 
 
 def _folders(folder: Path) -> list[Path]:
@@ -345,9 +340,7 @@ def _has_images(folder: Path) -> bool:
 def _images(folder: Path) -> Iterator[str]:
     # Plain strings: making 50,000 Paths takes a second.
     def refuse(error: OSError) -> NoReturn:
-        raise DataError(
-            f"{error.filename} can't be read: {error.strerror}; check its permissions"
-        ) from error
+        raise DataError(f"{error.filename} can't be read: {error.strerror}; check its permissions") from error
 
     for parent, folders, files in os.walk(folder, onerror=refuse):
         folders[:] = [name for name in folders if not name.startswith(".")]
@@ -419,9 +412,7 @@ def _reason(error: Exception) -> str:
     from PIL import Image, UnidentifiedImageError
 
     if isinstance(error, Image.DecompressionBombWarning | Image.DecompressionBombError):
-        return (
-            f"it is larger than {Image.MAX_IMAGE_PIXELS} pixels, which may be a decompression bomb"
-        )
+        return f"it is larger than {Image.MAX_IMAGE_PIXELS} pixels, which may be a decompression bomb"
     if isinstance(error, UnidentifiedImageError):
         return "it is not an image"
     if isinstance(error, OSError) and error.strerror:
@@ -454,17 +445,14 @@ def _find_npz(path: Path, size: Size) -> _Found:
                 "save arrays of numbers and strings"
             ) from error
         raise DataError(
-            f"{path} is not a readable .npz file ({type(error).__name__}); "
-            "write it with numpy.savez"
+            f"{path} is not a readable .npz file ({type(error).__name__}); write it with numpy.savez"
         ) from error
     images, labels = (
         _checked_images(path, arrays["images"]),
         _checked_labels(path, arrays["labels"]),
     )
     if len(images) != len(labels):
-        raise DataError(
-            f"{path}: {len(images)} images but {len(labels)} labels; every image needs one label"
-        )
+        raise DataError(f"{path}: {len(images)} images but {len(labels)} labels; every image needs one label")
     names, labels = _class_names(path, labels, arrays.get("class_names"))
     axis = _channel_axis(path, images.shape, size[0])
     return _Found(names, "class_names" in arrays, _array_pool(images, labels, axis, size, path))
@@ -480,32 +468,24 @@ def _checked_images(path: Path, images: npt.NDArray[Any]) -> npt.NDArray[Any]:
         return images
     if images.dtype.kind != "f":
         raise DataError(
-            f"{path}: images are {images.dtype}; "
-            "save them as uint8 (0 to 255) or as floats in [0, 1]"
+            f"{path}: images are {images.dtype}; save them as uint8 (0 to 255) or as floats in [0, 1]"
         )
     low, high = float(images.min()), float(images.max())
     if not (math.isfinite(low) and math.isfinite(high)):
-        raise DataError(
-            f"{path}: images hold NaN or infinite values; remove or repair those images"
-        )
+        raise DataError(f"{path}: images hold NaN or infinite values; remove or repair those images")
     if low < 0 or high > 1 + 1e-4:  # resampling may overshoot 1 by rounding
         hint = "divide them by 255" if low >= 0 else "undo their normalisation"
-        raise DataError(
-            f"{path}: images range from {low:g} to {high:g}; floats must be in [0, 1]: {hint}"
-        )
+        raise DataError(f"{path}: images range from {low:g} to {high:g}; floats must be in [0, 1]: {hint}")
     return images
 
 
 def _checked_labels(path: Path, labels: npt.NDArray[Any]) -> Labels:
     if labels.ndim != 1:
         raise DataError(
-            f"{path}: labels has shape {labels.shape}; "
-            "it must be (N,): one class number for each image"
+            f"{path}: labels has shape {labels.shape}; it must be (N,): one class number for each image"
         )
     if labels.dtype.kind not in "iu":
-        raise DataError(
-            f"{path}: labels are {labels.dtype}; save whole numbers, labels.astype(int)"
-        )
+        raise DataError(f"{path}: labels are {labels.dtype}; save whole numbers, labels.astype(int)")
     whole = labels.astype(np.int64)
     if len(whole) and whole.min() < 0:
         raise DataError(f"{path}: labels hold {whole.min()}; class numbers start at 0")
@@ -579,9 +559,7 @@ def _find_digits(size: Size) -> _Found:
     digits = load_digits()
     images = np.rint(digits.images * (255 / 16)).astype(np.uint8)  # (1797, 8, 8), 0 to 16
     names = tuple(str(name) for name in digits.target_names)
-    return _Found(
-        names, True, _array_pool(images, digits.target.astype(np.int64), None, size, "digits")
-    )
+    return _Found(names, True, _array_pool(images, digits.target.astype(np.int64), None, size, "digits"))
 
 
 # torchvision's datasets
@@ -591,9 +569,7 @@ def _find_torchvision(source: str, size: Size) -> _Found:
     _, name, root = (*source.split(":", 2), "", "")[:3]
     kind = _dataset_class(name)
     if not root.strip():
-        raise DataError(
-            f"data {source}: no path; write torchvision:{name}:/path/to/the/downloaded/data"
-        )
+        raise DataError(f"data {source}: no path; write torchvision:{name}:/path/to/the/downloaded/data")
     folder = _existing(root)
     parameters = inspect.signature(kind).parameters
     options: dict[str, Any] = {"root": str(folder)}
@@ -657,9 +633,7 @@ def _build(kind: Callable[..., Any], options: dict[str, Any]) -> Any:
     except Exception as error:  # each dataset raises its own
         name, root = getattr(kind, "__name__", ""), options["root"]
         if isinstance(error, ImportError):
-            raise DataError(
-                f"torchvision's {name} needs a package: {_reason(error)}; install it"
-            ) from error
+            raise DataError(f"torchvision's {name} needs a package: {_reason(error)}; install it") from error
         raise DataError(
             f"torchvision's {name} was not found in {root} ({_reason(error).split('. ')[0]}); "
             "download it first, or give the folder that holds it"
@@ -679,13 +653,9 @@ def _targets(dataset: Any, name: str) -> Labels:
         else:
             targets = np.asarray([dataset[index][1] for index in range(len(dataset))])
     except Exception as error:  # each dataset raises its own
-        raise DataError(
-            f"torchvision's {name} can't be read: {_reason(error)}; check its files"
-        ) from error
+        raise DataError(f"torchvision's {name} can't be read: {_reason(error)}; check its files") from error
     if targets.ndim != 1 or targets.dtype.kind not in "iu" or targets.min() < 0:
-        raise DataError(
-            f"torchvision's {name} is not an image classification dataset; use one that is"
-        )
+        raise DataError(f"torchvision's {name} is not an image classification dataset; use one that is")
     return targets.astype(np.int64)
 
 
@@ -705,9 +675,7 @@ def _pixels(image: Image.Image, channels: int) -> torch.Tensor:
     from PIL import Image
 
     if channels not in (1, 3):
-        raise _wrong_channels(
-            "image files", (0, len(image.getbands()), *image.size[::-1]), channels
-        )
+        raise _wrong_channels("image files", (0, len(image.getbands()), *image.size[::-1]), channels)
     if image.mode.startswith("I;16"):  # PIL would clip everything above 255 to white
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode in ("I", "F"):

@@ -67,9 +67,7 @@ def race(
     Raises:
         DataError: every probe of every candidate diverged.
     """
-    return _Race(model, census, dataset, batch_size, seconds, seed, report).run(
-        candidates, judge_base
-    )
+    return _Race(model, census, dataset, batch_size, seconds, seed, report).run(candidates, judge_base)
 
 
 class _Race:
@@ -91,16 +89,12 @@ class _Race:
 
     def run(self, candidates: Sequence[Candidate], judge_base: bool) -> RaceResult:
         per_image = self._seconds_per_image()
-        validation = self._affordable_samples(
-            per_image, _LEAST_FINALISTS, _RUNG_SHARES[-1] * self._seconds
-        )
+        validation = self._affordable_samples(per_image, _LEAST_FINALISTS, _RUNG_SHARES[-1] * self._seconds)
         base = None
         if judge_base:
             self._tell("the model as it is")
             data = self._dataset
-            base = accuracy_of(
-                evaluate(self._model, data.validation, data.normalisation, validation)
-            )
+            base = accuracy_of(evaluate(self._model, data.validation, data.normalisation, validation))
         accuracies: dict[Candidate, Accuracy] = {}
         failures: dict[Candidate, str] = {}
         for candidate in candidates:
@@ -173,9 +167,7 @@ class _Race:
         """Wall clock of classifying one held-out image."""
         data = self._dataset
         few = min(32, len(data.validation))
-        evaluate(
-            self._model, data.validation, data.normalisation, few
-        )  # the first pass compiles kernels
+        evaluate(self._model, data.validation, data.normalisation, few)  # the first pass compiles kernels
         start = time.perf_counter()
         evaluate(self._model, data.validation, data.normalisation, few)
         return (time.perf_counter() - start) / few
@@ -238,18 +230,14 @@ def _promoted(best: Mapping[Candidate, Probe], kept: int) -> list[tuple[Candidat
 
     `best` is in order of cost. May be as good: the interval reaches the leader's.
     """
-    intervals = {
-        candidate: accuracy_of(result.correct or b"") for candidate, result in best.items()
-    }
+    intervals = {candidate: accuracy_of(result.correct or b"") for candidate, result in best.items()}
     by_accuracy = sorted(best, key=lambda candidate: intervals[candidate].mean, reverse=True)
     leader = intervals[by_accuracy[0]]
     promoted = by_accuracy[: (kept + 1) // 2]
     as_good = [c for c in best if c not in promoted and intervals[c].high >= leader.low]
     promoted += as_good[: kept - len(promoted)]
     promoted += [c for c in by_accuracy if c not in promoted][: kept - len(promoted)]
-    return [
-        (c, rate) for c in best if c in promoted and (rate := best[c].learning_rate) is not None
-    ]
+    return [(c, rate) for c in best if c in promoted and (rate := best[c].learning_rate) is not None]
 
 
 def _best_of_each(probes: Sequence[Probe]) -> dict[Candidate, Probe]:

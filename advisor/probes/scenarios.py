@@ -159,9 +159,7 @@ def _by_number(numbers: Sequence[int], model_classes: int) -> Situation:
     count, first = len(numbers), numbers[0]
     consecutive = numbers[-1] - first == count - 1
     if consecutive and first <= 1 and count >= model_classes:
-        from_one = (
-            f"the labels count from 1 to {count}: label 1 is taken for the model's first class"
-        )
+        from_one = f"the labels count from 1 to {count}: label 1 is taken for the model's first class"
         return _matched(tuple(range(count)), model_classes, *([from_one] if first else []))
     new = [number for number in numbers if number >= model_classes]
     if new != list(range(model_classes, model_classes + len(new))):
@@ -292,9 +290,7 @@ def _head_layer(model: nn.Module, head: str) -> nn.Linear | nn.Conv2d:
     try:
         layer = model.get_submodule(head)
     except AttributeError as error:
-        raise ModelError(
-            f"the model has no layer {head!r}; give the path of its classifier"
-        ) from error
+        raise ModelError(f"the model has no layer {head!r}; give the path of its classifier") from error
     plain = isinstance(layer, nn.Linear) or (
         isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1) and layer.groups == 1
     )
@@ -335,9 +331,7 @@ def _overlap(one: torch.Tensor, other: torch.Tensor) -> bool:
     return one.device == other.device and max(starts) < min(ends)
 
 
-def _uniform(
-    shape: tuple[int, ...], weight: torch.Tensor, generator: torch.Generator
-) -> torch.Tensor:
+def _uniform(shape: tuple[int, ...], weight: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Random float32 values as torch gives the fresh weight and bias of such a layer."""
     bound = 1 / math.sqrt(weight[0].numel())
     return torch.empty(shape).uniform_(-bound, bound, generator=generator).to(weight.device)

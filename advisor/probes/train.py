@@ -59,9 +59,7 @@ def probe(
     )
     correct = None
     if trainable is not None:
-        correct = evaluate(
-            trainable.model, dataset.validation, dataset.normalisation, validation_samples
-        )
+        correct = evaluate(trainable.model, dataset.validation, dataset.normalisation, validation_samples)
     return Probe(candidate, learning_rate, updates, correct, time.perf_counter() - start)
 
 
@@ -140,9 +138,7 @@ def accuracy_of(
     mean = sum(correct) / samples
     denominator = 1 + _Z95**2 / samples
     centre = (mean + _Z95**2 / (2 * samples)) / denominator
-    spread = (
-        _Z95 * math.sqrt(mean * (1 - mean) / samples + _Z95**2 / (4 * samples**2)) / denominator
-    )
+    spread = _Z95 * math.sqrt(mean * (1 - mean) / samples + _Z95**2 / (4 * samples**2)) / denominator
     return Accuracy(
         mean=mean,
         # Rounding must not put the mean outside its own interval at 0 and 1.

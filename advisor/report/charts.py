@@ -86,9 +86,7 @@ def scatter(
     unless `y` starts at 0 (no `bounds`), where smaller is.
     """
     xs = _range([point.x for point in points], x, LEFT, WIDTH - RIGHT)
-    known = [
-        value for point in points for value in (point.y, point.low, point.high) if value is not None
-    ]
+    known = [value for point in points for value in (point.y, point.low, point.high) if value is not None]
     if reference:
         known.append(reference[0])
     ys = _range(known, y, HEIGHT - BOTTOM, TOP)
@@ -180,9 +178,7 @@ def _limits(xs: _Range, ys: _Range, x: Axis, y: Axis, taken: list[Box]) -> list[
             inside = at - LEFT > width + 8
             anchor, left = ("end", at - 5 - width) if inside else ("", at + 5)
             parts.append(
-                _words(
-                    f"limit {anchor}".strip(), at - 5 if inside else at + 5, TOP + 10, x.limit_text
-                )
+                _words(f"limit {anchor}".strip(), at - 5 if inside else at + 5, TOP + 10, x.limit_text)
             )
             taken.append((left, TOP, left + width, TOP + LINE))
             taken.append((at - 1, TOP, at + 1, bottom))
@@ -248,9 +244,7 @@ def _mark(point: Point, place: tuple[float, float], ys: _Range, y: Axis) -> Mark
             )
         )
     if point.kind == "chosen":
-        parts.append(
-            Markup('<circle class="ring" cx="{:.1f}" cy="{:.1f}" r="8"/>').format(at_x, at_y)
-        )
+        parts.append(Markup('<circle class="ring" cx="{:.1f}" cy="{:.1f}" r="8"/>').format(at_x, at_y))
     radius = 5 if point.kind == "chosen" else 4
     parts.append(Markup('<circle cx="{:.1f}" cy="{:.1f}" r="{}"/>').format(at_x, at_y, radius))
     front = " onfront" if point.front else ""
@@ -276,9 +270,7 @@ def _labels(
         important = point.kind == "chosen" or point.front
         names = [point.label] if important or len(points) <= NAMED else []
         for words in (*names, str(point.number)):
-            width = (
-                len(words) * CHARACTER * (1.1 if point.kind == "chosen" else 1.0)
-            )  # bold is wider
+            width = len(words) * CHARACTER * (1.1 if point.kind == "chosen" else 1.0)  # bold is wider
             spot = _free_spot(width, places[point.number], taken)
             if spot:
                 taken.append(spot)
@@ -301,10 +293,7 @@ def _free_spot(width: float, place: tuple[float, float], taken: Sequence[Box]) -
     for at_x, at_y in spots:
         box = (at_x, at_y, at_x + width, at_y + LINE)
         inside = (
-            at_x >= LEFT
-            and box[2] <= WIDTH - RIGHT + 4
-            and at_y >= TOP - 2
-            and box[3] <= HEIGHT - BOTTOM
+            at_x >= LEFT and box[2] <= WIDTH - RIGHT + 4 and at_y >= TOP - 2 and box[3] <= HEIGHT - BOTTOM
         )
         if inside and not any(_overlap(box, other) for other in taken):
             return box
@@ -341,9 +330,9 @@ def _words(kind: str, x: float, y: float, words: str) -> Markup:
 
 
 def _shade(x: float, y: float, width: float, height: float) -> Markup:
-    return Markup(
-        '<rect class="beyond" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}"/>'
-    ).format(x, y, max(width, 0.0), max(height, 0.0))
+    return Markup('<rect class="beyond" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}"/>').format(
+        x, y, max(width, 0.0), max(height, 0.0)
+    )
 
 
 _number: Callable[[float], str] = "{:,.6g}".format

@@ -71,9 +71,7 @@ def asked(recommendation: Recommendation) -> list[tuple[str, str]]:
     limits = []
     if budget.ram_bytes is not None:
         less = f", {format_bytes(budget.runtime_overhead_bytes)} of it the runtime's"
-        limits.append(
-            f"RAM {format_bytes(budget.ram_bytes)}{less if budget.runtime_overhead_bytes else ''}"
-        )
+        limits.append(f"RAM {format_bytes(budget.ram_bytes)}{less if budget.runtime_overhead_bytes else ''}")
     if budget.flops is not None:
         limits.append(f"{format_flops(budget.flops)} per update")
     if budget.storage_bytes is not None:

@@ -105,9 +105,7 @@ def read_json(path: str | os.PathLike[str]) -> Recommendation:
         text = Path(path).read_text(encoding="utf-8")
     except OSError as error:
         reason = error.strerror or type(error).__name__
-        raise InputError(
-            f"{path}: can't be read ({reason}); give a file written with --json"
-        ) from error
+        raise InputError(f"{path}: can't be read ({reason}); give a file written with --json") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: is not text; give a file written with --json") from error
     try:

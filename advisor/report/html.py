@@ -96,9 +96,7 @@ def _budget_lines(recommendation: Recommendation) -> list[view.BudgetLine]:
     )
     seconds = format_seconds(run.update_seconds)
     timed = f"median of {run.updates}"
-    time = view.BudgetLine(
-        "time per update", run.update_seconds, None, seconds, "no limit", remark=timed
-    )
+    time = view.BudgetLine("time per update", run.update_seconds, None, seconds, "no limit", remark=timed)
     return [lines[0], allocator, *lines[1:], resident, time]
 
 
@@ -123,9 +121,7 @@ def _charts(recommendation: Recommendation, rows: Sequence[Row]) -> list[tuple[s
         f"limit {format_flops(budget.flops)}" if budget.flops else "",
     )
     if not any(row.evaluation.accuracy for row in rows):
-        points = [
-            _point(row, _memory_of(row), float(row.evaluation.cost.flops.total)) for row in rows
-        ]
+        points = [_point(row, _memory_of(row), float(row.evaluation.cost.flops.total)) for row in rows]
         heading = "FLOPs against memory"
         text = "Each candidate's peak memory and FLOPs per update; lower left is cheaper."
         return [(heading, scatter(points, memory, flops, title=heading, description=text))]
@@ -133,9 +129,7 @@ def _charts(recommendation: Recommendation, rows: Sequence[Row]) -> list[tuple[s
     base = recommendation.data.base_accuracy if recommendation.data else None
     low, high = accuracy.bounds or (0.0, 1.0)
     reference = (
-        (base.mean, f"as it is {view.percent(base.mean)}")
-        if base and low < base.mean < high
-        else None
+        (base.mean, f"as it is {view.percent(base.mean)}") if base and low < base.mean < high else None
     )
     charts = []
     for name, axis, value in (("memory", memory, _memory_of), ("FLOPs", flops, _flops_of)):
@@ -145,9 +139,7 @@ def _charts(recommendation: Recommendation, rows: Sequence[Row]) -> list[tuple[s
         charts.append(
             (
                 heading,
-                scatter(
-                    points, axis, accuracy, title=heading, description=text, reference=reference
-                ),
+                scatter(points, axis, accuracy, title=heading, description=text, reference=reference),
             )
         )
     return charts

@@ -10,13 +10,9 @@ from advisor.report import view
 from advisor.report.rows import Row
 
 # Class names of the style sheet's colours.
-_MEMORY_COLOURS = dict(
-    zip(view.MEMORY_PARTS, ("k0", "k1", "k2", "k3", "k4", "k5", "k6"), strict=True)
-)
+_MEMORY_COLOURS = dict(zip(view.MEMORY_PARTS, ("k0", "k1", "k2", "k3", "k4", "k5", "k6"), strict=True))
 _PHASE_COLOURS = dict(zip(view.FLOP_PHASES, ("k0", "k4", "k2", "k3"), strict=True))
-_TYPE_COLOURS = dict(
-    zip(LAYER_TYPES, ("k0", "k4", "k2", "k3", "k7", "k1", "k5", "k6"), strict=True)
-)
+_TYPE_COLOURS = dict(zip(LAYER_TYPES, ("k0", "k4", "k2", "k3", "k7", "k1", "k5", "k6"), strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +75,7 @@ def memory_ledgers(rows: Sequence[Row], limit: int | None) -> list[Ledger]:
     by_type = _by_type(
         "Activations and temporaries at the peak, by the layer type that made them",
         rows,
-        lambda cost, kind: (
-            cost.by_layer_type[kind].activation_bytes if kind in cost.by_layer_type else 0
-        ),
+        lambda cost, kind: cost.by_layer_type[kind].activation_bytes if kind in cost.by_layer_type else 0,
         view.byte_unit,
     )
     return [by_purpose, by_type]
@@ -100,9 +94,7 @@ def flop_ledgers(rows: Sequence[Row], limit: int | None) -> list[Ledger]:
     by_type = _by_type(
         "FLOPs of one update, by layer type",
         rows,
-        lambda cost, kind: (
-            cost.by_layer_type[kind].flops.total if kind in cost.by_layer_type else 0
-        ),
+        lambda cost, kind: cost.by_layer_type[kind].flops.total if kind in cost.by_layer_type else 0,
         view.flop_unit,
         limit=limit,
         total=lambda cost: cost.flops.total,

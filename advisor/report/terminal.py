@@ -80,9 +80,7 @@ def _print_costs(recommendation: Recommendation, console: Console) -> None:
     _print_table(headers, rows, console)
     flops_per_sample = full and view.multiply_add_flops_per_sample(full, recommendation.batch_size)
     if flops_per_sample:
-        line = (
-            f"full: {flops_per_sample / 1e6:,.0f} MFLOP per sample in convolution and linear layers"
-        )
+        line = f"full: {flops_per_sample / 1e6:,.0f} MFLOP per sample in convolution and linear layers"
         console.print(_text(f"{line}, both passes."))
 
 
@@ -132,11 +130,7 @@ def _print_budgets(recommendation: Recommendation, console: Console) -> None:
     lines = view.budget_lines(recommendation)
     if not lines:
         return
-    title = (
-        f"Budgets, used by {view.full_name(chosen.candidate)}"
-        if chosen
-        else "Budgets, least reached"
-    )
+    title = f"Budgets, used by {view.full_name(chosen.candidate)}" if chosen else "Budgets, least reached"
     _heading(title, console)
     grid = Table.grid(padding=(0, 2))
     wide = console.width >= WIDE
@@ -260,11 +254,7 @@ def _print_table(
     `last_is_text`: the last column is left-justified and may wrap into what room is left.
     """
     widths = [
-        max(
-            len(line)
-            for text in (header, *(cells[n] for _, cells in rows))
-            for line in text.split("\n")
-        )
+        max(len(line) for text in (header, *(cells[n] for _, cells in rows)) for line in text.split("\n"))
         for n, header in enumerate(headers)
     ]
     if last_is_text:
@@ -286,9 +276,7 @@ def _print_table(
         table.add_column(_text(headers[0]), width=widths[0], vertical="top")
         for n in part:
             is_text = last_is_text and n == len(headers) - 1
-            table.add_column(
-                _text(headers[n]), justify="left" if is_text else "right", no_wrap=not is_text
-            )
+            table.add_column(_text(headers[n]), justify="left" if is_text else "right", no_wrap=not is_text)
         for style, cells in rows:
             table.add_row(_text(cells[0]), *(_text(cells[n]) for n in part), style=style)
         console.print(table)

@@ -131,9 +131,7 @@ def short_names(evaluations: Iterable[Evaluation]) -> dict[str, str]:
     candidates = [evaluation.candidate for evaluation in evaluations]
     siblings = Counter(candidate.method for candidate in candidates)
     pairs = {candidate.id: _pairs(candidate) for candidate in candidates}
-    common = Counter(
-        (candidate.method, pair) for candidate in candidates for pair in pairs[candidate.id]
-    )
+    common = Counter((candidate.method, pair) for candidate in candidates for pair in pairs[candidate.id])
     return {
         candidate.id: " ".join(
             [candidate.method]
@@ -260,9 +258,7 @@ def budget_lines(recommendation: Recommendation) -> list[BudgetLine]:
             accuracy.mean if accuracy else None,
             budget.min_accuracy,
             accuracy_text(accuracy) if accuracy else "unknown",
-            "no limit"
-            if budget.min_accuracy is None
-            else f"at least {percent(budget.min_accuracy)}",
+            "no limit" if budget.min_accuracy is None else f"at least {percent(budget.min_accuracy)}",
             at_least=True,
             remark=by(best),
         ),
@@ -285,15 +281,8 @@ def multiply_add_flops_per_sample(evaluation: Evaluation, batch_size: int) -> fl
     """FLOPs of convolution and linear layers, forward and backward, for one sample."""
     if batch_size < 1:
         return None
-    flops = [
-        cost.flops
-        for kind, cost in evaluation.cost.by_layer_type.items()
-        if kind in MULTIPLY_ADD_TYPES
-    ]
-    return (
-        sum(item.forward + item.input_gradient + item.weight_gradient for item in flops)
-        / batch_size
-    )
+    flops = [cost.flops for kind, cost in evaluation.cost.by_layer_type.items() if kind in MULTIPLY_ADD_TYPES]
+    return sum(item.forward + item.input_gradient + item.weight_gradient for item in flops) / batch_size
 
 
 def grouped_notes(evaluations: Sequence[Evaluation]) -> dict[str, list[str]]:
@@ -307,9 +296,7 @@ def grouped_notes(evaluations: Sequence[Evaluation]) -> dict[str, list[str]]:
 
 def uncounted(evaluations: Iterable[Evaluation]) -> list[str]:
     """Operators that ran with no FLOP rule, in any candidate."""
-    return sorted(
-        {name for evaluation in evaluations for name in evaluation.cost.uncounted_operators}
-    )
+    return sorted({name for evaluation in evaluations for name in evaluation.cost.uncounted_operators})
 
 
 def measured_text(evaluation: Evaluation) -> str:
@@ -353,8 +340,6 @@ def _unit(values: Iterable[float], names: tuple[str, ...], least: float) -> Unit
     return Unit(names[power], 1000.0**power, digits)
 
 
-def _line(
-    name: str, used: int, allowed: int | None, show: Callable[[float], str], remark: str
-) -> BudgetLine:
+def _line(name: str, used: int, allowed: int | None, show: Callable[[float], str], remark: str) -> BudgetLine:
     limit = "no limit" if allowed is None else show(allowed)
     return BudgetLine(name, used, allowed, show(used), limit, remark=remark)

@@ -29,9 +29,7 @@ def parse_budget(
     """
     if min_accuracy is not None:
         if not 0 < min_accuracy <= 100:
-            raise InputError(
-                f"--min-accuracy {min_accuracy:g} is out of range; give a fraction such as 0.8"
-            )
+            raise InputError(f"--min-accuracy {min_accuracy:g} is out of range; give a fraction such as 0.8")
         min_accuracy = min_accuracy / 100 if min_accuracy > 1 else min_accuracy
     if not 0 <= tolerance_points <= 100:
         raise InputError(
@@ -55,27 +53,19 @@ def parse_budget(
     )
 
 
-def violations(
-    budget: Budget, cost: Cost, accuracy: Accuracy | None = None
-) -> tuple[Violation, ...]:
+def violations(budget: Budget, cost: Cost, accuracy: Accuracy | None = None) -> tuple[Violation, ...]:
     """Every limit that the candidate breaks, with the numbers. Unknown accuracy breaks none."""
     found: list[Violation] = []
 
     def check(limit: str, what: str, value: int, allowed: int | None, show) -> None:  # type: ignore[no-untyped-def]
         if allowed is not None and value > allowed:
-            reason = (
-                f"{what} {show(value)}, {show(value - allowed)} over the {show(allowed)} allowed"
-            )
+            reason = f"{what} {show(value)}, {show(value - allowed)} over the {show(allowed)} allowed"
             found.append(Violation(limit, value, allowed, reason))  # type: ignore[arg-type]
 
     check("ram", "peak memory", cost.peak_memory_bytes, allowed_memory(budget), format_bytes)
     check("flops", "one update takes", cost.flops.total, budget.flops, format_flops)
     check("storage", "to ship:", cost.delta_bytes, budget.storage_bytes, format_bytes)
-    if (
-        budget.min_accuracy is not None
-        and accuracy is not None
-        and accuracy.mean < budget.min_accuracy
-    ):
+    if budget.min_accuracy is not None and accuracy is not None and accuracy.mean < budget.min_accuracy:
         reason = f"accuracy {accuracy.mean:.1%}, below the {budget.min_accuracy:.1%} asked for"
         found.append(Violation("min_accuracy", accuracy.mean, budget.min_accuracy, reason))
     return tuple(found)

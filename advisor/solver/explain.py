@@ -28,9 +28,7 @@ def answer(
         return _nothing_fits(evaluations, budget)
     cost, accuracy = chosen.cost, chosen.accuracy
     allowed = allowed_memory(budget)
-    memory = format_bytes(cost.peak_memory_bytes) + (
-        f" of {format_bytes(allowed)}" if allowed else ""
-    )
+    memory = format_bytes(cost.peak_memory_bytes) + (f" of {format_bytes(allowed)}" if allowed else "")
     flops = f"{format_flops(cost.flops.total)} per update" + (
         f" of {format_flops(budget.flops)}" if budget.flops else ""
     )
@@ -90,9 +88,7 @@ def _relaxation(limit: str, evaluation: Evaluation, chosen: Evaluation | None) -
         sentence = f"With {_OPTION[limit]} {short * 100:.1f} points lower, {name} fits"
     else:
         sentence = f"With {_SHOW[limit](short)} more {_OPTION[limit]}, {name} fits"
-    sentence += (
-        f": {gain * 100:+.1f} points" if gain is not None else " (its accuracy was not probed)"
-    )
+    sentence += f": {gain * 100:+.1f} points" if gain is not None else " (its accuracy was not probed)"
     return Relaxation(limit, short, evaluation.candidate.id, gain, sentence)
 
 

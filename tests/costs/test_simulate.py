@@ -44,11 +44,7 @@ def resnet():
 
 def multiply_adds(cost, batch):
     flops = sum(
-        (
-            cost.by_layer_type[kind].flops
-            for kind in MULTIPLY_ADD_TYPES
-            if kind in cost.by_layer_type
-        ),
+        (cost.by_layer_type[kind].flops for kind in MULTIPLY_ADD_TYPES if kind in cost.by_layer_type),
         Flops(),
     )
     return (flops.forward + flops.input_gradient + flops.weight_gradient) / batch
@@ -65,12 +61,8 @@ def test_mobilenet_v2_full(mobilenet):
 
 
 def test_resnet18_full_and_head(resnet):
-    assert simulate(*resnet, Candidate("full"), 8).peak_memory_bytes == pytest.approx(
-        334.7 * MIB, rel=0.001
-    )
-    assert simulate(*resnet, Candidate("head"), 8).peak_memory_bytes == pytest.approx(
-        102.1 * MIB, rel=0.001
-    )
+    assert simulate(*resnet, Candidate("full"), 8).peak_memory_bytes == pytest.approx(334.7 * MIB, rel=0.001)
+    assert simulate(*resnet, Candidate("head"), 8).peak_memory_bytes == pytest.approx(102.1 * MIB, rel=0.001)
 
 
 def test_mobilenet_v2_batch_norm_affine_alone(mobilenet):
@@ -79,9 +71,7 @@ def test_mobilenet_v2_batch_norm_affine_alone(mobilenet):
     mode = FakeTensorMode()
     copied = fake_copy(model, mode)
     with mode:
-        norms = [
-            p for m in copied.modules() if isinstance(m, nn.BatchNorm2d) for p in m.parameters()
-        ]
+        norms = [p for m in copied.modules() if isinstance(m, nn.BatchNorm2d) for p in m.parameters()]
         trainable = train_only(copied, norms, "updated", {})
         trainable.train_mode()
         optimizer = plain_optimizer(trainable, Levers(), 1e-3)
@@ -111,10 +101,7 @@ def test_parts_add_up_and_the_model_is_untouched(method, setting):
     before = {name: value.clone() for name, value in model.state_dict().items()}
     cost = simulate(model, census, Candidate.of(method, setting, Levers()), 4)
     assert sum((part.flops for part in cost.by_layer_type.values()), Flops()) == cost.flops
-    assert (
-        sum(part.trainable_parameters for part in cost.by_layer_type.values())
-        == cost.trainable_parameters
-    )
+    assert sum(part.trainable_parameters for part in cost.by_layer_type.values()) == cost.trainable_parameters
     made = cost.memory.activations + cost.memory.temporaries
     assert sum(part.activation_bytes for part in cost.by_layer_type.values()) == made
     assert cost.memory.total == cost.peak_memory_bytes > 0
@@ -128,9 +115,7 @@ def test_parts_add_up_and_the_model_is_untouched(method, setting):
 @pytest.mark.parametrize("method", ["full", "norm", "lora", "dora", "adapter"])
 def test_fake_and_real_tensors_agree(method):
     """The simulation is what happens: the same update on real tensors gives the same record."""
-    setting = {"lora": {"rank": 2}, "dora": {"rank": 2}, "adapter": {"kind": "parallel"}}.get(
-        method, {}
-    )
+    setting = {"lora": {"rank": 2}, "dora": {"rank": 2}, "adapter": {"kind": "parallel"}}.get(method, {})
     candidate = Candidate.of(method, setting, Levers())
     model = network()
     census = take_census(model, SIZE)
@@ -182,9 +167,7 @@ def test_the_head_alone_has_no_gradient_before_it():
 def test_what_cannot_merge_costs_at_inference():
     model = network()
     census = take_census(model, SIZE)
-    conv = simulate(
-        model, census, Candidate.of("adapter", {"kind": "conv", "reduction": 2}, Levers()), 2
-    )
+    conv = simulate(model, census, Candidate.of("adapter", {"kind": "conv", "reduction": 2}, Levers()), 2)
     lora = simulate(model, census, Candidate.of("lora", {"rank": 2}, Levers()), 2)
     assert conv.inference_flops_ratio > 1
     assert lora.inference_flops_ratio == 1

@@ -57,9 +57,7 @@ def test_the_update_lies_in_the_span_of_the_projector():
     optimizer.step()
     projector = optimizer.state[weight]["projector"]
     torch.testing.assert_close(projector.mT @ projector, torch.eye(3), atol=1e-5, rtol=0)
-    torch.testing.assert_close(
-        projector @ (projector.mT @ weight), weight.detach(), atol=1e-6, rtol=0
-    )
+    torch.testing.assert_close(projector @ (projector.mT @ weight), weight.detach(), atol=1e-6, rtol=0)
 
 
 def test_the_projector_is_refreshed_every_period():

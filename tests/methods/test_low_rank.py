@@ -98,9 +98,7 @@ def test_the_norm_is_that_of_each_output_channels_true_weight(groups):
 
 
 def test_the_caps_are_told():
-    model = nn.Sequential(
-        nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)
-    )
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
     census = take_census(model, (3, 8, 8))
     trainable = get_method("lora").attach(model, census, {"rank": 64})
     assert any("capped at 3" in note for note in trainable.notes)

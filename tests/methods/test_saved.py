@@ -18,9 +18,7 @@ from tests.methods.test_contract import ALL_SETTINGS, SIZE, network, trained
 @pytest.mark.parametrize(("name", "setting"), ALL_SETTINGS)
 def test_a_saved_adapter_reloads_to_the_same_outputs(tmp_path, name, setting):
     base, trainable, census = trained(name, setting, {"groups": 2})
-    save_adapter(
-        tmp_path / "a.safetensors", trainable, Candidate.of(name, setting, Levers()), census
-    )
+    save_adapter(tmp_path / "a.safetensors", trainable, Candidate.of(name, setting, Levers()), census)
     again = load_adapter(copy.deepcopy(base), tmp_path / "a.safetensors")
     x = torch.randn(4, *SIZE)
     with torch.no_grad():
@@ -43,12 +41,8 @@ def test_an_adapter_with_more_classes_grows_the_head(tmp_path):
 
 def test_another_models_adapter_is_refused(tmp_path):
     _, trainable, census = trained("lora", {"rank": 2}, {})
-    save_adapter(
-        tmp_path / "a.safetensors", trainable, Candidate.of("lora", {"rank": 2}, Levers()), census
-    )
-    other = nn.Sequential(
-        nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5)
-    )
+    save_adapter(tmp_path / "a.safetensors", trainable, Candidate.of("lora", {"rank": 2}, Levers()), census)
+    other = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5))
     with pytest.raises(ModelError, match="another model"):
         load_adapter(other, tmp_path / "a.safetensors")
 

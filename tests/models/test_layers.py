@@ -84,9 +84,7 @@ def test_lazily_built_modules_are_counted_as_they_become():
 
 
 def test_a_one_by_one_convolution_can_be_the_head():
-    model = nn.Sequential(
-        nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()
-    )
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     assert take_census(model, (3, 8, 8)).head == "1"
 
 

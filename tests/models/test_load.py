@@ -75,9 +75,7 @@ def test_a_model_of_torchs_own_modules_needs_no_trust(tmp_path):
     assert same_outputs(loaded, model, (1, 8, 8))
 
 
-@pytest.mark.parametrize(
-    "wrapped", ["plain", "state_dict", "model", "model_state_dict", "net", "model_ema"]
-)
+@pytest.mark.parametrize("wrapped", ["plain", "state_dict", "model", "model_state_dict", "net", "model_ema"])
 @pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod."])
 def test_state_dicts_however_they_are_kept(tmp_path, wrapped, prefix):
     model = stock()

@@ -68,9 +68,7 @@ def ids(images: LabelledImages) -> list[tuple[int, ...]]:
 
 def test_batch_is_normalised_per_channel():
     images = LabelledImages(torch.full((2, 3, 4, 4), 255, dtype=torch.uint8), torch.tensor([5, 7]))
-    values, labels = images.batch(
-        torch.tensor([1]), Normalisation((0.0, 0.5, 1.0), (1.0, 0.5, 0.1))
-    )
+    values, labels = images.batch(torch.tensor([1]), Normalisation((0.0, 0.5, 1.0), (1.0, 0.5, 0.1)))
     assert values.dtype == torch.float32
     assert values.shape == (1, 3, 4, 4)
     assert values[0, :, 0, 0].tolist() == [1.0, 1.0, 0.0]
@@ -120,9 +118,7 @@ def test_image_folder(tmp_path):
     assert data.train.labels.dtype == torch.int64
     # "ant" was written second: its red is 20.
     assert {
-        red
-        for (red, _, _), label in zip(ids(data.train), data.train.labels, strict=True)
-        if label == 0
+        red for (red, _, _), label in zip(ids(data.train), data.train.labels, strict=True) if label == 0
     } == {20}
 
 
@@ -136,9 +132,7 @@ def test_one_name_makes_the_order_alphabetical(tmp_path):
     assert load_data(str(tmp_path), RGB).class_names == ("10", "9", "other")
 
 
-@pytest.mark.parametrize(
-    "suffix", [".png", ".JPG", ".jpeg", ".bmp", ".webp", ".ppm", ".gif", ".tiff"]
-)
+@pytest.mark.parametrize("suffix", [".png", ".JPG", ".jpeg", ".bmp", ".webp", ".ppm", ".gif", ".tiff"])
 def test_every_format(tmp_path, suffix):
     write_folder(tmp_path, {"a": 2, "b": 2}, suffix=suffix)
     assert len(load_data(str(tmp_path), RGB).train) == 2
@@ -486,9 +480,7 @@ def test_split_is_disjoint_stratified_deterministic(counts, most_train, most_hel
     train, held_out = _split(labels, most_train, most_held_out, seed)
 
     assert len(set(train.tolist()) | set(held_out.tolist())) == len(train) + len(held_out)
-    for again, known in zip(
-        _split(labels, most_train, most_held_out, seed), (train, held_out), strict=True
-    ):
+    for again, known in zip(_split(labels, most_train, most_held_out, seed), (train, held_out), strict=True):
         assert np.array_equal(again, known)
     classes = len(counts)
     wanted = min(most_held_out, int(0.3 * len(labels)))
@@ -516,9 +508,7 @@ def test_every_first_part_is_nearly_stratified(counts, data):
 # Arrays
 
 
-@pytest.mark.parametrize(
-    "shape", [(20, 8, 8), (20, 8, 8, 1), (20, 1, 8, 8), (20, 8, 8, 3), (20, 3, 8, 8)]
-)
+@pytest.mark.parametrize("shape", [(20, 8, 8), (20, 8, 8, 1), (20, 1, 8, 8), (20, 8, 8, 3), (20, 3, 8, 8)])
 @pytest.mark.parametrize("size", [RGB, GREY])
 def test_npz_layouts(tmp_path, shape, size):
     images = noise(*shape)
@@ -555,9 +545,7 @@ def test_npz_floats_are_scaled(tmp_path, dtype):
     images = (noise(20, 8, 8) / 255).astype(dtype)
     path = write_npz(tmp_path / "data.npz", images=images, labels=np.arange(20) % 2)
     found = load_data(path, GREY).train.images
-    expected = {
-        np.rint(image.astype(np.float32) * 255).astype(np.uint8).tobytes() for image in images
-    }
+    expected = {np.rint(image.astype(np.float32) * 255).astype(np.uint8).tobytes() for image in images}
     assert {image.numpy().tobytes() for image in found} <= expected
 
 
@@ -571,9 +559,7 @@ def test_npz_class_names(tmp_path):
 
 
 def test_npz_labels_with_gaps_keep_their_numbers_as_names(tmp_path):
-    path = write_npz(
-        tmp_path / "data.npz", images=noise(20, 8, 8), labels=np.arange(20) % 2 * 7 + 3
-    )
+    path = write_npz(tmp_path / "data.npz", images=noise(20, 8, 8), labels=np.arange(20) % 2 * 7 + 3)
     data = load_data(path, GREY)
     assert data.class_names == ("3", "10")
     assert set(data.train.labels.tolist()) == {0, 1}
@@ -664,9 +650,7 @@ def write_mnist(root: Path) -> None:
         header = struct.pack(">IIII", 2051, count, 28, 28)
         (raw / f"{part}-images-idx3-ubyte").write_bytes(header + noise(count, 28, 28).tobytes())
         labels = (np.arange(count) % 10).astype(np.uint8)
-        (raw / f"{part}-labels-idx1-ubyte").write_bytes(
-            struct.pack(">II", 2049, count) + labels.tobytes()
-        )
+        (raw / f"{part}-labels-idx1-ubyte").write_bytes(struct.pack(">II", 2049, count) + labels.tobytes())
 
 
 def test_torchvision_with_train_and_test(tmp_path):
@@ -719,9 +703,7 @@ def test_torchvision_path_missing(tmp_path):
     assert "no such file or folder" in error_of(f"torchvision:CIFAR10:{tmp_path}/gone")
 
 
-@pytest.mark.parametrize(
-    "name", ["CIFAR10", "MNIST", "SVHN", "STL10", "SEMEION", "ImageNet", "Food101"]
-)
+@pytest.mark.parametrize("name", ["CIFAR10", "MNIST", "SVHN", "STL10", "SEMEION", "ImageNet", "Food101"])
 def test_torchvision_never_downloads(tmp_path, monkeypatch, name):
     def no_network(*args, **options):
         pytest.fail("it tried to download")
@@ -744,9 +726,7 @@ def test_torchvision_with_a_broken_image(tmp_path):
     write_folder(tmp_path / "eurosat" / "2750", {"River": 4, "Forest": 4})
     (tmp_path / "eurosat" / "2750" / "River" / "0002.png").write_bytes(b"broken")
     assert "1 of" in error_of(f"torchvision:EuroSAT:{tmp_path}")
-    (tmp_path / "eurosat" / "2750" / "Forest" / "0000.png").write_bytes(
-        b"broken"
-    )  # the first of all
+    (tmp_path / "eurosat" / "2750" / "Forest" / "0000.png").write_bytes(b"broken")  # the first of all
     assert "EuroSAT can't be read" in error_of(f"torchvision:EuroSAT:{tmp_path}")
 
 

@@ -262,9 +262,7 @@ def small_model(classes: int, *, convolution: bool = False, bias: bool = True) -
 
 
 def head_of(model: nn.Module) -> str:
-    return next(
-        name for name, module in reversed([*model.named_modules()]) if hasattr(module, "weight")
-    )
+    return next(name for name, module in reversed([*model.named_modules()]) if hasattr(module, "weight"))
 
 
 @given(
@@ -314,9 +312,7 @@ def test_new_rows_differ_and_are_no_larger_than_the_old_ones():
 
 
 def test_seed_decides_the_new_rows():
-    one, two = (
-        adapt_head(small_model(3), "4", grown(3, 2), seed=seed)[4].weight for seed in (0, 1)
-    )
+    one, two = (adapt_head(small_model(3), "4", grown(3, 2), seed=seed)[4].weight for seed in (0, 1))
     assert not torch.equal(one[3:], two[3:])
 
 
@@ -410,9 +406,7 @@ def test_tied_head(wrap):
 
 def test_head_beside_others_in_one_buffer_is_not_tied():
     flat = torch.randn(36)
-    model = nn.ModuleDict(
-        {"other": nn.Linear(6, 3, bias=False), "head": nn.Linear(6, 3, bias=False)}
-    )
+    model = nn.ModuleDict({"other": nn.Linear(6, 3, bias=False), "head": nn.Linear(6, 3, bias=False)})
     model["other"].weight = nn.Parameter(flat[:18].view(3, 6))
     model["head"].weight = nn.Parameter(flat[18:].view(3, 6))
     assert adapt_head(model, "head", grown(3, 1))["head"].out_features == 4

@@ -101,9 +101,7 @@ def accuracy(mean: float, half: float = 0.02, **more: object) -> Accuracy:
     return Accuracy(mean, low, high, 2000, learning_rate=0.01, updates=64, **more)  # type: ignore[arg-type]
 
 
-def run(
-    peak: int, *, cap: int | None = 700_000_000, survived: bool = True, failure: str = ""
-) -> Measurement:
+def run(peak: int, *, cap: int | None = 700_000_000, survived: bool = True, failure: str = "") -> Measurement:
     return Measurement(
         peak_memory_bytes=peak,
         peak_resident_bytes=peak + 302_000_000,
@@ -275,9 +273,7 @@ def with_data() -> Recommendation:
         )
     return Recommendation(
         model=MODEL,
-        budget=Budget(
-            ram_bytes=640_000_000, fewest_flops=True, storage_bytes=2_000_000, min_accuracy=0.5
-        ),
+        budget=Budget(ram_bytes=640_000_000, fewest_flops=True, storage_bytes=2_000_000, min_accuracy=0.5),
         batch_size=8,
         input_size=(3, 224, 224),
         evaluations=tuple(evaluations),
@@ -310,9 +306,7 @@ def without_data() -> Recommendation:
             item,
             price,
             measured=run(91_000_000) if item.id == "head" else None,
-            violations=(over_ram(price.peak_memory_bytes, peak),)
-            if price.peak_memory_bytes > peak
-            else (),
+            violations=(over_ram(price.peak_memory_bytes, peak),) if price.peak_memory_bytes > peak else (),
         )
         for item, price in COSTS.items()
     )
@@ -326,8 +320,7 @@ def without_data() -> Recommendation:
         answer="Without data the cheapest that trains is head: 90.5 MB and 4.93 GFLOP per update; "
         "its accuracy is unknown.",
         front=("head", "recalibrate"),
-        provenance=PROVENANCE
-        | {"command": "peft-advisor recommend torchvision:mobilenet_v2 --no-probe"},
+        provenance=PROVENANCE | {"command": "peft-advisor recommend torchvision:mobilenet_v2 --no-probe"},
     )
 
 
@@ -356,9 +349,7 @@ def nothing_fits() -> Recommendation:
         recommended=None,
         front=(),
         answer="Nothing fits 64.0 MB: the smallest, recalibrate, needs 91.0 MB.",
-        relaxations=(
-            Relaxation("ram", 27e6, "recalibrate", None, "With 27 MB more, recalibrate fits."),
-        ),
+        relaxations=(Relaxation("ram", 27e6, "recalibrate", None, "With 27 MB more, recalibrate fits."),),
     )
 
 

@@ -90,9 +90,7 @@ def test_labels_never_overlap(given_places: list[tuple[float, float]]) -> None:
     points = [point(n, x, y, front=n % 3 == 0) for n, (x, y) in enumerate(given_places, 1)]
     svg = draw(points)
     boxes = []
-    for x, y, text in re.findall(
-        r'<text class="label" x="([\d.-]+)" y="([\d.-]+)">([^<]+)</text>', svg
-    ):
+    for x, y, text in re.findall(r'<text class="label" x="([\d.-]+)" y="([\d.-]+)">([^<]+)</text>', svg):
         left, bottom = float(x), float(y) + 3
         width = len(text) * charts.CHARACTER
         boxes.append((left, bottom - charts.LINE, left + width, bottom))
@@ -101,9 +99,7 @@ def test_labels_never_overlap(given_places: list[tuple[float, float]]) -> None:
         assert a[2] <= charts.WIDTH
         for b in boxes[:n]:
             # Positions are written to a tenth of a unit.
-            assert (
-                a[0] >= b[2] - 0.2 or b[0] >= a[2] - 0.2 or a[1] >= b[3] - 0.2 or b[1] >= a[3] - 0.2
-            )
+            assert a[0] >= b[2] - 0.2 or b[0] >= a[2] - 0.2 or a[1] >= b[3] - 0.2 or b[1] >= a[3] - 0.2
 
 
 @pytest.mark.parametrize("x", [0.0, 1.0, 1e-9, 1e18])

@@ -54,9 +54,7 @@ costs = st.builds(
 candidates = st.builds(
     Candidate.of,
     texts,
-    st.dictionaries(
-        texts, st.one_of(st.integers(-9, 9), numbers, st.booleans(), texts), max_size=3
-    ),
+    st.dictionaries(texts, st.one_of(st.integers(-9, 9), numbers, st.booleans(), texts), max_size=3),
     st.builds(Levers, st.sampled_from(("adam", "sgd"))),
 )
 accuracies = st.builds(
@@ -263,9 +261,7 @@ def test_refuses_other_documents(
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    "text", ["", "{", "[1, 2]", "null", "x" * 10_000, "[" * 100_000, '{"a": NaN}']
-)
+@pytest.mark.parametrize("text", ["", "{", "[1, 2]", "null", "x" * 10_000, "[" * 100_000, '{"a": NaN}'])
 def test_refuses_other_text(text: str) -> None:
     with pytest.raises(InputError, match="not a saved recommendation") as caught:
         report.loads(text)

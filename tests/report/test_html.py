@@ -104,11 +104,7 @@ def test_outside_text_is_escaped(samples: dict[str, Recommendation]) -> None:
 
 def test_every_candidate_with_its_reason(sample: Recommendation) -> None:
     page = Page(render_html(sample))
-    rows = [
-        attributes["data-candidate"]
-        for _, attributes in page.tags
-        if "data-candidate" in attributes
-    ]
+    rows = [attributes["data-candidate"] for _, attributes in page.tags if "data-candidate" in attributes]
     assert sorted(rows) == sorted(printable(item.candidate.id) for item in sample.evaluations)
     if sample.recommended:
         assert rows[0] == printable(sample.recommended)
@@ -121,9 +117,7 @@ def test_every_candidate_with_its_reason(sample: Recommendation) -> None:
 
 def test_parts_add_up_to_totals(sample: Recommendation) -> None:
     page = Page(render_html(sample))
-    ledgers = [
-        [row for row in table if any(kind == "total" for kind, _ in row)] for table in page.tables
-    ]
+    ledgers = [[row for row in table if any(kind == "total" for kind, _ in row)] for table in page.tables]
     ledgers = [table for table in ledgers if table]
     assert len(ledgers) == (5 if sample.evaluations else 0)
     for table in ledgers:
@@ -133,15 +127,13 @@ def test_parts_add_up_to_totals(sample: Recommendation) -> None:
             assert total == sum(value for kind, value in row if kind == "part")
     if ledgers:
         totals = [
-            sorted(value for row in table for kind, value in row if kind == "total")
-            for table in ledgers
+            sorted(value for row in table for kind, value in row if kind == "total") for table in ledgers
         ]
         memory = sorted(item.cost.peak_memory_bytes for item in sample.evaluations)
         flops = sorted(item.cost.flops.total for item in sample.evaluations)
         trained = sorted(item.cost.trainable_parameters for item in sample.evaluations)
         held = sorted(
-            item.cost.memory.activations + item.cost.memory.temporaries
-            for item in sample.evaluations
+            item.cost.memory.activations + item.cost.memory.temporaries for item in sample.evaluations
         )
         assert totals == [memory, held, flops, flops, trained]
 

@@ -21,9 +21,7 @@ def cost(memory=100, flops=100, delta=100):
 def accuracy(right, samples=1000, finalist=True):
     correct = bytes([1] * right + [0] * (samples - right))
     mean = right / samples
-    return Accuracy(
-        mean, max(mean - 0.03, 0), min(mean + 0.03, 1), samples, correct, 1e-3, 50, finalist
-    )
+    return Accuracy(mean, max(mean - 0.03, 0), min(mean + 0.03, 1), samples, correct, 1e-3, 50, finalist)
 
 
 def evaluation(name, budget=None, right=None, finalist=True, **costs):
@@ -105,9 +103,7 @@ def test_the_paired_interval_holds_the_paired_difference(right, other):
 
 
 candidates = st.lists(
-    st.tuples(
-        st.integers(1, 1000), st.integers(1, 1000), st.integers(1, 1000), st.integers(0, 100)
-    ),
+    st.tuples(st.integers(1, 1000), st.integers(1, 1000), st.integers(1, 1000), st.integers(0, 100)),
     min_size=1,
     max_size=8,
 )
@@ -188,9 +184,7 @@ def test_relaxations_say_how_much_more_admits_what():
 
 
 def test_budgets_as_typed():
-    budget = parse_budget(
-        ram="512MB", flops="2GFLOPs", storage="1MiB", min_accuracy=80, tolerance_points=1
-    )
+    budget = parse_budget(ram="512MB", flops="2GFLOPs", storage="1MiB", min_accuracy=80, tolerance_points=1)
     assert budget.ram_bytes == 512_000_000
     assert budget.flops == 2_000_000_000
     assert budget.storage_bytes == 2**20
@@ -198,9 +192,7 @@ def test_budgets_as_typed():
     assert budget.tolerance == 0.01
 
 
-@pytest.mark.parametrize(
-    "text", ["0", "0MB", "-5MB", "512XB", "512", "MB", "", " ", "1e400MB", "nanMB"]
-)
+@pytest.mark.parametrize("text", ["0", "0MB", "-5MB", "512XB", "512", "MB", "", " ", "1e400MB", "nanMB"])
 def test_bad_sizes_are_refused_in_one_line(text):
     with pytest.raises(UnitError) as error:
         parse_budget(ram=text or "?")
