@@ -3,7 +3,7 @@
     python -m measurements.flops_counting            # five models, about half a minute
     python -m measurements.flops_counting --quick    # one model
 
-Writes results/flops_counting.json and the table in README.md. Nothing is downloaded: FLOPs do not
+Writes results/flops_counting.json and the tables in the READMEs. Nothing is downloaded: FLOPs do not
 depend on the weights' values.
 """
 
@@ -29,7 +29,7 @@ from advisor.records import Candidate, Levers
 MODELS = ("resnet18", "mobilenet_v2", "mobilenet_v3_small", "efficientnet_b0", "shufflenet_v2_x1_0")
 SIZE, BATCH = (3, 224, 224), 2  # BatchNorm in train mode wants more than one sample
 RESULTS = Path(__file__).parent / "results" / "flops_counting.json"
-README = Path(__file__).parent / "README.md"
+READMES = (Path(__file__).parent / "README.md", Path(__file__).parent.parent / "README.md")
 _aten = torch.ops.aten
 PRODUCTS = {_aten.convolution, _aten.convolution_backward, _aten.mm, _aten.addmm, _aten.bmm}
 
@@ -125,9 +125,10 @@ def main() -> None:
             "rows": rows,
         }
         RESULTS.write_text(json.dumps(content, indent=2) + "\n")
-        before, start, rest = README.read_text().partition("<!-- flops_counting -->\n")
-        _, end, after = rest.partition("<!-- /flops_counting -->")
-        README.write_text(f"{before}{start}\n{table(rows)}\n\n{end}{after}")
+        for readme in READMES:
+            before, start, rest = readme.read_text().partition("<!-- flops_counting -->\n")
+            _, end, after = rest.partition("<!-- /flops_counting -->")
+            readme.write_text(f"{before}{start}\n{table(rows)}\n\n{end}{after}")
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ _LEAST_UPDATES = 12  # a probe of fewer says nothing
 _MOST_EPOCHS = 12
 _RECALIBRATION_SAMPLES = 512
 _EVALUATION_SHARE = 0.25  # of a rung's time, at most
+_OVERHEAD_SHARE = 0.1  # copying models and attaching methods
 _LEAST_SAMPLES = 40  # judged on fewer, nothing can be told apart
 
 
@@ -85,6 +86,8 @@ class _Race:
         self._batch_size, self._seed, self._report = batch_size, seed, report
         self._start = time.perf_counter()
         self._seconds = seconds
+        self._accuracies: dict[Candidate, Accuracy] = {}
+        self._failures: dict[Candidate, str] = {}
         self._warnings: list[str] = []
 
     def run(self, candidates: Sequence[Candidate], judge_base: bool) -> RaceResult:
@@ -95,53 +98,54 @@ class _Race:
             self._tell("the model as it is")
             data = self._dataset
             base = accuracy_of(evaluate(self._model, data.validation, data.normalisation, validation))
-        accuracies: dict[Candidate, Accuracy] = {}
-        failures: dict[Candidate, str] = {}
-        for candidate in candidates:
-            if not get_method(candidate.method).learning_rates:
-                result = self._probe(candidate, None, self._recalibration_updates(), validation)
-                accuracies[candidate] = accuracy_of(result.correct or b"", updates=result.updates)
-
-        racing = [c for c in candidates if get_method(c.method).learning_rates]
-        speeds = self._time_updates(racing)
-        racing, left_out = self._admit(racing, speeds)
-        for candidate in left_out:
-            failures[candidate] = "not probed: --probe-time is too short for every setting"
-        entries = [(c, rate) for c in racing for rate in get_method(c.method).learning_rates]
-        for rung, share in enumerate(_RUNG_SHARES):
-            if not entries:
-                break
-            last = rung == len(_RUNG_SHARES) - 1
-            time_left = self._left() * share / sum(_RUNG_SHARES[rung:])
-            samples = (
-                validation
-                if last
-                else min(validation, self._affordable_samples(per_image, len(entries), time_left))
-            )
-            updates = self._affordable_updates(entries, speeds, time_left)
-            probes = [self._probe(c, rate, updates, samples) for c, rate in entries]
-            best = _best_of_each(probes)
-            for candidate, result in best.items():
-                assert result.correct is not None  # noqa: S101 - _best_of_each keeps only those
-                accuracies[candidate] = accuracy_of(
-                    result.correct,
-                    learning_rate=result.learning_rate,
-                    updates=updates,
-                    finalist=last,
-                )
-            for candidate in {c for c, _ in entries} - best.keys():
-                failures[candidate] = "diverged: the loss became NaN at every learning rate"
-                accuracies.pop(candidate, None)
-            if not last:
-                kept = max(round(len(racing) * _KEPT[rung + 1]), _LEAST_FINALISTS)
-                entries = _promoted(best, kept)
-        if racing and not accuracies:
+        self._judge_untrained(candidates, validation)
+        self._run_rungs([c for c in candidates if get_method(c.method).learning_rates], validation, per_image)
+        if candidates and not self._accuracies:
             raise DataError(
                 "every probe diverged (the loss became NaN): check the images' range and --mean/--std, "
                 "and that the model's weights are finite"
             )
         seconds = time.perf_counter() - self._start
-        return RaceResult(base, accuracies, failures, seconds, tuple(self._warnings))
+        return RaceResult(base, self._accuracies, self._failures, seconds, tuple(self._warnings))
+
+    def _judge_untrained(self, candidates: Sequence[Candidate], validation: int) -> None:
+        """One probe for each candidate that has no learning rate."""
+        for candidate in candidates:
+            if get_method(candidate.method).learning_rates:
+                continue
+            result = self._probe(candidate, None, self._recalibration_updates(), validation)
+            if result.correct is None:
+                self._failures[candidate] = "diverged: the re-estimated statistics are not finite"
+            else:
+                self._accuracies[candidate] = accuracy_of(result.correct, updates=result.updates)
+
+    def _run_rungs(self, racing: Sequence[Candidate], validation: int, per_image: float) -> None:
+        speeds = self._time_updates(racing)
+        racing = self._admit(racing, speeds)
+        entries = [(c, rate) for c in racing for rate in get_method(c.method).learning_rates]
+        for rung, share in enumerate(_RUNG_SHARES):
+            if not entries:
+                return
+            last = rung == len(_RUNG_SHARES) - 1
+            seconds = self._left() * share / sum(_RUNG_SHARES[rung:])
+            affordable = self._affordable_samples(per_image, len(entries), seconds)
+            samples = validation if last else min(validation, affordable)
+            updates = self._affordable_updates(entries, speeds, seconds)
+            probes = [self._probe(c, rate, updates, samples) for c, rate in entries]
+            # What it really took is a better guide to the next rung than the first timing.
+            speeds |= {result.candidate: result.seconds / updates for result in probes}
+            best = _best_of_each(probes)
+            for candidate in dict.fromkeys(candidate for candidate, _ in entries):
+                if candidate not in best:
+                    self._failures[candidate] = "diverged: the loss became NaN at every learning rate"
+                    self._accuracies.pop(candidate, None)
+                    continue
+                result = best[candidate]
+                self._accuracies[candidate] = accuracy_of(
+                    result.correct or b"", learning_rate=result.learning_rate, updates=updates, finalist=last
+                )
+            kept = max(round(len(racing) * _KEPT[min(rung + 1, len(_KEPT) - 1)]), _LEAST_FINALISTS)
+            entries = _promoted(best, kept)
 
     def _probe(self, candidate: Candidate, rate: float | None, updates: int, samples: int) -> Probe:
         self._tell(candidate.id if rate is None else f"{candidate.id} at {rate:g}")
@@ -192,7 +196,7 @@ class _Race:
 
     def _admit(
         self, candidates: Sequence[Candidate], speeds: Mapping[Candidate, float]
-    ) -> tuple[list[Candidate], list[Candidate]]:
+    ) -> Sequence[Candidate]:
         """All of them where the time allows it; else one setting of each method, the middle one."""
 
         def cost(chosen: Sequence[Candidate]) -> float:
@@ -201,7 +205,7 @@ class _Race:
 
         allowed = self._left() * _RUNG_SHARES[0]
         if cost(candidates) <= allowed:
-            return list(candidates), []
+            return candidates
         by_method: dict[str, list[Candidate]] = {}
         for candidate in candidates:
             by_method.setdefault(candidate.method, []).append(candidate)
@@ -211,7 +215,10 @@ class _Race:
                 f"--probe-time allows fewer than {_LEAST_UPDATES} updates a probe: "
                 "the accuracies say little; allow more time"
             )
-        return admitted, [candidate for candidate in candidates if candidate not in admitted]
+        for candidate in candidates:
+            if candidate not in admitted:
+                self._failures[candidate] = "not probed: --probe-time is too short for every setting"
+        return admitted
 
     def _affordable_updates(
         self,
@@ -220,7 +227,7 @@ class _Race:
         seconds: float,
     ) -> int:
         one_each = sum(speeds[candidate] for candidate, _ in entries)
-        updates = int(seconds * (1 - _EVALUATION_SHARE) / one_each)
+        updates = int(seconds * (1 - _EVALUATION_SHARE - _OVERHEAD_SHARE) / one_each)
         most = _MOST_EPOCHS * max(len(self._dataset.train) // self._batch_size, 1)
         return max(min(updates, most), 4)
 
@@ -230,6 +237,8 @@ def _promoted(best: Mapping[Candidate, Probe], kept: int) -> list[tuple[Candidat
 
     `best` is in order of cost. May be as good: the interval reaches the leader's.
     """
+    if not best:
+        return []
     intervals = {candidate: accuracy_of(result.correct or b"") for candidate, result in best.items()}
     by_accuracy = sorted(best, key=lambda candidate: intervals[candidate].mean, reverse=True)
     leader = intervals[by_accuracy[0]]

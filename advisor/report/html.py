@@ -35,7 +35,7 @@ def render_html(recommendation: Recommendation) -> str:
         "percent": view.percent,
     }
     rows = numbered_rows(recommendation)
-    return environment.get_template("report.html").render(
+    page = environment.get_template("report.html").render(
         recommendation=recommendation,
         rows=rows,
         chosen=next((row for row in rows if row.kind == "chosen"), None),
@@ -55,6 +55,7 @@ def render_html(recommendation: Recommendation) -> str:
         share_of=view.share_of,
         setting_text=view.setting_text,
     )
+    return page.lstrip()  # the template's macros come before its first line
 
 
 def write_html(recommendation: Recommendation, path: str | os.PathLike[str]) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 import functools
 import os
 import pickle
 import sys
 import zipfile
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torchvision
@@ -125,6 +128,12 @@ def test_class_names_in_the_checkpoint(tmp_path):
     ):
         torch.save({"state_dict": stock().state_dict(), **kept}, tmp_path / "c.pt")
         assert load_model(str(tmp_path / "c.pt")).class_names == tuple(names)
+
+
+def test_what_training_scripts_keep_beside_the_weights(tmp_path):
+    beside = {"args": argparse.Namespace(lr=0.1, out=Path("runs")), "best": np.float64(0.5), "seen": {1, 2}}
+    torch.save({"state_dict": stock().state_dict(), **beside}, tmp_path / "c.pt")
+    assert load_model(str(tmp_path / "c.pt")).name == "squeezenet1_1"
 
 
 def test_named_architectures():

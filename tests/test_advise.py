@@ -1,0 +1,75 @@
+"""The Python interface: the whole story on a module, without files."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from advisor import Budget, Request, profile, recommend
+from advisor.errors import InputError, ModelError
+from advisor.solver import violations
+
+
+def network(norm=True):
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 8, 3, padding=1), *([nn.BatchNorm2d(8)] if norm else []), nn.ReLU()]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
+
+
+REQUEST = Request(input_size=(3, 16, 16), batch_size=4, ranks=(2,), probe_seconds=None)
+
+
+def test_a_recommendation_was_run_and_fits():
+    budget = Budget(ram_bytes=1_000_000)
+    found = recommend(network(), budget, REQUEST)
+    chosen = found.evaluation(found.recommended)
+    assert chosen.fits
+    assert chosen.measured.survived
+    assert chosen.measured.cap_bytes > budget.ram_bytes
+    assert not violations(budget, chosen.cost)
+    assert "unknown" in found.answer
+    assert set(found.front) <= {e.candidate.id for e in found.evaluations}
+
+
+def test_every_rejection_has_its_reason_in_numbers():
+    found = recommend(network(), Budget(ram_bytes=40_000), REQUEST)
+    for evaluation in found.evaluations:
+        assert evaluation.fits == (evaluation.cost.peak_memory_bytes <= 40_000)
+        for violation in evaluation.violations:
+            assert violation.value > violation.allowed
+            assert any(character.isdigit() for character in violation.reason)
+
+
+def test_nothing_fits():
+    found = recommend(network(), Budget(ram_bytes=10), REQUEST)
+    assert found.recommended is None
+    assert found.answer.startswith("Nothing fits")
+
+
+def test_what_does_not_apply_is_said():
+    found = profile(network(norm=False), REQUEST)
+    assert "recalibrate" in found.not_applicable
+    assert "norm" in found.not_applicable
+    assert found.recommended is None
+
+
+def test_the_summary_adds_up():
+    found = profile(network(), REQUEST)
+    assert sum(t.parameters for t in found.model.layer_types.values()) == found.model.parameters
+    assert sum(t.forward_flops for t in found.model.layer_types.values()) == found.model.forward_flops
+    # fvcore counts convolutions, linear layers and batch norm; ours must not be below it.
+    assert 0 < found.model.fvcore_forward_flops <= found.model.forward_flops * 1.05
+
+
+def test_a_module_needs_its_input_size():
+    with pytest.raises(ModelError, match="--input-size"):
+        profile(network())
+
+
+@pytest.mark.parametrize("wrong", [{"batch_size": 0}, {"ranks": ()}, {"ranks": (0,)}, {"methods": ("lorra",)}])
+def test_a_wrong_request_is_refused(wrong):
+    from dataclasses import replace
+
+    with pytest.raises(InputError):
+        profile(network(), replace(REQUEST, **wrong))
