@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
+from typing import Literal
 
 import torch
 from torch import nn
@@ -71,7 +72,7 @@ class Request:
     data: str | None = None
     class_names: tuple[str, ...] | None = None  # the model's, in the order of its outputs
     normalisation: Normalisation | None = None  # None: ImageNet's for 3 channels
-    scenario: str = "auto"
+    scenario: Literal["auto", "shift", "new-classes"] = "auto"
     probe_seconds: float | None = 240.0  # None: no probes
     verify: bool = True
     seed: int = 0
@@ -179,7 +180,8 @@ def _prepare(model: str | nn.Module, request: Request, progress: Progress) -> _S
     warnings = []
     if not loaded.has_trained_weights:
         warnings.append(
-            f"{loaded.source} has random weights: its costs are exact, but any accuracy is that of an untrained network"
+            f"{loaded.source} has random weights: its costs are exact, "
+            "but any accuracy is that of an untrained network"
         )
     census = take_census(loaded.module, input_size)
     dataset = situation = None

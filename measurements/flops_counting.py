@@ -98,7 +98,10 @@ def study(models: tuple[str, ...]) -> list[dict[str, Any]]:
 
 def table(rows: list[dict[str, Any]]) -> str:
     lines = [
-        "| model | forward | full, torch's counter | full, true | overcount | LoRA, true | reduction as counted | reduction, true |",
+        (
+            "| model | forward | full, torch's counter | full, true | overcount | LoRA, true "
+            "| reduction as counted | reduction, true |"
+        ),
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:

@@ -67,7 +67,9 @@ def test_a_module_needs_its_input_size():
         profile(network())
 
 
-@pytest.mark.parametrize("wrong", [{"batch_size": 0}, {"ranks": ()}, {"ranks": (0,)}, {"methods": ("lorra",)}])
+@pytest.mark.parametrize(
+    "wrong", [{"batch_size": 0}, {"ranks": ()}, {"ranks": (0,)}, {"methods": ("lorra",)}]
+)
 def test_a_wrong_request_is_refused(wrong):
     from dataclasses import replace
 

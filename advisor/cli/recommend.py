@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal, cast
 
 import typer
 
@@ -20,14 +20,14 @@ def command(
         typer.Option(help="ImageFolder, .npz (images, labels), torchvision:CIFAR10:/path or digits."),
     ] = None,
     ram: Annotated[
-        str | None, typer.Option(help="Most that one update may hold, such as 512MB or 64MiB.")
+        str | None, typer.Option(help="Most that one update may hold, such as 512MB, 64MiB.")
     ] = None,
     flops_budget: Annotated[
         str | None,
         typer.Option(
             metavar="[FLOPS]",
-            help="Most FLOPs of one update, such as 2GFLOPs; bare: among the methods as accurate as the best, "
-            "the one with the fewest.",
+            help="Most FLOPs of one update, such as 2GFLOPs; bare: among the methods as accurate as the "
+            "best, the one with the fewest.",
         ),
     ] = None,
     storage: Annotated[str | None, typer.Option(help="Most bytes to ship, such as 1MB.")] = None,
@@ -113,7 +113,7 @@ def command(
         data=data,
         class_names=options.parse_names(classes),
         normalisation=normalisation,
-        scenario=scenario,
+        scenario=cast(Literal["auto", "shift", "new-classes"], scenario),
         probe_seconds=probe_seconds,
         verify=not no_verify,
         seed=seed,

@@ -81,7 +81,7 @@ class Recorder(TorchDispatchMode):
         finally:
             for handle in handles:
                 handle.remove()
-        purposes = {
+        purposes: dict[str, list[torch.Tensor]] = {
             "batch": [images, labels],
             "buffers": list(self._model.buffers()),
             "optimizer_state": [t for held in optimizer_tensors(optimizer).values() for t in held],
@@ -137,7 +137,7 @@ class Recorder(TorchDispatchMode):
                 weights_only=bool(read) and self._weights.issuperset(read),
                 reads_weight=not self._weights.isdisjoint(read),
             )
-            self._call_numbers.append(torch.autograd._get_sequence_nr() - 1)
+            self._call_numbers.append(torch.autograd._get_sequence_nr() - 1)  # type: ignore[attr-defined]
             self._calls.append(call)
             kind, phase = call.layer_type, "forward"
         elif self._phase == "backward":
@@ -275,7 +275,7 @@ def writes_in_place_only(func: torch._ops.OpOverload, args: tuple[Any, ...]) -> 
 
 def optimizer_tensors(
     optimizer: torch.optim.Optimizer | None,
-) -> dict[nn.Parameter, list[torch.Tensor]]:
+) -> dict[torch.Tensor, list[torch.Tensor]]:
     """The optimizer's state, by parameter."""
     if optimizer is None:
         return {}

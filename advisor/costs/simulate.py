@@ -25,7 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from advisor.costs.recorder import METADATA, Recorder, Recording, writes_in_place_only
 from advisor.methods import Method, Trainable, get_method
-from advisor.methods.base import remove_bypass
+from advisor.methods.base import bypass_of, remove_bypass
 from advisor.methods.update import begin, update
 from advisor.records import LAYER_TYPES, Candidate, Census, Cost, Flops, LayerTypeCost
 
@@ -149,12 +149,12 @@ def _over_a_period(usual: Recording, rare: Recording, period: int) -> Recording:
 
 def _inference_ratio(method: Method, attached: nn.Module, census: Census) -> float:
     """Forward FLOPs of the merged model against the base's: 1 unless something can't be merged."""
-    bypasses = [module.bypass for module in attached.modules() if "bypass" in module._modules]
+    bypasses = [bypass for module in attached.modules() if (bypass := bypass_of(module)) is not None]
     if all(hasattr(bypass, "weight_change") for bypass in bypasses):
         return 1.0
     merged = method.merge(attached)
     with_bypasses = sum(flops.forward for flops in _record_inference(merged, census).flops.values())
-    for module in [module for module in merged.modules() if "bypass" in module._modules]:
+    for module in [module for module in merged.modules() if bypass_of(module) is not None]:
         remove_bypass(module)
     return with_bypasses / sum(flops.forward for flops in _record_inference(merged, census).flops.values())
 

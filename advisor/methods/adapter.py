@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +11,7 @@ from torch import nn
 
 from advisor.methods import register
 from advisor.methods.base import (
+    LayerModule,
     Setting,
     Trainable,
     add_bypass,
@@ -32,10 +34,10 @@ class ConvAdapter(nn.Module):
     at the start. The non-linearity means that it can't be merged.
     """
 
-    def __init__(self, layer: nn.Conv2d, reduction: int) -> None:
+    def __init__(self, layer: LayerModule, reduction: int) -> None:
         super().__init__()
-        options = {"bias": False, "device": layer.weight.device, "dtype": layer.weight.dtype}
-        plain = next(kind for kind in CONVOLUTIONS if isinstance(layer, kind))
+        options: dict[str, Any] = {"bias": False, "device": layer.weight.device, "dtype": layer.weight.dtype}
+        plain: Any = next(kind for kind in CONVOLUTIONS if isinstance(layer, kind))
         hidden = bottleneck(layer.in_channels, reduction)
         self.down = plain(
             layer.in_channels,
@@ -64,9 +66,9 @@ class ParallelAdapter(nn.Module):
     It reads the pixel under the kernel's middle tap, so merging adds A to that tap.
     """
 
-    def __init__(self, layer: nn.Conv2d) -> None:
+    def __init__(self, layer: LayerModule) -> None:
         super().__init__()
-        plain = next(kind for kind in CONVOLUTIONS if isinstance(layer, kind))
+        plain: Any = next(kind for kind in CONVOLUTIONS if isinstance(layer, kind))
         self.mix = plain(
             layer.in_channels,
             layer.out_channels,
@@ -83,7 +85,7 @@ class ParallelAdapter(nn.Module):
         """The adapter's output, to be added to the layer's."""
         return self.mix(x)
 
-    def weight_change(self, layer: nn.Conv2d) -> torch.Tensor:
+    def weight_change(self, layer: LayerModule) -> torch.Tensor:
         """A at the middle tap of a kernel that is zero elsewhere, in the shape of the layer's weight."""
         change = torch.zeros_like(layer.weight)
         middle = tuple(size // 2 for size in layer.kernel_size)
@@ -117,9 +119,10 @@ class Adapter:
 
     def attach(self, model: nn.Module, census: Census, setting: Setting) -> Trainable:
         """Add the adapters; everything else but the head is frozen."""
-        trained, notes = head_parameters(model, census), []
+        trained = head_parameters(model, census)
+        notes: list[str] = []
         for layer in census.of_type("standard", "pointwise", "depthwise", "grouped"):
-            module = model.get_submodule(layer.name)
+            module: LayerModule = model.get_submodule(layer.name)
             if layer.calls == 0 or layer.name == census.head or not is_plain(module):
                 continue
             if setting["kind"] == "parallel":
@@ -148,7 +151,7 @@ def bottleneck(channels: int, reduction: int) -> int:
     return next(size for size in range(max(channels // reduction, 1), 0, -1) if channels % size == 0)
 
 
-def _reads_middle_pixel(layer: nn.Conv2d) -> bool:
+def _reads_middle_pixel(layer: LayerModule) -> bool:
     """Whether output pixel i has input pixel i * stride under its middle tap, k > 1."""
     if set(layer.kernel_size) == {1} or any(size % 2 == 0 for size in layer.kernel_size):
         return False

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import nn
@@ -18,6 +18,9 @@ from advisor.errors import InputError
 from advisor.records import Census, Levers, SettingValue
 
 Setting = Mapping[str, SettingValue]
+# A convolution or Linear layer: torch types what a module holds as Tensor | Module, which fits neither.
+LayerModule = Any
+BYPASS = "peft_bypass"  # the child that a bypass becomes: a name that no network uses for its own
 Statistics = Literal["frozen", "updated", "reestimated"]
 
 
@@ -36,7 +39,7 @@ class Trainable:
     notes: tuple[str, ...] = ()  # such as where a rank was capped
     batches_seen: int = 0  # by the re-estimation
 
-    def tracked_norms(self) -> list[tuple[str, nn.Module]]:
+    def tracked_norms(self) -> list[tuple[str, Any]]:
         """The normalisation layers with running statistics, by name."""
         return [
             (name, module)
@@ -131,13 +134,13 @@ def head_parameters(model: nn.Module, census: Census) -> list[nn.Parameter]:
     return list(model.get_submodule(census.head).parameters())
 
 
-def add_bypass(layer: nn.Module, bypass: nn.Module) -> None:
+def add_bypass(layer: LayerModule, bypass: nn.Module) -> None:
     """Run `bypass` on the layer's input and add it to the layer's output.
 
     A hook, not a wrapper: the layer keeps its path, class and attributes, so checkpoints of the base
     model still load and code that reads `layer.weight` still works.
     """
-    layer.add_module("bypass", bypass)
+    layer.add_module(BYPASS, bypass)
     layer.register_forward_hook(_add_bypass_output)
 
 
@@ -147,13 +150,18 @@ def reparametrise(layer: nn.Module, change: nn.Module) -> None:
     parametrize.register_parametrization(layer, "weight", change, unsafe=True)
 
 
-def remove_bypass(layer: nn.Module) -> nn.Module:
+def bypass_of(layer: nn.Module) -> nn.Module | None:
+    """What `add_bypass` added to the layer, if anything."""
+    return layer._modules.get(BYPASS)
+
+
+def remove_bypass(layer: LayerModule) -> nn.Module:
     """Undo `add_bypass`; returns the bypass."""
     for key, hook in list(layer._forward_hooks.items()):
         if hook is _add_bypass_output:
             del layer._forward_hooks[key]
-    bypass = layer.get_submodule("bypass")
-    del layer.bypass
+    bypass = layer.get_submodule(BYPASS)
+    delattr(layer, BYPASS)
     return bypass
 
 
@@ -162,8 +170,10 @@ def merge_attached(model: nn.Module) -> nn.Module:
 
     A bypass without such a weight (it holds a non-linearity) stays.
     """
+    layer: LayerModule
+    bypass: Any
     for layer in list(model.modules()):
-        bypass = layer._modules.get("bypass")
+        bypass = bypass_of(layer)
         if bypass is not None and hasattr(bypass, "weight_change"):
             with torch.no_grad():
                 layer.weight += bypass.weight_change(layer)
@@ -174,7 +184,7 @@ def merge_attached(model: nn.Module) -> nn.Module:
 
 
 def _add_bypass_output(
-    layer: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor
+    layer: LayerModule, args: tuple[torch.Tensor, ...], output: torch.Tensor
 ) -> torch.Tensor:
     # In place: no convolution or linear layer saves its output, and one tensor less is held.
-    return output.add_(layer.bypass(*args))
+    return output.add_(layer.get_submodule(BYPASS)(*args))

@@ -9,6 +9,7 @@ from torch import nn
 
 from advisor.methods import register
 from advisor.methods.base import (
+    LayerModule,
     Setting,
     Trainable,
     head_parameters,
@@ -30,7 +31,7 @@ class DoRAWeight(nn.Module):
     saves a backward pass through it. `magnitude` has one element for each output channel.
     """
 
-    def __init__(self, layer: nn.Module, rank: int) -> None:
+    def __init__(self, layer: LayerModule, rank: int) -> None:
         super().__init__()
         self.low_rank = LowRank(layer, rank, SCALE)
         self._layer = (layer,)  # only sizes and groups are read; a tuple hides it from the module tree
@@ -66,7 +67,7 @@ class DoRA:
         plans = plan_layers(census, int(setting["rank"]), str(setting.get("depthwise", "kernel")))
         trained = head_parameters(model, census)
         for plan in plans:
-            layer = model.get_submodule(plan.layer)
+            layer: LayerModule = model.get_submodule(plan.layer)
             if plan.form == "kernel":
                 trained.append(layer.weight)
             elif plan.form == "low-rank":

@@ -31,7 +31,7 @@ class GaLore:
         """The largest rank: gradients and activations dwarf the state at every one of them."""
         return [{"rank": max(ranks)}]
 
-    def attach(self, model: nn.Module, census: Census, setting: Setting) -> Trainable:
+    def attach(self, model: nn.Module, census: Census, setting: Setting) -> Trainable:  # noqa: ARG002
         """Train everything; the method lives in the optimizer."""
         return train_only(model, model.parameters(), "updated", setting)
 
@@ -72,7 +72,7 @@ class GaLoreAdam(torch.optim.Optimizer):
         self.updates = 0
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """One update of every parameter that has a gradient."""
         loss = closure() if closure is not None else None
         refresh = self.updates % self.refresh_every == 0

@@ -8,6 +8,7 @@ from torch import nn
 
 from advisor.methods import register
 from advisor.methods.base import (
+    LayerModule,
     Setting,
     Trainable,
     add_bypass,
@@ -54,7 +55,7 @@ class LoRA:
         plans = plan_layers(census, int(setting["rank"]), str(setting.get("depthwise", "kernel")))
         trained = head_parameters(model, census)
         for plan in plans:
-            layer = model.get_submodule(plan.layer)
+            layer: LayerModule = model.get_submodule(plan.layer)
             if plan.form == "kernel":
                 trained.append(layer.weight)
             elif plan.form == "factor":

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
+from advisor.methods.base import LayerModule
 from advisor.models.layers import CONVOLUTIONS, TRANSPOSED
 from advisor.records import Census, Layer
 
@@ -80,17 +81,17 @@ class LowRank(nn.Module):
     change as a weight.
     """
 
-    def __init__(self, layer: nn.Module, rank: int, scale: float) -> None:
+    def __init__(self, layer: LayerModule, rank: int, scale: float) -> None:
         super().__init__()
         self.scale = scale
         weight = layer.weight
-        options = {"bias": False, "device": weight.device, "dtype": weight.dtype}
+        options: dict[str, Any] = {"bias": False, "device": weight.device, "dtype": weight.dtype}
         if isinstance(layer, nn.Linear):
-            self.down: nn.Module = nn.Linear(layer.in_features, rank, **options)
-            self.up: nn.Module = nn.Linear(rank, layer.out_features, **options)
+            self.down: Any = nn.Linear(layer.in_features, rank, **options)
+            self.up: Any = nn.Linear(rank, layer.out_features, **options)
         else:
-            plain = next(kind for kind in (*CONVOLUTIONS, *TRANSPOSED) if isinstance(layer, kind))
-            shape = {
+            plain: Any = next(kind for kind in (*CONVOLUTIONS, *TRANSPOSED) if isinstance(layer, kind))
+            shape: dict[str, Any] = {
                 "kernel_size": layer.kernel_size,
                 "stride": layer.stride,
                 "padding": layer.padding,
@@ -101,7 +102,7 @@ class LowRank(nn.Module):
             if isinstance(layer, TRANSPOSED):
                 shape["output_padding"] = layer.output_padding
             self.down = plain(layer.in_channels, rank, **shape, **options)
-            mixing = CONVOLUTIONS[len(layer.kernel_size) - 1]
+            mixing: Any = CONVOLUTIONS[len(layer.kernel_size) - 1]
             self.up = mixing(rank, layer.out_channels, 1, groups=layer.groups, **options)
         nn.init.zeros_(self.up.weight)
 
@@ -109,7 +110,7 @@ class LowRank(nn.Module):
         """The bypass: scale * B(A(x))."""
         return self.up(self.down(x) * self.scale)
 
-    def weight_change(self, layer: nn.Module) -> torch.Tensor:
+    def weight_change(self, layer: LayerModule) -> torch.Tensor:
         """dW in the shape of the layer's weight."""
         return self.scale * product(self.down.weight, self.up.weight, layer)
 
@@ -121,12 +122,12 @@ class Factor(nn.Module):
     replaces the layer's own.
     """
 
-    def __init__(self, layer: nn.Module, rank: int, scale: float) -> None:
+    def __init__(self, layer: LayerModule, rank: int, scale: float) -> None:
         super().__init__()
         self.scale = scale
         weight = layer.weight
         taps = weight[0].numel()
-        options = {"device": weight.device, "dtype": weight.dtype}
+        options: dict[str, Any] = {"device": weight.device, "dtype": weight.dtype}
         self.down = nn.Parameter(torch.empty(rank, taps, **options))
         self.up = nn.Parameter(torch.zeros(weight.shape[0], rank, **options))
         nn.init.kaiming_uniform_(self.down, a=5**0.5)
@@ -143,7 +144,7 @@ class Factor(nn.Module):
 class WeightForm(nn.Module):
     """W + dW as a parametrization, for layers beside which a bypass would not be exact."""
 
-    def __init__(self, layer: nn.Module, low_rank: LowRank) -> None:
+    def __init__(self, layer: LayerModule, low_rank: LowRank) -> None:
         super().__init__()
         self.low_rank = low_rank
         # Only sizes and groups are read from it; a tuple hides it from the module tree.
@@ -154,7 +155,7 @@ class WeightForm(nn.Module):
         return weight + self.low_rank.weight_change(self._layer[0])
 
 
-def product(down: torch.Tensor, up: torch.Tensor, layer: nn.Module) -> torch.Tensor:
+def product(down: torch.Tensor, up: torch.Tensor, layer: LayerModule) -> torch.Tensor:
     """B A as a weight of `layer`: one matrix product, batched over the groups."""
     if isinstance(layer, nn.Linear):
         return up @ down
@@ -170,7 +171,7 @@ def product(down: torch.Tensor, up: torch.Tensor, layer: nn.Module) -> torch.Ten
     return torch.bmm(b, a).reshape(layer.out_channels, inputs, *layer.kernel_size)
 
 
-def output_norms(weight: torch.Tensor, layer: nn.Module) -> torch.Tensor:
+def output_norms(weight: torch.Tensor, layer: LayerModule) -> torch.Tensor:
     """The Euclidean norm of each output channel's true (grouped) weight: (C_out,)."""
     if not isinstance(layer, TRANSPOSED):
         return weight.flatten(1).norm(dim=1)
@@ -179,7 +180,7 @@ def output_norms(weight: torch.Tensor, layer: nn.Module) -> torch.Tensor:
     return by_group.norm(dim=(1, 3)).flatten()
 
 
-def over_outputs(values: torch.Tensor, weight: torch.Tensor, layer: nn.Module) -> torch.Tensor:
+def over_outputs(values: torch.Tensor, weight: torch.Tensor, layer: LayerModule) -> torch.Tensor:
     """One value for each output channel, (C_out,), in a shape that broadcasts with the weight."""
     if not isinstance(layer, TRANSPOSED):
         return values.view(-1, *[1] * (weight.ndim - 1))

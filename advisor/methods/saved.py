@@ -14,7 +14,7 @@ from torch import nn
 
 from advisor.errors import ModelError
 from advisor.methods import get_method
-from advisor.methods.base import Trainable
+from advisor.methods.base import LayerModule, Trainable
 from advisor.models.layers import resize_outputs, take_census
 from advisor.records import Candidate, Census, Levers
 
@@ -74,7 +74,7 @@ def load_adapter(model: nn.Module, path: str | Path) -> Trainable:
 def _resize_head(model: nn.Module, census: Census, tensors: Mapping[str, torch.Tensor]) -> None:
     if census.head is None:
         return
-    head = model.get_submodule(census.head)
+    head: LayerModule = model.get_submodule(census.head)
     saved = tensors.get(f"{census.head}.weight")
     if saved is None or saved.shape == head.weight.shape or saved.shape[1:] != head.weight.shape[1:]:
         return

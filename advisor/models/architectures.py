@@ -299,7 +299,7 @@ def _timm_architecture(name: str) -> Architecture:
     if not timm.is_model(name):
         raise ModelError(f"timm has no model {name!r}{_similar(name, timm.list_models())}")
 
-    def build(outputs: int | None, state: Shapes | None) -> nn.Module:  # noqa: ARG001 - no options to fit
+    def build(outputs: int | None, state: Shapes | None) -> nn.Module:
         options = {} if outputs is None else {"num_classes": outputs}
         module: nn.Module = timm.create_model(name, pretrained=False, **options)
         return module
@@ -317,7 +317,7 @@ def _search_timm(forms: list[Shapes]) -> tuple[list[str], str]:
     families: dict[str, list[str]] = {}
     for name in timm.list_models():
         families.setdefault(timm.model_entrypoint(name).__module__, []).append(name)
-    found = []
+    found: list[str] = []
     for shapes in forms:
         for family in families.values():
             # timm tells the first and last layers' names of every model without building it.
@@ -353,7 +353,7 @@ def _timm_shapes(name: str) -> Shapes:
         return {}
 
 
-# package.module:factory
+# Factories, as in "package.module:factory"
 
 
 def _factory_architecture(text: str) -> Architecture:
@@ -374,7 +374,7 @@ def _factory_architecture(text: str) -> Architecture:
         offered = [name for name in vars(home) if not name.startswith("_")]
         raise ModelError(f"{text}: {module_name} has no function {attribute}{_similar(attribute, offered)}")
 
-    def build(outputs: int | None, state: Shapes | None) -> nn.Module:  # noqa: ARG001 - takes no options
+    def build(outputs: int | None, state: Shapes | None) -> nn.Module:
         return _call_factory(text, factory, outputs)
 
     def input_size(module: nn.Module) -> tuple[int, int, int] | None:
@@ -485,7 +485,7 @@ def _shared_patterns(shapes: Shapes, signature: Shapes) -> float:
 
 def _unfit_heads(module: nn.Module, shapes: Shapes) -> list[tuple[str, nn.Module]]:
     """The layers that differ from the state dict in nothing but their number of outputs."""
-    unfit = []
+    unfit: list[tuple[str, nn.Module]] = []
     for name, layer in module.named_modules():
         wanted = shapes.get(f"{name}.weight", ())
         if isinstance(layer, nn.Linear | nn.Conv2d) and not nn.parameter.is_lazy(layer.weight):

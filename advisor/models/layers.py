@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import nn
@@ -178,7 +179,7 @@ def _describe(name: str, module: nn.Module, calls: int, seen: set[int]) -> Layer
     )
 
 
-def resize_outputs(layer: nn.Module, outputs: int) -> None:
+def resize_outputs(layer: Any, outputs: int) -> None:
     """Give a Linear or convolution layer `outputs` outputs, in place; its weights become undefined."""
     layer.weight = nn.Parameter(layer.weight.new_empty(outputs, *layer.weight.shape[1:]))
     if layer.bias is not None:

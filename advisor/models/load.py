@@ -37,12 +37,31 @@ from advisor.models.architectures import (
 )
 
 # Where checkpoint dicts keep their weights; a plain one before an averaged (EMA) one.
-_STATE_KEYS = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "weights", "params")
+_STATE_KEYS = (
+    "state_dict",
+    "model_state_dict",
+    "model_state",
+    "model",
+    "net",
+    "network",
+    "weights",
+    "params",
+)
 _EMA_KEYS = ("model_ema", "state_dict_ema", "ema_state_dict", "ema", "params_ema", "averaged_model")
 _NAME_KEYS = ("class_names", "classes", "labels", "idx_to_class", "class_to_idx")
 # No model has a reason to name these: the file is an attack, or damaged.
 _NEVER = {"os", "posix", "nt", "subprocess", "sys", "builtins", "shutil", "socket", "runpy", "importlib"}
-_NEVER |= {"pty", "commands", "webbrowser", "ctypes", "code", "pickle", "asyncio", "multiprocessing", "pathlib"}
+_NEVER |= {
+    "pty",
+    "commands",
+    "webbrowser",
+    "ctypes",
+    "code",
+    "pickle",
+    "asyncio",
+    "multiprocessing",
+    "pathlib",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +191,7 @@ def _read(path: Path, *, trust: bool) -> Any:
         raise ModelError(
             f"{path} needs code that can't be imported ({error}); run from the folder that holds it"
         ) from error
-    except Exception as error:  # noqa: BLE001 - a damaged file fails in any way it likes
+    except Exception as error:
         raise ModelError(
             f"{path} is damaged or no PyTorch checkpoint ({type(error).__name__}: {first_line(error)})"
         ) from error
@@ -181,7 +200,9 @@ def _read(path: Path, *, trust: bool) -> Any:
 def _refuse_what_is_no_checkpoint(path: Path) -> None:
     """Tell files of other kinds apart by what they hold, not by their names."""
     if not path.exists():
-        raise ModelError(f"{path} does not exist; give a file, torchvision:NAME, timm:NAME or package.module:factory")
+        raise ModelError(
+            f"{path} does not exist; give a file, torchvision:NAME, timm:NAME or package.module:factory"
+        )
     if path.is_dir():
         raise ModelError(f"{path} is a folder; give the checkpoint file in it")
     try:
@@ -194,7 +215,9 @@ def _refuse_what_is_no_checkpoint(path: Path) -> None:
     if start[:4] == b"\x89HDF":
         raise ModelError(f"{path} is an HDF5 (Keras) file; give a PyTorch checkpoint")
     if start[4:8] == b"TFL3":
-        raise ModelError(f"{path} is a TensorFlow Lite model; give the PyTorch checkpoint that it was made from")
+        raise ModelError(
+            f"{path} is a TensorFlow Lite model; give the PyTorch checkpoint that it was made from"
+        )
     if path.suffix == ".onnx":
         raise ModelError(f"{path} is an ONNX model; give the PyTorch checkpoint that it was exported from")
     if zipfile.is_zipfile(path):
@@ -252,11 +275,15 @@ def _safe_globals() -> list[Any]:
     # Their configuration records hold numbers and layer classes.
     for module in ("mobilenetv3", "efficientnet"):
         namespace = inspect.getmodule(getattr(import_torchvision().models, module))
-        listed += [v for v in vars(namespace).values() if inspect.isclass(v) and v.__name__.endswith("Config")]
+        listed += [
+            v for v in vars(namespace).values() if inspect.isclass(v) and v.__name__.endswith("Config")
+        ]
     # What training scripts keep beside the weights: plain values all.
     listed += [(ModulePartial, "functools.partial"), set, argparse.Namespace, PosixPath, np.dtype]
-    listed.append(np._core.multiarray.scalar)
-    listed += [type(np.dtype(kind)) for kind in (np.float16, np.float32, np.float64, np.int32, np.int64, bool)]
+    listed.append(np._core.multiarray.scalar)  # type: ignore[attr-defined]
+    listed += [
+        type(np.dtype(kind)) for kind in (np.float16, np.float32, np.float64, np.int32, np.int64, bool)
+    ]
     return listed
 
 
@@ -270,18 +297,18 @@ def _explain_refusal(path: Path, message: str) -> str:
         )
     if asked:
         return (
-            f"{path} needs the classes {', '.join(asked)}, which are not torch's or torchvision's: pass --trust "
-            "if you made the file yourself (it may then run any code), or give its state dict with --arch"
+            f"{path} needs the classes {', '.join(asked)}, which are not torch's or torchvision's: "
+            "pass --trust if you made the file yourself (it may then run any code), "
+            "or give its state dict with --arch"
         )
     return f"{path} is damaged or no PyTorch checkpoint ({first_line(ValueError(message))})"
 
 
 def _asked_for(path: Path, message: str) -> list[str]:
     """What the file wants that is not on the list, `module.name` each."""
-    with torch.serialization.safe_globals(_safe_globals()):
-        # Files of the older format can't be listed; the refusal names the first.
-        with contextlib.suppress(Exception):
-            return sorted(set(torch.serialization.get_unsafe_globals_in_checkpoint(path)))
+    # Files of the older format can't be listed; the refusal names the first.
+    with contextlib.suppress(Exception), torch.serialization.safe_globals(_safe_globals()):
+        return sorted(set(torch.serialization.get_unsafe_globals_in_checkpoint(path)))
     return sorted(set(re.findall(r"GLOBAL ([\w.]+)", message)))
 
 
@@ -290,13 +317,11 @@ def _find_module(content: Any) -> nn.Module | None:
     candidates = [content]
     if isinstance(content, Mapping):
         candidates += [content[key] for key in (*_STATE_KEYS, *_EMA_KEYS) if key in content]
-    for candidate in candidates:
-        if isinstance(candidate, nn.Module):
-            for wrapper in ("module", "_orig_mod"):  # DataParallel, torch.compile
-                if isinstance(inner := candidate._modules.get(wrapper), nn.Module) and len(candidate._modules) == 1:
-                    candidate = inner
-            return candidate
-    return None
+    module = next((candidate for candidate in candidates if isinstance(candidate, nn.Module)), None)
+    # DataParallel keeps the model as `module`, torch.compile as `_orig_mod`.
+    while module is not None and list(module._modules) in (["module"], ["_orig_mod"]):
+        module = next(module.children())
+    return module
 
 
 def _find_state(content: Any, source: str) -> dict[str, torch.Tensor]:
@@ -306,7 +331,9 @@ def _find_state(content: Any, source: str) -> dict[str, torch.Tensor]:
     state = next(_states(content), None)
     if state is None:
         keys = ", ".join(map(repr, list(content)[:6])) or "nothing"
-        raise ModelError(f"{source} holds no weights (its keys: {keys}); give a state dict, or a dict holding one")
+        raise ModelError(
+            f"{source} holds no weights (its keys: {keys}); give a state dict, or a dict holding one"
+        )
     return {name: _as_float(name, tensor, source) for name, tensor in state.items()}
 
 

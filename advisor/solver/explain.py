@@ -102,7 +102,8 @@ def _ran(chosen: Evaluation, budget: Budget) -> str:
     if measured is None:
         return "; it was not run"
     if budget.ram_bytes is None or measured.cap_bytes is None:
-        return f"; it ran in a child process, where the allocator's peak was {format_bytes(measured.peak_memory_bytes)}"
+        peak = format_bytes(measured.peak_memory_bytes)
+        return f"; it ran in a child process, where the allocator's peak was {peak}"
     return "; it ran in a child process that could not take more"
 
 

@@ -66,7 +66,7 @@ def test_recommend_answers_runs_and_writes(run, tmp_path):
     assert found["data"]["base_accuracy"]["mean"] < chosen["accuracy"]["mean"]
     assert found["answer"].split(",")[0] in stdout.replace("\n", " ")
     html = report.read_text()
-    assert html.startswith("<!doctype html>") or html.startswith("<!DOCTYPE html>")
+    assert html.startswith("<!doctype html>")
     assert found["recommended"] in html or chosen["method"] in html
 
     code, again, _ = run("report", out, "--report", tmp_path / "again.html")
@@ -114,8 +114,16 @@ def test_methods_are_listed(run):
 
 
 def test_nothing_fits_is_exit_code_1_and_says_the_least(run, tmp_path):
-    code, stdout, err = run(
-        "recommend", "model.pt", "--input-size", "1x8x8", "--no-probe", "--ram", "1kB", "--json", tmp_path / "o.json"
+    code, _stdout, err = run(
+        "recommend",
+        "model.pt",
+        "--input-size",
+        "1x8x8",
+        "--no-probe",
+        "--ram",
+        "1kB",
+        "--json",
+        tmp_path / "o.json",
     )
     assert code == 1
     assert "Nothing fits" in err
@@ -127,7 +135,7 @@ def test_nothing_fits_is_exit_code_1_and_says_the_least(run, tmp_path):
 
 def test_a_choice_that_does_not_survive_gives_way_to_the_next(run, monkeypatch):
     """The real child, with a lie about the first one's cap: it must fail there, and be reported."""
-    import advisor.advise as advise
+    from advisor import advise
 
     real, caps = advise.measure, []
 

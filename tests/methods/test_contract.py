@@ -178,7 +178,7 @@ def test_recalibration_averages_the_batches_and_forgets_the_old_statistics():
 )
 @settings(max_examples=30, deadline=None)
 def test_merging_keeps_outputs_at_any_rank_and_grouping(groups, rank, kernel, name):
-    base, trainable, _ = trained(
+    _base, trainable, _ = trained(
         name, {"rank": rank}, {"groups": groups, "kernel_size": kernel, "padding": 0}
     )
     x = torch.randn(2, *SIZE)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import nn
 
@@ -69,7 +71,7 @@ def test_the_projector_is_refreshed_every_period():
         weight.grad = torch.randn(8, 30)
         optimizer.step()
         seen.append(optimizer.state[weight]["projector"].clone())
-    changed = [not torch.equal(a, b) for a, b in zip(seen, seen[1:], strict=False)]
+    changed = [not torch.equal(a, b) for a, b in pairwise(seen)]
     assert changed == [False, False, True, False, False, True]
 
 

@@ -105,7 +105,7 @@ def test_what_is_not_a_classifier_is_refused():
 
 
 def test_a_wrong_input_size_is_named():
-    with pytest.raises(ModelError, match="3x8x8 image.*--input-size"):
+    with pytest.raises(ModelError, match=r"3x8x8 image.*--input-size"):
         take_census(nn.Sequential(nn.Flatten(), nn.Linear(5, 2)), (3, 8, 8))
 
 

@@ -47,7 +47,9 @@ def test_every_candidate_is_judged_or_has_a_reason():
     full = found.accuracies[Candidate("full")]
     assert full.learning_rate in (1e-4, 5e-4, 2e-3)
     assert found.accuracies[Candidate("recalibrate")].learning_rate is None
-    finalists = [a for c, a in found.accuracies.items() if a.finalist and a.updates and c.method != "recalibrate"]
+    finalists = [
+        a for c, a in found.accuracies.items() if a.finalist and a.updates and c.method != "recalibrate"
+    ]
     # Finalists are judged alike: after as many updates, on the same samples.
     assert len({(a.updates, a.samples) for a in finalists}) == 1
     assert [fraction for fraction, _ in told] == sorted(fraction for fraction, _ in told)
@@ -81,7 +83,9 @@ def test_one_that_diverges_does_not_end_the_others():
 
     from advisor.methods import _registry, get_method
 
-    breaking = type("Breaks", (type(get_method("full")),), vars(Breaks) | {"learning_rates": (1e30, 2e30, 3e30)})
+    breaking = type(
+        "Breaks", (type(get_method("full")),), vars(Breaks) | {"learning_rates": (1e30, 2e30, 3e30)}
+    )
     _registry["breaks"] = breaking()
     try:
         found = run([Candidate("head"), Candidate("breaks")])
