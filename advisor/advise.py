@@ -73,7 +73,7 @@ class Request:
     class_names: tuple[str, ...] | None = None  # the model's, in the order of its outputs
     normalisation: Normalisation | None = None  # None: ImageNet's for 3 channels
     scenario: Literal["auto", "shift", "new-classes"] = "auto"
-    probe_seconds: float | None = 240.0  # None: no probes
+    probe_seconds: float | None = 180.0  # None: no probes
     verify: bool = True
     seed: int = 0
     command: str = ""  # as typed, for the report

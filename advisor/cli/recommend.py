@@ -59,7 +59,7 @@ def command(
     std: Annotated[
         str | None, typer.Option(help="Per channel, of images in [0, 1]; default: ImageNet's.")
     ] = None,
-    probe_time: Annotated[str, typer.Option(help="Wall clock for the probes.")] = "4m",
+    probe_time: Annotated[str, typer.Option(help="Wall clock for the probes.")] = "3m",
     no_probe: Annotated[bool, typer.Option("--no-probe", help="Don't train: rank on cost alone.")] = False,
     no_verify: Annotated[bool, typer.Option("--no-verify", help="Don't run the choice under --ram.")] = False,
     seed: options.Seed = 0,

@@ -26,6 +26,8 @@ Report = Callable[[float, str], None]  # fraction done, what is running
 _RUNG_SHARES = (0.35, 0.3, 0.35)
 _KEPT = (1.0, 0.5, 0.25)  # of the candidates, in each rung
 _LEAST_FINALISTS = 4
+_FEWEST_UPDATES = 4
+_PATIENCE = 1.25  # times a rung's share of the time
 _LEAST_UPDATES = 12  # a probe of fewer says nothing
 _MOST_EPOCHS = 12
 _RECALIBRATION_SAMPLES = 512
@@ -131,9 +133,9 @@ class _Race:
             affordable = self._affordable_samples(per_image, len(entries), seconds)
             samples = validation if last else min(validation, affordable)
             updates = self._affordable_updates(entries, speeds, seconds)
-            probes = [self._probe(c, rate, updates, samples) for c, rate in entries]
+            probes = self._run_rung(entries, updates, samples, seconds)
             # What it really took is a better guide to the next rung than the first timing.
-            speeds |= {result.candidate: result.seconds / updates for result in probes}
+            speeds |= {result.candidate: result.seconds / result.updates for result in probes}
             best = _best_of_each(probes)
             for candidate in dict.fromkeys(candidate for candidate, _ in entries):
                 if candidate not in best:
@@ -142,10 +144,30 @@ class _Race:
                     continue
                 result = best[candidate]
                 self._accuracies[candidate] = accuracy_of(
-                    result.correct or b"", learning_rate=result.learning_rate, updates=updates, finalist=last
+                    result.correct or b"",
+                    learning_rate=result.learning_rate,
+                    updates=result.updates,
+                    finalist=last,
                 )
             kept = max(round(len(racing) * _KEPT[min(rung + 1, len(_KEPT) - 1)]), _LEAST_FINALISTS)
             entries = _promoted(best, kept)
+
+    def _run_rung(
+        self, entries: Sequence[tuple[Candidate, float]], updates: int, samples: int, seconds: float
+    ) -> list[Probe]:
+        """All entries for as many updates - but for the last ones, where the machine became much slower."""
+        start = time.perf_counter()
+        probes = []
+        for candidate, rate in entries:
+            if updates > _FEWEST_UPDATES and time.perf_counter() - start > _PATIENCE * seconds:
+                updates = max(updates // 4, _FEWEST_UPDATES)
+                samples = min(samples, _LEAST_SAMPLES)
+                self._warnings.append(
+                    f"updates took longer than they did at first: from {candidate.id} on, some probes had only "
+                    f"{updates} updates; allow more --probe-time, or leave the machine alone"
+                )
+            probes.append(self._probe(candidate, rate, updates, samples))
+        return probes
 
     def _probe(self, candidate: Candidate, rate: float | None, updates: int, samples: int) -> Probe:
         self._tell(candidate.id if rate is None else f"{candidate.id} at {rate:g}")
@@ -231,7 +253,7 @@ class _Race:
         one_each = sum(speeds[candidate] for candidate, _ in entries)
         updates = int(seconds * (1 - _EVALUATION_SHARE - _OVERHEAD_SHARE) / one_each)
         most = _MOST_EPOCHS * max(len(self._dataset.train) // self._batch_size, 1)
-        return max(min(updates, most), 4)
+        return max(min(updates, most), _FEWEST_UPDATES)
 
 
 def _promoted(best: Mapping[Candidate, Probe], kept: int) -> list[tuple[Candidate, float]]:
