@@ -8,6 +8,7 @@ import inspect
 import re
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -30,6 +31,7 @@ NAMED_FORMS = "torchvision:NAME, timm:NAME or package.module:factory"
 _PREFIXES = ("module.", "model.", "net.")
 _CALLABLE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 _OUTPUTS = 7919  # a class count that no hidden layer has: it marks the heads of a trial build
+_FILLING = {"add_", "clamp_", "div_", "erfinv_", "fill_", "mul_", "normal_", "sub_", "uniform_", "zero_"}
 _TIMM_SECONDS = 30.0
 _FEWEST_SHARED = 0.5  # of a state dict's name patterns, for a family of networks to be searched
 _CLOSE = 0.8  # of the entries, for a network to be named as the closest one
@@ -72,32 +74,31 @@ def identify(state: StateDict) -> Architecture:
     Raises:
         ModelError: none fits, or several of timm's do and the weights can't tell which.
     """
-    closest = (0.0, "", "")
     forms = [_shapes(form) for form in unprefixed(state)]
-    for family in _torchvision_families():
-        for shapes in forms:
-            if _shared_patterns(shapes, _torchvision_shapes(family[0], ())) < _FEWEST_SHARED:
-                continue
-            for name in family:
-                signature = _torchvision_shapes(name, _torchvision_options(name, shapes))
-                if _same_network(shapes, signature):
-                    return _torchvision_architecture(name)
-                share = _share(shapes, signature)
-                if share > closest[0]:
-                    closest = (share, f"torchvision:{name}", describe_difference(shapes, signature))
+    name, closest = _search_torchvision(forms, _torchvision_families().values())
+    if name is not None:
+        return _torchvision_architecture(name)
     matches, searched = _search_timm(forms)
     if len(matches) == 1:
         return _timm_architecture(matches[0])
     if matches:
         names = ", ".join(f"timm:{name}" for name in matches[:8])
         raise ModelError(
-            f"its weights fit several networks that compute differently; pick one with --arch: {names}"
+            f"its weights fit several networks, which may compute differently; pick one with --arch: {names}"
         )
-    hint = f"; the closest is {closest[1]}, but {closest[2]}" if closest[0] >= _CLOSE else ""
     raise ModelError(
         f"it holds weights alone, and their names and shapes fit no {searched} classification model"
-        f"{hint}; say which network they belong to with --arch {NAMED_FORMS}"
+        f"{closest}; say which network they belong to with --arch {NAMED_FORMS}"
     )
+
+
+def stock_architecture(module: nn.Module) -> Architecture | None:
+    """The torchvision classification model that an existing module is; None for anything else."""
+    family = _torchvision_families().get(type(module).__module__)
+    if family is None:
+        return None
+    name, _ = _search_torchvision([_shapes(module.state_dict())], [family])
+    return None if name is None else _torchvision_architecture(name)
 
 
 def build_with_weights(architecture: Architecture, state: StateDict) -> nn.Module:
@@ -107,7 +108,11 @@ def build_with_weights(architecture: Architecture, state: StateDict) -> nn.Modul
         ModelError: names are missing or unexpected, shapes differ, or weights are quantised.
     """
     module = architecture.build(None, _shapes(state))
-    state = max(unprefixed(state), key=lambda form: _share(_shapes(form), _shapes(module.state_dict())))
+    wanted = _shapes(module.state_dict())
+    # An architecture's own names may start like a wrapper's prefix: the form that fits best counts.
+    state = max(
+        unprefixed(state), key=lambda form: (_share(_shapes(form), wanted), len(form.keys() & wanted))
+    )
     shapes = _shapes(state)
     outputs = [shapes[f"{name}.weight"][0] for name, _ in _unfit_heads(module, shapes)]
     if outputs:
@@ -140,6 +145,17 @@ def import_torchvision() -> ModuleType:
         if isinstance(error, ModuleNotFoundError) and error.name == "torchvision":
             raise ModelError("torchvision is not installed: pip install torchvision") from error
         raise ModelError(_torchvision_mend(error)) from error
+
+
+def declared_input_size(*holders: object) -> tuple[int, int, int] | None:
+    """The first `input_size` attribute that is a (C, H, W); None where there is none."""
+    for holder in holders:
+        size = getattr(holder, "input_size", None)
+        if isinstance(size, tuple | list) and len(size) == 3:
+            channels, height, width = size
+            if all(type(side) is int and side > 0 for side in size):
+                return channels, height, width
+    return None
 
 
 def stock_input_size(module: nn.Module) -> tuple[int, int, int] | None:
@@ -234,33 +250,53 @@ def _torchvision_architecture(name: str) -> Architecture:
 def _build_torchvision(name: str, outputs: int | None, options: dict[str, Any]) -> nn.Module:
     if outputs is not None:
         options["num_classes"] = outputs
-    module: nn.Module = import_torchvision().models.get_model(name, weights=None, **options)
+    builders = import_torchvision().models
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about torchvision's own future
+        module: nn.Module = builders.get_model(name, weights=None, **options)
     return module
 
 
 def _torchvision_options(name: str, state: Shapes) -> tuple[tuple[str, int | bool], ...]:
     """Constructor arguments that a state dict's names and shapes call for; () without one."""
-    forms = [_without_prefix(state)] if state else []
-    for shapes in forms:
-        if name in ("googlenet", "inception_v3"):
-            auxiliary = any(key.lower().startswith("aux") for key in shapes)
-            return (("aux_logits", auxiliary),)
-        position = shapes.get("encoder.pos_embedding", ())
-        patch = shapes.get("conv_proj.weight", ())
-        if name.startswith("vit_") and len(position) == 3 and len(patch) == 4:
-            # One position per patch and one for the class token.
-            side = int(max(position[1] - 1, 0) ** 0.5)
-            return (("image_size", side * patch[-1]),) if side * patch[-1] else ()
+    *_, shapes = unprefixed(state)
+    if shapes and name in ("googlenet", "inception_v3"):
+        return (("aux_logits", any(key.lower().startswith("aux") for key in shapes)),)
+    position = shapes.get("encoder.pos_embedding", ())
+    patch = shapes.get("conv_proj.weight", ())
+    if name.startswith("vit_") and len(position) == 3 and len(patch) == 4:
+        # One position per patch and one for the class token.
+        side = int(max(position[1] - 1, 0) ** 0.5) * patch[-1]
+        return (("image_size", side),) if side else ()
     return ()
 
 
-def _torchvision_families() -> list[list[str]]:
-    """The classification models by the file that defines them, the usual ones' families first."""
+def _torchvision_families() -> dict[str, list[str]]:
+    """The classification models by the module that defines them."""
     models = import_torchvision().models
     families: dict[str, list[str]] = {}
     for name in torchvision_names():
         families.setdefault(models.get_model_builder(name).__module__, []).append(name)
-    return sorted(families.values(), key=len)
+    return families
+
+
+def _search_torchvision(forms: list[Shapes], families: Iterable[list[str]]) -> tuple[str | None, str]:
+    """The model that one of the forms fits, or None; and the closest one, in words."""
+    closest = (_CLOSE, "")
+    for shapes in forms:
+        for family in families:
+            # One member stands for its family: building all 80 models would take seconds.
+            if _shared_patterns(shapes, _torchvision_shapes(family[0], ())) < _FEWEST_SHARED:
+                continue
+            for name in family:
+                signature = _torchvision_shapes(name, _torchvision_options(name, shapes))
+                if _same_network(shapes, signature):
+                    return name, ""
+                share = _share(shapes, signature)
+                if share > closest[0]:
+                    difference = describe_difference(shapes, signature)
+                    closest = (share, f"; the closest is torchvision:{name}, but {difference}")
+    return None, closest[1]
 
 
 @lru_cache(maxsize=256)
@@ -301,7 +337,9 @@ def _timm_architecture(name: str) -> Architecture:
 
     def build(outputs: int | None, state: Shapes | None) -> nn.Module:
         options = {} if outputs is None else {"num_classes": outputs}
-        module: nn.Module = timm.create_model(name, pretrained=False, **options)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            module: nn.Module = timm.create_model(name, pretrained=False, **options)
         return module
 
     return Architecture(name, build, stock_input_size)
@@ -324,7 +362,8 @@ def _search_timm(forms: list[Shapes]) -> tuple[list[str], str]:
             fitting = [name for name in family if _has_timm_ends(timm, name, shapes)]
             for name in fitting:
                 if time.monotonic() > deadline:
-                    return found, "torchvision (and no timm model that could be tried in time)"
+                    fits = "".join(f", but timm:{name} fits" for name in found[:1])
+                    return [], f"torchvision (timm's could not all be tried in time{fits})"
                 signature = _timm_shapes(name)
                 if _same_network(shapes, signature):
                     found.append(name)
@@ -346,14 +385,13 @@ def _has_timm_ends(timm: ModuleType, name: str, shapes: Shapes) -> bool:
 
 @lru_cache(maxsize=2048)
 def _timm_shapes(name: str) -> Shapes:
-    create = import_module("timm").create_model
     try:
-        return _trial(lambda: create(name, pretrained=False, num_classes=_OUTPUTS))
+        return _trial(lambda: _timm_architecture(name).build(_OUTPUTS, None))
     except Exception:  # noqa: BLE001 - some need packages or data that are not there: they can't match
         return {}
 
 
-# Factories, as in "package.module:factory"
+# Factories: the user's own function, named on the command line
 
 
 def _factory_architecture(text: str) -> Architecture:
@@ -378,11 +416,7 @@ def _factory_architecture(text: str) -> Architecture:
         return _call_factory(text, factory, outputs)
 
     def input_size(module: nn.Module) -> tuple[int, int, int] | None:
-        for holder in (module, factory, home):
-            size = getattr(holder, "input_size", None)
-            if isinstance(size, tuple | list) and len(size) == 3 and all(type(n) is int for n in size):
-                return (size[0], size[1], size[2])
-        return stock_input_size(module)
+        return declared_input_size(module, factory, home) or stock_input_size(module)
 
     return Architecture(attribute, build, input_size)
 
@@ -422,7 +456,7 @@ def stdout_to_stderr() -> Iterator[None]:
 
 
 class _EmptyOnMeta(TorchFunctionMode):
-    """Uninitialised tensors hold no memory, as under `torch.device("meta")`.
+    """Uninitialised tensors hold no memory, as under `torch.device("meta")`, and stay uninitialised.
 
     Every other tensor is real: regnet and many timm models read values while they are built.
     """
@@ -437,6 +471,8 @@ class _EmptyOnMeta(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is torch.empty and kwargs.get("device") is None:
             kwargs = {**kwargs, "device": "meta"}
+        elif getattr(func, "__name__", "") in _FILLING and args and args[0].is_meta:
+            return args[0]  # half of the time of a trial build, without effect
         return func(*args, **kwargs)
 
 
@@ -447,11 +483,6 @@ def _trial(build: Callable[[], nn.Module]) -> Shapes:
 
 def _shapes(state: Mapping[str, Any]) -> Shapes:
     return {name: tuple(value.shape) for name, value in state.items() if hasattr(value, "shape")}
-
-
-def _without_prefix(shapes: Shapes) -> Shapes:
-    *_, last = unprefixed(shapes)
-    return last
 
 
 def _is_counter(name: str) -> bool:
