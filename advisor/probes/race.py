@@ -155,7 +155,7 @@ class _Race:
     def _run_rung(
         self, entries: Sequence[tuple[Candidate, float]], updates: int, samples: int, seconds: float
     ) -> list[Probe]:
-        """All entries for as many updates; only where the machine became much slower, the last for fewer."""
+        """All entries for as many updates; where the machine became much slower, the last for fewer."""
         start = time.perf_counter()
         probes = []
         for candidate, rate in entries:
