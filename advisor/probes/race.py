@@ -163,7 +163,7 @@ class _Race:
                 updates = max(updates // 4, _FEWEST_UPDATES)
                 samples = min(samples, _LEAST_SAMPLES)
                 self._warnings.append(
-                    f"updates took longer than they did at first: from {candidate.id} on, some probes had only "
+        """All entries for as many updates; where the machine became much slower, the last for fewer."""
                     f"{updates} updates; allow more --probe-time, or leave the machine alone"
                 )
             probes.append(self._probe(candidate, rate, updates, samples))
