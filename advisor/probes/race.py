@@ -163,7 +163,7 @@ class _Race:
                 updates = max(updates // 4, _FEWEST_UPDATES)
                 samples = min(samples, _LEAST_SAMPLES)
                 self._warnings.append(
-        """All entries for as many updates; where the machine became much slower, the last for fewer."""
+                    f"updates took longer than at first: from {candidate.id} on, some probes had only "
                     f"{updates} updates; allow more --probe-time, or leave the machine alone"
                 )
             probes.append(self._probe(candidate, rate, updates, samples))

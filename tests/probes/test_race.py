@@ -106,3 +106,13 @@ def test_promotion_keeps_the_best_and_the_cheapest_that_may_be_as_good():
     kept = [candidate.method for candidate, _ in _promoted(best, 4)]
     assert kept == ["cheap", "middle", "good", "best"]
     assert [candidate.method for candidate, _ in _promoted(best, 3)] == ["cheap", "good", "best"]
+
+
+def test_a_machine_that_becomes_slow_cuts_the_last_probes_short_and_says_so(monkeypatch):
+    import advisor.probes.race as module
+
+    # Timed far too fast, the first rung is planned far too long.
+    monkeypatch.setattr(module, "seconds_per_update", lambda *_: 1e-4)
+    found = run([Candidate("head"), Candidate("norm"), Candidate("full")], seconds=1.0)
+    assert any("took longer" in warning for warning in found.warnings)
+    assert found.accuracies
