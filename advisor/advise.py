@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from advisor.costs import WaitingChild, forward_flops, fvcore_forward_flops, measure, simulate
+from advisor.costs import Simulator, WaitingChild, fvcore_forward_flops, measure
 from advisor.errors import InputError, ModelError
 from advisor.methods import get_method, methods
 from advisor.models import LoadedModel, load_model, take_census
@@ -237,11 +237,12 @@ def _candidates(story: _Story, request: Request) -> list[Candidate]:
 
 def _cost_all(story: _Story, request: Request, progress: Progress) -> list[Evaluation]:
     candidates = _candidates(story, request)
+    simulator = Simulator(story.loaded.module, story.census)
     evaluations = []
     for done, candidate in enumerate(candidates):
         progress("cost", done / len(candidates), candidate.id)
         try:
-            cost = simulate(story.loaded.module, story.census, candidate, request.batch_size)
+            cost = simulator.cost(candidate, request.batch_size)
         except Exception as error:  # noqa: BLE001 - one method that a model breaks must not end the others
             first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
             story.not_applicable[candidate.id] = f"an update of it fails on this model: {first_line}"
@@ -251,7 +252,7 @@ def _cost_all(story: _Story, request: Request, progress: Progress) -> list[Evalu
     if candidates and not evaluations:
         reasons = "; ".join(dict.fromkeys(story.not_applicable.values()))
         raise ModelError(f"no method can be run on this model: {reasons}")
-    story.base_forward_flops = forward_flops(story.loaded.module, story.census)
+    story.base_forward_flops = simulator.forward_flops()
     return evaluations
 
 

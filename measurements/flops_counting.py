@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from advisor.costs.flops import operator_flops
-from advisor.costs.simulate import fake_copy
+from advisor.costs.simulate import shape_copy
 from advisor.methods.update import begin, update
 from advisor.models.layers import take_census
 from advisor.records import Candidate, Levers
@@ -55,7 +55,7 @@ def count(name: str, candidate: Candidate | None) -> tuple[float, float]:
     model = torchvision.models.get_model(name, weights=None)
     census = take_census(model, SIZE)
     mode = FakeTensorMode()
-    copied = fake_copy(model, mode)
+    copied = shape_copy(model, mode)
     with mode:
         images, labels = torch.zeros(BATCH, *SIZE), torch.zeros(BATCH, dtype=torch.int64)
         theirs, ours = FlopCounterMode(display=False), TrueProducts()

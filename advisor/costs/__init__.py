@@ -2,6 +2,6 @@
 
 from advisor.costs.fvcore_check import fvcore_forward_flops
 from advisor.costs.measure import WaitingChild, measure
-from advisor.costs.simulate import forward_flops, simulate
+from advisor.costs.simulate import Simulator, simulate
 
-__all__ = ["WaitingChild", "forward_flops", "fvcore_forward_flops", "measure", "simulate"]
+__all__ = ["Simulator", "WaitingChild", "fvcore_forward_flops", "measure", "simulate"]

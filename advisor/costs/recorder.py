@@ -15,7 +15,8 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from advisor.costs.flops import operator_flops
+from advisor.costs.flops import OperatorFlops, operator_flops
+from advisor.costs.memo import OperatorMemo, tensors_in
 from advisor.methods import Trainable
 from advisor.methods.update import update
 from advisor.records import LAYER_TYPES, Census, Flops, Memory
@@ -45,9 +46,10 @@ class _ForwardCall:
 class Recorder(TorchDispatchMode):
     """Runs updates of one attached model and records them. Each storage is followed by weak reference."""
 
-    def __init__(self, model: nn.Module, census: Census) -> None:
+    def __init__(self, model: nn.Module, census: Census, memo: OperatorMemo | None = None) -> None:
         super().__init__()
         self._model = model
+        self._memo = memo  # for meta tensors; None: fake or real ones, every operator runs
         self._layer_types = {layer.name: layer.layer_type for layer in census.layers}
         self._reset()
 
@@ -127,10 +129,15 @@ class Recorder(TorchDispatchMode):
         if node is not None and self._phase == "forward":
             self._enter("backward")
             self._forward_end = len(self._log)
-        result = args[0] if writes_in_place_only(func, args) else func(*args, **kwargs)
+        flops: OperatorFlops | None
+        if self._memo is not None:
+            result, flops = self._memo.run(func, args, kwargs)
+        else:
+            result = args[0] if writes_in_place_only(func, args) else func(*args, **kwargs)
+            flops = operator_flops(func, args, kwargs, result)
 
         # None: a tensor from before the recording that is no weight, such as the model's constants.
-        read = [self._ids.get(_key(tensor)) for tensor in _tensors((args, kwargs))]
+        read = [self._ids.get(_key(tensor)) for tensor in tensors_in((args, kwargs))]
         if self._phase == "forward":
             call = _ForwardCall(
                 layer_type=self._stack[-1] if self._stack else "other",
@@ -146,22 +153,13 @@ class Recorder(TorchDispatchMode):
             kind = next((self._kinds[i] for i in read if i is not None), "other")
             phase = "optimizer"
 
-        made = [self._follow(tensor, kind) for tensor in _tensors(result)]
+        made = [self._follow(tensor, kind) for tensor in tensors_in(result)]
         if self._phase == "forward" and call.weights_only:
             self._weights.update(made)
-        self._count(func, args, kwargs, result, kind, phase)
+        self._count(func, flops, kind, phase)
         return result
 
-    def _count(
-        self,
-        func: torch._ops.OpOverload,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        result: Any,
-        kind: str,
-        phase: str,
-    ) -> None:
-        flops = operator_flops(func, args, kwargs, result)
+    def _count(self, func: torch._ops.OpOverload, flops: OperatorFlops | None, kind: str, phase: str) -> None:
         if flops is None:
             self._uncounted.add(str(func.overloadpacket).replace("aten.", ""))
             return
@@ -273,6 +271,16 @@ def writes_in_place_only(func: torch._ops.OpOverload, args: tuple[Any, ...]) -> 
     )
 
 
+class SkippingWrites(TorchDispatchMode):
+    """Runs everything but what `writes_in_place_only`."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        """Run one operator."""
+        if func is METADATA and isinstance(args[0], FakeTensor):
+            return args[0].fake_device
+        return args[0] if writes_in_place_only(func, args) else func(*args, **(kwargs or {}))
+
+
 def optimizer_tensors(
     optimizer: torch.optim.Optimizer | None,
 ) -> dict[torch.Tensor, list[torch.Tensor]]:
@@ -297,13 +305,3 @@ def _live(log: list[tuple[int, int]]) -> set[int]:
 
 def _key(tensor: torch.Tensor) -> int:
     return tensor.untyped_storage()._cdata
-
-
-def _tensors(value: Any) -> Iterator[torch.Tensor]:
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, tuple | list):
-        for item in value:
-            yield from _tensors(item)
-    elif isinstance(value, dict):
-        yield from _tensors(tuple(value.values()))

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from advisor.costs import forward_flops, simulate
+from advisor.costs import Simulator, simulate
 from advisor.costs.recorder import Recorder
-from advisor.costs.simulate import _make_optimizer_state, fake_copy
+from advisor.costs.simulate import shape_copy
+from advisor.methods import get_method, methods
 from advisor.methods.base import plain_optimizer, train_only
 from advisor.methods.update import begin, update
 from advisor.models.layers import take_census
@@ -69,14 +70,14 @@ def test_mobilenet_v2_batch_norm_affine_alone(mobilenet):
     """Without the head, which the method `norm` trains too, the figure is the field's: 614.3 MiB."""
     model, census = mobilenet
     mode = FakeTensorMode()
-    copied = fake_copy(model, mode)
+    copied = shape_copy(model, mode)
     with mode:
         norms = [p for m in copied.modules() if isinstance(m, nn.BatchNorm2d) for p in m.parameters()]
         trainable = train_only(copied, norms, "updated", {})
         trainable.train_mode()
         optimizer = plain_optimizer(trainable, Levers(), 1e-3)
-        _make_optimizer_state(trainable, optimizer)
         images, labels = torch.zeros(8, 3, 224, 224), torch.zeros(8, dtype=torch.int64)
+        update(trainable, optimizer, images, labels)
         recording = Recorder(copied, census).record_update(trainable, optimizer, images, labels)
     assert recording.memory.total == pytest.approx(614.3 * MIB, rel=0.001)
 
@@ -126,6 +127,45 @@ def test_fake_and_real_tensors_agree(method):
     real = Recorder(model, census).record_update(trainable, optimizer, images, labels)
     assert real.memory.total == simulated.peak_memory_bytes
     assert sum(real.flops.values(), Flops()) == simulated.flops
+
+
+@given(
+    channels=st.sampled_from([4, 6, 8]),
+    options=st.fixed_dictionaries(
+        {
+            "stride": st.sampled_from([1, 2]),
+            "dilation": st.sampled_from([1, 2]),
+            "groups": st.sampled_from([1, 2]),
+        }
+    ),
+    method=st.sampled_from(sorted(methods())),
+    batch=st.integers(1, 4),
+)
+@settings(max_examples=25, deadline=None)
+def test_remembered_operators_cost_what_run_ones_do(channels, options, method, batch):
+    """Meta tensors and the memo are a faster way to the same figures, not another estimate."""
+    model = nn.Sequential(
+        *(nn.Conv2d(3, channels, 3, bias=False), nn.BatchNorm2d(channels), nn.ReLU6(inplace=True)),
+        *(nn.Conv2d(channels, channels, 3, **options), nn.GroupNorm(2, channels), nn.SiLU(), nn.Dropout(0.1)),
+        *(nn.Conv2d(channels, channels, 3, groups=channels), nn.BatchNorm2d(channels), nn.Hardswish()),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 4)),
+    )
+    census = take_census(model, SIZE)
+    simulator = Simulator(model, census)
+    for setting in get_method(method).settings(census, (2,)):
+        candidate = Candidate.of(method, setting, Levers())
+        fast = simulator.cost(candidate, batch, "meta")
+        assert fast == simulator.cost(candidate, batch, "fake")
+        assert fast == simulator.cost(candidate, batch, "meta")  # now that every operator is remembered
+
+
+def test_attention_is_priced_as_the_cpu_runs_it():
+    """On meta tensors torch would take attention apart, which holds several times the memory."""
+    model = torchvision.models.VisionTransformer(32, 16, 2, 3, 48, 96, num_classes=4)
+    simulator = Simulator(model, take_census(model, (3, 32, 32)))
+    found = simulator.cost(Candidate("full"), 2)
+    assert found == simulator.cost(Candidate("full"), 2, "fake")
+    assert found.uncounted_operators == ()
 
 
 def test_a_model_that_reads_values_is_run_on_real_tensors_and_says_so():
@@ -185,8 +225,8 @@ def test_a_module_called_twice_costs_twice():
             return self.head(x.mean((2, 3)))
 
     once, twice = Twice(1), Twice(2)
-    single = forward_flops(once, take_census(once, SIZE))["standard"]
-    assert forward_flops(twice, take_census(twice, SIZE))["standard"] == 2 * single
+    single = Simulator(once, take_census(once, SIZE)).forward_flops()["standard"]
+    assert Simulator(twice, take_census(twice, SIZE)).forward_flops()["standard"] == 2 * single
     cost = simulate(twice, take_census(twice, SIZE), Candidate("full"), 1)
     assert cost.by_layer_type["standard"].trainable_parameters == 3 * 3 * 9 + 3
 

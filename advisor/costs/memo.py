@@ -1,0 +1,152 @@
+"""Operators on meta tensors: run once for each combination of shapes, remembered after that.
+
+A simulated update asks the same of the same operators over and over, and so does the next candidate's:
+what an operator returns, and its FLOPs, follow from its arguments' shapes alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+
+from advisor.costs.flops import OperatorFlops, operator_flops
+
+_Template = tuple[torch.Size, tuple[int, ...], torch.dtype]
+_AGAIN = object()  # cheap to run, or not a matter of shapes: run every time
+_FIRST = object()  # only changes its first argument's values, which a meta tensor has none of
+
+
+class DeviceNeededError(Exception):
+    """What an operator does here depends on the device, so meta tensors can't stand for the CPU's."""
+
+
+class OperatorMemo:
+    """What each operator returned for each combination of shapes. Shared by all that is simulated."""
+
+    def __init__(self) -> None:
+        self._known: dict[Any, tuple[Any, OperatorFlops | None]] = {}
+        self._cpu = FakeTensorMode()
+
+    def run(
+        self, func: torch._ops.OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> tuple[Any, OperatorFlops | None]:
+        """The operator's result on meta tensors, and its FLOPs (None where there is no rule).
+
+        Raises:
+            DeviceNeededError: attention, which takes another path on the CPU.
+        """
+        key = (func, _signature(args), _signature(kwargs.items()) if kwargs else ())
+        known = self._known.get(key)
+        if known is None:
+            return self._learn(key, func, args, kwargs)
+        behaviour, flops = known
+        if behaviour is _FIRST:
+            return args[0], flops
+        if behaviour is _AGAIN:
+            return func(*args, **kwargs), flops
+        return _made(behaviour), flops
+
+    def _learn(
+        self, key: Any, func: torch._ops.OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> tuple[Any, OperatorFlops | None]:
+        if func.overloadpacket is torch.ops.aten._safe_softmax:
+            raise DeviceNeededError("scaled_dot_product_attention is one fused kernel on the CPU")
+        behaviour: Any = _AGAIN
+        read = tensors_in((args, kwargs))
+        if read and not func.is_view and all(tensor.is_meta for tensor in read):
+            if func._schema.is_mutable:
+                result = func(*args, **kwargs)
+                if result is args[0] and torch.Tag.inplace_view not in func.tags:
+                    behaviour = _FIRST
+            else:
+                # As the CPU's kernel would: the meta device's own rules differ in small things.
+                with self._cpu:
+                    on_cpu = {id(t): torch.empty_strided(t.shape, t.stride(), dtype=t.dtype) for t in read}
+                    fake_args, fake_kwargs = tree_map_only(
+                        torch.Tensor, lambda t: on_cpu[id(t)], (tuple(args), dict(kwargs))
+                    )
+                    result = func(*fake_args, **fake_kwargs)
+                if _is_fresh(result, on_cpu.values()):
+                    behaviour = _template(result)
+                    result = _made(behaviour)
+                else:
+                    result = func(*args, **kwargs)
+        else:
+            result = func(*args, **kwargs)
+        flops = operator_flops(func, args, kwargs, result)
+        self._known[key] = (behaviour, flops)
+        return result, flops
+
+
+class Remembering(TorchDispatchMode):
+    """Every operator goes through the memo; nothing is recorded."""
+
+    def __init__(self, memo: OperatorMemo) -> None:
+        super().__init__()
+        self._memo = memo
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        """Run one operator."""
+        return self._memo.run(func, args, kwargs or {})[0]
+
+
+def _is_fresh(result: Any, read: Iterable[torch.Tensor]) -> bool:
+    """Whether the operator returned nothing but new tensors, each the whole of its storage."""
+    storages = {tensor.untyped_storage()._cdata for tensor in read}
+    made = tensors_in(result)
+    return bool(made) and all(
+        tensor.untyped_storage()._cdata not in storages
+        and tensor.untyped_storage().nbytes() == _least_bytes(tensor)
+        for tensor in made
+    )
+
+
+def _signature(values: Any) -> tuple[Any, ...]:
+    return tuple(
+        (value.shape, value.stride(), value.dtype, value.is_meta)
+        if isinstance(value, torch.Tensor)
+        else _signature(value)
+        if isinstance(value, list | tuple)
+        else value
+        for value in values
+    )
+
+
+def _template(result: Any) -> Any:
+    if isinstance(result, torch.Tensor):
+        return (result.shape, result.stride(), result.dtype)
+    if isinstance(result, list | tuple):
+        return [_template(item) for item in result]
+    return result
+
+
+def _made(template: Any) -> Any:
+    if type(template) is tuple:
+        shape, stride, dtype = template
+        return torch.empty_strided(shape, stride, dtype=dtype, device="meta")
+    if type(template) is list:
+        return tuple(_made(item) for item in template)
+    return template
+
+
+def _least_bytes(tensor: torch.Tensor) -> int:
+    if tensor.numel() == 0:
+        return 0
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return (last + 1) * tensor.element_size()
+
+
+def tensors_in(value: Any) -> list[torch.Tensor]:
+    """Every tensor in nested tuples, lists and dictionaries."""
+    if isinstance(value, torch.Tensor):
+        return [value]
+    if isinstance(value, dict):
+        value = value.values()
+    elif not isinstance(value, tuple | list):
+        return []
+    return [tensor for item in value for tensor in tensors_in(item)]
