@@ -40,6 +40,7 @@ class Layer:
     has_bias: bool = False
     has_affine: bool = False  # a normalisation layer with a trainable scale
     tracks_statistics: bool = False  # a normalisation layer with running statistics
+    followed_by: str = ""  # the normalisation layer that reads its outputs, and nothing else's
 
 
 @dataclass(frozen=True, slots=True)

@@ -144,10 +144,10 @@ def add_bypass(layer: LayerModule, bypass: nn.Module) -> None:
     layer.register_forward_hook(_add_bypass_output)
 
 
-def reparametrise(layer: nn.Module, change: nn.Module) -> None:
+def reparametrise(layer: nn.Module, change: nn.Module, tensor: Literal["weight", "bias"] = "weight") -> None:
     """Let the layer compute with `change(weight)`, which has the weight's shape, instead of its weight."""
     # unsafe: what it would check, by running the change once more, is what the methods guarantee.
-    parametrize.register_parametrization(layer, "weight", change, unsafe=True)
+    parametrize.register_parametrization(layer, tensor, change, unsafe=True)
 
 
 def bypass_of(layer: nn.Module) -> nn.Module | None:
@@ -168,18 +168,23 @@ def remove_bypass(layer: LayerModule) -> nn.Module:
 def merge_attached(model: nn.Module) -> nn.Module:
     """Fold every bypass that has a weight of the layer's shape, and every parametrization, into the layer.
 
-    A bypass without such a weight (it holds a non-linearity) stays.
+    A bypass without such a weight (it holds a non-linearity) stays. Weights are replaced, not changed
+    in place: another layer that shares one keeps its own.
     """
     layer: LayerModule
     bypass: Any
     for layer in list(model.modules()):
         bypass = bypass_of(layer)
         if bypass is not None and hasattr(bypass, "weight_change"):
-            with torch.no_grad():
-                layer.weight += bypass.weight_change(layer)
+            merged = (layer.weight + bypass.weight_change(layer)).detach()
+            layer.weight = nn.Parameter(merged, requires_grad=False)
             remove_bypass(layer)
-        if parametrize.is_parametrized(layer, "weight"):
-            parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
+        for tensor in ("weight", "bias"):
+            if parametrize.is_parametrized(layer, tensor):
+                held = layer.parametrizations[tensor]
+                if hasattr(held, "original"):  # what the removal writes the merged value into
+                    held.original = nn.Parameter(held.original.detach().clone(), requires_grad=False)
+                parametrize.remove_parametrizations(layer, tensor, leave_parametrized=True)
     return model
 
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from advisor.errors import ModelError
-from advisor.records import Census, Layer
+from advisor.records import MULTIPLY_ADD_TYPES, Census, Layer
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -46,9 +47,11 @@ def take_census(model: nn.Module, input_size: tuple[int, ...]) -> Census:
     _forward(model, image)  # lazily built modules come into being here
     calls: Counter[str] = Counter()
     outputs: dict[str, int | None] = {}
+    readers = _Readers()
     handles = [
-        module.register_forward_hook(_count_call(name, calls, outputs))
+        module.register_forward_hook(hook)
         for name, module in iterate_layers(model)
+        for hook in (_count_call(name, calls, outputs), readers.watch(name, module))
     ]
     try:
         result = _forward(model, image)
@@ -64,7 +67,11 @@ def take_census(model: nn.Module, input_size: tuple[int, ...]) -> Census:
 
     seen: set[int] = set()
     order = {name: index for index, name in enumerate(calls)}
-    found = [_describe(name, module, calls[name], seen) for name, module in iterate_layers(model)]
+    norms = {name for name, module in iterate_layers(model) if layer_type(module) == "norm"}
+    found = [
+        _describe(name, module, calls[name], seen, readers.only_reader(name, calls, norms))
+        for name, module in iterate_layers(model)
+    ]
     layers = sorted(found, key=lambda layer: order.get(layer.name, len(order)))
     heads = [
         layer.name
@@ -156,7 +163,41 @@ def _count_call(name: str, calls: Counter[str], outputs: dict[str, int | None]):
     return hook
 
 
-def _describe(name: str, module: nn.Module, calls: int, seen: set[int]) -> Layer:
+class _Readers:
+    """Which layers read which layer's output: the very tensor, not changed in place since.
+
+    A functional operation that also reads it (a residual addition, say) goes unseen.
+    """
+
+    def __init__(self) -> None:
+        self._makers = WeakTensorKeyDictionary()  # weak: an output lives no longer than it would anyway
+        self._readers: defaultdict[str, list[str]] = defaultdict(list)
+
+    def watch(self, name: str, module: nn.Module) -> Callable[[nn.Module, tuple[object, ...], object], None]:
+        """A forward hook for the layer of that name."""
+        makes = layer_type(module) in MULTIPLY_ADD_TYPES
+
+        def hook(_: nn.Module, args: tuple[object, ...], output: object) -> None:
+            for tensor in args:
+                if isinstance(tensor, torch.Tensor) and tensor in self._makers:
+                    maker, version = self._makers[tensor]
+                    if tensor._version == version:
+                        self._readers[maker].append(name)
+            if makes and isinstance(output, torch.Tensor):
+                self._makers[output] = (name, output._version)
+
+        return hook
+
+    def only_reader(self, name: str, calls: Counter[str], norms: set[str]) -> str:
+        """The normalisation layer that every call of the layer feeds, and that nothing else feeds."""
+        readers = set(self._readers[name])
+        if len(readers) != 1 or not readers <= norms:
+            return ""
+        reader = readers.pop()
+        return reader if len(self._readers[name]) == calls[name] == calls[reader] else ""
+
+
+def _describe(name: str, module: nn.Module, calls: int, seen: set[int], followed_by: str) -> Layer:
     kind = layer_type(module)
     whole = kind != "other" or isinstance(module, nn.MultiheadAttention)
     parameters = 0
@@ -176,6 +217,7 @@ def _describe(name: str, module: nn.Module, calls: int, seen: set[int]) -> Layer
         has_bias=isinstance(getattr(module, "bias", None), nn.Parameter),
         has_affine=kind == "norm" and isinstance(weight, nn.Parameter),
         tracks_statistics=kind == "norm" and getattr(module, "running_mean", None) is not None,
+        followed_by=followed_by,
     )
 
 

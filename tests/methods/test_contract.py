@@ -81,9 +81,9 @@ def all_settings():
 ALL_SETTINGS = list(all_settings())
 
 
-def test_the_nine_methods_are_there_and_described():
-    nine = ["full", "head", "norm", "bias", "recalibrate", "lora", "dora", "galore", "adapter"]
-    assert list(methods())[:9] == nine
+def test_the_methods_are_there_and_described():
+    own = ["full", "head", "norm", "bias", "recalibrate", "lora", "dora", "galore", "adapter", "ia3", "ssf"]
+    assert list(methods())[: len(own)] == own
     for method in methods().values():
         assert method.summary
         assert method.formula

@@ -99,6 +99,43 @@ def test_the_census_leaves_modes_and_statistics_alone():
     assert not any(module._forward_hooks for module in model.modules())
 
 
+class Follows(nn.Module):
+    """Normalisation layers behind convolutions, in every way that a network can wire them."""
+
+    def __init__(self):
+        super().__init__()
+        for name in ("direct", "dropped", "changed", "added", "read", "first", "second", "again"):
+            self.add_module(name, nn.Conv2d(3, 3, 1))
+            self.add_module(f"{name}_norm", nn.BatchNorm2d(3))
+        self.grouped, self.grouped_norm = nn.Conv2d(3, 3, 1), nn.GroupNorm(1, 3)
+        self.dropout, self.relu = nn.Dropout(), nn.ReLU()
+        self.head = nn.Linear(3, 2)
+
+    def forward(self, x):
+        x = self.direct_norm(self.direct(x))
+        x = self.dropped_norm(self.dropout(self.dropped(x)))
+        x = self.changed_norm(self.changed(x).relu_())
+        x = self.added_norm(self.added(x) + x)
+        y = self.read(x)
+        x = self.read_norm(y) + self.relu(y)
+        x = self.first_norm(self.first(x))
+        x = self.first_norm(self.second(x))
+        for _ in range(2):
+            x = self.again_norm(self.again(x))
+        x = self.grouped_norm(self.grouped(x))
+        return self.head(x.mean((2, 3)))
+
+
+def test_the_norm_that_follows_a_layer_reads_its_very_output_alone_and_always():
+    followed_by = {layer.name: layer.followed_by for layer in take_census(Follows(), (3, 4, 4)).layers}
+    assert {name: norm for name, norm in followed_by.items() if norm} == {
+        "direct": "direct_norm",
+        "dropped": "dropped_norm",
+        "again": "again_norm",  # called twice, each time followed by the same
+        "grouped": "grouped_norm",
+    }
+
+
 def test_what_is_not_a_classifier_is_refused():
     with pytest.raises(ModelError, match="not a classifier"):
         take_census(nn.Conv2d(3, 4, 3), (3, 8, 8))
