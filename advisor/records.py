@@ -44,6 +44,14 @@ class Layer:
 
 
 @dataclass(frozen=True, slots=True)
+class Block:
+    """A stage of the model: nothing but its output goes on from it."""
+
+    modules: tuple[str, ...]  # paths of what runs it, in order
+    linked: bool  # each runs on the output of the one before; the first on that of the block before
+
+
+@dataclass(frozen=True, slots=True)
 class Census:
     """The model's layers in the order in which a forward pass first calls them, uncalled ones last."""
 
@@ -52,6 +60,7 @@ class Census:
     classes: int | None  # the head's outputs
     input_size: tuple[int, ...]  # (C, H, W)
     parameters: int  # each shared weight once
+    blocks: tuple[Block, ...] = ()  # before the head, in order; () where the model is no chain of them
 
     def of_type(self, *layer_types: str) -> tuple[Layer, ...]:
         """The layers of the given types, in order."""
@@ -67,11 +76,33 @@ class LayerTypeSummary:
     forward_flops: int
 
 
+Optimizer = Literal["adam", "adamw", "momentum", "sgd"]
+
+
 @dataclass(frozen=True, slots=True)
 class Levers:
     """Memory and compute choices that combine with any method."""
 
-    optimizer: Literal["adam", "sgd"] = "adam"
+    optimizer: Optimizer = "adam"
+    scope: int | None = None  # only the last so many blocks, and the head, are trained; None: all
+    micro_batch: int | None = None  # images in one pass, gradients accumulated; None: the whole batch
+    checkpoint: bool = False  # each trained block but the last is run again when its gradients flow
+    update: Literal["end", "per-parameter"] = "end"  # as soon as a gradient is ready, and then freed
+    cached_prefix: Literal["no", "ram", "disk"] = "no"  # what is before the scope runs once an image
+    fuse: bool = False  # BatchNorm before the scope folded into the layers that it follows
+
+    def described(self) -> tuple[str, ...]:
+        """What differs from the defaults, such as `last-3` or `micro-2`."""
+        parts = {
+            self.optimizer: self.optimizer != "adam",
+            f"last-{self.scope}": self.scope is not None,
+            f"micro-{self.micro_batch}": self.micro_batch is not None,
+            "checkpoint": self.checkpoint,
+            self.update: self.update != "end",
+            f"cached-{self.cached_prefix}": self.cached_prefix != "no",
+            "fused": self.fuse,
+        }
+        return tuple(part for part, given in parts.items() if given)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,10 +120,10 @@ class Candidate:
 
     @property
     def id(self) -> str:
-        """Short, readable and unique, such as `lora-rank=4` or `full@sgd`."""
+        """Short, readable and unique, such as `lora-rank=4` or `full@sgd@last-3`."""
         settings = "".join(f"-{name}={value}" for name, value in self.setting)
-        lever = "" if self.levers.optimizer == "adam" else f"@{self.levers.optimizer}"
-        return f"{self.method}{settings}{lever}"
+        levers = "".join(f"@{part}" for part in self.levers.described())
+        return f"{self.method}{settings}{levers}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +148,14 @@ class Flops:
             self.optimizer + other.optimizer,
         )
 
+    def __mul__(self, times: int) -> Flops:
+        return Flops(
+            self.forward * times,
+            self.input_gradient * times,
+            self.weight_gradient * times,
+            self.optimizer * times,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Memory:
@@ -129,6 +168,7 @@ class Memory:
     activations: int = 0  # made by the forward pass and still held when it ends
     temporaries: int = 0
     batch: int = 0
+    cached: int = 0  # the frozen front's outputs for all images, where they are kept in memory
 
     @property
     def total(self) -> int:
@@ -141,6 +181,7 @@ class Memory:
             + self.activations
             + self.temporaries
             + self.batch
+            + self.cached
         )
 
 
@@ -164,6 +205,8 @@ class Cost:
     by_layer_type: Mapping[str, LayerTypeCost]
     fidelity: Fidelity
     uncounted_operators: tuple[str, ...] = ()  # seen, but with no FLOP rule: never silently zero
+    cache_bytes: int = 0  # a cached prefix's outputs for all images, in memory or on disk
+    cache_flops: int = 0  # to fill it, once; not part of any update
     inference_flops_ratio: float = 1.0  # forward FLOPs once merged, against the base model's
     notes: tuple[str, ...] = ()  # such as where a rank was capped
 

@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from advisor.costs.flops import OperatorFlops, operator_flops
 from advisor.costs.memo import OperatorMemo, tensors_in
 from advisor.methods import Trainable
-from advisor.methods.update import update
+from advisor.methods.update import run_front, update
 from advisor.records import LAYER_TYPES, Census, Flops, Memory
 
 METADATA = torch.ops.prim.device.default  # asked of every fake tensor, computes nothing
@@ -32,6 +33,7 @@ class Recording:
     memory: Memory  # at the moment of the peak
     bytes_at_peak: Mapping[str, int]  # activations and temporaries, by the layer type that made them
     uncounted: frozenset[str]  # operators without a FLOP rule
+    micro_batch: Mapping[str, Flops]  # of the second of several micro-batches alone, by layer type
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +75,11 @@ class Recorder(TorchDispatchMode):
         for tensor in (*self._model.buffers(), images, labels):
             self._follow(tensor, "other")
 
-        handles = list(self._layer_hooks())
-        if optimizer is not None:
-            handles.append(optimizer.register_step_pre_hook(lambda *_: self._enter("optimizer")))
-            handles.append(optimizer.register_step_post_hook(lambda *_: self._enter("done")))
+        handles = [
+            *self._layer_hooks(),
+            register_optimizer_step_pre_hook(lambda *_: self._step_begins()),
+            register_optimizer_step_post_hook(lambda *_: self._step_ends()),
+        ]
         try:
             with self:
                 update(trainable, optimizer, images, labels)
@@ -94,11 +97,18 @@ class Recorder(TorchDispatchMode):
 
     def record_forward(self, images: torch.Tensor) -> Recording:
         """Run and record one forward pass of the model as it stands, without gradients."""
+        return self._record_without_gradients(lambda: self._model(images))
+
+    def record_front(self, trainable: Trainable, images: torch.Tensor) -> Recording:
+        """Run and record one pass through the front that is frozen."""
+        return self._record_without_gradients(lambda: run_front(trainable, images))
+
+    def _record_without_gradients(self, run: Callable[[], object]) -> Recording:
         self._reset()
         handles = list(self._layer_hooks())
         try:
             with self, torch.no_grad():
-                self._model(images)
+                run()
         finally:
             for handle in handles:
                 handle.remove()
@@ -126,9 +136,18 @@ class Recorder(TorchDispatchMode):
             # Asked so often that a second dispatch would cost a tenth of the simulation.
             return args[0].fake_device if isinstance(args[0], FakeTensor) else func(*args, **kwargs)
         node = torch._C._current_autograd_node()
-        if node is not None and self._phase == "forward":
-            self._enter("backward")
-            self._forward_end = len(self._log)
+        if self._stepping:
+            phase = "optimizer"
+        elif node is None or torch.is_grad_enabled():  # the latter: a checkpointed block runs again
+            phase = "forward"
+            if node is None and not self._went_forward:
+                self._went_forward = True
+                self._at_starts.append(self._flops.copy())
+        else:
+            phase = "backward"
+            if self._went_forward:
+                self._went_forward = False
+                self._forward_ends.append(len(self._log))
         flops: OperatorFlops | None
         if self._memo is not None:
             result, flops = self._memo.run(func, args, kwargs)
@@ -138,7 +157,7 @@ class Recorder(TorchDispatchMode):
 
         # None: a tensor from before the recording that is no weight, such as the model's constants.
         read = [self._ids.get(_key(tensor)) for tensor in tensors_in((args, kwargs))]
-        if self._phase == "forward":
+        if phase == "forward":
             call = _ForwardCall(
                 layer_type=self._stack[-1] if self._stack else "other",
                 weights_only=bool(read) and self._weights.issuperset(read),
@@ -146,15 +165,14 @@ class Recorder(TorchDispatchMode):
             )
             self._call_numbers.append(torch.autograd._get_sequence_nr() - 1)  # type: ignore[attr-defined]
             self._calls.append(call)
-            kind, phase = call.layer_type, "forward"
-        elif self._phase == "backward":
+            kind = call.layer_type
+        elif phase == "backward":
             kind, phase = self._backward_place(node, read)
         else:
             kind = next((self._kinds[i] for i in read if i is not None), "other")
-            phase = "optimizer"
 
         made = [self._follow(tensor, kind) for tensor in tensors_in(result)]
-        if self._phase == "forward" and call.weights_only:
+        if phase == "forward" and call.weights_only:
             self._weights.update(made)
         self._count(func, flops, kind, phase)
         return result
@@ -183,8 +201,11 @@ class Recorder(TorchDispatchMode):
         reads_weight = not self._weights.isdisjoint(read)
         return call.layer_type, "input_gradient" if reads_weight else "weight_gradient"
 
-    def _enter(self, phase: str) -> None:
-        self._phase = phase
+    def _step_begins(self) -> None:
+        self._stepping += 1
+
+    def _step_ends(self) -> None:
+        self._stepping -= 1
 
     def _layer_hooks(self) -> Iterator[Any]:
         # Registered after the methods' own hooks, so that a bypass counts to the layer it adapts.
@@ -221,29 +242,34 @@ class Recorder(TorchDispatchMode):
         log, sizes, kinds = list(self._log), self._sizes, self._kinds
         held = list(accumulate(change for _, change in log))
         peak = held.index(max(held)) + 1 if held else 0
-        purpose_of = dict.fromkeys(_live(log[: self._forward_end]), "activations")
+        purpose_of = dict.fromkeys(_live_at(log, self._forward_ends), "activations")
         for purpose, tensors in purposes.items():
             purpose_of |= {
                 self._ids[_key(tensor)]: purpose for tensor in tensors if _key(tensor) in self._ids
             }
         memory: Counter[str] = Counter()
         made: Counter[str] = Counter()
-        for storage in _live(log[:peak]):
+        for storage in _live_at(log, [peak]):
             purpose = purpose_of.get(storage, "temporaries")
             memory[purpose] += sizes[storage]
             if purpose in ("activations", "temporaries"):
                 made[kinds[storage]] += sizes[storage]
-        flops = {
-            kind: Flops(**{phase: self._flops[kind, phase] for phase in Flops.__slots__})
-            for kind in LAYER_TYPES
-        }
-        recording = Recording(flops, Memory(**memory), dict(made), frozenset(self._uncounted))
+        second = self._flops - self._at_starts[1] if len(self._at_starts) > 1 else Counter()
+        recording = Recording(
+            _by_layer_type(self._flops, Flops.__slots__),
+            Memory(**memory),
+            dict(made),
+            frozenset(self._uncounted),
+            _by_layer_type(second, ("forward", "input_gradient", "weight_gradient")),
+        )
         self._reset()
         return recording
 
     def _reset(self) -> None:
-        self._phase = "forward"
-        self._forward_end = 0
+        self._stepping = 0  # optimizer steps begun and not ended
+        self._went_forward: bool = False  # since the last backward pass
+        self._forward_ends: list[int] = []  # positions in the log
+        self._at_starts: list[Counter[tuple[str, str]]] = []  # FLOPs when each forward pass began
         self._stack: list[str] = []
         self._call_numbers: list[int] = []  # ascending, one for each of _calls
         self._calls: list[_ForwardCall] = []
@@ -255,6 +281,10 @@ class Recorder(TorchDispatchMode):
         self._weights: set[int] = set()  # ids of weights and of what was made of weights alone
         self._log: list[tuple[int, int]] = []  # (id, bytes), in order: + allocated, - released
         self._references: list[weakref.ref[Any]] = []
+
+
+def _by_layer_type(flops: Counter[tuple[str, str]], phases: Iterable[str]) -> dict[str, Flops]:
+    return {kind: Flops(**{phase: flops[kind, phase] for phase in phases}) for kind in LAYER_TYPES}
 
 
 def writes_in_place_only(func: torch._ops.OpOverload, args: tuple[Any, ...]) -> bool:
@@ -293,14 +323,20 @@ def optimizer_tensors(
     }
 
 
-def _live(log: list[tuple[int, int]]) -> set[int]:
+def _live_at(log: list[tuple[int, int]], positions: list[int]) -> set[int]:
+    """The storages that are held at any of the positions, which ascend."""
     live: set[int] = set()
-    for storage, change in log:
-        if change >= 0 and storage not in live:
-            live.add(storage)
-        else:
-            live.discard(storage)
-    return live
+    found: set[int] = set()
+    start = 0
+    for position in positions:
+        for storage, change in log[start:position]:
+            if change >= 0 and storage not in live:
+                live.add(storage)
+            else:
+                live.discard(storage)
+        found |= live
+        start = position
+    return found
 
 
 def _key(tensor: torch.Tensor) -> int:

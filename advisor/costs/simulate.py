@@ -13,6 +13,7 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -25,9 +26,10 @@ from torch._subclasses.fake_tensor import (
 
 from advisor.costs.memo import DeviceNeededError, OperatorMemo, Remembering
 from advisor.costs.recorder import Recorder, Recording, SkippingWrites
+from advisor.errors import InputError
 from advisor.methods import Method, Trainable, get_method
 from advisor.methods.base import bypass_of, remove_bypass
-from advisor.methods.update import begin, update
+from advisor.methods.update import begin, run_front, update
 from advisor.records import LAYER_TYPES, Candidate, Census, Cost, Flops, LayerTypeCost
 
 # In order of speed. Meta tensors know only shapes; fake ones also stand for the CPU where a model's
@@ -38,8 +40,9 @@ Tensors = Literal["meta", "fake", "real"]
 class Simulator:
     """Prices candidates of one model, which is left untouched. Each one makes the next cheaper."""
 
-    def __init__(self, model: nn.Module, census: Census) -> None:
-        self._model, self._census = model, census
+    def __init__(self, model: nn.Module, census: Census, images: int = 0) -> None:
+        """`images`: how many there are to train on, which decides what a cached prefix holds."""
+        self._model, self._census, self._images = model, census, images
         self._memo = OperatorMemo()
         self._needs_device = False  # known once a candidate could not run on meta tensors
 
@@ -83,17 +86,30 @@ class Simulator:
         return {kind: flops.forward for kind, flops in recording.flops.items()}
 
     def _cost(self, candidate: Candidate, batch_size: int, tensors: Tensors) -> Cost:
-        method = get_method(candidate.method)
+        method, levers = get_method(candidate.method), candidate.levers
+        size = min(levers.micro_batch or batch_size, batch_size)
+        if batch_size % size:
+            raise InputError(f"micro-batches of {size} don't divide a batch of {batch_size}")
+        if levers.cached_prefix != "no" and not self._images:
+            raise InputError("what a cached prefix holds follows from the number of images; give --data")
+        micro_batches = batch_size // size
         model, mode = self._copy(tensors)
         with mode:
             trainable, optimizer = begin(model, self._census, candidate, learning_rate=1e-3)
-            images, labels = self._batch(batch_size, tensors)
             recorder = self._recorder(model, tensors)
+            # All micro-batches after the first are alike.
+            images, labels = self._batch(min(micro_batches, 2) * size, tensors)
+            cache_bytes = cache_flops = 0
+            if levers.cached_prefix != "no":
+                cache_flops = self._images * _forward(recorder.record_front(trainable, images[:1]))
+                images = run_front(trainable, images)
+                cache_bytes = self._images * images[0].numel() * images.element_size()
             self._make_optimizer_state(trainable, optimizer, tensors)
             recording = recorder.record_update(trainable, optimizer, images, labels)
-            if any(parameter.grad is None for parameter in trainable.parameters.values()):
+            stepped = getattr(optimizer, "stepped", ())
+            if any(p.grad is None and p not in stepped for p in trainable.parameters.values()):
                 # Some weights take no part (auxiliary heads): give state only to those that do.
-                optimizer = method.optimizer(trainable, candidate.levers, 1e-3)
+                optimizer.state.clear()  # type: ignore[union-attr]
                 update(trainable, optimizer, images, labels)
                 recording = recorder.record_update(trainable, optimizer, images, labels)
             period = getattr(optimizer, "refresh_every", 1)
@@ -104,23 +120,30 @@ class Simulator:
             trained: Counter[str] = Counter()
             for name, parameter in trainable.parameters.items():
                 trained[recorder.layer_type_of(name)] += parameter.numel()
-            delta_bytes = sum(tensor.numel() * tensor.element_size() for tensor in trainable.delta().values())
+            delta_bytes = _bytes(*trainable.delta().values())
             ratio = self._inference_ratio(method, model, tensors)
 
+        more = max(micro_batches - 2, 0)
+        flops = {kind: recording.flops[kind] + recording.micro_batch[kind] * more for kind in LAYER_TYPES}
+        batch_bytes = _bytes(images, labels) * batch_size // len(labels)
         return Cost(
             trainable_parameters=trained.total(),
             delta_bytes=delta_bytes,
-            flops=sum(recording.flops.values(), Flops()),
-            memory=recording.memory,
+            flops=sum(flops.values(), Flops()),
+            memory=replace(
+                recording.memory,
+                batch=batch_bytes,
+                cached=cache_bytes if levers.cached_prefix == "ram" else 0,
+            ),
             by_layer_type={
-                kind: LayerTypeCost(
-                    trained[kind], recording.flops[kind], recording.bytes_at_peak.get(kind, 0)
-                )
+                kind: LayerTypeCost(trained[kind], flops[kind], recording.bytes_at_peak.get(kind, 0))
                 for kind in LAYER_TYPES
-                if trained[kind] or recording.flops[kind].total or recording.bytes_at_peak.get(kind)
+                if trained[kind] or flops[kind].total or recording.bytes_at_peak.get(kind)
             },
             fidelity="measured" if tensors == "real" else "simulated",
             uncounted_operators=tuple(sorted(recording.uncounted)),
+            cache_bytes=cache_bytes,
+            cache_flops=cache_flops,
             inference_flops_ratio=ratio,
             notes=trainable.notes,
         )
@@ -187,6 +210,10 @@ def shape_copy(model: nn.Module, mode: AbstractContextManager[object]) -> nn.Mod
     return copy.deepcopy(model, memo)
 
 
+def _bytes(*tensors: torch.Tensor) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
 def _forward(recording: Recording) -> int:
     return sum(flops.forward for flops in recording.flops.values())
 
@@ -204,4 +231,4 @@ def _over_a_period(usual: Recording, rare: Recording, period: int) -> Recording:
         for kind in LAYER_TYPES
     }
     higher = max(usual, rare, key=lambda recording: recording.memory.total)
-    return Recording(flops, higher.memory, higher.bytes_at_peak, usual.uncounted | rare.uncounted)
+    return replace(higher, flops=flops, uncounted=usual.uncounted | rare.uncounted)

@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from advisor.errors import InputError
+from advisor.models.layers import is_whole
 from advisor.records import Census, Levers, SettingValue
 
 Setting = Mapping[str, SettingValue]
@@ -38,13 +39,17 @@ class Trainable:
     setting: Setting = field(default_factory=dict)
     notes: tuple[str, ...] = ()  # such as where a rank was capped
     batches_seen: int = 0  # by the re-estimation
+    levers: Levers = field(default_factory=Levers)
+    front: tuple[str, ...] = ()  # modules before the scope, in order: frozen, in eval mode
+    checkpointed: tuple[tuple[str, ...], ...] = ()  # chains of modules that run again in the backward pass
 
     def tracked_norms(self) -> list[tuple[str, Any]]:
-        """The normalisation layers with running statistics, by name."""
+        """The normalisation layers in scope with running statistics, by name."""
+        frozen = {id(module) for name in self.front for module in self.model.get_submodule(name).modules()}
         return [
             (name, module)
             for name, module in self.model.named_modules()
-            if isinstance(getattr(module, "running_mean", None), torch.Tensor)
+            if isinstance(getattr(module, "running_mean", None), torch.Tensor) and id(module) not in frozen
         ]
 
     def train_mode(self) -> None:
@@ -52,6 +57,8 @@ class Trainable:
         self.model.train(self.statistics != "reestimated")
         for _, module in self.tracked_norms():
             module.train(self.statistics != "frozen")
+        for name in self.front:
+            self.model.get_submodule(name).eval()
 
     def delta(self) -> dict[str, torch.Tensor]:
         """What has to be shipped: trained weights and the statistics that training changed.
@@ -101,13 +108,29 @@ class Method(Protocol):
 def plain_optimizer(
     trainable: Trainable, levers: Levers, learning_rate: float
 ) -> torch.optim.Optimizer | None:
-    """Adam (betas 0.9, 0.999) or SGD over the trained parameters."""
+    """Adam or AdamW (betas 0.9, 0.999), or SGD, with a momentum of 0.9 or without."""
     parameters = list(trainable.parameters.values())
     if not parameters:
         return None
-    if levers.optimizer == "sgd":
-        return torch.optim.SGD(parameters, lr=learning_rate)
-    return torch.optim.Adam(parameters, lr=learning_rate)
+    match levers.optimizer:
+        case "adam":
+            return torch.optim.Adam(parameters, lr=learning_rate)
+        case "adamw":
+            return torch.optim.AdamW(parameters, lr=learning_rate)
+        case "momentum":
+            return torch.optim.SGD(parameters, lr=learning_rate, momentum=0.9)
+        case "sgd":
+            return torch.optim.SGD(parameters, lr=learning_rate)
+
+
+def listed_parameters(model: nn.Module, census: Census) -> list[nn.Parameter]:
+    """Every parameter of the layers that the census lists, a shared one once."""
+    parameters: dict[int, nn.Parameter] = {}
+    for layer in census.layers:
+        module = model.get_submodule(layer.name)
+        for parameter in module.parameters(recurse=is_whole(module)):
+            parameters[id(parameter)] = parameter
+    return list(parameters.values())
 
 
 def train_only(

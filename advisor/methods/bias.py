@@ -11,6 +11,7 @@ from advisor.methods.base import (
     Setting,
     Trainable,
     head_parameters,
+    listed_parameters,
     merge_attached,
     plain_optimizer,
     train_only,
@@ -36,11 +37,12 @@ class Bias:
 
     def attach(self, model: nn.Module, census: Census, setting: Setting) -> Trainable:
         """Train the biases and the head; statistics are updated."""
+        listed = {id(parameter) for parameter in listed_parameters(model, census)}
         biases = [
             parameter
             for name, parameter in model.named_parameters()
             # MultiheadAttention calls its own `in_proj_bias`.
-            if name.rpartition(".")[2] in ("bias", "in_proj_bias")
+            if id(parameter) in listed and name.rpartition(".")[2] in ("bias", "in_proj_bias")
         ]
         return train_only(model, [*head_parameters(model, census), *biases], "updated", setting)
 

@@ -7,7 +7,14 @@ from collections.abc import Iterable, Sequence
 from torch import nn
 
 from advisor.methods import register
-from advisor.methods.base import Setting, Trainable, merge_attached, plain_optimizer, train_only
+from advisor.methods.base import (
+    Setting,
+    Trainable,
+    listed_parameters,
+    merge_attached,
+    plain_optimizer,
+    train_only,
+)
 from advisor.records import Census
 
 
@@ -26,9 +33,9 @@ class Full:
         """One."""
         return [{}]
 
-    def attach(self, model: nn.Module, census: Census, setting: Setting) -> Trainable:  # noqa: ARG002
+    def attach(self, model: nn.Module, census: Census, setting: Setting) -> Trainable:
         """Train everything; statistics are updated."""
-        return train_only(model, model.parameters(), "updated", setting)
+        return train_only(model, listed_parameters(model, census), "updated", setting)
 
     optimizer = staticmethod(plain_optimizer)
     merge = staticmethod(merge_attached)

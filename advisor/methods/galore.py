@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from advisor.methods import register
-from advisor.methods.base import Setting, Trainable, merge_attached, train_only
+from advisor.methods.base import Setting, Trainable, listed_parameters, merge_attached, train_only
 from advisor.records import Census, Levers
 
 PERIOD = 200  # updates between two refreshes of the projector: the paper's T
@@ -31,9 +31,9 @@ class GaLore:
         """The largest rank: gradients and activations dwarf the state at every one of them."""
         return [{"rank": max(ranks)}]
 
-    def attach(self, model: nn.Module, census: Census, setting: Setting) -> Trainable:  # noqa: ARG002
+    def attach(self, model: nn.Module, census: Census, setting: Setting) -> Trainable:
         """Train everything; the method lives in the optimizer."""
-        return train_only(model, model.parameters(), "updated", setting)
+        return train_only(model, listed_parameters(model, census), "updated", setting)
 
     def optimizer(self, trainable: Trainable, levers: Levers, learning_rate: float) -> torch.optim.Optimizer:
         """GaLoreAdam; with the SGD lever there is no state to project, so plain SGD."""

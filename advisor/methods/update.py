@@ -2,24 +2,53 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
+from advisor.errors import InputError
 from advisor.methods import get_method
 from advisor.methods.base import Trainable
-from advisor.models.layers import logits
+from advisor.methods.step_at_once import StepAtOnce
+from advisor.models.blocks import front_modules, is_chain_from_image, rerouted, trained_part
+from advisor.models.layers import fuse_norms, logits
 from advisor.records import Candidate, Census
 
 
 def begin(
     model: nn.Module, census: Census, candidate: Candidate, learning_rate: float
 ) -> tuple[Trainable, torch.optim.Optimizer | None]:
-    """Attach the candidate's method to the model, in place, ready for the first update."""
-    method = get_method(candidate.method)
-    trainable = method.attach(model, census, dict(candidate.setting))
+    """Attach the candidate to the model, in place, ready for the first update.
+
+    Raises:
+        InputError: the model's structure doesn't allow the candidate's levers.
+    """
+    method, levers = get_method(candidate.method), candidate.levers
+    if levers.scope is not None and not 0 < levers.scope <= len(census.blocks):
+        raise InputError(f"the last {levers.scope} blocks can't be trained: {len(census.blocks)} were found")
+    front = front_modules(census, levers.scope)
+    if levers.cached_prefix != "no" and not is_chain_from_image(census, levers.scope):
+        raise InputError("the front of the model is no chain of modules, so its outputs can't be cached")
+    trainable = method.attach(model, trained_part(census, levers.scope), dict(candidate.setting))
+    trainable.levers, trainable.front = levers, front
+    if levers.checkpoint:
+        trainable.checkpointed = _checkpointed(census, levers.scope)
+    if levers.fuse:
+        fuse_norms(model, census, front)
     trainable.train_mode()
-    return trainable, method.optimizer(trainable, candidate.levers, learning_rate)
+    if levers.update == "end" or not trainable.parameters:
+        return trainable, method.optimizer(trainable, levers, learning_rate)
+    each = {
+        parameter: method.optimizer(replace(trainable, parameters={name: parameter}), levers, learning_rate)
+        for name, parameter in trainable.parameters.items()
+    }
+    return trainable, StepAtOnce(each)  # type: ignore[arg-type]
 
 
 def update(
@@ -30,10 +59,13 @@ def update(
 ) -> torch.Tensor | None:
     """Move the trained parameters, and the statistics that the method updates, by one batch.
 
+    With micro-batches the gradient is that of the whole batch, but for normalisation layers whose
+    statistics are updated: those see one micro-batch at a time.
+
     Args:
         trainable: in train mode (`Trainable.train_mode`).
         optimizer: of its parameters; None where nothing is trained.
-        images: (N, C, H, W), normalised.
+        images: (N, C, H, W), normalised; with a cached prefix, what `run_front` made of them.
         labels: (N,) class indices.
 
     Returns:
@@ -43,10 +75,83 @@ def update(
         _reestimate(trainable, images)
         return None
     optimizer.zero_grad(set_to_none=True)
-    loss = F.cross_entropy(logits(trainable.model(images)), labels)
-    loss.backward()
+    count = len(images)
+    size = min(trainable.levers.micro_batch or count, count)
+    total = None
+    for start in range(0, count, size):
+        part = slice(start, start + size)
+        if isinstance(optimizer, StepAtOnce):
+            optimizer.complete = start + size >= count
+        with _routed(trainable):
+            loss = F.cross_entropy(logits(trainable.model(images[part])), labels[part])
+        if size < count:
+            loss = loss * (len(labels[part]) / count)
+        loss.backward()
+        total = loss.detach() if total is None else total + loss.detach()
     optimizer.step()
-    return loss.detach()
+    return total
+
+
+def run_front(trainable: Trainable, images: torch.Tensor) -> torch.Tensor:
+    """What the frozen front makes of a batch of images: what a cached prefix keeps."""
+    with torch.no_grad():
+        return _chain(trainable.model, trainable.front)(images)
+
+
+def _routed(trainable: Trainable) -> AbstractContextManager[None]:
+    """The model's forward pass as the levers want it: the front left out, blocks checkpointed."""
+    routes: dict[tuple[str, ...], Callable[..., Any] | None] = {}
+    if trainable.levers.cached_prefix != "no":
+        routes[trainable.front] = None
+    for names in trainable.checkpointed:
+        routes[names] = _run_twice(_chain(trainable.model, names), trainable)
+    return rerouted(trainable.model, routes) if routes else nullcontext()
+
+
+def _chain(model: nn.Module, names: tuple[str, ...]) -> Callable[..., Any]:
+    first, *others = [model.get_submodule(name) for name in names]
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        x = first(*args, **kwargs)
+        for module in others:
+            x = module(x)
+        return x
+
+    return run
+
+
+def _run_twice(function: Callable[..., Any], trainable: Trainable) -> Callable[..., Any]:
+    def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        return nullcontext(), _statistics_kept(trainable)  # the first time, the second
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        return checkpoint(function, *args, use_reentrant=False, context_fn=contexts, **kwargs)
+
+    return run
+
+
+@contextmanager
+def _statistics_kept(trainable: Trainable) -> Iterator[None]:
+    """Batch statistics normalise, as the first time, but are not averaged into the running ones again."""
+    training = [norm for _, norm in trainable.tracked_norms() if norm.training and norm.track_running_stats]
+    for norm in training:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in training:
+            norm.track_running_stats = True
+
+
+def _checkpointed(census: Census, scope: int | None) -> tuple[tuple[str, ...], ...]:
+    """The chains to run again: each trained block but the last, which is still at hand."""
+    blocks = census.blocks[-scope:] if scope else census.blocks
+    # Of a block whose modules don't run one on the other's output, each module is a chain of its own.
+    return tuple(
+        names
+        for block in blocks[:-1]
+        for names in ([block.modules] if block.linked else [(name,) for name in block.modules])
+    )
 
 
 def _reestimate(trainable: Trainable, images: torch.Tensor) -> None:

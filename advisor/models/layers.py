@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from advisor.errors import ModelError
+from advisor.models.blocks import CallWatcher
 from advisor.records import MULTIPLY_ADD_TYPES, Census, Layer
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -53,9 +55,12 @@ def take_census(model: nn.Module, input_size: tuple[int, ...]) -> Census:
         for name, module in iterate_layers(model)
         for hook in (_count_call(name, calls, outputs), readers.watch(name, module))
     ]
+    watcher = CallWatcher(model)
+    image = image.requires_grad_().clone()  # a leaf could not be written to in place
     try:
-        result = _forward(model, image)
+        result = _forward(model, image, with_gradients=True)
     finally:
+        watcher.remove()
         for handle in handles:
             handle.remove()
     if not isinstance(result, torch.Tensor) or result.ndim != 2:
@@ -78,12 +83,14 @@ def take_census(model: nn.Module, input_size: tuple[int, ...]) -> Census:
         for layer in layers
         if layer.layer_type in ("linear", "pointwise") and outputs.get(layer.name) == classes
     ]
+    head = heads[-1] if heads else None
     return Census(
         layers=tuple(layers),
-        head=heads[-1] if heads else None,
+        head=head,
         classes=classes,
         input_size=tuple(input_size),
         parameters=sum(parameter.numel() for parameter in model.parameters()),
+        blocks=watcher.blocks(image, result, head),
     )
 
 
@@ -97,12 +104,17 @@ def iterate_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     for name, module in model.named_modules():
         if id(module) in inside or isinstance(module, _SILENT):
             continue
-        whole = layer_type(module) != "other" or isinstance(module, nn.MultiheadAttention)
+        whole = is_whole(module)
         if whole:
             inside.update(id(child) for child in module.modules())
         is_leaf = next(module.children(), None) is None
         if whole or is_leaf or next(module.parameters(recurse=False), None) is not None:
             yield name, module
+
+
+def is_whole(module: nn.Module) -> bool:
+    """Whether the census counts the module with all that is inside it."""
+    return layer_type(module) != "other" or isinstance(module, nn.MultiheadAttention)
 
 
 def is_plain(module: nn.Module) -> bool:
@@ -136,11 +148,11 @@ def _is_norm_by_name(module: nn.Module) -> bool:
     return "Norm" in type(module).__name__ and next(module.children(), None) is None
 
 
-def _forward(model: nn.Module, image: torch.Tensor) -> object:
+def _forward(model: nn.Module, image: torch.Tensor, *, with_gradients: bool = False) -> object:
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
-        with torch.no_grad():
+        with torch.set_grad_enabled(with_gradients):
             return logits(model(image))
     except ModelError:
         raise
@@ -199,9 +211,8 @@ class _Readers:
 
 def _describe(name: str, module: nn.Module, calls: int, seen: set[int], followed_by: str) -> Layer:
     kind = layer_type(module)
-    whole = kind != "other" or isinstance(module, nn.MultiheadAttention)
     parameters = 0
-    for parameter in module.parameters(recurse=whole):
+    for parameter in module.parameters(recurse=is_whole(module)):
         parameters += parameter.numel() * (id(parameter) not in seen)
         seen.add(id(parameter))
     weight = getattr(module, "weight", None)
@@ -219,6 +230,33 @@ def _describe(name: str, module: nn.Module, calls: int, seen: set[int], followed
         tracks_statistics=kind == "norm" and getattr(module, "running_mean", None) is not None,
         followed_by=followed_by,
     )
+
+
+def fuse_norms(model: nn.Module, census: Census, modules: Sequence[str]) -> None:
+    """Fold each BatchNorm inside `modules` into the convolution that it alone follows, in place.
+
+    Right in eval mode only; neither can be trained after.
+    """
+    calls = {layer.name: layer.calls for layer in census.layers}
+    for layer in census.of_type("standard", "pointwise", "depthwise", "grouped", "transposed"):
+        inside = any(layer.name == name or layer.name.startswith(f"{name}.") for name in modules)
+        if not inside or not layer.followed_by or not layer.calls == calls[layer.followed_by] == 1:
+            continue
+        convolution: Any = model.get_submodule(layer.name)
+        norm: Any = model.get_submodule(layer.followed_by)
+        if not is_plain(convolution) or not isinstance(norm, nn.modules.batchnorm._BatchNorm):
+            continue
+        if norm.running_mean is None:
+            continue
+        convolution.weight, convolution.bias = fuse_conv_bn_weights(
+            convolution.weight,
+            convolution.bias,
+            *(norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias),
+            transpose=isinstance(convolution, TRANSPOSED),
+        )
+        convolution.requires_grad_(False)
+        parent, _, name = layer.followed_by.rpartition(".")
+        setattr(model.get_submodule(parent), name, nn.Identity())
 
 
 def resize_outputs(layer: Any, outputs: int) -> None:

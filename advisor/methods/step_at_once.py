@@ -1,0 +1,60 @@
+"""The `per-parameter` update: each parameter is stepped as soon as its gradient is ready."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import nn
+
+
+class StepAtOnce(torch.optim.Optimizer):
+    """Steps a parameter in the backward pass and frees its gradient, so that no two are held.
+
+    One optimizer for each parameter does the work; the learning rate is this one's, so that
+    schedulers need not know. `complete` says whether the gradients that arrive are whole: with
+    micro-batches, they are in the last one only.
+    """
+
+    def __init__(self, each: Mapping[nn.Parameter, torch.optim.Optimizer]) -> None:
+        super().__init__(list(each), {"lr": next(iter(each.values())).param_groups[0]["lr"]})
+        self.each = each
+        self.complete = True
+        self.stepped: set[nn.Parameter] = set()  # since the gradients were last cleared
+        for parameter, optimizer in each.items():
+            optimizer.state = self.state
+            parameter.register_post_accumulate_grad_hook(self._arrived)
+
+    @property
+    def refresh_every(self) -> int:
+        """How many updates there are between two costly ones."""
+        return max(getattr(optimizer, "refresh_every", 1) for optimizer in self.each.values())
+
+    def refresh_next(self) -> None:
+        """Make the next update a costly one."""
+        for optimizer in self.each.values():
+            optimizer.refresh_next()  # type: ignore[attr-defined]
+
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Step the parameters whose gradients did not arrive in a backward pass."""
+        loss = closure() if closure is not None else None
+        for parameter in self.each:
+            if parameter.grad is not None:
+                self._step(parameter)
+        return loss
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clear the gradients."""
+        super().zero_grad(set_to_none)
+        self.stepped.clear()
+
+    def _arrived(self, parameter: torch.Tensor) -> None:
+        if self.complete:
+            self._step(parameter)  # type: ignore[arg-type]
+            parameter.grad = None
+
+    def _step(self, parameter: nn.Parameter) -> None:
+        optimizer = self.each[parameter]
+        optimizer.param_groups[0]["lr"] = self.param_groups[0]["lr"]
+        optimizer.step()
+        self.stepped.add(parameter)
