@@ -40,6 +40,7 @@ class Layer:
     has_bias: bool = False
     has_affine: bool = False  # a normalisation layer with a trainable scale
     tracks_statistics: bool = False  # a normalisation layer with running statistics
+    output_positions: int = 0  # of a convolution or Linear, per image over all calls: H * W, tokens, 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from advisor.errors import ModelError
-from advisor.records import Census, Layer
+from advisor.records import MULTIPLY_ADD_TYPES, Census, Layer
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -46,8 +46,9 @@ def take_census(model: nn.Module, input_size: tuple[int, ...]) -> Census:
     _forward(model, image)  # lazily built modules come into being here
     calls: Counter[str] = Counter()
     outputs: dict[str, int | None] = {}
+    positions: Counter[str] = Counter()
     handles = [
-        module.register_forward_hook(_count_call(name, calls, outputs))
+        module.register_forward_hook(_count_call(name, calls, outputs, positions))
         for name, module in iterate_layers(model)
     ]
     try:
@@ -64,7 +65,9 @@ def take_census(model: nn.Module, input_size: tuple[int, ...]) -> Census:
 
     seen: set[int] = set()
     order = {name: index for index, name in enumerate(calls)}
-    found = [_describe(name, module, calls[name], seen) for name, module in iterate_layers(model)]
+    found = [
+        _describe(name, module, calls[name], positions[name], seen) for name, module in iterate_layers(model)
+    ]
     layers = sorted(found, key=lambda layer: order.get(layer.name, len(order)))
     heads = [
         layer.name
@@ -148,15 +151,20 @@ def _forward(model: nn.Module, image: torch.Tensor) -> object:
             module.training = training
 
 
-def _count_call(name: str, calls: Counter[str], outputs: dict[str, int | None]):  # type: ignore[no-untyped-def]
-    def hook(module: nn.Module, args: object, output: object) -> None:
+def _count_call(  # type: ignore[no-untyped-def]
+    name: str, calls: Counter[str], outputs: dict[str, int | None], positions: Counter[str]
+):
+    def hook(module: Any, args: object, output: object) -> None:
         calls[name] += 1
         outputs[name] = output.shape[1] if isinstance(output, torch.Tensor) and output.ndim > 1 else None
+        if isinstance(output, torch.Tensor) and layer_type(module) in MULTIPLY_ADD_TYPES:
+            channels = module.out_features if isinstance(module, nn.Linear) else module.out_channels
+            positions[name] += output.numel() // channels
 
     return hook
 
 
-def _describe(name: str, module: nn.Module, calls: int, seen: set[int]) -> Layer:
+def _describe(name: str, module: nn.Module, calls: int, positions: int, seen: set[int]) -> Layer:
     kind = layer_type(module)
     whole = kind != "other" or isinstance(module, nn.MultiheadAttention)
     parameters = 0
@@ -176,6 +184,7 @@ def _describe(name: str, module: nn.Module, calls: int, seen: set[int]) -> Layer
         has_bias=isinstance(getattr(module, "bias", None), nn.Parameter),
         has_affine=kind == "norm" and isinstance(weight, nn.Parameter),
         tracks_statistics=kind == "norm" and getattr(module, "running_mean", None) is not None,
+        output_positions=positions,
     )
 
 
