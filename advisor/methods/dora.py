@@ -12,13 +12,11 @@ from advisor.methods.base import (
     LayerModule,
     Setting,
     Trainable,
-    head_parameters,
     merge_attached,
     plain_optimizer,
     reparametrise,
-    train_only,
 )
-from advisor.methods.low_rank import LowRank, output_norms, over_outputs, plan_layers
+from advisor.methods.low_rank import LowRank, Plan, attach_plans, output_norms, over_outputs, plan_layers
 from advisor.records import Census
 
 SCALE = 2.0  # as in LoRA
@@ -64,18 +62,14 @@ class DoRA:
 
     def attach(self, model: nn.Module, census: Census, setting: Setting) -> Trainable:
         """Recompose every adapted weight; depthwise kernels are trained themselves."""
-        plans = plan_layers(census, int(setting["rank"]), str(setting.get("depthwise", "kernel")))
-        trained = head_parameters(model, census)
-        for plan in plans:
-            layer: LayerModule = model.get_submodule(plan.layer)
-            if plan.form == "kernel":
-                trained.append(layer.weight)
-            elif plan.form == "low-rank":
-                weight = DoRAWeight(layer, plan.rank)
-                reparametrise(layer, weight)
-                trained += weight.parameters()
-        notes = [plan.note for plan in plans if plan.note]
-        return train_only(model, trained, "updated", setting, notes)
+        plans = plan_layers(census, int(setting["rank"]))
+        return attach_plans(model, census, setting, plans, _adapt)
 
     optimizer = staticmethod(plain_optimizer)
     merge = staticmethod(merge_attached)
+
+
+def _adapt(layer: LayerModule, plan: Plan) -> nn.Module:
+    weight = DoRAWeight(layer, plan.rank)
+    reparametrise(layer, weight)
+    return weight
