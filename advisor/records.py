@@ -41,6 +41,7 @@ class Layer:
     has_affine: bool = False  # a normalisation layer with a trainable scale
     tracks_statistics: bool = False  # a normalisation layer with running statistics
     followed_by: str = ""  # the normalisation layer that reads its outputs, and nothing else's
+    output_positions: int = 0  # of a convolution or Linear, per image over all calls: H * W, tokens, 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,6 +51,7 @@ class Recorder(TorchDispatchMode):
     def __init__(self, model: nn.Module, census: Census, memo: OperatorMemo | None = None) -> None:
         super().__init__()
         self._model = model
+        self._went_forward = False
         self._memo = memo  # for meta tensors; None: fake or real ones, every operator runs
         self._layer_types = {layer.name: layer.layer_type for layer in census.layers}
         self._reset()
@@ -267,7 +268,7 @@ class Recorder(TorchDispatchMode):
 
     def _reset(self) -> None:
         self._stepping = 0  # optimizer steps begun and not ended
-        self._went_forward: bool = False  # since the last backward pass
+        self._went_forward = False  # since the last backward pass
         self._forward_ends: list[int] = []  # positions in the log
         self._at_starts: list[Counter[tuple[str, str]]] = []  # FLOPs when each forward pass began
         self._stack: list[str] = []

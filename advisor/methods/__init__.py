@@ -21,7 +21,7 @@ _registry: dict[str, Method] = {}
 # What people read first: from training everything to training nothing, then what adds weights.
 _ORDER = (
     *("full", "head", "norm", "bias", "recalibrate"),
-    *("lora", "dora", "galore", "adapter", "ia3", "ssf"),
+    *("lora", "dora", "loha", "lokr", "galore", "adapter", "ia3", "ssf"),
 )
 _found = False
 

@@ -160,6 +160,7 @@ def head_parameters(model: nn.Module, census: Census) -> list[nn.Parameter]:
 def add_bypass(layer: LayerModule, bypass: nn.Module) -> None:
     """Run `bypass` on the layer's input and add it to the layer's output.
 
+    A bypass with a method `rescale(sum, layer)` has the last word on what the layer returns.
     A hook, not a wrapper: the layer keeps its path, class and attributes, so checkpoints of the base
     model still load and code that reads `layer.weight` still works.
     """
@@ -214,5 +215,7 @@ def merge_attached(model: nn.Module) -> nn.Module:
 def _add_bypass_output(
     layer: LayerModule, args: tuple[torch.Tensor, ...], output: torch.Tensor
 ) -> torch.Tensor:
+    bypass: Any = layer.get_submodule(BYPASS)
     # In place: no convolution or linear layer saves its output, and one tensor less is held.
-    return output.add_(layer.get_submodule(BYPASS)(*args))
+    output = output.add_(bypass(*args))
+    return bypass.rescale(output, layer) if hasattr(bypass, "rescale") else output

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from math import prod
 
 import torch
 from torch import nn
@@ -12,16 +13,27 @@ from advisor.methods.base import (
     LayerModule,
     Setting,
     Trainable,
-    head_parameters,
+    add_bypass,
     merge_attached,
     plain_optimizer,
     reparametrise,
-    train_only,
 )
-from advisor.methods.low_rank import LowRank, output_norms, over_outputs, plan_layers
-from advisor.records import Census
+from advisor.methods.low_rank import (
+    LowRank,
+    Plan,
+    attach_plans,
+    matrix_shape,
+    output_norms,
+    over_outputs,
+    plan_layers,
+)
+from advisor.models.layers import is_plain
+from advisor.records import Census, Layer
 
 SCALE = 2.0  # as in LoRA
+# The batch at which the two forms are compared. A constant, because a saved adapter has to find the
+# form it was trained in, whatever the batch then: it is the command line's default.
+REFERENCE_BATCH = 8
 
 
 class DoRAWeight(nn.Module):
@@ -41,15 +53,52 @@ class DoRAWeight(nn.Module):
         """The weight that the layer computes with."""
         layer = self._layer[0]
         direction = weight + self.low_rank.weight_change(layer)
-        norms = output_norms(direction.detach(), layer)
-        # A channel whose weights are all zero has no direction; it stays zero instead of NaN.
-        gain = self.magnitude / norms.clamp_min(torch.finfo(norms.dtype).tiny)
-        return direction * over_outputs(gain, weight, layer)
+        return direction * over_outputs(_gain(self.magnitude, direction, layer), weight, layer)
+
+
+class DoRABypass(nn.Module):
+    """The same as y = g * (W*x + scale * B*(A*x)) + bias, with g = m / ||W + scale * B A||.
+
+    The gain g is one number for each output channel. Needs a layer that `is_plain`.
+    """
+
+    def __init__(self, layer: LayerModule, rank: int) -> None:
+        super().__init__()
+        self.low_rank = LowRank(layer, rank, SCALE)
+        self.magnitude = nn.Parameter(output_norms(layer.weight.detach(), layer))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The low-rank bypass, to be added to the layer's output."""
+        return self.low_rank(x)
+
+    def rescale(self, output: torch.Tensor, layer: LayerModule) -> torch.Tensor:
+        """The layer's own output plus the bypass, (N, C_out, ...), scaled without its bias."""
+        with torch.no_grad():
+            direction = self.low_rank.weight_change(layer).add_(layer.weight)
+        positions = 0 if isinstance(layer, nn.Linear) else len(layer.kernel_size)
+        spread = (-1, *[1] * positions)
+        gain = _gain(self.magnitude, direction, layer).view(spread)
+        if layer.bias is None:
+            return output * gain
+        bias = layer.bias.view(spread)
+        # In place where nothing is saved: the product alone needs its factor, the output, for g's gradient.
+        return (output.sub_(bias) * gain).add_(bias)
+
+    def weight_change(self, layer: LayerModule) -> torch.Tensor:
+        """W' - W in the shape of the layer's weight."""
+        direction = layer.weight + self.low_rank.weight_change(layer)
+        gain = _gain(self.magnitude, direction, layer)
+        return direction * over_outputs(gain, direction, layer) - layer.weight
 
 
 @register
 class DoRA:
-    """Weight form: one convolution with the recomposed weight, so nothing extra is saved per pixel."""
+    """On each layer the form that holds less from the forward to the backward pass.
+
+    The weight form convolves once with the recomposed weight and holds nothing extra per pixel, but
+    the direction and the recomposed weight; the bypass form runs beside the convolution and holds its
+    output, and the r channels of A, for each pixel. Outputs and gradients are the same.
+    """
 
     name = "dora"
     summary = "LoRA on each weight's direction, its magnitude per output channel trained too, and the head"
@@ -64,18 +113,35 @@ class DoRA:
 
     def attach(self, model: nn.Module, census: Census, setting: Setting) -> Trainable:
         """Recompose every adapted weight; depthwise kernels are trained themselves."""
-        plans = plan_layers(census, int(setting["rank"]), str(setting.get("depthwise", "kernel")))
-        trained = head_parameters(model, census)
-        for plan in plans:
-            layer: LayerModule = model.get_submodule(plan.layer)
-            if plan.form == "kernel":
-                trained.append(layer.weight)
-            elif plan.form == "low-rank":
-                weight = DoRAWeight(layer, plan.rank)
-                reparametrise(layer, weight)
-                trained += weight.parameters()
-        notes = [plan.note for plan in plans if plan.note]
-        return train_only(model, trained, "updated", setting, notes)
+        plans = plan_layers(census, int(setting["rank"]))
+        return attach_plans(model, census, setting, plans, _adapt)
 
     optimizer = staticmethod(plain_optimizer)
     merge = staticmethod(merge_attached)
+
+
+def bypass_holds_less(layer: Layer, rank: int) -> bool:
+    """Whether 8 images' outputs of the layer and of A are fewer elements than two weights, call for call.
+
+    8 P (C_out + r) < 2 C_out C_in/g k^2, with P the layer's output positions per image.
+    """
+    outputs, _, _ = matrix_shape(layer.weight_shape, layer.groups, layer.layer_type)
+    by_bypass = REFERENCE_BATCH * layer.output_positions * (outputs + rank)
+    return by_bypass < layer.calls * 2 * prod(layer.weight_shape)
+
+
+def _adapt(layer: LayerModule, plan: Plan) -> nn.Module:
+    if is_plain(layer) and bypass_holds_less(plan.layer, plan.rank):
+        bypass = DoRABypass(layer, plan.rank)
+        add_bypass(layer, bypass)
+        return bypass
+    weight = DoRAWeight(layer, plan.rank)
+    reparametrise(layer, weight)
+    return weight
+
+
+def _gain(magnitude: torch.Tensor, direction: torch.Tensor, layer: LayerModule) -> torch.Tensor:
+    """m / ||V|| for each output channel, (C_out,); no gradient flows through the norm."""
+    norms = output_norms(direction.detach(), layer)
+    # A channel whose weights are all zero has no direction; it stays zero instead of NaN.
+    return magnitude / norms.clamp_min(torch.finfo(norms.dtype).tiny)

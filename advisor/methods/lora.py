@@ -12,13 +12,19 @@ from advisor.methods.base import (
     Setting,
     Trainable,
     add_bypass,
-    head_parameters,
     merge_attached,
     plain_optimizer,
     reparametrise,
-    train_only,
 )
-from advisor.methods.low_rank import DEPTHWISE_FORMS, Factor, LowRank, WeightForm, plan_layers
+from advisor.methods.low_rank import (
+    DEPTHWISE_FORMS,
+    Factor,
+    LowRank,
+    Plan,
+    WeightForm,
+    attach_plans,
+    plan_layers,
+)
 from advisor.models.layers import is_plain
 from advisor.records import Census
 
@@ -53,25 +59,20 @@ class LoRA:
     def attach(self, model: nn.Module, census: Census, setting: Setting) -> Trainable:
         """Add the bypasses; everything else but the head is frozen."""
         plans = plan_layers(census, int(setting["rank"]), str(setting.get("depthwise", "kernel")))
-        trained = head_parameters(model, census)
-        for plan in plans:
-            layer: LayerModule = model.get_submodule(plan.layer)
-            if plan.form == "kernel":
-                trained.append(layer.weight)
-            elif plan.form == "factor":
-                factor = Factor(layer, plan.rank, SCALE)
-                reparametrise(layer, factor)
-                trained += factor.parameters()
-            elif plan.form == "low-rank":
-                low_rank = LowRank(layer, plan.rank, SCALE)
-                if is_plain(layer):
-                    add_bypass(layer, low_rank)
-                else:
-                    weight_form = WeightForm(layer, low_rank)
-                    reparametrise(layer, weight_form)
-                trained += low_rank.parameters()
-        notes = [plan.note for plan in plans if plan.note]
-        return train_only(model, trained, "updated", setting, notes)
+        return attach_plans(model, census, setting, plans, _adapt)
 
     optimizer = staticmethod(plain_optimizer)
     merge = staticmethod(merge_attached)
+
+
+def _adapt(layer: LayerModule, plan: Plan) -> nn.Module:
+    if plan.form == "factor":
+        factor = Factor(layer, plan.rank, SCALE)
+        reparametrise(layer, factor)
+        return factor
+    low_rank = LowRank(layer, plan.rank, SCALE)
+    if is_plain(layer):
+        add_bypass(layer, low_rank)
+    else:
+        reparametrise(layer, WeightForm(layer, low_rank))
+    return low_rank

@@ -1,4 +1,4 @@
-"""Low-rank weight changes: shapes, rank caps and exact deltas, shared by LoRA and DoRA.
+"""Low-rank weight changes: plans, rank caps, exact deltas and attaching, shared by LoRA and its kin.
 
 A layer's change is dW = scale * B A, with A in the layer's own shape but r outputs and B a 1x1 map from
 r to the layer's outputs - the shape that Hugging Face PEFT uses for ungrouped convolutions. With
@@ -7,6 +7,7 @@ groups g, A and B are grouped alike, so dW is block-diagonal as W is, and r is a
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any, Literal
@@ -14,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from advisor.methods.base import LayerModule
+from advisor.methods.base import LayerModule, Setting, Trainable, head_parameters, train_only
 from advisor.models.layers import CONVOLUTIONS, TRANSPOSED
 from advisor.records import Census, Layer
 
@@ -29,46 +30,81 @@ DEPTHWISE_FORMS = ("kernel", "factor", "skip")
 class Plan:
     """How one layer is adapted, and at which rank."""
 
-    layer: str
+    layer: Layer
     form: Form
     rank: int  # 0 for kernel and skip
     note: str = ""  # where the rank asked for could not be had
 
 
-def plan_layers(census: Census, rank: int, depthwise: str) -> list[Plan]:
+def plan_product(layer: Layer, rank: int, products: int = 1) -> Plan:
+    """The rank asked for, capped where the adapter would hold more parameters than the weight.
+
+    The adapter holds `products` pairs A, B: one for LoRA, two for LoHa. Where even the least legal rank
+    costs more than the weight, the weight itself is trained.
+    """
+    groups = layer.groups  # the least legal rank: one for each group
+    outputs, inputs, taps = matrix_shape(layer.weight_shape, groups, layer.layer_type)
+    per_group_rank = products * (inputs * groups * taps + outputs)
+    most = outputs * inputs * taps // per_group_rank * groups
+    return capped(layer, max(rank // groups, 1) * groups, most, least=groups)
+
+
+def capped(layer: Layer, wanted: int, most: int, least: int = 1) -> Plan:
+    """Low-rank at `wanted` or, with a note, at `most`; the weight itself where `most` is below `least`."""
+    if most < least:
+        note = f"{layer.name}: weight trained itself: rank {least} would cost more than its parameters"
+        return Plan(layer, "kernel", 0, note)
+    if wanted > most:
+        return Plan(layer, "low-rank", most, f"{layer.name}: rank {wanted} capped at {most}")
+    return Plan(layer, "low-rank", wanted)
+
+
+Planner = Callable[[Layer, int], Plan]
+
+
+def plan_layers(
+    census: Census, rank: int, depthwise: str = "kernel", plan: Planner = plan_product
+) -> list[Plan]:
     """One plan for every convolution and linear layer but the head, which is trained whole."""
     return [
-        plan_layer(layer, rank, depthwise)
+        plan_layer(layer, rank, depthwise, plan)
         for layer in census.of_type(*ADAPTED_TYPES)
         if layer.name != census.head
     ]
 
 
-def plan_layer(layer: Layer, rank: int, depthwise: str) -> Plan:
-    """The rank asked for, capped where the adapter would hold more parameters than the weight.
-
-    Where even the least legal rank does, the weight itself is trained.
-    """
+def plan_layer(layer: Layer, rank: int, depthwise: str = "kernel", plan: Planner = plan_product) -> Plan:
+    """The same for every method: uncalled and depthwise layers; `plan` decides on the others."""
     if layer.calls == 0:
-        return Plan(layer.name, "skip", 0, f"{layer.name}: not adapted: a forward pass never calls it")
+        return Plan(layer, "skip", 0, f"{layer.name}: not adapted: a forward pass never calls it")
     if layer.layer_type == "depthwise":
         return _plan_depthwise(layer, rank, depthwise)
-    groups = layer.groups
-    least = groups  # one rank for each group
-    per_rank = _parameters_per_group_rank(layer)
-    most = layer_weight_parameters(layer) // per_rank * groups
-    wanted = max(rank // groups, 1) * groups
-    if most < least:
-        note = f"{layer.name}: weight trained itself: rank {least} would cost more than its parameters"
-        return Plan(layer.name, "kernel", 0, note)
-    if wanted > most:
-        return Plan(layer.name, "low-rank", most, f"{layer.name}: rank {wanted} capped at {most}")
-    return Plan(layer.name, "low-rank", wanted)
+    return plan(layer, rank)
 
 
-def layer_weight_parameters(layer: Layer) -> int:
-    """The weight's elements."""
-    return prod(layer.weight_shape)
+def attach_plans(
+    model: nn.Module,
+    census: Census,
+    setting: Setting,
+    plans: Iterable[Plan],
+    adapt: Callable[[LayerModule, Plan], nn.Module],
+) -> Trainable:
+    """Carry the plans out; everything else but the head is frozen.
+
+    `adapt` attaches what a low-rank or factor plan asks for to its layer and returns the module whose
+    parameters are trained.
+    """
+    trained = head_parameters(model, census)
+    notes = []
+    for plan in plans:
+        layer: LayerModule = model.get_submodule(plan.layer.name)
+        if plan.form == "kernel":
+            trained.append(layer.weight)
+        elif plan.form != "skip":
+            trained += adapt(layer, plan).parameters()
+        if plan.note:
+            notes.append(plan.note)
+    return train_only(model, trained, "updated", setting, notes)
 
 
 class LowRank(nn.Module):
@@ -142,17 +178,20 @@ class Factor(nn.Module):
 
 
 class WeightForm(nn.Module):
-    """W + dW as a parametrization, for layers beside which a bypass would not be exact."""
+    """W + dW as a parametrization: of changes that no bypass computes, or beside which none is exact.
 
-    def __init__(self, layer: LayerModule, low_rank: LowRank) -> None:
+    `change` has a `weight_change(layer)`, dW in the shape of the layer's weight.
+    """
+
+    def __init__(self, layer: LayerModule, change: nn.Module) -> None:
         super().__init__()
-        self.low_rank = low_rank
+        self.change: Any = change
         # Only sizes and groups are read from it; a tuple hides it from the module tree.
         self._layer = (layer,)
 
     def forward(self, weight: torch.Tensor) -> torch.Tensor:
-        """W + scale * B A."""
-        return weight + self.low_rank.weight_change(self._layer[0])
+        """W + dW."""
+        return weight + self.change.weight_change(self._layer[0])
 
 
 def product(down: torch.Tensor, up: torch.Tensor, layer: LayerModule) -> torch.Tensor:
@@ -169,6 +208,24 @@ def product(down: torch.Tensor, up: torch.Tensor, layer: LayerModule) -> torch.T
         return kernel.reshape(layer.in_channels, outputs, *layer.kernel_size)
     a = down.reshape(groups, b.shape[-1], inputs * taps)
     return torch.bmm(b, a).reshape(layer.out_channels, inputs, *layer.kernel_size)
+
+
+def matrix_shape(weight_shape: Sequence[int], groups: int, layer_type: str) -> tuple[int, int, int]:
+    """(C_out, C_in/g, taps) of a weight: (C_out, C_in/g, k...), (C_in, C_out/g, k...) if transposed."""
+    first, second, *kernel = weight_shape
+    if layer_type == "transposed":
+        first, second = second * groups, first // groups
+    return first, second, prod(kernel)
+
+
+def as_weight(matrix: torch.Tensor, layer: LayerModule) -> torch.Tensor:
+    """A (C_out, C_in/g, taps) change in the shape of the layer's weight."""
+    if isinstance(layer, nn.Linear):
+        return matrix.flatten(1)
+    if isinstance(layer, TRANSPOSED):
+        # (g, C_out/g, C_in/g, taps) -> (g, C_in/g, C_out/g, taps)
+        matrix = matrix.unflatten(0, (layer.groups, -1)).transpose(1, 2).flatten(0, 1)
+    return matrix.unflatten(2, layer.kernel_size)
 
 
 def output_norms(weight: torch.Tensor, layer: LayerModule) -> torch.Tensor:
@@ -190,21 +247,11 @@ def over_outputs(values: torch.Tensor, weight: torch.Tensor, layer: LayerModule)
 
 def _plan_depthwise(layer: Layer, rank: int, depthwise: str) -> Plan:
     if depthwise != "factor":
-        return Plan(layer.name, "kernel" if depthwise == "kernel" else "skip", 0)
+        return Plan(layer, "kernel" if depthwise == "kernel" else "skip", 0)
     channels, taps = layer.weight_shape[0], prod(layer.weight_shape[1:])
     most = channels * taps // (channels + taps)  # break-even of r (C + k^2) against C k^2
     if most < 1:
-        return Plan(layer.name, "kernel", 0, f"{layer.name}: kernel trained itself: no rank is smaller")
+        return Plan(layer, "kernel", 0, f"{layer.name}: kernel trained itself: no rank is smaller")
     if rank > most:
-        return Plan(layer.name, "factor", most, f"{layer.name}: rank {rank} capped at {most}")
-    return Plan(layer.name, "factor", rank)
-
-
-def _parameters_per_group_rank(layer: Layer) -> int:
-    """Parameters that one more rank in every group adds: C_in k^2 + C_out."""
-    if layer.layer_type == "linear":
-        return sum(layer.weight_shape)
-    first, second, *kernel = layer.weight_shape
-    if layer.layer_type == "transposed":
-        return first * prod(kernel) + second * layer.groups
-    return second * layer.groups * prod(kernel) + first
+        return Plan(layer, "factor", most, f"{layer.name}: rank {rank} capped at {most}")
+    return Plan(layer, "factor", rank)

@@ -49,11 +49,12 @@ def take_census(model: nn.Module, input_size: tuple[int, ...]) -> Census:
     _forward(model, image)  # lazily built modules come into being here
     calls: Counter[str] = Counter()
     outputs: dict[str, int | None] = {}
+    positions: Counter[str] = Counter()
     readers = _Readers()
     handles = [
         module.register_forward_hook(hook)
         for name, module in iterate_layers(model)
-        for hook in (_count_call(name, calls, outputs), readers.watch(name, module))
+        for hook in (_count_call(name, calls, outputs, positions), readers.watch(name, module))
     ]
     watcher = CallWatcher(model)
     image = image.requires_grad_().clone()  # a leaf could not be written to in place
@@ -74,7 +75,7 @@ def take_census(model: nn.Module, input_size: tuple[int, ...]) -> Census:
     order = {name: index for index, name in enumerate(calls)}
     norms = {name for name, module in iterate_layers(model) if layer_type(module) == "norm"}
     found = [
-        _describe(name, module, calls[name], seen, readers.only_reader(name, calls, norms))
+        _describe(name, module, calls[name], positions[name], seen, readers.only_reader(name, calls, norms))
         for name, module in iterate_layers(model)
     ]
     layers = sorted(found, key=lambda layer: order.get(layer.name, len(order)))
@@ -167,10 +168,15 @@ def _forward(model: nn.Module, image: torch.Tensor, *, with_gradients: bool = Fa
             module.training = training
 
 
-def _count_call(name: str, calls: Counter[str], outputs: dict[str, int | None]):  # type: ignore[no-untyped-def]
-    def hook(module: nn.Module, args: object, output: object) -> None:
+def _count_call(  # type: ignore[no-untyped-def]
+    name: str, calls: Counter[str], outputs: dict[str, int | None], positions: Counter[str]
+):
+    def hook(module: Any, args: object, output: object) -> None:
         calls[name] += 1
         outputs[name] = output.shape[1] if isinstance(output, torch.Tensor) and output.ndim > 1 else None
+        if isinstance(output, torch.Tensor) and layer_type(module) in MULTIPLY_ADD_TYPES:
+            channels = module.out_features if isinstance(module, nn.Linear) else module.out_channels
+            positions[name] += output.numel() // channels
 
     return hook
 
@@ -209,7 +215,9 @@ class _Readers:
         return reader if len(self._readers[name]) == calls[name] == calls[reader] else ""
 
 
-def _describe(name: str, module: nn.Module, calls: int, seen: set[int], followed_by: str) -> Layer:
+def _describe(
+    name: str, module: nn.Module, calls: int, positions: int, seen: set[int], followed_by: str
+) -> Layer:
     kind = layer_type(module)
     parameters = 0
     for parameter in module.parameters(recurse=is_whole(module)):
@@ -229,6 +237,7 @@ def _describe(name: str, module: nn.Module, calls: int, seen: set[int], followed
         has_affine=kind == "norm" and isinstance(weight, nn.Parameter),
         tracks_statistics=kind == "norm" and getattr(module, "running_mean", None) is not None,
         followed_by=followed_by,
+        output_positions=positions,
     )
 
 
@@ -246,12 +255,16 @@ def fuse_norms(model: nn.Module, census: Census, modules: Sequence[str]) -> None
         norm: Any = model.get_submodule(layer.followed_by)
         if not is_plain(convolution) or not isinstance(norm, nn.modules.batchnorm._BatchNorm):
             continue
-        if norm.running_mean is None:
+        if norm.running_mean is None or norm.running_var is None:
             continue
         convolution.weight, convolution.bias = fuse_conv_bn_weights(
             convolution.weight,
             convolution.bias,
-            *(norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias),
+            norm.running_mean,
+            norm.running_var,
+            norm.eps,
+            norm.weight,
+            norm.bias,
             transpose=isinstance(convolution, TRANSPOSED),
         )
         convolution.requires_grad_(False)

@@ -91,6 +91,8 @@ def test_mobilenet_v2_batch_norm_affine_alone(mobilenet):
         ("recalibrate", {}),
         ("lora", {"rank": 2}),
         ("dora", {"rank": 2}),
+        ("loha", {"rank": 2}),
+        ("lokr", {"rank": 2}),
         ("galore", {"rank": 2}),
         ("adapter", {"kind": "conv", "reduction": 4}),
         ("adapter", {"kind": "parallel"}),
@@ -115,10 +117,11 @@ def test_parts_add_up_and_the_model_is_untouched(method, setting):
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
-@pytest.mark.parametrize("method", ["full", "norm", "lora", "dora", "adapter", "ia3", "ssf"])
+@pytest.mark.parametrize("method", ["full", "norm", "lora", "dora", "loha", "lokr", "adapter", "ia3", "ssf"])
 def test_fake_and_real_tensors_agree(method):
     """The simulation is what happens: the same update on real tensors gives the same record."""
-    setting = {"lora": {"rank": 2}, "dora": {"rank": 2}, "adapter": {"kind": "parallel"}}.get(method, {})
+    ranked = method in ("lora", "dora", "loha", "lokr")
+    setting = {"rank": 2} if ranked else {"kind": "parallel"} if method == "adapter" else {}
     candidate = Candidate.of(method, setting, Levers())
     model = network()
     census = take_census(model, SIZE)

@@ -61,6 +61,25 @@ def test_reused_modules_are_called_twice_and_counted_once():
     assert census.parameters == sum(p.numel() for p in model.parameters())
 
 
+def test_output_positions_are_counted_over_all_calls():
+    layers = {layer.name: layer for layer in take_census(Reuses(), (3, 8, 8)).layers}
+    assert layers["stem"].output_positions == 64
+    assert layers["twice"].output_positions == 2 * 64
+    assert layers["head"].output_positions == 1
+    assert layers["unused"].output_positions == 0
+    strided = nn.Sequential(
+        nn.Conv2d(3, 4, 3, stride=2),
+        nn.ConvTranspose2d(4, 6, 2, stride=2, groups=2),
+        nn.Flatten(2),
+        nn.Linear(36, 5),  # on 6 tokens
+        nn.BatchNorm1d(6),
+        nn.Flatten(),
+        nn.Linear(30, 2),
+    )
+    positions = [layer.output_positions for layer in take_census(strided, (3, 8, 8)).layers]
+    assert positions == [9, 36, 6, 0, 1]
+
+
 class Lazy(nn.Module):
     def __init__(self):
         super().__init__()

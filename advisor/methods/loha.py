@@ -1,0 +1,78 @@
+"""LoHa: each weight's change is the elementwise product of two low-rank products."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import partial
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from advisor.methods import register
+from advisor.methods.base import (
+    LayerModule,
+    Setting,
+    Trainable,
+    merge_attached,
+    plain_optimizer,
+    reparametrise,
+)
+from advisor.methods.low_rank import LowRank, Plan, WeightForm, attach_plans, plan_layers, plan_product
+from advisor.records import Census
+
+SCALE = 2.0  # as in LoRA
+
+
+class HadamardProduct(nn.Module):
+    """dW = scale * (B1 A1) ⊙ (B2 A2): rank r^2 from two pairs of rank r, each as in `LowRank`.
+
+    B2 is zero at the start, and the entries of B1 A1 have variance 1: B2 A2 then moves the weight as
+    far in one update as LoRA's B A does.
+    """
+
+    def __init__(self, layer: LayerModule, rank: int, scale: float) -> None:
+        super().__init__()
+        self.first = LowRank(layer, rank, 1.0)
+        self.second = LowRank(layer, rank, scale)
+        groups = getattr(layer, "groups", 1)
+        nn.init.normal_(self.first.down.weight)
+        nn.init.normal_(self.first.up.weight, std=(groups / rank) ** 0.5)
+
+    def weight_change(self, layer: LayerModule) -> torch.Tensor:
+        """dW in the shape of the layer's weight."""
+        # The gradients need both products, each as large as the weight: made again, not held.
+        return checkpoint(self._product, layer, use_reentrant=False, preserve_rng_state=False)
+
+    def _product(self, layer: LayerModule) -> torch.Tensor:
+        return self.first.weight_change(layer) * self.second.weight_change(layer)
+
+
+@register
+class LoHa:
+    """Weight form: one convolution with W + dW. Twice LoRA's parameters at the same rank."""
+
+    name = "loha"
+    summary = "an elementwise product of two low-rank changes of each weight, and the head"
+    formula = "W' = W + (α/r)·(B₁A₁)⊙(B₂A₂); A₁, B₁, A₂, B₂ and the head trained, B₂ = 0 at the start"
+    source = "LyCORIS, arXiv 2309.14859, eq. 3; the product is FedPara's, arXiv 2108.06098, proposition 1"
+    learns_classes = True
+    learning_rates = (5e-4, 2e-3, 1e-2)
+
+    def settings(self, census: Census, ranks: Sequence[int]) -> Iterable[Setting]:
+        """Each rank."""
+        return [{"rank": rank} for rank in ranks] if census.head is not None else []
+
+    def attach(self, model: nn.Module, census: Census, setting: Setting) -> Trainable:
+        """Change every adapted weight; depthwise kernels are trained themselves."""
+        plans = plan_layers(census, int(setting["rank"]), plan=partial(plan_product, products=2))
+        return attach_plans(model, census, setting, plans, _adapt)
+
+    optimizer = staticmethod(plain_optimizer)
+    merge = staticmethod(merge_attached)
+
+
+def _adapt(layer: LayerModule, plan: Plan) -> nn.Module:
+    hadamard = HadamardProduct(layer, plan.rank, SCALE)
+    reparametrise(layer, WeightForm(layer, hadamard))
+    return hadamard
