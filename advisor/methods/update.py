@@ -133,14 +133,16 @@ def _run_twice(function: Callable[..., Any], trainable: Trainable) -> Callable[.
 @contextmanager
 def _statistics_kept(trainable: Trainable) -> Iterator[None]:
     """Batch statistics normalise, as the first time, but are not averaged into the running ones again."""
-    training = [norm for _, norm in trainable.tracked_norms() if norm.training and norm.track_running_stats]
+    training = [norm for _, norm in trainable.tracked_norms() if norm.training]
+    kept = [(norm.momentum, norm.num_batches_tracked) for norm in training]
     for norm in training:
-        norm.track_running_stats = False
+        # Not by hiding the running statistics: the second run must save the tensors that the first did.
+        norm.momentum, norm.num_batches_tracked = 0.0, None
     try:
         yield
     finally:
-        for norm in training:
-            norm.track_running_stats = True
+        for norm, (momentum, batches) in zip(training, kept, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, batches
 
 
 def _checkpointed(census: Census, scope: int | None) -> tuple[tuple[str, ...], ...]:

@@ -1,0 +1,236 @@
+"""What each lever promises: the same update for less memory, or what it changes."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from advisor.costs import Simulator
+from advisor.errors import InputError
+from advisor.methods.update import begin, run_front, update
+from advisor.models.layers import take_census
+from advisor.records import Candidate, Levers
+
+SIZE = (3, 12, 12)
+BATCH = 8
+
+
+class Residual(nn.Module):
+    """A block with a skip connection: nothing inside it is a cut."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.first = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(channels)
+        self.second = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x):
+        return x + self.second(torch.relu(self.norm(self.first(x))))
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        *(nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(inplace=True)),
+        *(Residual(8), nn.Conv2d(8, 12, 3, stride=2), nn.BatchNorm2d(12), nn.ReLU(), Residual(12)),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 4)),
+    )
+    for _ in range(2):
+        model(torch.randn(8, *SIZE))
+    return model.eval()
+
+
+def after_updates(levers: Levers, method="full", setting=None, updates=3):
+    """The network after a few updates, and the census."""
+    model = network()
+    census = take_census(model, SIZE)
+    trainable, optimizer = begin(model, census, Candidate.of(method, setting or {}, levers), 1e-2)
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(updates):
+        images = torch.randn(BATCH, *SIZE, generator=generator)
+        labels = torch.randint(0, 4, (BATCH,), generator=generator)
+        if levers.cached_prefix != "no":
+            images = run_front(trainable, images)
+        update(trainable, optimizer, images, labels)
+    return model, trainable
+
+
+def assert_same(one: nn.Module, other: nn.Module, tolerance=1e-5):
+    first, second = one.state_dict(), other.state_dict()
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        torch.testing.assert_close(value, second[name], rtol=tolerance, atol=tolerance, msg=name)
+
+
+def test_the_blocks_of_a_network_end_where_nothing_bypasses_them():
+    blocks = take_census(network(), SIZE).blocks
+    assert [block.modules for block in blocks] == [
+        ("0", "1", "2"),
+        ("3",),
+        ("4", "5", "6"),
+        ("7", "8", "9"),
+    ]
+    assert all(block.linked for block in blocks)
+
+
+def test_a_skip_over_a_cut_joins_the_blocks():
+    class Bypassed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1)
+            self.three, self.head = nn.Conv2d(4, 4, 1), nn.Linear(4, 2)
+
+        def forward(self, x):
+            x = self.one(x)
+            x = x + self.three(self.two(x))
+            return self.head(x.mean((2, 3)))
+
+    blocks = take_census(Bypassed(), SIZE).blocks
+    assert [block.modules for block in blocks] == [("one",), ("two", "three")]
+
+
+def test_checkpointing_changes_nothing_but_memory():
+    plain, _ = after_updates(Levers())
+    again, _ = after_updates(Levers(checkpoint=True))
+    assert_same(plain, again)  # running statistics and their counters included: averaged once, not twice
+
+
+def test_per_parameter_updates_change_nothing_but_memory():
+    for method, setting in (("full", {}), ("lora", {"rank": 2}), ("galore", {"rank": 2})):
+        plain, _ = after_updates(Levers(), method, setting)
+        at_once, trainable = after_updates(Levers(update="per-parameter"), method, setting)
+        assert_same(plain, at_once)
+        assert all(parameter.grad is None for parameter in trainable.parameters.values())
+
+
+@pytest.mark.parametrize("size", [1, 2, 4, 8])
+@pytest.mark.parametrize("update_when", ["end", "per-parameter"])
+def test_micro_batches_accumulate_to_the_same_update_where_statistics_are_frozen(size, update_when):
+    plain, _ = after_updates(Levers(), "head")
+    accumulated, _ = after_updates(Levers(micro_batch=size, update=update_when), "head")
+    assert_same(plain, accumulated)
+
+
+def test_micro_batches_see_their_own_statistics_where_those_are_updated():
+    plain, _ = after_updates(Levers(), "norm")
+    accumulated, _ = after_updates(Levers(micro_batch=2), "norm")
+    with pytest.raises(AssertionError):
+        assert_same(plain, accumulated)
+
+
+@pytest.mark.parametrize("method", ["full", "norm", "bias", "lora"])
+def test_a_scope_leaves_everything_before_it_as_it_was(method):
+    base = network().state_dict()
+    model, trainable = after_updates(Levers(scope=2), method, {"rank": 2} if method == "lora" else {})
+    assert trainable.front == ("0", "1", "2", "3")
+    front = [name for name in base if name.split(".")[0] in "0123"]
+    assert front
+    state = model.state_dict()
+    assert all(torch.equal(base[name], state[name]) for name in front)
+    assert not torch.equal(base["5.running_mean"], state["5.running_mean"])
+    assert {name.split(".")[0] for name in trainable.parameters} <= {"4", "5", "7", "10"}
+
+
+@pytest.mark.parametrize("where", ["ram", "disk"])
+def test_a_cached_prefix_trains_as_the_whole_network_would(where):
+    plain, _ = after_updates(Levers(scope=2), "norm")
+    cached, _ = after_updates(Levers(scope=2, cached_prefix=where), "norm")
+    assert_same(plain, cached)
+
+
+def test_fused_norms_compute_the_same():
+    plain, one = after_updates(Levers(scope=2), "norm")
+    fused, two = after_updates(Levers(scope=2, fuse=True), "norm")
+    assert isinstance(fused.get_submodule("1"), nn.Identity)
+    images = torch.randn(4, *SIZE)
+    plain.eval(), fused.eval()
+    torch.testing.assert_close(plain(images), fused(images), rtol=1e-4, atol=1e-5)
+    assert one.delta().keys() == two.delta().keys()
+
+
+def test_levers_together():
+    plain, _ = after_updates(Levers(scope=3, optimizer="momentum"))
+    levers = Levers(
+        scope=3, optimizer="momentum", checkpoint=True, update="per-parameter", cached_prefix="ram"
+    )
+    together, _ = after_updates(levers)
+    assert_same(plain, together)
+
+
+@pytest.mark.parametrize(
+    "levers",
+    [
+        Levers(),
+        Levers(optimizer="adamw"),
+        Levers(optimizer="momentum"),
+        Levers(scope=1),
+        Levers(scope=2, fuse=True),
+        Levers(micro_batch=2),
+        Levers(micro_batch=2, checkpoint=True),
+        Levers(update="per-parameter"),
+        Levers(update="per-parameter", micro_batch=4, optimizer="sgd"),
+        Levers(checkpoint=True, scope=3),
+        Levers(scope=2, cached_prefix="ram", checkpoint=True),
+        Levers(scope=2, cached_prefix="disk"),
+    ],
+)
+@pytest.mark.parametrize("method", ["full", "norm"])
+def test_every_kind_of_tensor_gives_a_lever_the_same_cost(levers, method):
+    model = network()
+    simulator = Simulator(model, take_census(model, SIZE), images=100)
+    candidate = Candidate.of(method, {}, levers)
+    meta = simulator.cost(candidate, BATCH, "meta")
+    assert meta == simulator.cost(candidate, BATCH, "fake")
+    real = simulator.cost(candidate, BATCH, "real")
+    assert (meta.memory, meta.flops, meta.cache_bytes) == (real.memory, real.flops, real.cache_bytes)
+
+
+def test_what_levers_cost():
+    model = network()
+    simulator = Simulator(model, take_census(model, SIZE), images=100)
+
+    def cost(method="full", **levers):
+        return simulator.cost(Candidate.of(method, {}, Levers(**levers)), BATCH)
+
+    plain = cost()
+    assert cost(checkpoint=True).flops.forward > plain.flops.forward
+    assert cost(checkpoint=True).flops.weight_gradient == plain.flops.weight_gradient
+    assert cost(checkpoint=True).peak_memory_bytes < plain.peak_memory_bytes
+    assert cost(micro_batch=2).peak_memory_bytes < plain.peak_memory_bytes
+    assert cost(update="per-parameter").peak_memory_bytes < plain.peak_memory_bytes
+    assert cost(update="per-parameter").flops == plain.flops
+    assert cost(scope=2).peak_memory_bytes < plain.peak_memory_bytes
+    cached = cost(scope=2, cached_prefix="ram")
+    on_disk = cost(scope=2, cached_prefix="disk")
+    assert cached.flops.forward < cost(scope=2).flops.forward
+    assert cached.cache_bytes == 100 * 8 * 12 * 12 * 4 == cached.memory.cached
+    assert on_disk.peak_memory_bytes == cached.peak_memory_bytes - cached.cache_bytes
+    assert cached.cache_flops > 0
+    # Four micro-batches of 2 multiply and add as often as one batch of 8.
+    assert cost("head", micro_batch=2).by_layer_type["linear"].flops.weight_gradient >= (
+        cost("head").by_layer_type["linear"].flops.weight_gradient
+    )
+
+
+def test_micro_batches_are_extrapolated_exactly():
+    """Costs of many micro-batches come from two; the real update runs all of them."""
+    model = network()
+    census = take_census(model, SIZE)
+    simulator = Simulator(model, census)
+    three, four = (simulator.cost(Candidate("norm", (), Levers(micro_batch=2)), n).flops for n in (6, 8))
+    two = simulator.cost(Candidate("norm", (), Levers(micro_batch=2)), 4).flops
+    assert (four.total - three.total) == (three.total - two.total) > 0
+
+
+def test_levers_that_the_model_does_not_allow_are_refused():
+    model = network()
+    simulator = Simulator(copy.deepcopy(model), take_census(model, SIZE))
+    with pytest.raises(InputError, match="blocks"):
+        simulator.cost(Candidate("full", levers=Levers(scope=9)), BATCH)
+    with pytest.raises(InputError, match="divide"):
+        simulator.cost(Candidate("full", levers=Levers(micro_batch=3)), BATCH)
+    with pytest.raises(InputError, match="--data"):
+        simulator.cost(Candidate("full", levers=Levers(scope=1, cached_prefix="ram")), BATCH)
