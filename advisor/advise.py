@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 from torch import nn
 
+from advisor.candidates import Proposals
 from advisor.costs import Simulator, WaitingChild, fvcore_forward_flops, measure
 from advisor.errors import InputError, ModelError
 from advisor.methods import get_method, methods
@@ -118,7 +119,7 @@ def _recommend(
     story = _prepare(model, request, progress)
     evaluations = [
         replace(evaluation, violations=violations(budget, evaluation.cost))
-        for evaluation in _cost_all(story, request, progress)
+        for evaluation in _cost_all(story, request, progress, allowed_memory(budget))
     ]
     data_summary = None
     if story.dataset is not None and story.situation is not None:
@@ -218,12 +219,24 @@ def _load(model: str | nn.Module, request: Request) -> LoadedModel:
     )
 
 
-def _candidates(story: _Story, request: Request) -> list[Candidate]:
-    """Every setting of every method asked for that makes sense here; why the others don't."""
+def _cost_all(
+    story: _Story, request: Request, progress: Progress, allowed_bytes: int | None = None
+) -> list[Evaluation]:
+    """Price what is worth pricing of every method asked for; why the others are not."""
+    images = len(story.dataset.train) if story.dataset is not None else 0
+    simulator = Simulator(story.loaded.module, story.census, images)
+    proposals = Proposals(
+        simulator,
+        story.census,
+        batch_size=request.batch_size,
+        allowed_bytes=allowed_bytes,
+        images=images,
+    )
     levers = Levers(optimizer=request.optimizer)  # type: ignore[arg-type]
-    found: list[Candidate] = []
     unseen = story.situation is not None and story.situation.scenario == "new-classes"
-    for name in request.methods or tuple(methods()):
+    names = request.methods or tuple(methods())
+    evaluations: dict[Candidate, Evaluation] = {}
+    for done, name in enumerate(names):
         method = get_method(name)
         if unseen and not method.learns_classes:
             story.not_applicable[name] = "it can't learn classes that the model has never seen"
@@ -231,29 +244,17 @@ def _candidates(story: _Story, request: Request) -> list[Candidate]:
         settings = list(method.settings(story.census, request.ranks))
         if not settings:
             story.not_applicable[name] = f"the model has nothing for it: {method.summary}"
-        found += [Candidate.of(name, setting, levers) for setting in settings]
-    return found
-
-
-def _cost_all(story: _Story, request: Request, progress: Progress) -> list[Evaluation]:
-    candidates = _candidates(story, request)
-    simulator = Simulator(story.loaded.module, story.census)
-    evaluations = []
-    for done, candidate in enumerate(candidates):
-        progress("cost", done / len(candidates), candidate.id)
-        try:
-            cost = simulator.cost(candidate, request.batch_size)
-        except Exception as error:  # noqa: BLE001 - one method that a model breaks must not end the others
-            first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-            story.not_applicable[candidate.id] = f"an update of it fails on this model: {first_line}"
             continue
-        evaluations.append(Evaluation(candidate, cost))
+        for candidate, cost in proposals.of(method, settings, levers):
+            evaluations[candidate] = Evaluation(candidate, cost)
+            progress("cost", done / len(names), candidate.id)
     progress("cost", 1.0, "")
-    if candidates and not evaluations:
+    story.not_applicable |= proposals.failures
+    if not evaluations:
         reasons = "; ".join(dict.fromkeys(story.not_applicable.values()))
         raise ModelError(f"no method can be run on this model: {reasons}")
     story.base_forward_flops = simulator.forward_flops()
-    return evaluations
+    return list(evaluations.values())
 
 
 def _probe_all(

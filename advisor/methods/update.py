@@ -30,7 +30,7 @@ def begin(
         InputError: the model's structure doesn't allow the candidate's levers.
     """
     method, levers = get_method(candidate.method), candidate.levers
-    if levers.scope is not None and not 0 < levers.scope <= len(census.blocks):
+    if levers.scope is not None and not 0 <= levers.scope <= len(census.blocks):
         raise InputError(f"the last {levers.scope} blocks can't be trained: {len(census.blocks)} were found")
     front = front_modules(census, levers.scope)
     if levers.cached_prefix != "no" and not is_chain_from_image(census, levers.scope):
@@ -71,12 +71,13 @@ def update(
     Returns:
         The mean cross-entropy over the batch before the update; None where nothing is trained.
     """
-    if optimizer is None:
-        _reestimate(trainable, images)
-        return None
-    optimizer.zero_grad(set_to_none=True)
     count = len(images)
     size = min(trainable.levers.micro_batch or count, count)
+    if optimizer is None:
+        for part in images.split(size):
+            _reestimate(trainable, part)
+        return None
+    optimizer.zero_grad(set_to_none=True)
     total = None
     for start in range(0, count, size):
         part = slice(start, start + size)

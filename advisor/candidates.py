@@ -1,0 +1,131 @@
+"""Which candidates are worth pricing: every setting of every method, and the levers that help it.
+
+Not the full product: each setting as it is; each method again with less of the network trained; and,
+where memory is short, each method with the levers that cost the least and make it fit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+
+from advisor.costs import Simulator
+from advisor.errors import InputError
+from advisor.methods import Method, Setting
+from advisor.models.blocks import is_chain_from_image, trained_part
+from advisor.records import Candidate, Census, Cost, Levers
+
+
+class Proposals:
+    """Prices candidates as it proposes them; what can't be run is left in `failures`, with the reason."""
+
+    def __init__(
+        self, simulator: Simulator, census: Census, *, batch_size: int, allowed_bytes: int | None, images: int
+    ) -> None:
+        """`images`: how many there are to train on; 0 where no data is given."""
+        self._simulator, self._census = simulator, census
+        self._batch_size, self._allowed, self._images = batch_size, allowed_bytes, images
+        self._costs: dict[Candidate, Cost | None] = {}
+        self.failures: dict[str, str] = {}
+
+    def of(self, method: Method, settings: Sequence[Setting], levers: Levers) -> Iterator[tuple[Candidate, Cost]]:
+        """The method's candidates with their costs; `levers` are the ones that all start from."""
+        for setting in settings:
+            yield from self._priced(Candidate.of(method.name, setting, levers))
+        middle = settings[len(settings) // 2]
+        main = Candidate.of(method.name, middle, levers)
+        scopes = self._scopes(method)
+        for scope in scopes:
+            narrow = replace(main, levers=replace(levers, scope=scope))
+            if list(method.settings(trained_part(self._census, scope), (1,))):
+                yield from self._priced(narrow)
+                if self._images and is_chain_from_image(self._census, scope):
+                    yield from self._cached(narrow)
+        if self._allowed is None or self._fits(main):
+            return
+        for scope in (None, *scopes):
+            rescued = list(self._rescued(replace(main, levers=replace(levers, scope=scope))))
+            yield from rescued
+            if rescued:
+                return
+
+    def _scopes(self, method: Method) -> list[int]:
+        """All but the stem, half, a quarter, the last block; of the head alone only what is before it."""
+        blocks = len(self._census.blocks)
+        if not method.learning_rates or not blocks:
+            return []
+        if method.name == "head":
+            return [0]
+        return sorted({blocks - 1, -(-blocks // 2), -(-blocks // 4), 1} - {0, blocks}, reverse=True)
+
+    def _cached(self, candidate: Candidate) -> Iterator[tuple[Candidate, Cost]]:
+        """The front's outputs kept in memory, or where that is too much, on disk."""
+        for where in ("ram", "disk"):
+            cached = replace(candidate, levers=replace(candidate.levers, cached_prefix=where))  # type: ignore[arg-type]
+            if where == "disk" or self._allowed is None or self._fits(cached):
+                yield from self._priced(cached)
+                return
+
+    def _rescued(self, candidate: Candidate) -> Iterator[tuple[Candidate, Cost]]:
+        """With the least harmful levers under which it fits: one that changes nothing, one that is quick."""
+        same = self._first_fitting(self._with(candidate, levers) for levers in _SAME_UPDATE)
+        if same is not None:
+            yield from self._priced(same)
+            if same.levers.checkpoint is False:
+                return
+        smaller = self._first_fitting(self._micro_batched(candidate))
+        if smaller is not None:
+            yield from self._priced(smaller)
+
+    def _micro_batched(self, candidate: Candidate) -> Iterator[Candidate]:
+        """Halves of the batch, halves of those, ...; then with checkpointing as well."""
+        sizes = [size for size in range(self._batch_size // 2, 0, -1) if self._batch_size % size == 0]
+        for levers in ({}, {"update": "per-parameter"}, {"update": "per-parameter", "checkpoint": True}):
+            lighter = self._with(candidate, levers)
+            for size in sizes:
+                if self._may_fit(lighter, size):
+                    yield self._with(lighter, {"micro_batch": size})
+
+    def _may_fit(self, candidate: Candidate, size: int) -> bool:
+        """Whether a line through two sizes' peaks says so: what an image adds is the same for each."""
+        whole, one = self._cost(candidate), self._cost(self._with(candidate, {"micro_batch": 1}))
+        if whole is None or one is None or self._allowed is None:
+            return False
+        share = (size - 1) / max(self._batch_size - 1, 1)
+        peak = one.peak_memory_bytes + share * (whole.peak_memory_bytes - one.peak_memory_bytes)
+        return peak <= self._allowed
+
+    def _first_fitting(self, candidates: Iterator[Candidate]) -> Candidate | None:
+        return next((candidate for candidate in candidates if self._fits(candidate)), None)
+
+    def _with(self, candidate: Candidate, levers: Mapping[str, object]) -> Candidate:
+        return replace(candidate, levers=replace(candidate.levers, **levers))  # type: ignore[arg-type]
+
+    def _fits(self, candidate: Candidate) -> bool:
+        cost = self._cost(candidate)
+        return cost is not None and self._allowed is not None and cost.peak_memory_bytes <= self._allowed
+
+    def _priced(self, candidate: Candidate) -> Iterator[tuple[Candidate, Cost]]:
+        cost = self._cost(candidate)
+        if cost is not None:
+            yield candidate, cost
+
+    def _cost(self, candidate: Candidate) -> Cost | None:
+        if candidate not in self._costs:
+            try:
+                self._costs[candidate] = self._simulator.cost(candidate, self._batch_size)
+            except Exception as error:  # noqa: BLE001 - what a model breaks must not end the others
+                first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+                if not isinstance(error, InputError):
+                    first_line = f"an update of it fails on this model: {first_line}"
+                self.failures[candidate.id] = first_line
+                self._costs[candidate] = None
+        return self._costs[candidate]
+
+
+# In order of what they cost: nothing; a second forward pass.
+_SAME_UPDATE = (
+    {"update": "per-parameter"},
+    {"checkpoint": True},
+    {"checkpoint": True, "update": "per-parameter"},
+)
