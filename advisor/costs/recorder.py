@@ -68,7 +68,10 @@ class Recorder(TorchDispatchMode):
             for tensor in (parameter.grad, *state.get(parameter, ())):
                 if tensor is not None:
                     self._follow(tensor, kind)
-        for tensor in (*self._model.buffers(), images, labels):
+        for tensor in self._model.buffers():
+            # Indices, running statistics: with weights alone they make a weight, no activation.
+            self._weights.add(self._follow(tensor, "other"))
+        for tensor in (images, labels):
             self._follow(tensor, "other")
 
         handles = list(self._layer_hooks())
@@ -147,7 +150,7 @@ class Recorder(TorchDispatchMode):
             phase = "optimizer"
 
         made = [self._follow(tensor, kind) for tensor in _tensors(result)]
-        if self._phase == "forward" and call.weights_only:
+        if read and self._weights.issuperset(read):
             self._weights.update(made)
         self._count(func, args, kwargs, result, kind, phase)
         return result

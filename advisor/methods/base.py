@@ -38,6 +38,7 @@ class Trainable:
     setting: Setting = field(default_factory=dict)
     notes: tuple[str, ...] = ()  # such as where a rank was capped
     batches_seen: int = 0  # by the re-estimation
+    choices: dict[str, torch.Tensor] = field(default_factory=dict)  # made when attaching, such as indices
 
     def tracked_norms(self) -> list[tuple[str, Any]]:
         """The normalisation layers with running statistics, by name."""
@@ -54,13 +55,13 @@ class Trainable:
             module.train(self.statistics != "frozen")
 
     def delta(self) -> dict[str, torch.Tensor]:
-        """What has to be shipped: trained weights and the statistics that training changed.
+        """What has to be shipped: trained weights, choices, and the statistics that training changed.
 
         `num_batches_tracked` is left out: no output depends on it.
         """
         tensors: dict[str, torch.Tensor] = {
             name: parameter.detach() for name, parameter in self.parameters.items()
-        }
+        } | self.choices
         if self.statistics != "frozen":
             for name, module in self.tracked_norms():
                 prefix = f"{name}." if name else ""
