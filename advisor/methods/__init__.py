@@ -19,7 +19,10 @@ __all__ = ["Method", "Setting", "Trainable", "get_method", "methods", "register"
 
 _registry: dict[str, Method] = {}
 # What people read first: from training everything to training nothing, then what adds weights.
-_ORDER = ("full", "head", "norm", "bias", "recalibrate", "lora", "dora", "galore", "adapter")
+_ORDER = (
+    *("full", "head", "norm", "bias", "recalibrate", "lora", "dora", "galore", "adapter"),
+    *("lite-residual", "sparse"),
+)
 _found = False
 
 

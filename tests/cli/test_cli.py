@@ -96,7 +96,8 @@ def test_json_dash_prints_json_alone(run):
     found = json.loads(stdout)
     assert found["recommended"] is None
     assert {c["method"] for c in found["candidates"]} == {
-        *("full", "head", "norm", "bias", "recalibrate", "lora", "dora", "galore", "adapter")
+        *("full", "head", "norm", "bias", "recalibrate", "lora", "dora", "galore", "adapter"),
+        *("lite-residual", "sparse"),
     }
 
 

@@ -93,6 +93,8 @@ def test_mobilenet_v2_batch_norm_affine_alone(mobilenet):
         ("galore", {"rank": 2}),
         ("adapter", {"kind": "conv", "reduction": 4}),
         ("adapter", {"kind": "parallel"}),
+        ("lite-residual", {"reduction": 2}),
+        ("sparse", {"fraction": 0.25}),
     ],
 )
 def test_parts_add_up_and_the_model_is_untouched(method, setting):
@@ -112,10 +114,17 @@ def test_parts_add_up_and_the_model_is_untouched(method, setting):
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
-@pytest.mark.parametrize("method", ["full", "norm", "lora", "dora", "adapter"])
+@pytest.mark.parametrize("method", ["full", "norm", "lora", "dora", "adapter", "lite-residual", "sparse"])
 def test_fake_and_real_tensors_agree(method):
     """The simulation is what happens: the same update on real tensors gives the same record."""
-    setting = {"lora": {"rank": 2}, "dora": {"rank": 2}, "adapter": {"kind": "parallel"}}.get(method, {})
+    chosen = {
+        "lora": {"rank": 2},
+        "dora": {"rank": 2},
+        "adapter": {"kind": "parallel"},
+        "lite-residual": {"reduction": 2},
+        "sparse": {"fraction": 0.25},
+    }
+    setting = chosen.get(method, {})
     candidate = Candidate.of(method, setting, Levers())
     model = network()
     census = take_census(model, SIZE)
