@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from advisor.costs import Simulator
 from advisor.errors import InputError
@@ -28,7 +29,9 @@ class Proposals:
         self._costs: dict[Candidate, Cost | None] = {}
         self.failures: dict[str, str] = {}
 
-    def of(self, method: Method, settings: Sequence[Setting], levers: Levers) -> Iterator[tuple[Candidate, Cost]]:
+    def of(
+        self, method: Method, settings: Sequence[Setting], levers: Levers
+    ) -> Iterator[tuple[Candidate, Cost]]:
         """The method's candidates with their costs; `levers` are the ones that all start from."""
         for setting in settings:
             yield from self._priced(Candidate.of(method.name, setting, levers))
@@ -43,8 +46,8 @@ class Proposals:
                     yield from self._cached(narrow)
         if self._allowed is None or self._fits(main):
             return
-        for scope in (None, *scopes):
-            rescued = list(self._rescued(replace(main, levers=replace(levers, scope=scope))))
+        for least in (None, *scopes):
+            rescued = list(self._rescued(replace(main, levers=replace(levers, scope=least))))
             yield from rescued
             if rescued:
                 return
@@ -61,7 +64,7 @@ class Proposals:
     def _cached(self, candidate: Candidate) -> Iterator[tuple[Candidate, Cost]]:
         """The front's outputs kept in memory, or where that is too much, on disk."""
         for where in ("ram", "disk"):
-            cached = replace(candidate, levers=replace(candidate.levers, cached_prefix=where))  # type: ignore[arg-type]
+            cached = replace(candidate, levers=replace(candidate.levers, cached_prefix=where))
             if where == "disk" or self._allowed is None or self._fits(cached):
                 yield from self._priced(cached)
                 return
@@ -98,8 +101,8 @@ class Proposals:
     def _first_fitting(self, candidates: Iterator[Candidate]) -> Candidate | None:
         return next((candidate for candidate in candidates if self._fits(candidate)), None)
 
-    def _with(self, candidate: Candidate, levers: Mapping[str, object]) -> Candidate:
-        return replace(candidate, levers=replace(candidate.levers, **levers))  # type: ignore[arg-type]
+    def _with(self, candidate: Candidate, levers: Mapping[str, Any]) -> Candidate:
+        return replace(candidate, levers=replace(candidate.levers, **levers))
 
     def _fits(self, candidate: Candidate) -> bool:
         cost = self._cost(candidate)

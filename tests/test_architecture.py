@@ -20,6 +20,7 @@ ORDER = [
     "costs",
     "probes",
     "solver",
+    "candidates",
     "advise",
     "report",
     "demo",

@@ -73,7 +73,10 @@ class Recorder(TorchDispatchMode):
             for tensor in (parameter.grad, *state.get(parameter, ())):
                 if tensor is not None:
                     self._follow(tensor, kind)
-        for tensor in (*self._model.buffers(), images, labels):
+        for tensor in self._model.buffers():
+            # Indices, running statistics: with weights alone they make a weight, no activation.
+            self._weights.add(self._follow(tensor, "other"))
+        for tensor in (images, labels):
             self._follow(tensor, "other")
 
         handles = [
@@ -173,7 +176,7 @@ class Recorder(TorchDispatchMode):
             kind = next((self._kinds[i] for i in read if i is not None), "other")
 
         made = [self._follow(tensor, kind) for tensor in tensors_in(result)]
-        if phase == "forward" and call.weights_only:
+        if read and self._weights.issuperset(read):
             self._weights.update(made)
         self._count(func, flops, kind, phase)
         return result

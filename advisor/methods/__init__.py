@@ -20,8 +20,8 @@ __all__ = ["Method", "Setting", "Trainable", "get_method", "methods", "register"
 _registry: dict[str, Method] = {}
 # What people read first: from training everything to training nothing, then what adds weights.
 _ORDER = (
-    *("full", "head", "norm", "bias", "recalibrate"),
-    *("lora", "dora", "loha", "lokr", "galore", "adapter", "ia3", "ssf"),
+    *("full", "head", "norm", "bias", "recalibrate", "lora", "dora", "loha", "lokr", "galore"),
+    *("adapter", "ia3", "ssf", "lite-residual", "sparse"),
 )
 _found = False
 

@@ -42,6 +42,7 @@ class Trainable:
     levers: Levers = field(default_factory=Levers)
     front: tuple[str, ...] = ()  # modules before the scope, in order: frozen, in eval mode
     checkpointed: tuple[tuple[str, ...], ...] = ()  # chains of modules that run again in the backward pass
+    choices: dict[str, torch.Tensor] = field(default_factory=dict)  # made when attaching, such as indices
 
     def tracked_norms(self) -> list[tuple[str, Any]]:
         """The normalisation layers in scope with running statistics, by name."""
@@ -61,13 +62,13 @@ class Trainable:
             self.model.get_submodule(name).eval()
 
     def delta(self) -> dict[str, torch.Tensor]:
-        """What has to be shipped: trained weights and the statistics that training changed.
+        """What has to be shipped: trained weights, choices, and the statistics that training changed.
 
         `num_batches_tracked` is left out: no output depends on it.
         """
         tensors: dict[str, torch.Tensor] = {
             name: parameter.detach() for name, parameter in self.parameters.items()
-        }
+        } | self.choices
         if self.statistics != "frozen":
             for name, module in self.tracked_norms():
                 prefix = f"{name}." if name else ""

@@ -97,7 +97,7 @@ def test_json_dash_prints_json_alone(run):
     assert found["recommended"] is None
     assert {c["method"] for c in found["candidates"]} == {
         *("full", "head", "norm", "bias", "recalibrate", "lora", "dora", "loha", "lokr", "galore"),
-        *("adapter", "ia3", "ssf"),
+        *("adapter", "ia3", "ssf", "lite-residual", "sparse"),
     }
 
 

@@ -98,6 +98,8 @@ def test_mobilenet_v2_batch_norm_affine_alone(mobilenet):
         ("adapter", {"kind": "parallel"}),
         ("ia3", {}),
         ("ssf", {}),
+        ("lite-residual", {"reduction": 2}),
+        ("sparse", {"fraction": 0.25}),
     ],
 )
 def test_parts_add_up_and_the_model_is_untouched(method, setting):
@@ -117,11 +119,18 @@ def test_parts_add_up_and_the_model_is_untouched(method, setting):
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
-@pytest.mark.parametrize("method", ["full", "norm", "lora", "dora", "loha", "lokr", "adapter", "ia3", "ssf"])
-def test_fake_and_real_tensors_agree(method):
+CHOSEN = {
+    **{key: {} for key in ("full", "norm", "ia3", "ssf")},
+    **{key: {"rank": 2} for key in ("lora", "dora", "loha", "lokr")},
+    "adapter": {"kind": "parallel"},
+    "lite-residual": {"reduction": 2},
+    "sparse": {"fraction": 0.25},
+}
+
+
+@pytest.mark.parametrize(("method", "setting"), CHOSEN.items())
+def test_fake_and_real_tensors_agree(method, setting):
     """The simulation is what happens: the same update on real tensors gives the same record."""
-    ranked = method in ("lora", "dora", "loha", "lokr")
-    setting = {"rank": 2} if ranked else {"kind": "parallel"} if method == "adapter" else {}
     candidate = Candidate.of(method, setting, Levers())
     model = network()
     census = take_census(model, SIZE)

@@ -83,7 +83,7 @@ ALL_SETTINGS = list(all_settings())
 
 def test_the_methods_are_there_in_reading_order_and_described():
     known = ["full", "head", "norm", "bias", "recalibrate", "lora", "dora", "loha", "lokr", "galore"]
-    known += ["adapter", "ia3", "ssf"]
+    known += ["adapter", "ia3", "ssf", "lite-residual", "sparse"]
     assert list(methods())[: len(known)] == known
     for method in methods().values():
         assert method.summary
@@ -121,7 +121,7 @@ def test_training_changes_outputs_and_merging_does_not(name, setting, options):
         assert (adapted - base(x)).abs().max() > 1e-4
         merged = get_method(name).merge(trainable.model)
         assert (merged(x) - adapted).abs().max() <= 1e-5
-    mergeable = setting.get("kind") != "conv"
+    mergeable = setting.get("kind") != "conv" and name != "lite-residual"
     if mergeable:
         assert [type(m) for m in merged.modules()] == [type(m) for m in base.modules()]
         shapes = {name: tensor.shape for name, tensor in base.state_dict().items()}

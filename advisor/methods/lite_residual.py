@@ -1,0 +1,168 @@
+"""TinyTL: small residual branches at half resolution, biases and the head; the rest saves next to nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from math import gcd, prod
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from advisor.methods import register
+from advisor.methods.base import (
+    LayerModule,
+    Setting,
+    Trainable,
+    add_bypass,
+    head_parameters,
+    merge_attached,
+    plain_optimizer,
+    train_only,
+)
+from advisor.methods.frugal import freeze_frugally, padding_around, restore_forwards
+from advisor.models.layers import CONVOLUTIONS, is_plain
+from advisor.records import Census, Layer
+
+REDUCTIONS = (2, 4)
+GROUPS = 2  # the paper's
+_INTERPOLATION = ("linear", "bilinear", "trilinear")  # by spatial dimensions
+
+
+class LiteResidual(nn.Module):
+    """dy = up(U * relu(G * pool(x))): half the resolution in, so a quarter of the pixels is saved.
+
+    G is a grouped k x k convolution C_in -> h with the layer's stride, U a 1x1 convolution h -> C_out,
+    zero at the start; k is the layer's kernel size, 3 beside a 1x1. `up` interpolates to the layer's
+    output. The official code normalises after G and U; here that would be statistics to keep.
+    Pooling and the non-linearity mean that it can't be merged.
+    """
+
+    def __init__(self, layer: LayerModule, reduction: int) -> None:
+        super().__init__()
+        options: dict[str, Any] = {"bias": False, "device": layer.weight.device, "dtype": layer.weight.dtype}
+        plain: Any = next(kind for kind in CONVOLUTIONS if isinstance(layer, kind))
+        kernel, hidden, groups = branch_shape(layer.in_channels, layer.kernel_size, reduction)
+        self.narrow = plain(
+            layer.in_channels,
+            hidden,
+            kernel,
+            stride=layer.stride,
+            padding=tuple(size // 2 for size in kernel),
+            groups=groups,
+            **options,
+        )
+        self.widen = plain(hidden, layer.out_channels, 1, **options)
+        nn.init.zeros_(self.widen.weight)
+        self._layer = (layer,)  # only its geometry is read; a tuple hides it from the module tree
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The branch's output, to be added to the layer's."""
+        size = _output_size(self._layer[0], x.shape[2:])
+        residual = self.widen(F.relu(self.narrow(halve(x)), inplace=True))
+        return F.interpolate(residual, size, mode=_INTERPOLATION[len(size) - 1])
+
+
+@register
+class LiteResiduals:
+    """A branch beside each convolution whose weight is larger than the branch.
+
+    That is where the paper's blocks begin on networks of inverted bottlenecks (1x1 convolutions that
+    widen), and every k x k convolution elsewhere; never a depthwise one. The normalisation layers'
+    statistics are frozen: updating them would need each layer's input, half of what is saved. What
+    stays saved is a quarter of each branch's input and a byte for each rectified element; other
+    activations (SiLU, hard-swish) and layer or group normalisation still save their inputs.
+    """
+
+    name = "lite-residual"
+    summary = "a small residual branch at half resolution beside convolutions, biases, and the head (TinyTL)"
+    formula = "y = W∗x + b + up(U∗relu(G∗pool(x))); G grouped, U 1x1, b, β and the head trained"
+    source = "TinyTL, arXiv 2007.11622, section 3.2"
+    learns_classes = True
+    learning_rates = (1e-3, 5e-3, 2e-2)
+
+    def settings(self, census: Census, ranks: Sequence[int]) -> Iterable[Setting]:  # noqa: ARG002
+        """Each reduction C_in / h at which some convolution takes a branch."""
+        if census.head is None:
+            return []
+        return [{"reduction": reduction} for reduction in REDUCTIONS if _branched(census, reduction)]
+
+    def attach(self, model: nn.Module, census: Census, setting: Setting) -> Trainable:
+        """Add the branches, train the biases, and let what is frozen save no more than it needs."""
+        reduction = int(setting["reduction"])
+        trained = head_parameters(model, census)
+        for layer in census.layers:
+            module = model.get_submodule(layer.name)
+            if layer.calls and layer.name != census.head:
+                trained += _biases(layer, module)
+                freeze_frugally(module)
+        for layer in _branched(census, reduction):
+            module = model.get_submodule(layer.name)
+            if is_plain(module):
+                branch = LiteResidual(module, reduction)
+                add_bypass(module, branch)
+                trained += branch.parameters()
+        return train_only(model, trained, "frozen", setting)
+
+    optimizer = staticmethod(plain_optimizer)
+
+    def merge(self, model: nn.Module) -> nn.Module:
+        """Biases are the model's own and branches stay: only the layers' plain backward passes return."""
+        restore_forwards(model)
+        return merge_attached(model)
+
+
+def halve(x: torch.Tensor) -> torch.Tensor:
+    """x (N, C, ...) average-pooled by 2; a last odd pixel is left out, a single one kept.
+
+    Sums of slices, because torch's own average pooling saves its input, the largest tensor here.
+    """
+    for axis in range(2, x.ndim):
+        pairs = x.shape[axis] // 2
+        if pairs:
+            even, odd = x.narrow(axis, 0, 2 * pairs).unflatten(axis, (pairs, 2)).unbind(axis + 1)
+            x = (even + odd) * 0.5
+    return x
+
+
+def branch_shape(
+    channels: int, kernel_size: Sequence[int], reduction: int
+) -> tuple[tuple[int, ...], int, int]:
+    """Kernel, hidden channels and groups of the branch of a layer with that many input channels."""
+    # Odd, so that padding keeps the size; 3 beside a 1x1 convolution, which has no reach of its own.
+    kernel = tuple(3 if set(kernel_size) == {1} else size | 1 for size in kernel_size)
+    hidden = max(channels // reduction // GROUPS * GROUPS, 1)
+    return kernel, hidden, gcd(GROUPS, channels, hidden)
+
+
+def _branched(census: Census, reduction: int) -> list[Layer]:
+    """The convolutions whose weight is larger than a branch beside them."""
+    found = []
+    for layer in census.of_type("standard", "pointwise", "grouped"):
+        outputs, inputs = layer.weight_shape[0], layer.weight_shape[1] * layer.groups
+        kernel, hidden, groups = branch_shape(inputs, layer.kernel_size, reduction)
+        size = hidden * (inputs // groups * prod(kernel) + outputs)
+        if layer.calls and layer.name != census.head and size < prod(layer.weight_shape):
+            found.append(layer)
+    return found
+
+
+def _biases(layer: Layer, module: nn.Module) -> list[nn.Parameter]:
+    # Of the layer's own; attention, one layer of the census, holds its projections'.
+    inside = layer.layer_type != "other" or isinstance(module, nn.MultiheadAttention)
+    return [
+        parameter
+        for name, parameter in module.named_parameters(recurse=inside)
+        if name.rpartition(".")[2] in ("bias", "in_proj_bias")
+    ]
+
+
+def _output_size(layer: LayerModule, size: Sequence[int]) -> list[int]:
+    around = padding_around(layer)[::-1]
+    return [
+        (n + around[2 * axis] + around[2 * axis + 1] - dilation * (kernel - 1) - 1) // stride + 1
+        for axis, (n, kernel, stride, dilation) in enumerate(
+            zip(size, layer.kernel_size, layer.stride, layer.dilation, strict=True)
+        )
+    ]
