@@ -56,31 +56,40 @@ class OperatorMemo:
     ) -> tuple[Any, OperatorFlops | None]:
         if func.overloadpacket is torch.ops.aten._safe_softmax:
             raise DeviceNeededError("scaled_dot_product_attention is one fused kernel on the CPU")
-        behaviour: Any = _AGAIN
         read = tensors_in((args, kwargs))
-        if read and not func.is_view and all(tensor.is_meta for tensor in read):
-            if func._schema.is_mutable:
-                result = func(*args, **kwargs)
-                if result is args[0] and torch.Tag.inplace_view not in func.tags:
-                    behaviour = _FIRST
-            else:
-                # As the CPU's kernel would: the meta device's own rules differ in small things.
-                with self._cpu:
-                    on_cpu = {id(t): torch.empty_strided(t.shape, t.stride(), dtype=t.dtype) for t in read}
-                    fake_args, fake_kwargs = tree_map_only(
-                        torch.Tensor, lambda t: on_cpu[id(t)], (tuple(args), dict(kwargs))
-                    )
-                    result = func(*fake_args, **fake_kwargs)
-                if _is_fresh(result, on_cpu.values()):
-                    behaviour = _template(result)
-                    result = _made(behaviour)
-                else:
-                    result = func(*args, **kwargs)
-        else:
+        behaviour = self._behaviour(func, args, kwargs, read)
+        if behaviour is _FIRST:
+            result = args[0]
+        elif behaviour is _AGAIN:
             result = func(*args, **kwargs)
+        else:
+            result = _made(behaviour)
         flops = operator_flops(func, args, kwargs, result)
         self._known[key] = (behaviour, flops)
         return result, flops
+
+    def _behaviour(
+        self,
+        func: torch._ops.OpOverload,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        read: Sequence[torch.Tensor],
+    ) -> Any:
+        if not read or func.is_view or not all(tensor.is_meta for tensor in read):
+            return _AGAIN
+        if func._schema.is_mutable:
+            in_place = func._schema.name.endswith("_") and torch.Tag.inplace_view not in func.tags
+            return _FIRST if in_place and func.overloadpacket not in _RESHAPING else _AGAIN
+        if func.overloadpacket in _LIKE_FIRST and _are_alike(read):
+            return (read[0].shape, read[0].stride(), read[0].dtype)
+        # As the CPU's kernel would: the meta device's own rules differ in small things.
+        with self._cpu:
+            on_cpu = {id(t): torch.empty_strided(t.shape, t.stride(), dtype=t.dtype) for t in read}
+            fake_args, fake_kwargs = tree_map_only(
+                torch.Tensor, lambda t: on_cpu[id(t)], (tuple(args), dict(kwargs))
+            )
+            result = func(*fake_args, **fake_kwargs)
+        return _template(result) if _is_fresh(result, on_cpu.values()) else _AGAIN
 
 
 class Remembering(TorchDispatchMode):
@@ -93,6 +102,28 @@ class Remembering(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         """Run one operator."""
         return self._memo.run(func, args, kwargs or {})[0]
+
+
+aten = torch.ops.aten
+_RESHAPING = {aten.resize_, aten.set_, aten.resize_as_}
+# Of floating-point tensors of one shape they make another one: known without asking.
+_LIKE_FIRST = {
+    *(aten.add, aten.sub, aten.mul, aten.div, aten.neg, aten.sqrt, aten.rsqrt, aten.reciprocal),
+    *(aten.relu, aten.hardtanh, aten.hardswish, aten.hardsigmoid, aten.silu, aten.gelu, aten.sigmoid),
+    *(aten.threshold_backward, aten.hardtanh_backward, aten.hardswish_backward, aten.silu_backward),
+    *(aten.hardsigmoid_backward, aten.gelu_backward, aten.sigmoid_backward, aten.addcmul, aten.addcdiv),
+}
+
+
+def _are_alike(tensors: Sequence[torch.Tensor]) -> bool:
+    """Whether they are floating-point tensors without gaps, all of one shape, layout and type."""
+    first = tensors[0]
+    kind = (first.shape, first.stride(), first.dtype)
+    return (
+        first.dtype.is_floating_point
+        and _least_bytes(first) == first.numel() * first.element_size()
+        and all((tensor.shape, tensor.stride(), tensor.dtype) == kind for tensor in tensors)
+    )
 
 
 def _is_fresh(result: Any, read: Iterable[torch.Tensor]) -> bool:

@@ -7,6 +7,7 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 from typing import Any
 
@@ -18,7 +19,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from advisor.costs.flops import OperatorFlops, operator_flops
 from advisor.costs.memo import OperatorMemo, tensors_in
+from advisor.costs.steps import Step, known_step
 from advisor.methods import Trainable
+from advisor.methods.step_at_once import StepAtOnce
 from advisor.methods.update import run_front, update
 from advisor.records import LAYER_TYPES, Census, Flops, Memory
 
@@ -84,12 +87,15 @@ class Recorder(TorchDispatchMode):
             register_optimizer_step_pre_hook(lambda *_: self._step_begins()),
             register_optimizer_step_post_hook(lambda *_: self._step_ends()),
         ]
+        replayed = self._replay_steps(optimizer) if self._memo is not None else []
         try:
             with self:
                 update(trainable, optimizer, images, labels)
         finally:
             for handle in handles:
                 handle.remove()
+            for stepping in replayed:
+                del stepping.step  # the instance's; the class's is there again
         purposes: dict[str, list[torch.Tensor]] = {
             "batch": [images, labels],
             "buffers": list(self._model.buffers()),
@@ -205,6 +211,40 @@ class Recorder(TorchDispatchMode):
         reads_weight = not self._weights.isdisjoint(read)
         return call.layer_type, "input_gradient" if reads_weight else "weight_gradient"
 
+    def _replay_steps(self, optimizer: torch.optim.Optimizer | None) -> list[Any]:
+        """Let known optimizers write down what a step would do, instead of doing it."""
+        replayed: list[Any] = []
+        for stepping in optimizers_in(optimizer):
+            step = known_step(stepping)
+            if step is not None:
+                stepping.step = partial(self._replay, stepping, step)  # type: ignore[method-assign]
+                replayed.append(stepping)
+        return replayed
+
+    def _replay(self, optimizer: torch.optim.Optimizer, step: Step) -> None:
+        lingering = None
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                kind = self._kinds[self._ids[_key(parameter)]]
+                self._flops[kind, "optimizer"] += parameter.numel() * step.flops_per_element + step.flops
+                made = [self._allocate(parameter.nbytes, kind) for _ in range(step.temporaries)]
+                for temporary in (*made[:-1], lingering):
+                    if temporary is not None:
+                        self._log.append((temporary, -self._sizes[temporary]))
+                lingering = made[-1] if made else None
+        if lingering is not None:
+            self._log.append((lingering, -self._sizes[lingering]))
+
+    def _allocate(self, size: int, kind: str) -> int:
+        """A storage that no tensor stands for."""
+        new = len(self._sizes)
+        self._sizes.append(size)
+        self._kinds.append(kind)
+        self._log.append((new, size))
+        return new
+
     def _step_begins(self) -> None:
         self._stepping += 1
 
@@ -228,17 +268,14 @@ class Recorder(TorchDispatchMode):
         known = self._ids.get(key)
         if known is not None:
             return known
-        new = len(self._sizes)
+        new = self._allocate(storage.nbytes(), kind)
         log, ids = self._log, self._ids
 
         def released(_: object) -> None:
             del ids[key]
             log.append((new, -self._sizes[new]))
 
-        self._sizes.append(storage.nbytes())
-        self._kinds.append(kind)
         ids[key] = new
-        log.append((new, self._sizes[new]))
         self._references.append(weakref.ref(storage, released))
         return new
 
@@ -313,6 +350,13 @@ class SkippingWrites(TorchDispatchMode):
         if func is METADATA and isinstance(args[0], FakeTensor):
             return args[0].fake_device
         return args[0] if writes_in_place_only(func, args) else func(*args, **(kwargs or {}))
+
+
+def optimizers_in(optimizer: torch.optim.Optimizer | None) -> list[torch.optim.Optimizer]:
+    """Those that do the stepping: itself, or one for each parameter."""
+    if isinstance(optimizer, StepAtOnce):
+        return list(optimizer.each.values())
+    return [] if optimizer is None else [optimizer]
 
 
 def optimizer_tensors(

@@ -11,10 +11,12 @@ finds the optimizer's state in place is recorded: the first one is cheaper than 
 from __future__ import annotations
 
 import copy
-from collections import Counter
-from contextlib import AbstractContextManager, nullcontext
+import gc
+from collections import Counter, OrderedDict
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -25,7 +27,8 @@ from torch._subclasses.fake_tensor import (
 )
 
 from advisor.costs.memo import DeviceNeededError, OperatorMemo, Remembering
-from advisor.costs.recorder import Recorder, Recording, SkippingWrites
+from advisor.costs.recorder import Recorder, Recording, SkippingWrites, optimizers_in
+from advisor.costs.steps import known_step, make_state
 from advisor.errors import InputError
 from advisor.methods import Method, Trainable, get_method
 from advisor.methods.base import bypass_of, remove_bypass
@@ -57,6 +60,10 @@ class Simulator:
         Raises:
             Exception: whatever the method or the model raises when such an update is run.
         """
+        with _without_collector():
+            return self._priced(candidate, batch_size, tensors)
+
+    def _priced(self, candidate: Candidate, batch_size: int, tensors: Tensors | None) -> Cost:
         if tensors is not None:
             return self._cost(candidate, batch_size, tensors)
         if not self._needs_device:
@@ -152,7 +159,9 @@ class Simulator:
         """A copy of the model to run on such tensors, and the context to run it in."""
         if tensors == "real":
             return copy.deepcopy(self._model), nullcontext()
-        mode = FakeTensorMode() if tensors == "fake" else torch.device("meta")
+        if tensors == "meta":
+            return shape_copy(self._model, torch.device("meta")), nullcontext()
+        mode = FakeTensorMode()
         return shape_copy(self._model, mode), mode
 
     def _batch(self, size: int, tensors: Tensors) -> tuple[torch.Tensor, torch.Tensor]:
@@ -168,6 +177,12 @@ class Simulator:
     ) -> None:
         """What a first update leaves behind, without its forward and backward pass."""
         if optimizer is None:
+            return
+        steps = [(stepping, known_step(stepping)) for stepping in optimizers_in(optimizer)]
+        if tensors == "meta" and all(step is not None for _, step in steps):
+            for stepping, step in steps:
+                assert step is not None  # noqa: S101 - all are known
+                make_state(stepping, step, stepping.param_groups[0]["params"])
             return
         with Remembering(self._memo) if tensors == "meta" else SkippingWrites():
             for parameter in trainable.parameters.values():
@@ -192,6 +207,18 @@ class Simulator:
         return self._recorder(model, tensors).record_forward(self._batch(1, tensors)[0])
 
 
+@contextmanager
+def _without_collector() -> Iterator[None]:
+    """No garbage collection: its pauses are half of the time, and when it runs would move the peak."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
 def simulate(model: nn.Module, census: Census, candidate: Candidate, batch_size: int) -> Cost:
     """Cost of one update of one candidate; for more of them, a `Simulator` is faster."""
     return Simulator(model, census).cost(candidate, batch_size)
@@ -199,7 +226,7 @@ def simulate(model: nn.Module, census: Census, candidate: Candidate, batch_size:
 
 def shape_copy(model: nn.Module, mode: AbstractContextManager[object]) -> nn.Module:
     """A copy whose tensors have shapes and no values, as `mode` makes them; shared ones stay shared."""
-    memo: dict[int, object] = {}
+    memo: dict[int, Any] = {}
     with mode:
         for tensor in (*model.parameters(), *model.buffers()):
             empty = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype)
@@ -207,7 +234,27 @@ def shape_copy(model: nn.Module, mode: AbstractContextManager[object]) -> nn.Mod
                 memo[id(tensor)] = nn.Parameter(empty, requires_grad=tensor.requires_grad)
             else:
                 memo[id(tensor)] = empty
-    return copy.deepcopy(model, memo)
+    # What deepcopy does, many times faster: most of what modules hold is empty or a plain value.
+    modules = list(model.modules())
+    if any(hasattr(type(module), "__deepcopy__") for module in modules):
+        return copy.deepcopy(model, memo)
+    for module in modules:
+        memo[id(module)] = type(module).__new__(type(module))
+    for module in modules:
+        copied = memo[id(module)].__dict__
+        for name, value in module.__dict__.items():
+            if type(value) in _PLAIN:
+                copied[name] = value
+            elif name in ("_parameters", "_buffers", "_modules"):
+                copied[name] = {key: None if held is None else memo[id(held)] for key, held in value.items()}
+            elif value or type(value) not in (dict, OrderedDict):
+                copied[name] = copy.deepcopy(value, memo)
+            else:
+                copied[name] = type(value)()
+    return memo[id(model)]
+
+
+_PLAIN = {int, float, str, bool, type(None), torch.dtype}
 
 
 def _bytes(*tensors: torch.Tensor) -> int:
