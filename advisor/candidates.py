@@ -6,8 +6,10 @@ where memory is short, each method with the levers that cost the least and make 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 from advisor.costs import Simulator
@@ -15,6 +17,8 @@ from advisor.errors import InputError
 from advisor.methods import Method, Setting
 from advisor.models.blocks import is_chain_from_image, trained_part
 from advisor.records import Candidate, Census, Cost, Levers
+
+_Levers = Mapping[str, Any]
 
 
 class Proposals:
@@ -27,6 +31,7 @@ class Proposals:
         self._simulator, self._census = simulator, census
         self._batch_size, self._allowed, self._images = batch_size, allowed_bytes, images
         self._costs: dict[Candidate, Cost | None] = {}
+        self._helped: dict[object, list[_Levers]] = defaultdict(list)
         self.failures: dict[str, str] = {}
 
     def of(
@@ -46,6 +51,10 @@ class Proposals:
                     yield from self._cached(narrow)
         if self._allowed is None or self._fits(main):
             return
+        if not method.learning_rates:  # nothing is trained: all there is to make smaller is the batch
+            smaller = self._first_fitting(main, list(self._micro_batches(main)))
+            yield from self._priced(smaller) if smaller is not None else ()
+            return
         for least in (None, *scopes):
             rescued = list(self._rescued(replace(main, levers=replace(levers, scope=least))))
             yield from rescued
@@ -53,13 +62,13 @@ class Proposals:
                 return
 
     def _scopes(self, method: Method) -> list[int]:
-        """All but the stem, half, a quarter, the last block; of the head alone only what is before it."""
+        """All but the stem, half, a quarter; of the head alone only what is before it."""
         blocks = len(self._census.blocks)
         if not method.learning_rates or not blocks:
             return []
         if method.name == "head":
             return [0]
-        return sorted({blocks - 1, -(-blocks // 2), -(-blocks // 4), 1} - {0, blocks}, reverse=True)
+        return sorted({blocks - 1, -(-blocks // 2), -(-blocks // 4)} - {0, blocks}, reverse=True)
 
     def _cached(self, candidate: Candidate) -> Iterator[tuple[Candidate, Cost]]:
         """The front's outputs kept in memory, or where that is too much, on disk."""
@@ -71,23 +80,22 @@ class Proposals:
 
     def _rescued(self, candidate: Candidate) -> Iterator[tuple[Candidate, Cost]]:
         """With the least harmful levers under which it fits: one that changes nothing, one that is quick."""
-        same = self._first_fitting(self._with(candidate, levers) for levers in _SAME_UPDATE)
+        same = self._first_fitting(candidate, _SAME_UPDATE)
         if same is not None:
             yield from self._priced(same)
-            if same.levers.checkpoint is False:
+            if not same.levers.checkpoint:
                 return
-        smaller = self._first_fitting(self._micro_batched(candidate))
+        smaller = self._first_fitting(candidate, self._micro_batches(candidate))
         if smaller is not None:
             yield from self._priced(smaller)
 
-    def _micro_batched(self, candidate: Candidate) -> Iterator[Candidate]:
-        """Halves of the batch, halves of those, ...; then with checkpointing as well."""
+    def _micro_batches(self, candidate: Candidate) -> Iterator[_Levers]:
+        """The largest parts of the batch that may fit; then smaller ones; then checkpointing as well."""
         sizes = [size for size in range(self._batch_size // 2, 0, -1) if self._batch_size % size == 0]
         for levers in ({}, {"update": "per-parameter"}, {"update": "per-parameter", "checkpoint": True}):
-            lighter = self._with(candidate, levers)
             for size in sizes:
-                if self._may_fit(lighter, size):
-                    yield self._with(lighter, {"micro_batch": size})
+                if self._may_fit(self._with(candidate, levers), size):
+                    yield levers | {"micro_batch": size}
 
     def _may_fit(self, candidate: Candidate, size: int) -> bool:
         """Whether a line through two sizes' peaks says so: what an image adds is the same for each."""
@@ -98,10 +106,17 @@ class Proposals:
         peak = one.peak_memory_bytes + share * (whole.peak_memory_bytes - one.peak_memory_bytes)
         return peak <= self._allowed
 
-    def _first_fitting(self, candidates: Iterator[Candidate]) -> Candidate | None:
-        return next((candidate for candidate in candidates if self._fits(candidate)), None)
+    def _first_fitting(self, candidate: Candidate, ladder: Iterable[_Levers]) -> Candidate | None:
+        """What helped a method before is tried first: activations are much the same for all."""
+        kind = type(ladder), candidate.levers.scope  # a tuple, a list or a generator: one for each ladder
+        for levers in chain(self._helped[kind], ladder):
+            lighter = self._with(candidate, levers)
+            if self._fits(lighter):
+                self._helped[kind] = [levers]
+                return lighter
+        return None
 
-    def _with(self, candidate: Candidate, levers: Mapping[str, Any]) -> Candidate:
+    def _with(self, candidate: Candidate, levers: _Levers) -> Candidate:
         return replace(candidate, levers=replace(candidate.levers, **levers))
 
     def _fits(self, candidate: Candidate) -> bool:
@@ -127,7 +142,7 @@ class Proposals:
 
 
 # In order of what they cost: nothing; a second forward pass.
-_SAME_UPDATE = (
+_SAME_UPDATE: tuple[_Levers, ...] = (
     {"update": "per-parameter"},
     {"checkpoint": True},
     {"checkpoint": True, "update": "per-parameter"},

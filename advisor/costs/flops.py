@@ -33,6 +33,9 @@ class OperatorFlops:
     weight_gradient: int = 0
 
 
+NONE = OperatorFlops()
+
+
 def convolution_flops(x: Shape, weight: Shape, y: Shape, *, transposed: bool) -> int:
     """Forward pass, and each of the two gradients, of x (N, C_in, ...) -> y (N, C_out, ...).
 
@@ -57,7 +60,7 @@ def operator_flops(
         flops = rule(args, kwargs, result)
         return flops if isinstance(flops, OperatorFlops) else OperatorFlops(flops)
     if operator.namespace == "profiler" or operator.is_view or operator.overloadpacket in _FREE:
-        return OperatorFlops()
+        return NONE
     if torch.Tag.pointwise in operator.tags or operator.overloadpacket in _ELEMENTWISE:
         return OperatorFlops(_elements(result))
     if torch.Tag.reduction in operator.tags or operator.overloadpacket in _REDUCTIONS:

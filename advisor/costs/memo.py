@@ -6,10 +6,11 @@ what an operator returns, and its FLOPs, follow from its arguments' shapes alone
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
@@ -33,17 +34,29 @@ class OperatorMemo:
         self._cpu = FakeTensorMode()
 
     def run(
-        self, func: torch._ops.OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]
+        self,
+        func: torch._ops.OpOverload,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        read: Sequence[torch.Tensor],
     ) -> tuple[Any, OperatorFlops | None]:
         """The operator's result on meta tensors, and its FLOPs (None where there is no rule).
+
+        Args:
+            read: the tensors in `args` and `kwargs`.
 
         Raises:
             DeviceNeededError: attention, which takes another path on the CPU.
         """
-        key = (func, _signature(args), _signature(kwargs.items()) if kwargs else ())
+        key = (
+            func,
+            *[(tensor.shape, tensor.stride(), tensor.dtype, tensor.is_meta) for tensor in read],
+            *[arg if type(arg) in _HASHABLE else _values(arg) for arg in args if type(arg) not in _TENSORS],
+            _values(kwargs) if kwargs else None,
+        )
         known = self._known.get(key)
         if known is None:
-            return self._learn(key, func, args, kwargs)
+            return self._learn(key, func, args, kwargs, read)
         behaviour, flops = known
         if behaviour is _FIRST:
             return args[0], flops
@@ -52,11 +65,15 @@ class OperatorMemo:
         return _made(behaviour), flops
 
     def _learn(
-        self, key: Any, func: torch._ops.OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]
+        self,
+        key: Any,
+        func: torch._ops.OpOverload,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        read: Sequence[torch.Tensor],
     ) -> tuple[Any, OperatorFlops | None]:
         if func.overloadpacket is torch.ops.aten._safe_softmax:
             raise DeviceNeededError("scaled_dot_product_attention is one fused kernel on the CPU")
-        read = tensors_in((args, kwargs))
         behaviour = self._behaviour(func, args, kwargs, read)
         if behaviour is _FIRST:
             result = args[0]
@@ -80,8 +97,13 @@ class OperatorMemo:
         if func._schema.is_mutable:
             in_place = func._schema.name.endswith("_") and torch.Tag.inplace_view not in func.tags
             return _FIRST if in_place and func.overloadpacket not in _RESHAPING else _AGAIN
-        if func.overloadpacket in _LIKE_FIRST and _are_alike(read):
-            return (read[0].shape, read[0].stride(), read[0].dtype)
+        packet = func.overloadpacket
+        if packet in _LIKE_FIRST and _are_alike(read):
+            return _template(read[0])
+        if packet in _SAME_ON_META:
+            return _template(func(*args, **kwargs))
+        if packet in _BATCH_NORM:
+            return _BATCH_NORM[packet](args)
         # As the CPU's kernel would: the meta device's own rules differ in small things.
         with self._cpu:
             on_cpu = {id(t): torch.empty_strided(t.shape, t.stride(), dtype=t.dtype) for t in read}
@@ -101,7 +123,8 @@ class Remembering(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         """Run one operator."""
-        return self._memo.run(func, args, kwargs or {})[0]
+        kwargs = kwargs or {}
+        return self._memo.run(func, args, kwargs, tensors_in((args, kwargs)))[0]
 
 
 aten = torch.ops.aten
@@ -112,6 +135,32 @@ _LIKE_FIRST = {
     *(aten.relu, aten.hardtanh, aten.hardswish, aten.hardsigmoid, aten.silu, aten.gelu, aten.sigmoid),
     *(aten.threshold_backward, aten.hardtanh_backward, aten.hardswish_backward, aten.silu_backward),
     *(aten.hardsigmoid_backward, aten.gelu_backward, aten.sigmoid_backward, aten.addcmul, aten.addcdiv),
+}
+
+
+_SAME_ON_META = {
+    *(aten.convolution, aten.convolution_backward, aten.mm, aten.addmm, aten.bmm),
+    *(aten.empty_like, aten.new_empty, aten.zeros_like, aten.new_zeros),
+}
+
+
+def _batch_norm(args: Sequence[Any]) -> Any:
+    # Saved for the backward pass: the batch's statistics; in eval mode the CPU's kernel saves none.
+    x, training = args[0], args[5]
+    saved = ((x.shape[1],) if training else (0,), (1,), x.dtype)
+    return [_template(x), saved, saved]
+
+
+def _batch_norm_backward(args: Sequence[Any]) -> Any:
+    x, wanted = args[1], args[9]
+    each = (_template(x), ((x.shape[1],), (1,), x.dtype), ((x.shape[1],), (1,), x.dtype))
+    return [template if want else None for template, want in zip(each, wanted, strict=True)]
+
+
+# The Python code that stands for them on other devices takes milliseconds.
+_BATCH_NORM: dict[Any, Callable[[Sequence[Any]], Any]] = {
+    aten.native_batch_norm: _batch_norm,
+    aten.native_batch_norm_backward: _batch_norm_backward,
 }
 
 
@@ -137,15 +186,19 @@ def _is_fresh(result: Any, read: Iterable[torch.Tensor]) -> bool:
     )
 
 
-def _signature(values: Any) -> tuple[Any, ...]:
-    return tuple(
-        (value.shape, value.stride(), value.dtype, value.is_meta)
-        if isinstance(value, torch.Tensor)
-        else _signature(value)
-        if isinstance(value, list | tuple)
-        else value
-        for value in values
-    )
+_TENSORS = (torch.Tensor, nn.Parameter)
+_HASHABLE = {int, float, bool, str, type(None), torch.dtype}
+
+
+def _values(value: Any) -> Any:
+    """What an argument is besides its tensors, which are only marked; hashable."""
+    if isinstance(value, torch.Tensor):
+        return torch.Tensor
+    if isinstance(value, list | tuple):
+        return tuple(_values(item) for item in value)
+    if isinstance(value, dict):
+        return tuple((name, _values(item)) for name, item in value.items())
+    return value
 
 
 def _template(result: Any) -> Any:
@@ -174,10 +227,17 @@ def _least_bytes(tensor: torch.Tensor) -> int:
 
 def tensors_in(value: Any) -> list[torch.Tensor]:
     """Every tensor in nested tuples, lists and dictionaries."""
+    found: list[torch.Tensor] = []
+    _collect(value, found)
+    return found
+
+
+def _collect(value: Any, found: list[torch.Tensor]) -> None:
     if isinstance(value, torch.Tensor):
-        return [value]
-    if isinstance(value, dict):
-        value = value.values()
-    elif not isinstance(value, tuple | list):
-        return []
-    return [tensor for item in value for tensor in tensors_in(item)]
+        found.append(value)
+    elif isinstance(value, tuple | list):
+        for item in value:
+            if type(item) not in _HASHABLE:
+                _collect(item, found)
+    elif isinstance(value, dict):
+        _collect(tuple(value.values()), found)

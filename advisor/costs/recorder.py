@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from advisor.costs.flops import OperatorFlops, operator_flops
+from advisor.costs.flops import NONE, OperatorFlops, operator_flops
 from advisor.costs.memo import OperatorMemo, tensors_in
 from advisor.costs.steps import Step, known_step
 from advisor.methods import Trainable
@@ -146,27 +146,17 @@ class Recorder(TorchDispatchMode):
             # Asked so often that a second dispatch would cost a tenth of the simulation.
             return args[0].fake_device if isinstance(args[0], FakeTensor) else func(*args, **kwargs)
         node = torch._C._current_autograd_node()
-        if self._stepping:
-            phase = "optimizer"
-        elif node is None or torch.is_grad_enabled():  # the latter: a checkpointed block runs again
-            phase = "forward"
-            if node is None and not self._went_forward:
-                self._went_forward = True
-                self._at_starts.append(self._flops.copy())
-        else:
-            phase = "backward"
-            if self._went_forward:
-                self._went_forward = False
-                self._forward_ends.append(len(self._log))
+        phase = self._phase(node)
+        tensors = tensors_in((args, kwargs) if kwargs else args)
         flops: OperatorFlops | None
         if self._memo is not None:
-            result, flops = self._memo.run(func, args, kwargs)
+            result, flops = self._memo.run(func, args, kwargs, tensors)
         else:
             result = args[0] if writes_in_place_only(func, args) else func(*args, **kwargs)
             flops = operator_flops(func, args, kwargs, result)
 
         # None: a tensor from before the recording that is no weight, such as the model's constants.
-        read = [self._ids.get(_key(tensor)) for tensor in tensors_in((args, kwargs))]
+        read = [self._ids.get(tensor.untyped_storage()._cdata) for tensor in tensors]
         if phase == "forward":
             call = _ForwardCall(
                 layer_type=self._stack[-1] if self._stack else "other",
@@ -184,16 +174,28 @@ class Recorder(TorchDispatchMode):
         made = [self._follow(tensor, kind) for tensor in tensors_in(result)]
         if read and self._weights.issuperset(read):
             self._weights.update(made)
-        self._count(func, flops, kind, phase)
-        return result
-
-    def _count(self, func: torch._ops.OpOverload, flops: OperatorFlops | None, kind: str, phase: str) -> None:
         if flops is None:
             self._uncounted.add(str(func.overloadpacket).replace("aten.", ""))
-            return
-        self._flops[kind, phase] += flops.result
-        self._flops[kind, "input_gradient"] += flops.input_gradient
-        self._flops[kind, "weight_gradient"] += flops.weight_gradient
+        elif flops is not NONE:
+            self._flops[kind, phase] += flops.result
+            if flops.input_gradient or flops.weight_gradient:
+                self._flops[kind, "input_gradient"] += flops.input_gradient
+                self._flops[kind, "weight_gradient"] += flops.weight_gradient
+        return result
+
+    def _phase(self, node: Any) -> str:
+        """Of the operator that is about to run."""
+        if self._stepping:
+            return "optimizer"
+        if node is None or torch.is_grad_enabled():  # the latter: a checkpointed block runs again
+            if node is None and not self._went_forward:
+                self._went_forward = True
+                self._at_starts.append(self._flops.copy())
+            return "forward"
+        if self._went_forward:
+            self._went_forward = False
+            self._forward_ends.append(len(self._log))
+        return "backward"
 
     def _backward_place(self, node: Any, read: list[int | None]) -> tuple[str, str]:
         """Layer type and phase of an operator that runs while gradients flow."""
@@ -217,7 +219,7 @@ class Recorder(TorchDispatchMode):
         for stepping in optimizers_in(optimizer):
             step = known_step(stepping)
             if step is not None:
-                stepping.step = partial(self._replay, stepping, step)  # type: ignore[method-assign]
+                stepping.step = partial(self._replay, stepping, step)  # type: ignore[assignment,method-assign]
                 replayed.append(stepping)
         return replayed
 

@@ -31,13 +31,14 @@ class Step:
 
 def known_step(optimizer: torch.optim.Optimizer) -> Step | None:
     """The step of plain Adam, AdamW and SGD as `plain_optimizer` makes them; None for all others."""
-    if type(optimizer) in (torch.optim.Adam, torch.optim.AdamW):
+    kind: Any = type(optimizer)
+    if kind in (torch.optim.Adam, torch.optim.AdamW):
         # The root of the second moment, then the quotient with its correction: torch's `denom`.
-        return Step(("exp_avg", "exp_avg_sq"), True, 2, *_flops_of(type(optimizer), 0.0))
-    if type(optimizer) is torch.optim.SGD:
+        return Step(("exp_avg", "exp_avg_sq"), True, 2, *_flops_of(kind, 0.0))
+    if kind is torch.optim.SGD:
         momentum = optimizer.defaults["momentum"]
         states = ("momentum_buffer",) if momentum else ()
-        return Step(states, False, 0, *_flops_of(torch.optim.SGD, momentum))
+        return Step(states, False, 0, *_flops_of(kind, momentum))
     return None
 
 
