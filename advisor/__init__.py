@@ -9,8 +9,12 @@ Names are imported on first use: torch takes seconds, and `peft-advisor --help` 
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+# torch's profiler, which measures operators' workspace, writes its stages to stderr; read at its start.
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 
 if TYPE_CHECKING:
     from advisor.advise import Request, profile, recommend

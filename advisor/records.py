@@ -169,6 +169,7 @@ class Memory:
     activations: int = 0  # made by the forward pass and still held when it ends
     temporaries: int = 0
     batch: int = 0
+    workspace: int = 0  # held inside the operator that runs at that moment; measured on this machine
     cached: int = 0  # the frozen front's outputs for all images, where they are kept in memory
 
     @property
@@ -182,6 +183,7 @@ class Memory:
             + self.activations
             + self.temporaries
             + self.batch
+            + self.workspace
             + self.cached
         )
 

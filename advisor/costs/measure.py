@@ -169,7 +169,7 @@ def _child(job: Path, allowed_bytes: int) -> Measurement:
         start = time.perf_counter()
         update(trainable, optimizer, images, labels)
         seconds.append(time.perf_counter() - start)
-    peak = _allocator_peak(trainable, optimizer, images, labels)
+    peak = allocator_peak(trainable, optimizer, images, labels)
     if cap is not None and not enforced and peak > allowed_bytes:
         failure = f"the allocator's peak was {format_bytes(peak)}, {format_bytes(allowed_bytes)} are allowed"
     return Measurement(
@@ -184,7 +184,7 @@ def _child(job: Path, allowed_bytes: int) -> Measurement:
     )
 
 
-def _allocator_peak(
+def allocator_peak(
     trainable: Trainable,
     optimizer: torch.optim.Optimizer | None,
     images: torch.Tensor,

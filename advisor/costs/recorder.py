@@ -5,7 +5,7 @@ from __future__ import annotations
 import weakref
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
@@ -20,11 +20,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from advisor.costs.flops import NONE, OperatorFlops, operator_flops
 from advisor.costs.memo import OperatorMemo, tensors_in
 from advisor.costs.steps import Step, known_step
+from advisor.costs.workspace import OPERATORS, Call, Workspace, call_of
 from advisor.methods import Trainable
 from advisor.methods.step_at_once import StepAtOnce
 from advisor.methods.update import run_front, update
 from advisor.records import LAYER_TYPES, Census, Flops, Memory
 
+_AT_ONCE = 8  # calls measured in one go
 METADATA = torch.ops.prim.device.default  # asked of every fake tensor, computes nothing
 
 
@@ -51,8 +53,15 @@ class _ForwardCall:
 class Recorder(TorchDispatchMode):
     """Runs updates of one attached model and records them. Each storage is followed by weak reference."""
 
-    def __init__(self, model: nn.Module, census: Census, memo: OperatorMemo | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        census: Census,
+        memo: OperatorMemo | None = None,
+        workspace: Workspace | None = None,
+    ) -> None:
         super().__init__()
+        self._workspace = workspace  # None: tensors alone are counted
         self._model = model
         self._went_forward = False
         self._memo = memo  # for meta tensors; None: fake or real ones, every operator runs
@@ -148,6 +157,7 @@ class Recorder(TorchDispatchMode):
         node = torch._C._current_autograd_node()
         phase = self._phase(node)
         tensors = tensors_in((args, kwargs) if kwargs else args)
+        before = len(self._log)
         flops: OperatorFlops | None
         if self._memo is not None:
             result, flops = self._memo.run(func, args, kwargs, tensors)
@@ -174,6 +184,8 @@ class Recorder(TorchDispatchMode):
         made = [self._follow(tensor, kind) for tensor in tensors_in(result)]
         if read and self._weights.issuperset(read):
             self._weights.update(made)
+        if func.overloadpacket in OPERATORS and self._workspace is not None:
+            self._calls_made.append((before, len(self._log), call_of(func, args, kwargs)))
         if flops is None:
             self._uncounted.add(str(func.overloadpacket).replace("aten.", ""))
         elif flops is not NONE:
@@ -285,12 +297,15 @@ class Recorder(TorchDispatchMode):
         log, sizes, kinds = list(self._log), self._sizes, self._kinds
         held = list(accumulate(change for _, change in log))
         peak = held.index(max(held)) + 1 if held else 0
+        workspace = 0
+        if self._workspace is not None and held:
+            peak, workspace = self._highest([0, *held], peak, self._workspace)
         purpose_of = dict.fromkeys(_live_at(log, self._forward_ends), "activations")
         for purpose, tensors in purposes.items():
             purpose_of |= {
                 self._ids[_key(tensor)]: purpose for tensor in tensors if _key(tensor) in self._ids
             }
-        memory: Counter[str] = Counter()
+        memory: Counter[str] = Counter(workspace=workspace)
         made: Counter[str] = Counter()
         for storage in _live_at(log, [peak]):
             purpose = purpose_of.get(storage, "temporaries")
@@ -308,6 +323,33 @@ class Recorder(TorchDispatchMode):
         self._reset()
         return recording
 
+    def _highest(self, held: Sequence[int], peak: int, workspace: Workspace) -> tuple[int, int]:
+        """Where in the log the peak is once operators' workspace counts, and how much of that is there.
+
+        Only calls that may lift the peak are looked into, the likeliest first.
+        """
+        most = held[peak]
+        found = peak, 0
+        calls = sorted(
+            (
+                (held[before] + workspace.bound(call), before, after, call)
+                for before, after, call in self._calls_made
+            ),
+            key=lambda item: item[0],
+            reverse=True,
+        )
+        for start in range(0, len(calls), _AT_ONCE):
+            batch = [item for item in calls[start : start + _AT_ONCE] if item[0] > most]
+            if not batch:
+                break
+            inside = workspace.peaks(call for *_, call in batch)
+            for _, before, after, call in batch:
+                total = held[before] + inside[call]
+                if total > most:
+                    most = total
+                    found = after, total - held[after]
+        return found
+
     def _reset(self) -> None:
         self._stepping = 0  # optimizer steps begun and not ended
         self._went_forward = False  # since the last backward pass
@@ -323,6 +365,7 @@ class Recorder(TorchDispatchMode):
         self._kinds: list[str] = []  # by id
         self._weights: set[int] = set()  # ids of weights and of what was made of weights alone
         self._log: list[tuple[int, int]] = []  # (id, bytes), in order: + allocated, - released
+        self._calls_made: list[tuple[int, int, Call]] = []  # the log's length before and after
         self._references: list[weakref.ref[Any]] = []
 
 

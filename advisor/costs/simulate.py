@@ -4,7 +4,7 @@ The real attach, forward pass, backward pass and optimizer run on meta tensors, 
 no values; a dispatch mode sees every operator (`costs.recorder`) and runs each but once for every
 combination of shapes (`costs.memo`). FLOPs follow from shapes (`costs.flops`). Memory follows from
 storages: each new one adds its bytes and its finalizer takes them off, so the running sum is what
-the allocator holds, but for the workspace that a kernel takes inside one operator. An update that
+the allocator holds; what a kernel takes inside one operator is measured (`costs.workspace`). An update that
 finds the optimizer's state in place is recorded: the first one is cheaper than all that follow.
 """
 
@@ -29,6 +29,7 @@ from torch._subclasses.fake_tensor import (
 from advisor.costs.memo import DeviceNeededError, OperatorMemo, Remembering
 from advisor.costs.recorder import Recorder, Recording, SkippingWrites, optimizers_in
 from advisor.costs.steps import known_step, make_state
+from advisor.costs.workspace import Workspace
 from advisor.errors import InputError
 from advisor.methods import Method, Trainable, get_method
 from advisor.methods.base import bypass_of, remove_bypass
@@ -43,8 +44,14 @@ Tensors = Literal["meta", "fake", "real"]
 class Simulator:
     """Prices candidates of one model, which is left untouched. Each one makes the next cheaper."""
 
-    def __init__(self, model: nn.Module, census: Census, images: int = 0) -> None:
-        """`images`: how many there are to train on, which decides what a cached prefix holds."""
+    def __init__(self, model: nn.Module, census: Census, images: int = 0, *, workspace: bool = True) -> None:
+        """Prepare to price candidates.
+
+        Args:
+            images: how many there are to train on, which decides what a cached prefix holds.
+            workspace: whether to count what kernels hold inside one operator, measured on this machine.
+        """
+        self._workspace = Workspace() if workspace else None
         self._model, self._census, self._images = model, census, images
         self._memo = OperatorMemo()
         self._needs_device = False  # known once a candidate could not run on meta tensors
@@ -170,7 +177,7 @@ class Simulator:
         return images, torch.zeros(size, dtype=torch.int64, device=device)
 
     def _recorder(self, model: nn.Module, tensors: Tensors) -> Recorder:
-        return Recorder(model, self._census, self._memo if tensors == "meta" else None)
+        return Recorder(model, self._census, self._memo if tensors == "meta" else None, self._workspace)
 
     def _make_optimizer_state(
         self, trainable: Trainable, optimizer: torch.optim.Optimizer | None, tensors: Tensors
@@ -219,9 +226,11 @@ def _without_collector() -> Iterator[None]:
             gc.enable()
 
 
-def simulate(model: nn.Module, census: Census, candidate: Candidate, batch_size: int) -> Cost:
+def simulate(
+    model: nn.Module, census: Census, candidate: Candidate, batch_size: int, *, workspace: bool = True
+) -> Cost:
     """Cost of one update of one candidate; for more of them, a `Simulator` is faster."""
-    return Simulator(model, census).cost(candidate, batch_size)
+    return Simulator(model, census, workspace=workspace).cost(candidate, batch_size)
 
 
 def shape_copy(model: nn.Module, mode: AbstractContextManager[object]) -> nn.Module:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 import torchvision
@@ -11,6 +13,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from advisor.costs import Simulator, simulate
+from advisor.costs.measure import allocator_peak
 from advisor.costs.recorder import Recorder
 from advisor.costs.simulate import shape_copy
 from advisor.methods import get_method, methods
@@ -53,7 +56,7 @@ def multiply_adds(cost, batch):
 
 def test_mobilenet_v2_full(mobilenet):
     """The figures measured with the allocator's own events: 645.7 MiB; 1,783 MFLOP per sample."""
-    cost = simulate(*mobilenet, Candidate("full"), 8)
+    cost = simulate(*mobilenet, Candidate("full"), 8, workspace=False)
     assert cost.peak_memory_bytes == pytest.approx(645.7 * MIB, rel=0.001)
     assert multiply_adds(cost, 8) == pytest.approx(1783e6, rel=0.001)
     assert cost.fidelity == "simulated"
@@ -62,8 +65,23 @@ def test_mobilenet_v2_full(mobilenet):
 
 
 def test_resnet18_full_and_head(resnet):
-    assert simulate(*resnet, Candidate("full"), 8).peak_memory_bytes == pytest.approx(334.7 * MIB, rel=0.001)
-    assert simulate(*resnet, Candidate("head"), 8).peak_memory_bytes == pytest.approx(102.1 * MIB, rel=0.001)
+    tensors = Simulator(*resnet, workspace=False)
+    assert tensors.cost(Candidate("full"), 8).peak_memory_bytes == pytest.approx(334.7 * MIB, rel=0.001)
+    assert tensors.cost(Candidate("head"), 8).peak_memory_bytes == pytest.approx(102.1 * MIB, rel=0.001)
+
+
+@pytest.mark.parametrize(("method", "setting"), [("full", {}), ("norm", {}), ("lora", {"rank": 4})])
+def test_operators_workspace_closes_the_gap_to_the_allocator(resnet, method, setting):
+    """resnet18's tensors are up to 9 % short of what the allocator's own events say; nothing is left."""
+    candidate = Candidate.of(method, setting, Levers())
+    simulated = Simulator(*resnet).cost(candidate, 2)
+    model = copy.deepcopy(resnet[0])
+    trainable, optimizer = begin(model, resnet[1], candidate, 1e-6)
+    images, labels = torch.rand(2, 3, 224, 224), torch.zeros(2, dtype=torch.int64)
+    update(trainable, optimizer, images, labels)
+    measured = allocator_peak(trainable, optimizer, images, labels)
+    assert simulated.memory.workspace > 0
+    assert simulated.peak_memory_bytes == pytest.approx(measured, rel=0.002)
 
 
 def test_mobilenet_v2_batch_norm_affine_alone(mobilenet):
@@ -134,12 +152,12 @@ def test_fake_and_real_tensors_agree(method, setting):
     candidate = Candidate.of(method, setting, Levers())
     model = network()
     census = take_census(model, SIZE)
-    simulated = simulate(model, census, candidate, 4)
+    simulated = simulate(model, census, candidate, 4, workspace=False)
     trainable, optimizer = begin(model, census, candidate, 1e-3)
     images, labels = torch.randn(4, *SIZE), torch.zeros(4, dtype=torch.int64)
     update(trainable, optimizer, images, labels)
     real = Recorder(model, census).record_update(trainable, optimizer, images, labels)
-    assert real.memory.total == simulated.peak_memory_bytes
+    assert real.memory == simulated.memory
     assert sum(real.flops.values(), Flops()) == simulated.flops
 
 

@@ -1,0 +1,111 @@
+"""What kernels allocate inside one operator, and give back before it ends: reordered copies, scratch.
+
+No shape tells it: it depends on the processor and on what the library chooses. So the operators that
+may decide an update's peak - few of them - are run once, by themselves, on this machine, and the
+allocator's own events are read.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile, record_function
+
+aten = torch.ops.aten
+# Those seen to allocate more than their results (measurements/memory_accuracy.py looks for others).
+OPERATORS = {
+    *(aten.convolution, aten.convolution_backward, aten.native_batch_norm_backward),
+    *(aten.native_layer_norm, aten.native_layer_norm_backward, aten.native_group_norm),
+    *(aten.native_group_norm_backward, aten.roll),
+    *(aten._scaled_dot_product_flash_attention_for_cpu,),
+    *(aten._scaled_dot_product_flash_attention_for_cpu_backward,),
+}
+_MARK = "peft-advisor-operator"
+_TENSOR = "tensor"
+
+Call = tuple[Any, ...]  # an operator with its arguments, each tensor's shape instead of it; hashable
+
+
+def call_of(func: torch._ops.OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call:
+    """What has to be known of a call to make another one like it."""
+    return func, _described(args), _described(tuple(kwargs.items()))
+
+
+class Workspace:
+    """The most that calls hold while they run, their results included; each measured once."""
+
+    def __init__(self) -> None:
+        self._known: dict[Call, int] = {}
+
+    def peaks(self, calls: Iterable[Call]) -> dict[Call, int]:
+        """Bytes above what is held before the call, by call."""
+        wanted = dict.fromkeys(calls)
+        missing = [call for call in wanted if call not in self._known]
+        if missing:
+            self._known |= zip(missing, _measured(missing), strict=True)
+        return {call: self._known[call] for call in wanted}
+
+    def bound(self, call: Call) -> int:
+        """No more than this, as far as is known: the measured bytes, or before that, a generous guess.
+
+        Libraries hold a reordered copy of each argument and result, channels padded to a multiple of
+        16 or 32, and some scratch.
+        """
+        known = self._known.get(call)
+        return known if known is not None else 3 * _bytes(call[1]) + 2**23
+
+
+def _measured(calls: Sequence[Call]) -> list[int]:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        for index, (func, args, kwargs) in enumerate(calls):
+            made_args, made_kwargs = _made(args), dict(_made(kwargs))
+            with torch.no_grad(), record_function(f"{_MARK} {index}"):
+                result = func(*made_args, **made_kwargs)
+            del result
+    marks: dict[int, tuple[int, int]] = {}
+    changes: list[tuple[int, int]] = []
+    for event in profiler.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            changes.append((event.start_ns(), event.nbytes()))
+        elif event.name().startswith(_MARK):
+            marks[int(event.name().rpartition(" ")[2])] = event.start_ns(), event.end_ns()
+    changes.sort()
+    times = [time for time, _ in changes]
+    found = []
+    for index in range(len(calls)):
+        start, end = marks[index]
+        inside = changes[bisect_left(times, start) : bisect_left(times, end)]
+        found.append(max(accumulate((size for _, size in inside), initial=0)))
+    return found
+
+
+def _described(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return (_TENSOR, tuple(value.shape), tuple(value.stride()), value.dtype)
+    if isinstance(value, list | tuple):
+        return tuple(_described(item) for item in value)
+    return value
+
+
+def _made(value: Any) -> Any:
+    if isinstance(value, tuple):
+        if value and value[0] is _TENSOR:
+            tensor = torch.empty_strided(value[1], value[2], dtype=value[3])
+            return tensor.fill_(1) if tensor.dtype.is_floating_point else tensor.zero_()
+        return tuple(_made(item) for item in value)
+    return value
+
+
+def _bytes(described: Any) -> int:
+    if not isinstance(described, tuple):
+        return 0
+    if described and described[0] is _TENSOR:
+        elements = 1
+        for size in described[1]:
+            elements *= size
+        return elements * described[3].itemsize
+    return sum(_bytes(item) for item in described)
