@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint study-memory clean
 
 demo: $(VENV)/.installed
 	$(BIN)/peft-advisor demo
@@ -13,6 +13,14 @@ test: $(VENV)/.installed-dev
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+# STUDY=--quick for the short version.
+study-memory: $(VENV)/.installed-studies
+	$(BIN)/python -m measurements.memory_accuracy $(STUDY)
+
+$(VENV)/.installed-studies: $(VENV)/.installed-dev
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[studies]'
+	@touch $@
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
