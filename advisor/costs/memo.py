@@ -7,6 +7,7 @@ what an operator returns, and its FLOPs, follow from its arguments' shapes alone
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from advisor.costs.flops import OperatorFlops, operator_flops
+from advisor.costs.workspace import OPERATORS, Call, call_of
 
 _Template = tuple[torch.Size, tuple[int, ...], torch.dtype]
 _AGAIN = object()  # cheap to run, or not a matter of shapes: run every time
@@ -26,64 +28,64 @@ class DeviceNeededError(Exception):
     """What an operator does here depends on the device, so meta tensors can't stand for the CPU's."""
 
 
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What is known of an operator's calls with arguments of certain shapes."""
+
+    behaviour: Any  # its result, without the values; or how to get it
+    flops: OperatorFlops | None
+    call: Call | None  # where it may need workspace
+
+
 class OperatorMemo:
     """What each operator returned for each combination of shapes. Shared by all that is simulated."""
 
     def __init__(self) -> None:
-        self._known: dict[Any, tuple[Any, OperatorFlops | None]] = {}
+        self._known: dict[Any, Known] = {}
         self._cpu = FakeTensorMode()
 
     def run(
-        self,
-        func: torch._ops.OpOverload,
-        args: Sequence[Any],
-        kwargs: Mapping[str, Any],
-        read: Sequence[torch.Tensor],
-    ) -> tuple[Any, OperatorFlops | None]:
-        """The operator's result on meta tensors, and its FLOPs (None where there is no rule).
-
-        Args:
-            read: the tensors in `args` and `kwargs`.
+        self, func: torch._ops.OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> tuple[Any, Known]:
+        """The operator's result on meta tensors, and what else is known of such calls.
 
         Raises:
             DeviceNeededError: attention, which takes another path on the CPU.
         """
         key = (
             func,
-            *[(tensor.shape, tensor.stride(), tensor.dtype, tensor.is_meta) for tensor in read],
-            *[arg if type(arg) in _HASHABLE else _values(arg) for arg in args if type(arg) not in _TENSORS],
-            _values(kwargs) if kwargs else None,
+            *[
+                (arg.shape, arg.stride(), arg.dtype, arg.is_meta)
+                if type(arg) in _TENSORS
+                else arg
+                if type(arg) in _HASHABLE
+                else _signature(arg)
+                for arg in args
+            ],
+            _signature(kwargs) if kwargs else None,
         )
         known = self._known.get(key)
         if known is None:
-            return self._learn(key, func, args, kwargs, read)
-        behaviour, flops = known
+            known = self._known[key] = self._learn(func, args, kwargs)
+        behaviour = known.behaviour
         if behaviour is _FIRST:
-            return args[0], flops
+            return args[0], known
         if behaviour is _AGAIN:
-            return func(*args, **kwargs), flops
-        return _made(behaviour), flops
+            return func(*args, **kwargs), known
+        return _made(behaviour), known
 
-    def _learn(
-        self,
-        key: Any,
-        func: torch._ops.OpOverload,
-        args: Sequence[Any],
-        kwargs: Mapping[str, Any],
-        read: Sequence[torch.Tensor],
-    ) -> tuple[Any, OperatorFlops | None]:
+    def _learn(self, func: torch._ops.OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Known:
         if func.overloadpacket is torch.ops.aten._safe_softmax:
             raise DeviceNeededError("scaled_dot_product_attention is one fused kernel on the CPU")
-        behaviour = self._behaviour(func, args, kwargs, read)
+        behaviour = self._behaviour(func, args, kwargs, tensors_in((args, kwargs)))
         if behaviour is _FIRST:
             result = args[0]
         elif behaviour is _AGAIN:
             result = func(*args, **kwargs)
         else:
             result = _made(behaviour)
-        flops = operator_flops(func, args, kwargs, result)
-        self._known[key] = (behaviour, flops)
-        return result, flops
+        call = call_of(func, args, kwargs) if func.overloadpacket in OPERATORS else None
+        return Known(behaviour, operator_flops(func, args, kwargs, result), call)
 
     def _behaviour(
         self,
@@ -123,8 +125,7 @@ class Remembering(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         """Run one operator."""
-        kwargs = kwargs or {}
-        return self._memo.run(func, args, kwargs, tensors_in((args, kwargs)))[0]
+        return self._memo.run(func, args, kwargs or {})[0]
 
 
 aten = torch.ops.aten
@@ -190,14 +191,14 @@ _TENSORS = (torch.Tensor, nn.Parameter)
 _HASHABLE = {int, float, bool, str, type(None), torch.dtype}
 
 
-def _values(value: Any) -> Any:
-    """What an argument is besides its tensors, which are only marked; hashable."""
+def _signature(value: Any) -> Any:
+    """An argument that is no tensor, or holds some, without their values; hashable."""
     if isinstance(value, torch.Tensor):
-        return torch.Tensor
+        return value.shape, value.stride(), value.dtype, value.is_meta
     if isinstance(value, list | tuple):
-        return tuple(_values(item) for item in value)
+        return tuple(_signature(item) for item in value)
     if isinstance(value, dict):
-        return tuple((name, _values(item)) for name, item in value.items())
+        return tuple((name, _signature(item)) for name, item in value.items())
     return value
 
 

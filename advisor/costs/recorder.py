@@ -160,22 +160,24 @@ class Recorder(TorchDispatchMode):
         before = len(self._log)
         flops: OperatorFlops | None
         if self._memo is not None:
-            result, flops = self._memo.run(func, args, kwargs, tensors)
+            result, known = self._memo.run(func, args, kwargs)
+            flops, call = known.flops, known.call
         else:
+            call = call_of(func, args, kwargs) if func.overloadpacket in OPERATORS else None
             result = args[0] if writes_in_place_only(func, args) else func(*args, **kwargs)
             flops = operator_flops(func, args, kwargs, result)
 
         # None: a tensor from before the recording that is no weight, such as the model's constants.
         read = [self._ids.get(tensor.untyped_storage()._cdata) for tensor in tensors]
         if phase == "forward":
-            call = _ForwardCall(
+            made_by = _ForwardCall(
                 layer_type=self._stack[-1] if self._stack else "other",
                 weights_only=bool(read) and self._weights.issuperset(read),
                 reads_weight=not self._weights.isdisjoint(read),
             )
             self._call_numbers.append(torch.autograd._get_sequence_nr() - 1)  # type: ignore[attr-defined]
-            self._calls.append(call)
-            kind = call.layer_type
+            self._calls.append(made_by)
+            kind = made_by.layer_type
         elif phase == "backward":
             kind, phase = self._backward_place(node, read)
         else:
@@ -184,8 +186,8 @@ class Recorder(TorchDispatchMode):
         made = [self._follow(tensor, kind) for tensor in tensors_in(result)]
         if read and self._weights.issuperset(read):
             self._weights.update(made)
-        if func.overloadpacket in OPERATORS and self._workspace is not None:
-            self._calls_made.append((before, len(self._log), call_of(func, args, kwargs)))
+        if call is not None:
+            self._calls_made.append((before, len(self._log), call))
         if flops is None:
             self._uncounted.add(str(func.overloadpacket).replace("aten.", ""))
         elif flops is not NONE:

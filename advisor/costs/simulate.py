@@ -250,16 +250,17 @@ def shape_copy(model: nn.Module, mode: AbstractContextManager[object]) -> nn.Mod
     for module in modules:
         memo[id(module)] = type(module).__new__(type(module))
     for module in modules:
-        copied = memo[id(module)].__dict__
+        memo[id(module)].__dict__ = copied = module.__dict__.copy()
         for name, value in module.__dict__.items():
-            if type(value) in _PLAIN:
-                copied[name] = value
-            elif name in ("_parameters", "_buffers", "_modules"):
+            kind = type(value)
+            if kind in _PLAIN:
+                continue
+            if name in ("_parameters", "_buffers", "_modules"):
                 copied[name] = {key: None if held is None else memo[id(held)] for key, held in value.items()}
-            elif value or type(value) not in (dict, OrderedDict):
+            elif not value and kind in (dict, OrderedDict):
+                copied[name] = kind()
+            elif kind is not tuple or not _PLAIN.issuperset(map(type, value)):
                 copied[name] = copy.deepcopy(value, memo)
-            else:
-                copied[name] = type(value)()
     return memo[id(model)]
 
 

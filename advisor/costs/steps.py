@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -45,7 +45,8 @@ def known_step(optimizer: torch.optim.Optimizer) -> Step | None:
 def make_state(optimizer: torch.optim.Optimizer, step: Step, parameters: Iterable[nn.Parameter]) -> None:
     """The state that the parameters' first steps leave behind."""
     for parameter in parameters:
-        state: dict[str, Any] = {name: torch.empty_like(parameter) for name in step.states}
+        like = partial(torch.empty_strided, parameter.shape, parameter.stride(), dtype=parameter.dtype)
+        state: dict[str, Any] = {name: like(device=parameter.device) for name in step.states}
         if step.counts:
             state["step"] = torch.zeros(())
         if state:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from itertools import accumulate
 from typing import Any
 
@@ -100,6 +101,7 @@ def _made(value: Any) -> Any:
     return value
 
 
+@cache
 def _bytes(described: Any) -> int:
     if not isinstance(described, tuple):
         return 0
