@@ -7,7 +7,7 @@ where memory is short, each method with the levers that cost the least and make 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
 from typing import Any
@@ -18,7 +18,7 @@ from advisor.methods import Method, Setting
 from advisor.models.blocks import is_chain_from_image, trained_part
 from advisor.records import Candidate, Census, Cost, Levers
 
-_Levers = Mapping[str, Any]
+_Levers = dict[str, Any]
 
 
 class Proposals:
@@ -31,7 +31,7 @@ class Proposals:
         self._simulator, self._census = simulator, census
         self._batch_size, self._allowed, self._images = batch_size, allowed_bytes, images
         self._costs: dict[Candidate, Cost | None] = {}
-        self._helped: dict[object, list[_Levers]] = defaultdict(list)
+        self._helped: dict[tuple[str, int | None], list[_Levers]] = defaultdict(list)
         self.failures: dict[str, str] = {}
 
     def of(
@@ -51,15 +51,16 @@ class Proposals:
                     yield from self._cached(narrow)
         if self._allowed is None or self._fits(main):
             return
-        if not method.learning_rates:  # nothing is trained: all there is to make smaller is the batch
-            smaller = self._first_fitting(main, list(self._micro_batches(main)))
-            yield from self._priced(smaller) if smaller is not None else ()
-            return
+        # Where nothing is trained, all that can be made smaller is the batch.
+        ladder = _LADDER if method.learning_rates else _LADDER[:1]
+        leanest = main
         for least in (None, *scopes):
-            rescued = list(self._rescued(replace(main, levers=replace(levers, scope=least))))
-            yield from rescued
-            if rescued:
+            narrow = replace(main, levers=replace(levers, scope=least))
+            leanest = self._with(narrow, ladder[-1] | {"micro_batch": 1})
+            if self._fits(leanest):
+                yield from self._rescued(narrow, ladder)
                 return
+        yield from self._priced(leanest)  # says how much there would have to be
 
     def _scopes(self, method: Method) -> list[int]:
         """All but the stem, half, a quarter; of the head alone only what is before it."""
@@ -78,24 +79,23 @@ class Proposals:
                 yield from self._priced(cached)
                 return
 
-    def _rescued(self, candidate: Candidate) -> Iterator[tuple[Candidate, Cost]]:
+    def _rescued(self, candidate: Candidate, ladder: Sequence[_Levers]) -> Iterator[tuple[Candidate, Cost]]:
         """With the least harmful levers under which it fits: one that changes nothing, one that is quick."""
-        same = self._first_fitting(candidate, _SAME_UPDATE)
-        if same is not None:
+        if len(ladder) > 1 and self._fits(self._with(candidate, ladder[-1])):
+            same = self._first_fitting(candidate, "same", _SAME_UPDATE)
             yield from self._priced(same)
             if not same.levers.checkpoint:
                 return
-        smaller = self._first_fitting(candidate, self._micro_batches(candidate))
-        if smaller is not None:
-            yield from self._priced(smaller)
+        yield from self._priced(self._first_fitting(candidate, "smaller", self._parts(candidate, ladder)))
 
-    def _micro_batches(self, candidate: Candidate) -> Iterator[_Levers]:
-        """The largest parts of the batch that may fit; then smaller ones; then checkpointing as well."""
-        sizes = [size for size in range(self._batch_size // 2, 0, -1) if self._batch_size % size == 0]
-        for levers in ({}, {"update": "per-parameter"}, {"update": "per-parameter", "checkpoint": True}):
-            for size in sizes:
-                if self._may_fit(self._with(candidate, levers), size):
-                    yield levers | {"micro_batch": size}
+    def _parts(self, candidate: Candidate, ladder: Sequence[_Levers]) -> Iterator[_Levers]:
+        """The batch in parts as large as may fit; where even single images don't, with further levers."""
+        sizes = [size for size in range(self._batch_size // 2, 1, -1) if self._batch_size % size == 0]
+        for levers in ladder:
+            lighter = self._with(candidate, levers)
+            if self._fits(self._with(lighter, {"micro_batch": 1})):
+                yield from (levers | {"micro_batch": size} for size in sizes if self._may_fit(lighter, size))
+                yield levers | {"micro_batch": 1}
 
     def _may_fit(self, candidate: Candidate, size: int) -> bool:
         """Whether a line through two sizes' peaks says so: what an image adds is the same for each."""
@@ -106,15 +106,17 @@ class Proposals:
         peak = one.peak_memory_bytes + share * (whole.peak_memory_bytes - one.peak_memory_bytes)
         return peak <= self._allowed
 
-    def _first_fitting(self, candidate: Candidate, ladder: Iterable[_Levers]) -> Candidate | None:
-        """What helped a method before is tried first: activations are much the same for all."""
-        kind = type(ladder), candidate.levers.scope  # a tuple, a list or a generator: one for each ladder
-        for levers in chain(self._helped[kind], ladder):
+    def _first_fitting(self, candidate: Candidate, kind: str, ladder: Iterable[_Levers]) -> Candidate:
+        """The first that fits; one of them must. What helped a method before is tried first.
+
+        Activations are much the same for all methods, so that is mostly right at once.
+        """
+        for levers in chain(self._helped[kind, candidate.levers.scope], ladder):
             lighter = self._with(candidate, levers)
             if self._fits(lighter):
-                self._helped[kind] = [levers]
+                self._helped[kind, candidate.levers.scope] = [levers]
                 return lighter
-        return None
+        raise AssertionError("the leanest levers were seen to fit")
 
     def _with(self, candidate: Candidate, levers: _Levers) -> Candidate:
         return replace(candidate, levers=replace(candidate.levers, **levers))
@@ -145,5 +147,11 @@ class Proposals:
 _SAME_UPDATE: tuple[_Levers, ...] = (
     {"update": "per-parameter"},
     {"checkpoint": True},
+    {"checkpoint": True, "update": "per-parameter"},
+)
+# What smaller parts of the batch are combined with: always lighter.
+_LADDER: tuple[_Levers, ...] = (
+    {},
+    {"update": "per-parameter"},
     {"checkpoint": True, "update": "per-parameter"},
 )

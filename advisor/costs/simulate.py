@@ -139,6 +139,8 @@ class Simulator:
 
         more = max(micro_batches - 2, 0)
         flops = {kind: recording.flops[kind] + recording.micro_batch[kind] * more for kind in LAYER_TYPES}
+        if optimizer is None and more:  # without a backward pass nothing parts one pass from the next
+            flops = {kind: Flops(recording.flops[kind].forward // 2 * micro_batches) for kind in LAYER_TYPES}
         batch_bytes = _bytes(images, labels) * batch_size // len(labels)
         return Cost(
             trainable_parameters=trained.total(),

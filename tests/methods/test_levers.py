@@ -225,6 +225,17 @@ def test_micro_batches_are_extrapolated_exactly():
     assert (four.total - three.total) == (three.total - two.total) > 0
 
 
+def test_re_estimating_in_parts_costs_the_same_flops():
+    model = network()
+    simulator = Simulator(model, take_census(model, SIZE))
+    whole, parts = (
+        simulator.cost(Candidate("recalibrate", (), Levers(micro_batch=size)), BATCH) for size in (None, 1)
+    )
+    for kind in ("standard", "pointwise"):
+        assert parts.by_layer_type[kind].flops == whole.by_layer_type[kind].flops
+    assert parts.peak_memory_bytes < whole.peak_memory_bytes
+
+
 def test_levers_that_the_model_does_not_allow_are_refused():
     model = network()
     simulator = Simulator(copy.deepcopy(model), take_census(model, SIZE))
