@@ -94,6 +94,8 @@ def study(names: list[str], seconds: float) -> tuple[list[dict[str, Any]], list[
                     )
             except _LeftOutError as why:
                 left_out[name] = str(why)
+            except RuntimeError as error:
+                left_out[name] = f"an update fails: {str(error).strip().splitlines()[0]}"
     return rows, [f"{name}: {why}" for name, why in left_out.items()]
 
 

@@ -334,7 +334,7 @@ class Recorder(TorchDispatchMode):
         found = peak, 0
         calls = sorted(
             (
-                (held[before] + workspace.bound(call), before, after, call)
+                (held[before] + workspace.bound(call, held[after] - held[before]), before, after, call)
                 for before, after, call in self._calls_made
             ),
             key=lambda item: item[0],

@@ -50,14 +50,14 @@ class Workspace:
             self._known |= zip(missing, _measured(missing), strict=True)
         return {call: self._known[call] for call in wanted}
 
-    def bound(self, call: Call) -> int:
+    def bound(self, call: Call, made: int) -> int:
         """No more than this, as far as is known: the measured bytes, or before that, a generous guess.
 
         Libraries hold a reordered copy of each argument and result, channels padded to a multiple of
-        16 or 32, and some scratch.
+        16 or 32, and some scratch. `made` is the bytes of the results.
         """
         known = self._known.get(call)
-        return known if known is not None else 3 * _bytes(call[1]) + 2**23
+        return known if known is not None else 3 * (_bytes(call[1]) + made) + 2**23
 
 
 def _measured(calls: Sequence[Call]) -> list[int]:

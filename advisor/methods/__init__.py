@@ -14,8 +14,9 @@ from types import MappingProxyType
 
 from advisor.errors import InputError
 from advisor.methods.base import Method, Setting, Trainable
+from advisor.records import Candidate
 
-__all__ = ["Method", "Setting", "Trainable", "get_method", "methods", "register"]
+__all__ = ["Method", "Setting", "Trainable", "get_method", "learning_rates", "methods", "register"]
 
 _registry: dict[str, Method] = {}
 # What people read first: from training everything to training nothing, then what adds weights.
@@ -51,6 +52,17 @@ def get_method(name: str) -> Method:
     if name not in known:
         raise InputError(f"unknown method {name!r}; known: {', '.join(known)}")
     return known[name]
+
+
+# Adam moves a weight by about the learning rate, whatever its gradient; plain SGD by the gradient times
+# it, which is far less once a network is trained, and a momentum of 0.9 adds up to ten times that.
+_RATES = {"adam": 1.0, "adamw": 1.0, "momentum": 5.0, "sgd": 50.0}
+
+
+def learning_rates(candidate: Candidate) -> tuple[float, ...]:
+    """The rates to try, ascending: the method's, which are Adam's, scaled to the candidate's optimizer."""
+    scale = _RATES[candidate.levers.optimizer]
+    return tuple(rate * scale for rate in get_method(candidate.method).learning_rates)
 
 
 def _add(method: Method) -> None:

@@ -117,7 +117,8 @@ class _SparseLinear(torch.autograd.Function):
         # by its first operator, which has to read x.
         flat = x.flatten(0, -2)
         y = flat.mm(transposed) if layer.bias is None else torch.addmm(layer.bias, flat, transposed)
-        return y.view(*x.shape[:-1], -1)
+        # Not y.view(...): what follows may write to the result in place, which a view made here forbids.
+        return torch.ops.aten._unsafe_view(y, (*x.shape[:-1], y.shape[-1]))
 
     @staticmethod
     def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:

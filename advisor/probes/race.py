@@ -8,14 +8,16 @@ A place in the next rung goes to the most accurate, and to the cheapest that may
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import zip_longest
 
 from torch import nn
 
 from advisor.errors import DataError
-from advisor.methods import get_method
+from advisor.methods import learning_rates
 from advisor.probes.data import Dataset
 from advisor.probes.train import Probe, accuracy_of, evaluate, probe, seconds_per_update
 from advisor.records import Accuracy, Candidate, Census
@@ -28,6 +30,7 @@ _KEPT = (1.0, 0.5, 0.25)  # of the candidates, in each rung
 _LEAST_FINALISTS = 4
 _FEWEST_UPDATES = 4
 _PATIENCE = 1.25  # times a rung's share of the time
+_TIMING_SHARE = 0.08
 _LEAST_UPDATES = 12  # a probe of fewer says nothing
 _MOST_EPOCHS = 12
 _RECALIBRATION_SAMPLES = 512
@@ -91,29 +94,39 @@ class _Race:
         self._accuracies: dict[Candidate, Accuracy] = {}
         self._failures: dict[Candidate, str] = {}
         self._warnings: list[str] = []
+        self._base: Accuracy | None = None
 
     def run(self, candidates: Sequence[Candidate], judge_base: bool) -> RaceResult:
+        alike = _trained_alike(candidates)
+        self._race(list(alike), judge_base)
+        for raced, others in alike.items():
+            for other in others:
+                if raced in self._accuracies:
+                    self._accuracies[other] = self._accuracies[raced]
+                if raced in self._failures:
+                    self._failures[other] = self._failures[raced]
+        seconds = time.perf_counter() - self._start
+        return RaceResult(self._base, self._accuracies, self._failures, seconds, tuple(self._warnings))
+
+    def _race(self, candidates: Sequence[Candidate], judge_base: bool) -> None:
         per_image = self._seconds_per_image()
         validation = self._affordable_samples(per_image, _LEAST_FINALISTS, _RUNG_SHARES[-1] * self._seconds)
-        base = None
         if judge_base:
             self._tell("the model as it is")
             data = self._dataset
-            base = accuracy_of(evaluate(self._model, data.validation, data.normalisation, validation))
+            self._base = accuracy_of(evaluate(self._model, data.validation, data.normalisation, validation))
         self._judge_untrained(candidates, validation)
-        self._run_rungs([c for c in candidates if get_method(c.method).learning_rates], validation, per_image)
+        self._run_rungs([c for c in candidates if learning_rates(c)], validation, per_image)
         if candidates and not self._accuracies:
             raise DataError(
                 "every probe diverged (the loss became NaN): check the images' range and --mean/--std, "
                 "and that the model's weights are finite"
             )
-        seconds = time.perf_counter() - self._start
-        return RaceResult(base, self._accuracies, self._failures, seconds, tuple(self._warnings))
 
     def _judge_untrained(self, candidates: Sequence[Candidate], validation: int) -> None:
         """One probe for each candidate that has no learning rate."""
         for candidate in candidates:
-            if get_method(candidate.method).learning_rates:
+            if learning_rates(candidate):
                 continue
             result = self._probe(candidate, None, self._recalibration_updates(), validation)
             if result.correct is None:
@@ -121,10 +134,12 @@ class _Race:
             else:
                 self._accuracies[candidate] = accuracy_of(result.correct, updates=result.updates)
 
-    def _run_rungs(self, racing: Sequence[Candidate], validation: int, per_image: float) -> None:
+    def _run_rungs(self, cheapest_first: Sequence[Candidate], validation: int, per_image: float) -> None:
+        racing = _methods_in_turn(cheapest_first)
         speeds = self._time_updates(racing)
-        racing = self._admit(racing, speeds)
-        entries = [(c, rate) for c in racing for rate in get_method(c.method).learning_rates]
+        admitted = set(self._admit(racing, speeds))
+        racing = [candidate for candidate in cheapest_first if candidate in admitted]
+        entries = [(c, rate) for c in racing for rate in learning_rates(c)]
         for rung, share in enumerate(_RUNG_SHARES):
             if not entries:
                 return
@@ -210,38 +225,40 @@ class _Race:
         return max(samples // self._batch_size, 1)
 
     def _time_updates(self, candidates: Sequence[Candidate]) -> dict[Candidate, float]:
-        speeds = {}
+        """Seconds of an update: measured in turn while there is time for it, then their method's mean."""
+        speeds: dict[Candidate, float] = {}
+        end = time.perf_counter() + _TIMING_SHARE * self._left()
         for candidate in candidates:
+            if speeds and time.perf_counter() > end:
+                break
             self._tell(f"timing {candidate.id}")
             speeds[candidate] = seconds_per_update(
                 self._model, self._census, candidate, self._dataset, self._batch_size
             )
+        for candidate in candidates:
+            if candidate not in speeds:
+                timed = [speed for known, speed in speeds.items() if known.method == candidate.method]
+                speeds[candidate] = statistics.mean(timed or speeds.values())
         return speeds
 
     def _admit(
         self, candidates: Sequence[Candidate], speeds: Mapping[Candidate, float]
     ) -> Sequence[Candidate]:
-        """All of them where the time allows it; else one setting of each method, the middle one."""
-
-        def cost(chosen: Sequence[Candidate]) -> float:
-            rates = (len(get_method(c.method).learning_rates) * speeds[c] for c in chosen)
-            return _LEAST_UPDATES * sum(rates)
-
-        allowed = self._left() * _RUNG_SHARES[0]
-        if cost(candidates) <= allowed:
-            return candidates
-        by_method: dict[str, list[Candidate]] = {}
+        """As many, in order, as the time allows; at least one for each finalist's place."""
+        left = self._left() * _RUNG_SHARES[0]
+        admitted: list[Candidate] = []
         for candidate in candidates:
-            by_method.setdefault(candidate.method, []).append(candidate)
-        admitted = [settings[len(settings) // 2] for settings in by_method.values()]
-        if cost(admitted) > allowed:
+            left -= _LEAST_UPDATES * len(learning_rates(candidate)) * speeds[candidate]
+            if left < 0 and len(admitted) >= _LEAST_FINALISTS:
+                break
+            admitted.append(candidate)
+        if left < 0 and len(admitted) <= _LEAST_FINALISTS:
             self._warnings.append(
                 f"--probe-time allows fewer than {_LEAST_UPDATES} updates a probe: "
                 "the accuracies say little; allow more time"
             )
-        for candidate in candidates:
-            if candidate not in admitted:
-                self._failures[candidate] = "not probed: --probe-time is too short for every setting"
+        for candidate in candidates[len(admitted) :]:
+            self._failures[candidate] = "not probed: --probe-time is too short for every candidate"
         return admitted
 
     def _affordable_updates(
@@ -254,6 +271,35 @@ class _Race:
         updates = int(seconds * (1 - _EVALUATION_SHARE - _OVERHEAD_SHARE) / one_each)
         most = _MOST_EPOCHS * max(len(self._dataset.train) // self._batch_size, 1)
         return max(min(updates, most), _FEWEST_UPDATES)
+
+
+def _trained_alike(candidates: Sequence[Candidate]) -> dict[Candidate, list[Candidate]]:
+    """One of each group whose training comes out the same - the quickest -, with the others.
+
+    Checkpointing, when a parameter is stepped, a cache and fused norms change costs, not results.
+    """
+    groups: dict[Candidate, list[Candidate]] = {}
+    for candidate in candidates:
+        plain = replace(candidate.levers, checkpoint=False, update="end", fuse=False, cached_prefix="no")
+        groups.setdefault(replace(candidate, levers=plain), []).append(candidate)
+    quickest = [
+        min(group, key=lambda c: (c.levers.cached_prefix == "no", c.levers.checkpoint))
+        for group in groups.values()
+    ]
+    return {
+        one: [other for other in group if other is not one]
+        for one, group in zip(quickest, groups.values(), strict=True)
+    }
+
+
+def _methods_in_turn(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """The middle one of each method's candidates, then its others, method by method in turn."""
+    by_method: dict[str, list[Candidate]] = {}
+    for candidate in candidates:
+        by_method.setdefault(candidate.method, []).append(candidate)
+    for group in by_method.values():
+        group.insert(0, group.pop(len(group) // 2))
+    return [one for turn in zip_longest(*by_method.values()) for one in turn if one is not None]
 
 
 def _promoted(best: Mapping[Candidate, Probe], kept: int) -> list[tuple[Candidate, float]]:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import copy
 import math
 import statistics
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import nn
 
 from advisor.methods import Trainable
-from advisor.methods.update import begin, update
+from advisor.methods.update import begin, run_front, update
 from advisor.models.layers import logits
 from advisor.probes.data import Dataset, LabelledImages, Normalisation
 from advisor.records import Accuracy, Candidate, Census
@@ -87,8 +90,8 @@ def fine_tune(
             schedule = torch.optim.lr_scheduler.LambdaLR(
                 optimizer, lambda done: 0.5 + 0.5 * math.cos(math.pi * done / updates)
             )
-        for indices in _batches(len(dataset.train), batch_size, updates, seed):
-            images, labels = dataset.train.batch(indices, dataset.normalisation)
+        batches = list(_batches(len(dataset.train), batch_size, updates, seed))
+        for images, labels in _drawn(trainable, dataset, batches):
             loss = update(trainable, optimizer, images, labels)
             if loss is not None and not torch.isfinite(loss):
                 return None
@@ -99,13 +102,47 @@ def fine_tune(
     return trainable
 
 
+def _drawn(
+    trainable: Trainable, dataset: Dataset, batches: Sequence[torch.Tensor]
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Each batch's inputs and labels; with a cached prefix, the front runs once for each image."""
+    where = trainable.levers.cached_prefix
+    if where == "no" or not batches:
+        for indices in batches:
+            yield dataset.train.batch(indices, dataset.normalisation)
+        return
+    needed = torch.cat(list(batches)).unique()
+    labels = torch.empty(len(needed), dtype=torch.int64)
+    with tempfile.TemporaryDirectory(prefix="peft-advisor-") if where == "disk" else nullcontext() as folder:
+        cache = None
+        for positions in torch.arange(len(needed)).split(_EVALUATION_BATCH):
+            images, labels[positions] = dataset.train.batch(needed[positions], dataset.normalisation)
+            outputs = run_front(trainable, images)
+            if cache is None:
+                cache = _empty(len(needed), outputs, folder)
+            cache[positions] = outputs
+        assert cache is not None  # noqa: S101 - there is at least one batch
+        for indices in batches:
+            positions = torch.searchsorted(needed, indices)
+            yield cache[positions], labels[positions]
+
+
+def _empty(count: int, outputs: torch.Tensor, folder: str | None) -> torch.Tensor:
+    """Room for `count` images' outputs, in memory or in a file in the folder."""
+    shape = (count, *outputs.shape[1:])
+    if folder is None:
+        return torch.empty(shape, dtype=outputs.dtype)
+    path = str(Path(folder, "front"))
+    return torch.from_file(path, shared=True, size=math.prod(shape), dtype=outputs.dtype).view(shape)
+
+
 def seconds_per_update(
     model: nn.Module, census: Census, candidate: Candidate, dataset: Dataset, batch_size: int
 ) -> float:
     """Mean wall clock of an update of the candidate, the first left out where others are quick."""
     trainable, optimizer = begin(copy.deepcopy(model), census, candidate, learning_rate=0.0)
     indices = torch.arange(min(batch_size, len(dataset.train)))
-    images, labels = dataset.train.batch(indices, dataset.normalisation)
+    images, labels = next(_drawn(trainable, dataset, [indices]))
     times: list[float] = []
     while sum(times) < _TIMING_SECONDS and len(times) < _TIMED_UPDATES:
         start = time.perf_counter()

@@ -186,3 +186,13 @@ def test_a_linear_layers_phases_are_told_apart():
     assert sparse.input_gradient == full.input_gradient
     head = 2 * 5 * 16 * 4 + 5 * 4
     assert sparse.weight_gradient == 2 * 5 * (8 * 4 + 16 * 4) + head
+
+
+def test_a_linear_layer_may_be_followed_by_an_activation_in_place():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 8), nn.ReLU(inplace=True), nn.Linear(8, 3))
+    census = take_census(model, (3, 2, 2))
+    trainable, optimizer = begin(model, census, Candidate.of("sparse", {"fraction": 0.5}, Levers()), 1e-2)
+    assert (
+        update(trainable, optimizer, torch.randn(4, 3, 2, 2), torch.zeros(4, dtype=torch.int64)) is not None
+    )
