@@ -208,10 +208,10 @@ class Cost:
     by_layer_type: Mapping[str, LayerTypeCost]
     fidelity: Fidelity
     uncounted_operators: tuple[str, ...] = ()  # seen, but with no FLOP rule: never silently zero
-    cache_bytes: int = 0  # a cached prefix's outputs for all images, in memory or on disk
-    cache_flops: int = 0  # to fill it, once; not part of any update
     inference_flops_ratio: float = 1.0  # forward FLOPs once merged, against the base model's
     notes: tuple[str, ...] = ()  # such as where a rank was capped
+    cache_bytes: int = 0  # a cached prefix's outputs for all images, in memory or on disk
+    cache_flops: int = 0  # to fill it, once; not part of any update
 
     @property
     def peak_memory_bytes(self) -> int:

@@ -19,7 +19,8 @@ DEFINITIONS = (
         "peak memory",
         (
             "The most that the training step holds at once: weights, buffers, gradients, optimizer "
-            "state, saved activations, temporaries and the batch. The runtime is not in it."
+            "state, saved activations, temporaries, the batch, what kernels hold inside one operator "
+            "(workspace), and cached outputs of the front. The runtime is not in it."
         ),
     ),
     ("MB", "10^6 bytes; MiB would be 2^20."),
@@ -126,8 +127,8 @@ def _costs(recommendation: Recommendation) -> list[tuple[str, str, str]]:
             sure,
             (
                 f"{ran}. Every tensor's bytes were added when it came and taken off when it went. "
-                "Workspace that a kernel takes inside one operator is not in it; the measured "
-                "allocator peak holds that too."
+                "Workspace that a kernel takes inside one operator was measured on this machine where "
+                "it may decide the peak; on another processor it may differ."
             ),
         ),
         (

@@ -34,14 +34,17 @@ def render_html(recommendation: Recommendation) -> str:
         "seconds": format_seconds,
         "percent": view.percent,
     }
-    rows = numbered_rows(recommendation)
+    every = numbered_rows(recommendation)
+    rows = [row for row in every if row.is_main]
     page = environment.get_template("report.html").render(
         recommendation=recommendation,
         rows=rows,
+        more_rows=[row for row in every if not row.is_main],
+        runs=[row for row in every if row.evaluation.measured],
         chosen=next((row for row in rows if row.kind == "chosen"), None),
         budget_lines=_budget_lines(recommendation),
         asked=explain.asked(recommendation),
-        charts=_charts(recommendation, rows),
+        charts=_charts(recommendation, every),
         memory_ledgers=ledger.memory_ledgers(rows, allowed_memory(recommendation.budget)),
         flop_ledgers=ledger.flop_ledgers(rows, recommendation.budget.flops),
         trained_ledger=ledger.trained_ledger(rows),

@@ -10,7 +10,9 @@ from advisor.report import view
 from advisor.report.rows import Row
 
 # Class names of the style sheet's colours.
-_MEMORY_COLOURS = dict(zip(view.MEMORY_PARTS, ("k0", "k1", "k2", "k3", "k4", "k5", "k6"), strict=True))
+_MEMORY_COLOURS = dict(
+    zip(view.MEMORY_PARTS, ("k0", "k1", "k2", "k3", "k4", "k5", "k6", "k7", "k8"), strict=True)
+)
 _PHASE_COLOURS = dict(zip(view.FLOP_PHASES, ("k0", "k4", "k2", "k3"), strict=True))
 _TYPE_COLOURS = dict(zip(LAYER_TYPES, ("k0", "k4", "k2", "k3", "k7", "k1", "k5", "k6"), strict=True))
 

@@ -22,12 +22,14 @@ class Row:
     comparison: str  # with the chosen one, where it fits
     reasons: tuple[str, ...]  # why it is rejected
     on_front: bool
+    is_main: bool  # one of those to show first
 
 
 def numbered_rows(recommendation: Recommendation) -> list[Row]:
     """The chosen one first, as `view.ordered` has them."""
     evaluations = view.ordered(recommendation)
     names, choice = view.short_names(evaluations), view.chosen(recommendation)
+    main = {evaluation.candidate.id for evaluation in view.main_ones(recommendation)}
     rows = []
     for number, evaluation in enumerate(evaluations, 1):
         identity = evaluation.candidate.id
@@ -43,6 +45,7 @@ def numbered_rows(recommendation: Recommendation) -> list[Row]:
                 comparison=view.against_choice(evaluation, choice) if evaluation.fits else "",
                 reasons=tuple(view.reason(violation) for violation in evaluation.violations),
                 on_front=identity in recommendation.front,
+                is_main=identity in main,
             )
         )
     return rows

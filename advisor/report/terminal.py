@@ -65,7 +65,7 @@ def _print_costs(recommendation: Recommendation, console: Console) -> None:
         *("trained", "to\nship"),
     )
     rows: list[Row] = []
-    for item in recommendation.evaluations:
+    for item in _main_ones_as_priced(recommendation):
         memory, flops = item.cost.peak_memory_bytes, item.cost.flops.total
         cells = (
             view.full_name(item.candidate),
@@ -84,8 +84,13 @@ def _print_costs(recommendation: Recommendation, console: Console) -> None:
         console.print(_text(f"{line}, both passes."))
 
 
+def _main_ones_as_priced(recommendation: Recommendation) -> list[Evaluation]:
+    main = {item.candidate.id for item in view.main_ones(recommendation)}
+    return [item for item in recommendation.evaluations if item.candidate.id in main]
+
+
 def _print_flops(recommendation: Recommendation, console: Console) -> None:
-    evaluations = recommendation.evaluations
+    evaluations = _main_ones_as_priced(recommendation)
     unit = view.flop_unit(item.cost.flops.total for item in evaluations)
     _heading(f"FLOPs of one update, by phase, in {unit.name}", console)
     headers = ("candidate", "forward", "input\ngradient", "weight\ngradient", "optimizer", "total")
@@ -155,7 +160,7 @@ def _print_budgets(recommendation: Recommendation, console: Console) -> None:
 
 def _print_candidates(recommendation: Recommendation, console: Console) -> None:
     _heading("Candidates", console)
-    evaluations = view.ordered(recommendation)
+    evaluations = view.main_ones(recommendation)
     wide = console.width >= WIDE
     headers = ["candidate", "accuracy\n95 % interval", "peak\nmemory", "FLOPs per\nupdate"]
     headers += ["trained", "to\nship", "verdict"] if wide else ["to\nship", "verdict"]
@@ -176,6 +181,9 @@ def _print_candidates(recommendation: Recommendation, console: Console) -> None:
     _print_table(headers, rows, console, last_is_text=True)
     if any(item.accuracy and not item.accuracy.finalist for item in evaluations):
         _item("* dropped early in the race: trained for fewer updates than the finalists.", console)
+    hidden = len(recommendation.evaluations) - len(evaluations)
+    if hidden:
+        _item(f"{hidden} more candidates were priced: see them with --report FILE or --json FILE.", console)
     rejected = [item for item in evaluations if not item.fits]
     if rejected and not wide:
         console.print(_text("Why not:"))

@@ -18,7 +18,7 @@ from advisor.records import (
     Recommendation,
     Violation,
 )
-from advisor.solver import allowed_memory
+from advisor.solver import allowed_memory, lever_words
 from advisor.units import format_bytes, format_flops, format_seconds
 
 BROKEN_LIMIT = {
@@ -36,7 +36,10 @@ MEMORY_PARTS = (
     "activations",
     "temporaries",
     "batch",
+    "workspace",
+    "cached",
 )
+SHOWN = 24  # candidates in tables that are to be read, where there are many more
 FLOP_PHASES = ("forward", "input_gradient", "weight_gradient", "optimizer")
 
 
@@ -83,11 +86,26 @@ def chosen(recommendation: Recommendation) -> Evaluation | None:
 
 
 def setting_text(candidate: Candidate) -> str:
-    """`depthwise=skip rank=4 optimizer=sgd`; empty where nothing was set."""
-    pairs = list(candidate.setting)
-    if candidate.levers.optimizer != "adam":
-        pairs.append(("optimizer", candidate.levers.optimizer))
-    return " ".join(f"{name}={value}" for name, value in pairs)
+    """`depthwise=skip rank=4, last 5 blocks`; empty where nothing was set."""
+    setting = " ".join(f"{name}={value}" for name, value in candidate.setting)
+    return ", ".join([*([setting] if setting else []), *lever_words(candidate.levers)])
+
+
+def main_ones(recommendation: Recommendation) -> list[Evaluation]:
+    """What to show first of many, in order: the choice, the front, the best of each method, the next best."""
+    evaluations = ordered(recommendation)
+    if len(evaluations) <= SHOWN:
+        return evaluations
+    best: dict[str, str] = {}
+    for evaluation in evaluations:
+        best.setdefault(evaluation.candidate.method, evaluation.candidate.id)
+    wanted = {recommendation.recommended, *recommendation.front, *best.values()}
+    full = reference_full(recommendation)
+    wanted |= {full.candidate.id} if full else set()
+    spare = SHOWN - sum(evaluation.candidate.id in wanted for evaluation in evaluations)
+    others = [e.candidate.id for e in evaluations if e.candidate.id not in wanted and e.fits]
+    wanted |= set(others[: max(spare, 0)])
+    return [evaluation for evaluation in evaluations if evaluation.candidate.id in wanted]
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +141,12 @@ def count_unit(values: Iterable[float]) -> Unit:
 
 def full_name(candidate: Candidate) -> str:
     """`lora depthwise=skip rank=4`."""
-    return f"{candidate.method} {setting_text(candidate)}".strip()
+    return ", ".join(
+        [
+            " ".join([candidate.method, *(f"{name}={value}" for name, value in candidate.setting)]),
+            *lever_words(candidate.levers),
+        ]
+    )
 
 
 def short_names(evaluations: Iterable[Evaluation]) -> dict[str, str]:
@@ -136,7 +159,7 @@ def short_names(evaluations: Iterable[Evaluation]) -> dict[str, str]:
         candidate.id: " ".join(
             [candidate.method]
             + [
-                f"{name}={value}" if name not in ("optimizer", "kind", "depthwise") else str(value)
+                f"{name}={value}" if name not in ("lever", "kind", "depthwise") else str(value)
                 for name, value in pairs[candidate.id]
                 if common[candidate.method, (name, value)] < siblings[candidate.method]
             ]
@@ -274,7 +297,7 @@ def layer_types_of(names: Iterable[str]) -> list[str]:
 def reference_full(recommendation: Recommendation) -> Evaluation | None:
     """Full fine-tuning, which the others' costs are shares of."""
     full = [item for item in recommendation.evaluations if item.candidate.method == "full"]
-    return min(full, key=lambda item: item.candidate.levers.optimizer != "adam", default=None)
+    return min(full, key=lambda item: len(item.candidate.levers.described()), default=None)
 
 
 def multiply_add_flops_per_sample(evaluation: Evaluation, batch_size: int) -> float | None:
@@ -329,7 +352,7 @@ def printable(text: str) -> str:
 
 
 def _pairs(candidate: Candidate) -> list[tuple[str, object]]:
-    return [*candidate.setting, ("optimizer", candidate.levers.optimizer)]
+    return [*candidate.setting, *(("lever", part) for part in candidate.levers.described())]
 
 
 def _unit(values: Iterable[float], names: tuple[str, ...], least: float) -> Unit:

@@ -2,12 +2,13 @@
 
 from advisor.solver.budget import allowed_memory, parse_budget, violations
 from advisor.solver.choose import cheapest_first, pareto_front, rank
-from advisor.solver.explain import answer, relaxations
+from advisor.solver.explain import answer, lever_words, relaxations
 
 __all__ = [
     "allowed_memory",
     "answer",
     "cheapest_first",
+    "lever_words",
     "pareto_front",
     "parse_budget",
     "rank",

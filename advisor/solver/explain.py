@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from advisor.records import Budget, DataSummary, Evaluation, Relaxation
+from advisor.records import Budget, DataSummary, Evaluation, Levers, Relaxation
 from advisor.solver.budget import allowed_memory
 from advisor.units import format_bytes, format_flops
 
@@ -55,11 +55,26 @@ def describe(evaluation: Evaluation) -> str:
     """The candidate in words: `lora, rank 4, learning rate 0.002`."""
     candidate, accuracy = evaluation.candidate, evaluation.accuracy
     parts = [candidate.method, *(f"{name} {value}" for name, value in candidate.setting)]
-    if candidate.levers.optimizer != "adam":
-        parts.append(candidate.levers.optimizer)
+    parts += lever_words(candidate.levers)
     if accuracy is not None and accuracy.learning_rate is not None:
         parts.append(f"learning rate {accuracy.learning_rate:g}")
     return ", ".join(parts)
+
+
+def lever_words(levers: Levers) -> list[str]:
+    """What differs from the defaults: `last 5 blocks`, `micro-batches of 2`, `checkpointed`."""
+    blocks = "block" if levers.scope == 1 else f"{levers.scope} blocks"
+    words = {
+        levers.optimizer: levers.optimizer != "adam",
+        f"last {blocks}": bool(levers.scope),
+        f"micro-batches of {levers.micro_batch}": levers.micro_batch is not None,
+        "checkpointed": levers.checkpoint,
+        "per-parameter updates": levers.update == "per-parameter",
+        "front cached in memory": levers.cached_prefix == "ram",
+        "front cached on disk": levers.cached_prefix == "disk",
+        "norms fused in front": levers.fuse,
+    }
+    return [word for word, given in words.items() if given]
 
 
 def relaxations(

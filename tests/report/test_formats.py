@@ -171,7 +171,15 @@ def test_shape_that_scripts_rely_on(samples: dict[str, Recommendation]) -> None:
     assert (lora["method"], lora["setting"], lora["levers"]) == (
         "lora",
         {"rank": 4},
-        {"optimizer": "adam"},
+        {
+            "optimizer": "adam",
+            "scope": None,
+            "micro_batch": None,
+            "checkpoint": False,
+            "update": "end",
+            "cached_prefix": "no",
+            "fuse": False,
+        },
     )
     assert lora["fits"] is False
     assert lora["violations"][0]["limit"] == "ram"

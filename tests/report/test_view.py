@@ -28,8 +28,8 @@ def test_short_names_leave_out_what_all_share(samples: dict[str, Recommendation]
         for rank, optimizer in ((2, "adam"), (4, "adam"), (4, "sgd"))
     ]
     assert list(view.short_names(found).values()) == [
-        "lora rank=2 adam",
-        "lora rank=4 adam",
+        "lora rank=2",
+        "lora rank=4",
         "lora rank=4 sgd",
     ]
     assert list(view.short_names(found[:1]).values()) == ["lora"]
