@@ -46,7 +46,8 @@ class Proposals:
         for scope in scopes:
             narrow = replace(main, levers=replace(levers, scope=scope))
             if list(method.settings(trained_part(self._census, scope), (1,))):
-                yield from self._priced(narrow)
+                if scope:  # without a cache, training the head alone is what the method does anyway
+                    yield from self._priced(narrow)
                 if self._images and is_chain_from_image(self._census, scope):
                     yield from self._cached(narrow)
         if self._allowed is None or self._fits(main):

@@ -195,6 +195,7 @@ class LayerTypeCost:
     trainable_parameters: int
     flops: Flops
     activation_bytes: int  # saved activations and temporaries held at the peak that its layers made
+    saved_bytes: int = 0  # what its layers made in a forward pass that is kept for the backward pass
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,7 +40,9 @@ InputSize = Annotated[
 BatchSize = Annotated[int, typer.Option(help="Images in one update.")]
 Methods = Annotated[str | None, typer.Option(metavar="A,B,...", help="Only these methods; default: all.")]
 Ranks = Annotated[str, typer.Option(metavar="R,R,...", help="Ranks of the low-rank methods.")]
-Optimizer = Annotated[str, typer.Option(metavar="adam|sgd", help="The optimizer of every candidate.")]
+Optimizer = Annotated[
+    str, typer.Option(metavar="adam|adamw|momentum|sgd", help="The optimizer of every candidate.")
+]
 JsonPath = Annotated[
     str | None, typer.Option("--json", metavar="FILE", help="Write JSON; - prints it alone.")
 ]
@@ -92,9 +94,10 @@ def parse_ranks(text: str) -> tuple[int, ...]:
 
 
 def parse_optimizer(text: str) -> str:
-    """Adam or sgd. Raises InputError."""
-    if text.lower() not in ("adam", "sgd"):
-        raise InputError(f"--optimizer {text!r} is not known; use adam or sgd")
+    """Adam, adamw, momentum or sgd. Raises InputError."""
+    known = ("adam", "adamw", "momentum", "sgd")
+    if text.lower() not in known:
+        raise InputError(f"--optimizer {text!r} is not known; use one of {', '.join(known)}")
     return text.lower()
 
 

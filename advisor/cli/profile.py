@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import shlex
 import sys
+from typing import Annotated, Literal
+
+import typer
 
 from advisor.cli import options
 from advisor.cli.recommend import check_writable
@@ -18,6 +21,10 @@ def command(
     methods: options.Methods = None,
     ranks: options.Ranks = "2,4,8",
     optimizer: options.Optimizer = "adam",
+    by: Annotated[
+        Literal["method", "layer-type"],
+        typer.Option(help="Compare methods, or split one (--methods; default: full) by layer type."),
+    ] = "method",
     json: options.JsonPath = None,
 ) -> None:
     """Show what every method costs on a model: memory, FLOPs, parameters, by layer type."""
@@ -34,7 +41,7 @@ def command(
         input_size=size,
         arch=arch,
         trust=trust,
-        methods=options.parse_methods(methods),
+        methods=options.parse_methods(methods or ("full" if by == "layer-type" else None)),
         ranks=known_ranks,
         optimizer=optimizer,
         command=shlex.join(["peft-advisor", *sys.argv[1:]]),
@@ -42,9 +49,9 @@ def command(
     with ProgressBars() as progress:
         recommendation = advise(model, request, progress)
 
-    from advisor.report import print_profile, write_json
+    from advisor.report import print_layer_types, print_profile, write_json
 
     if json != "-":
-        print_profile(recommendation)
+        (print_profile if by == "method" else print_layer_types)(recommendation)
     if json:
         write_json(recommendation, json)

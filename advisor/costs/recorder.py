@@ -37,6 +37,7 @@ class Recording:
     flops: Mapping[str, Flops]  # by layer type
     memory: Memory  # at the moment of the peak
     bytes_at_peak: Mapping[str, int]  # activations and temporaries, by the layer type that made them
+    saved: Mapping[str, int]  # bytes that a forward pass leaves for the backward pass, by layer type
     uncounted: frozenset[str]  # operators without a FLOP rule
     micro_batch: Mapping[str, Flops]  # of the second of several micro-batches alone, by layer type
 
@@ -314,11 +315,16 @@ class Recorder(TorchDispatchMode):
             memory[purpose] += sizes[storage]
             if purpose in ("activations", "temporaries"):
                 made[kinds[storage]] += sizes[storage]
+        saved: Counter[str] = Counter()
+        for storage in _live_at(log, self._forward_ends[:1]):
+            if purpose_of[storage] == "activations":
+                saved[kinds[storage]] += sizes[storage]
         second = self._flops - self._at_starts[1] if len(self._at_starts) > 1 else Counter()
         recording = Recording(
             _by_layer_type(self._flops, Flops.__slots__),
             Memory(**memory),
             dict(made),
+            dict(saved),
             frozenset(self._uncounted),
             _by_layer_type(second, ("forward", "input_gradient", "weight_gradient")),
         )

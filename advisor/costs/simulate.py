@@ -152,7 +152,12 @@ class Simulator:
                 cached=cache_bytes if levers.cached_prefix == "ram" else 0,
             ),
             by_layer_type={
-                kind: LayerTypeCost(trained[kind], flops[kind], recording.bytes_at_peak.get(kind, 0))
+                kind: LayerTypeCost(
+                    trained[kind],
+                    flops[kind],
+                    recording.bytes_at_peak.get(kind, 0),
+                    recording.saved.get(kind, 0),
+                )
                 for kind in LAYER_TYPES
                 if trained[kind] or flops[kind].total or recording.bytes_at_peak.get(kind)
             },

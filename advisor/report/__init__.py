@@ -10,13 +10,14 @@ from advisor.report.formats import (
     write_json,
 )
 from advisor.report.html import render_html, write_html
-from advisor.report.terminal import print_profile, print_recommendation
+from advisor.report.terminal import print_layer_types, print_profile, print_recommendation
 
 __all__ = [
     "SCHEMA_VERSION",
     "dumps",
     "from_json",
     "loads",
+    "print_layer_types",
     "print_profile",
     "print_recommendation",
     "read_json",

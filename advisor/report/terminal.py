@@ -57,6 +57,30 @@ def print_profile(recommendation: Recommendation, console: Console | None = None
     _print_footnotes(recommendation, console)
 
 
+def print_layer_types(recommendation: Recommendation, console: Console | None = None) -> None:
+    """One update of each method, with its settings as they are, split by layer type."""
+    console = console or Console(highlight=False)
+    _print_subject(recommendation, console)
+    _print_layer_types(recommendation, console)
+    for item in recommendation.evaluations:
+        if item.candidate.levers.described():
+            continue
+        costs = item.cost.by_layer_type
+        unit = view.flop_unit(costs[kind].flops.total for kind in costs)
+        _heading(f"One update of {view.full_name(item.candidate)}, FLOPs in {unit.name}", console)
+        headers = ("layer type", "trained", "forward", "input\ngradient", "weight\ngradient", "saved")
+        rows: list[Row] = []
+        for kind in view.layer_types_of(costs):
+            cost = costs[kind]
+            phases = [unit.show(getattr(cost.flops, phase)) for phase in view.FLOP_PHASES[:3]]
+            cells = (kind, f"{cost.trainable_parameters:,}", *phases, format_bytes(cost.saved_bytes))
+            rows.append(("", cells))
+        _print_table(headers, rows, console)
+        peak = format_bytes(item.cost.peak_memory_bytes)
+        console.print(_text(f"Saved: kept from the forward pass for the backward pass. Peak: {peak}."))
+    _print_footnotes(recommendation, console)
+
+
 def _print_costs(recommendation: Recommendation, console: Console) -> None:
     full = view.reference_full(recommendation)
     _heading("Cost of one update", console)
