@@ -224,14 +224,18 @@ class Cost:
 class Measurement:
     """One candidate run in a child process."""
 
-    peak_memory_bytes: int  # the allocator's, tensors and operator workspace
-    peak_resident_bytes: int  # the whole process, interpreter and libraries included
+    peak_memory_bytes: int  # the device's allocator's, tensors and operator workspace
+    peak_resident_bytes: int  # the whole process in the host's memory, interpreter and libraries included
     runtime_bytes: int  # the part of it that the runtime alone takes
     update_seconds: float  # median, without the cap
     updates: int  # how many were timed
     cap_bytes: int | None  # the hard limit it ran under, the runtime's part included; None = no cap
     survived: bool
     failure: str = ""  # why not, one line
+    update_seconds_lower_quartile: float | None = None
+    update_seconds_upper_quartile: float | None = None
+    update_joules: float | None = None  # mean; what the whole processor or GPU used meanwhile
+    device: str = "cpu"
 
 
 @dataclass(frozen=True, slots=True)

@@ -77,6 +77,10 @@ measurements = st.builds(
     st.none() | counts,
     st.booleans(),
     texts,
+    update_seconds_lower_quartile=st.none() | numbers,
+    update_seconds_upper_quartile=st.none() | numbers,
+    update_joules=st.none() | numbers,
+    device=texts,
 )
 violations = st.builds(
     Violation,
