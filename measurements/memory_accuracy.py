@@ -30,7 +30,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.mem_tracker import MemTracker
 
 from advisor.costs import Simulator
-from advisor.costs.measure import allocator_peak
+from advisor.costs.allocator import allocator_peak
 from advisor.costs.simulate import shape_copy
 from advisor.methods import methods
 from advisor.methods.update import begin, update

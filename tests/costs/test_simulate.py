@@ -13,7 +13,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from advisor.costs import Simulator, simulate
-from advisor.costs.measure import allocator_peak
+from advisor.costs.allocator import allocator_peak
 from advisor.costs.recorder import Recorder
 from advisor.costs.simulate import shape_copy
 from advisor.methods import get_method, methods

@@ -1,0 +1,165 @@
+"""Inside the child process: a candidate's updates under the cap, then timed, then watched.
+
+`costs.measure` starts it as a program, with the job on its standard input.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from advisor.costs.allocator import allocator_peak, held_bytes, make_costliest_next
+from advisor.costs.energy import count_joules
+from advisor.costs.process import (
+    data_limit,
+    keep_freed_memory,
+    process_bytes,
+    reset_resident_peak,
+    return_freed_memory,
+)
+from advisor.methods.update import begin, run_front, update
+from advisor.records import Measurement
+from advisor.units import format_bytes
+
+_FEWEST_TIMED = 5
+
+
+class _Run:
+    """A candidate on its device, with a batch, ready to be updated."""
+
+    def __init__(self, job: Mapping[str, Any]) -> None:
+        census, candidate, batch_size = job["census"], job["candidate"], job["batch_size"]
+        self.device = torch.device(job["device"])
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)  # where events are recorded
+        model = job["model"].to(self.device)
+        self._trainable, self._optimizer = begin(model, census, candidate, learning_rate=1e-6)
+        images = torch.rand(batch_size, *census.input_size, device=self.device)
+        if candidate.levers.cached_prefix != "no":
+            images = run_front(self._trainable, images)
+        self._batch = images, torch.arange(batch_size, device=self.device) % census.classes
+        self._cache: tuple[torch.Tensor, ...] = ()
+        self.missing_cache_bytes = job["cache_bytes"] if candidate.levers.cached_prefix == "ram" else 0
+
+    def update(self) -> None:
+        """One update."""
+        update(self._trainable, self._optimizer, *self._batch)
+
+    def update_at_most(self) -> None:
+        """One update of the costliest kind."""
+        make_costliest_next(self._optimizer)
+        self.update()
+
+    def hold_cache(self) -> None:
+        """Take the memory of a prefix cached in RAM; a RuntimeError says that there is too little."""
+        if self.missing_cache_bytes:
+            empty = torch.empty(self.missing_cache_bytes, dtype=torch.uint8, device=self.device)
+            self._cache = (empty.fill_(1),)  # a page is resident once it is written to
+            self.missing_cache_bytes = 0
+
+    def held_bytes(self) -> int:
+        """What lives from one update to the next."""
+        return held_bytes(self._trainable, self._optimizer, *self._batch, *self._cache)
+
+    def peak_bytes(self) -> int:
+        """The allocator's peak in an update of the costliest kind."""
+        return allocator_peak(self._trainable, self._optimizer, *self._batch, *self._cache)
+
+    def timed_update(self) -> float:
+        """Seconds that one update takes: the wall clock's, or on a GPU the device's own."""
+        if self.device.type == "cuda":
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            self.update()
+            end.record()
+            end.synchronize()
+            return start.elapsed_time(end) / 1e3
+        before = time.perf_counter()
+        self.update()
+        return time.perf_counter() - before
+
+
+def run_job(job: Mapping[str, Any], allowed_bytes: int | None) -> Measurement:
+    """Load, warm up, run under the cap, then time updates and look at the allocator."""
+    torch.set_num_threads(job["threads"])
+    run = _Run(job)
+    on_host = run.device.type == "cpu"
+
+    # The first update makes the optimizer's state, starts threads and compiles kernels.
+    run.update()
+    return_freed_memory()
+    held = run.held_bytes() if on_host else 0
+    runtime = max(process_bytes("VmRSS") - held, 0)
+    # The kernel caps the host's memory only; a GPU's peak is compared with what is allowed.
+    cap = None
+    if allowed_bytes is not None and on_host:
+        cap = max(process_bytes("VmData") - held, 0) + allowed_bytes
+    reset_resident_peak()
+    failure = ""
+    try:
+        with data_limit(cap) as enforced:
+            run.hold_cache()
+            run.update_at_most()
+            run.update()
+    except (RuntimeError, MemoryError) as error:
+        if cap is None:
+            raise
+        failure = f"an allocation failed under the cap: {str(error).strip().splitlines()[0]}"
+    resident_peak = process_bytes("VmHWM")
+
+    keep_freed_memory()
+    run.update()
+    if failure:  # what it would have taken; a cache that the cap refused may be too much for the machine
+        resident_peak = process_bytes("VmHWM") + run.missing_cache_bytes
+    seconds, joules = _timed(run, job["timing_seconds"])
+    peak = run.peak_bytes() + run.missing_cache_bytes
+    if allowed_bytes is not None and not enforced and peak > allowed_bytes:
+        failure = f"the allocator's peak was {format_bytes(peak)}, {format_bytes(allowed_bytes)} are allowed"
+    low, median, high = statistics.quantiles(seconds, n=4, method="inclusive")
+    return Measurement(
+        peak_memory_bytes=peak,
+        peak_resident_bytes=resident_peak,
+        runtime_bytes=runtime,
+        update_seconds=median,
+        updates=len(seconds),
+        cap_bytes=cap if on_host else allowed_bytes,
+        survived=not failure,
+        failure=failure,
+        update_seconds_lower_quartile=low,
+        update_seconds_upper_quartile=high,
+        update_joules=joules,
+        device=str(run.device),
+    )
+
+
+def _timed(run: _Run, for_seconds: float) -> tuple[list[float], float | None]:
+    """The seconds of each of several updates, and the joules of one on average."""
+    seconds: list[float] = []
+    end = time.perf_counter() + for_seconds
+    joules_used = count_joules(run.device)
+    while len(seconds) < _FEWEST_TIMED or time.perf_counter() < end:
+        seconds.append(run.timed_update())
+    joules = joules_used()
+    return seconds, None if joules is None else joules / len(seconds)
+
+
+if __name__ == "__main__":
+    with suppress(ImportError, RuntimeError):
+        import torchvision  # noqa: F401 - most models need it; imported while the parent is still busy
+    _order = sys.stdin.read()
+    if _order:
+        _job, _allowed_bytes = json.loads(_order)
+        # Written by the parent, in its own private folder.
+        _measurement = run_job(torch.load(_job, weights_only=False), _allowed_bytes)
+        Path(_job).with_suffix(".json").write_text(json.dumps(asdict(_measurement)))
+        os._exit(0)  # tearing torch down takes longer than an update
