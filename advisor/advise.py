@@ -331,6 +331,7 @@ def _verify(
             candidate,
             request.batch_size,
             allowed_bytes=allowed,
+            cache_bytes=evaluation.cost.cache_bytes,
             waiting=waiting if tried == 0 else None,
         )
         tested[candidate] = replace(evaluation, measured=measured)
