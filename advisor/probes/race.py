@@ -32,6 +32,7 @@ _FEWEST_UPDATES = 4
 _PATIENCE = 1.25  # times a rung's share of the time
 _TIMING_SHARE = 0.08
 _LEAST_UPDATES = 12  # a probe of fewer says nothing
+_TELLING_UPDATES = 40  # more candidates are admitted only where each can have as many in the first rung
 _MOST_EPOCHS = 12
 _RECALIBRATION_SAMPLES = 512
 _EVALUATION_SHARE = 0.25  # of a rung's time, at most
@@ -245,14 +246,15 @@ class _Race:
         self, candidates: Sequence[Candidate], speeds: Mapping[Candidate, float]
     ) -> Sequence[Candidate]:
         """As many, in order, as the time allows; at least one for each finalist's place."""
-        left = self._left() * _RUNG_SHARES[0]
+        left = self._left() * _RUNG_SHARES[0] * (1 - _EVALUATION_SHARE - _OVERHEAD_SHARE)
+        one_each = 0.0  # seconds of one update of every probe admitted
         admitted: list[Candidate] = []
         for candidate in candidates:
-            left -= _LEAST_UPDATES * len(learning_rates(candidate)) * speeds[candidate]
-            if left < 0 and len(admitted) >= _LEAST_FINALISTS:
+            one_each += len(learning_rates(candidate)) * speeds[candidate]
+            if one_each * _TELLING_UPDATES > left and len(admitted) >= _LEAST_FINALISTS:
                 break
             admitted.append(candidate)
-        if left < 0 and len(admitted) <= _LEAST_FINALISTS:
+        if len(admitted) <= _LEAST_FINALISTS and one_each * _LEAST_UPDATES > left:
             self._warnings.append(
                 f"--probe-time allows fewer than {_LEAST_UPDATES} updates a probe: "
                 "the accuracies say little; allow more time"
