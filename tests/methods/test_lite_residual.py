@@ -10,7 +10,6 @@ import torch
 import torchvision
 from torch import nn
 
-from advisor.costs import simulate
 from advisor.methods import get_method
 from advisor.methods.base import bypass_of
 from advisor.methods.frugal import freeze_frugally, restore_forwards
@@ -158,8 +157,10 @@ def test_biases_and_the_head_are_trained_too():
 def test_it_saves_a_fraction_of_what_lora_saves():
     model = torchvision.models.mobilenet_v2(weights=None)
     census = take_census(model, (3, 224, 224))
-    lora = simulate(model, census, Candidate.of("lora", {"rank": 4}, Levers()), 8)
-    lite = simulate(model, census, Candidate.of("lite-residual", LITE, Levers()), 8)
+    # Tensors alone: the workspace of the first convolutions, large beside so little, varies by machine.
+    simulator = Simulator(model, census, workspace=False)
+    lora = simulator.cost(Candidate.of("lora", {"rank": 4}, Levers()), 8)
+    lite = simulator.cost(Candidate.of("lite-residual", LITE, Levers()), 8)
     assert lite.peak_memory_bytes < lora.peak_memory_bytes / 4
     assert lite.memory.activations < lora.memory.activations / 10
     assert 1 < lite.inference_flops_ratio < 1.2
