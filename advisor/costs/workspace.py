@@ -53,11 +53,11 @@ class Workspace:
     def bound(self, call: Call, made: int) -> int:
         """No more than this, as far as is known: the measured bytes, or before that, a generous guess.
 
-        Libraries hold a reordered copy of each argument and result, channels padded to a multiple of
-        16 or 32, and some scratch. `made` is the bytes of the results.
+        Libraries hold, beside the results, a reordered copy of each of them and of each argument, with
+        channels padded to a multiple of 16, and some scratch. `made` is the bytes of the results.
         """
         known = self._known.get(call)
-        return known if known is not None else 3 * (_bytes(call[1]) + made) + 2**23
+        return known if known is not None else int(1.35 * _bytes(call[1]) + 2.35 * made) + 2**22
 
 
 def _measured(calls: Sequence[Call]) -> list[int]:

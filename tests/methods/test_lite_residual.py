@@ -10,6 +10,7 @@ import torch
 import torchvision
 from torch import nn
 
+from advisor.costs import Simulator
 from advisor.methods import get_method
 from advisor.methods.base import bypass_of
 from advisor.methods.frugal import freeze_frugally, restore_forwards
