@@ -58,7 +58,7 @@ class Proposals:
         for least in (None, *scopes):
             narrow = replace(main, levers=replace(levers, scope=least))
             leanest = self._with(narrow, ladder[-1] | {"micro_batch": 1})
-            if self._fits(leanest):
+            if self._helps("smaller", narrow) or self._fits(leanest):
                 yield from self._rescued(narrow, ladder)
                 return
         yield from self._priced(leanest)  # says how much there would have to be
@@ -82,7 +82,9 @@ class Proposals:
 
     def _rescued(self, candidate: Candidate, ladder: Sequence[_Levers]) -> Iterator[tuple[Candidate, Cost]]:
         """With the least harmful levers under which it fits: one that changes nothing, one that is quick."""
-        if len(ladder) > 1 and self._fits(self._with(candidate, ladder[-1])):
+        if len(ladder) > 1 and (
+            self._helps("same", candidate) or self._fits(self._with(candidate, ladder[-1]))
+        ):
             same = self._first_fitting(candidate, "same", _SAME_UPDATE)
             yield from self._priced(same)
             if not same.levers.checkpoint:
@@ -118,6 +120,11 @@ class Proposals:
                 self._helped[kind, candidate.levers.scope] = [levers]
                 return lighter
         raise AssertionError("the leanest levers were seen to fit")
+
+    def _helps(self, kind: str, candidate: Candidate) -> bool:
+        """Whether what helped a method before helps this one."""
+        helped = self._helped[kind, candidate.levers.scope]
+        return any(self._fits(self._with(candidate, levers)) for levers in helped)
 
     def _with(self, candidate: Candidate, levers: _Levers) -> Candidate:
         return replace(candidate, levers=replace(candidate.levers, **levers))
