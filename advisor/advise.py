@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from advisor.candidates import Proposals
-from advisor.costs import Simulator, WaitingChild, fvcore_forward_flops, measure
+from advisor.costs import Simulator, WaitingChild, fvcore_forward_flops, measure, without_collector
 from advisor.errors import InputError, ModelError
 from advisor.methods import get_method, methods
 from advisor.models import LoadedModel, load_model, take_census
@@ -245,9 +245,10 @@ def _cost_all(
         if not settings:
             story.not_applicable[name] = f"the model has nothing for it: {method.summary}"
             continue
-        for candidate, cost in proposals.of(method, settings, levers):
-            evaluations[candidate] = Evaluation(candidate, cost)
-            progress("cost", done / len(names), candidate.id)
+        with without_collector():
+            for candidate, cost in proposals.of(method, settings, levers):
+                evaluations[candidate] = Evaluation(candidate, cost)
+                progress("cost", done / len(names), candidate.id)
     progress("cost", 1.0, "")
     story.not_applicable |= proposals.failures
     if not evaluations:

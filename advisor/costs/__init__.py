@@ -2,6 +2,6 @@
 
 from advisor.costs.fvcore_check import fvcore_forward_flops
 from advisor.costs.measure import WaitingChild, measure
-from advisor.costs.simulate import Simulator, simulate
+from advisor.costs.simulate import Simulator, simulate, without_collector
 
-__all__ = ["Simulator", "WaitingChild", "fvcore_forward_flops", "measure", "simulate"]
+__all__ = ["Simulator", "WaitingChild", "fvcore_forward_flops", "measure", "simulate", "without_collector"]

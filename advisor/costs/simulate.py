@@ -67,7 +67,7 @@ class Simulator:
         Raises:
             Exception: whatever the method or the model raises when such an update is run.
         """
-        with _without_collector():
+        with without_collector():
             return self._priced(candidate, batch_size, tensors)
 
     def _priced(self, candidate: Candidate, batch_size: int, tensors: Tensors | None) -> Cost:
@@ -222,8 +222,8 @@ class Simulator:
 
 
 @contextmanager
-def _without_collector() -> Iterator[None]:
-    """No garbage collection: its pauses are half of the time, and when it runs would move the peak."""
+def without_collector() -> Iterator[None]:
+    """No garbage collection: when it ran would move the peak, and between candidates it only takes time."""
     was_on = gc.isenabled()
     gc.disable()
     try:
