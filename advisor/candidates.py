@@ -58,7 +58,7 @@ class Proposals:
         for least in (None, *scopes):
             narrow = replace(main, levers=replace(levers, scope=least))
             leanest = self._with(narrow, ladder[-1] | {"micro_batch": 1})
-            if self._helps("smaller", narrow) or self._fits(leanest):
+            if self._helps("same", narrow) or self._helps("smaller", narrow) or self._fits(leanest):
                 yield from self._rescued(narrow, ladder)
                 return
         yield from self._priced(leanest)  # says how much there would have to be
@@ -81,15 +81,14 @@ class Proposals:
                 return
 
     def _rescued(self, candidate: Candidate, ladder: Sequence[_Levers]) -> Iterator[tuple[Candidate, Cost]]:
-        """With the least harmful levers under which it fits: one that changes nothing, one that is quick."""
+        """With the least harmful levers under which it fits: those that change nothing, if they do."""
         if len(ladder) > 1 and (
             self._helps("same", candidate) or self._fits(self._with(candidate, ladder[-1]))
         ):
-            same = self._first_fitting(candidate, "same", _SAME_UPDATE)
-            yield from self._priced(same)
-            if not same.levers.checkpoint:
-                return
-        yield from self._priced(self._first_fitting(candidate, "smaller", self._parts(candidate, ladder)))
+            yield from self._priced(self._first_fitting(candidate, "same", _SAME_UPDATE))
+        else:
+            # Smaller parts of the batch mean other BatchNorm statistics, where those are updated.
+            yield from self._priced(self._first_fitting(candidate, "smaller", self._parts(candidate, ladder)))
 
     def _parts(self, candidate: Candidate, ladder: Sequence[_Levers]) -> Iterator[_Levers]:
         """The batch in parts as large as may fit; where even single images don't, with further levers."""
