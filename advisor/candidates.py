@@ -64,13 +64,13 @@ class Proposals:
         yield from self._priced(leanest)  # says how much there would have to be
 
     def _scopes(self, method: Method) -> list[int]:
-        """All but the stem, half, a quarter; of the head alone only what is before it."""
+        """All but the stem, and a quarter; of the head alone only what is before it."""
         blocks = len(self._census.blocks)
         if not method.learning_rates or not blocks:
             return []
         if method.name == "head":
             return [0]
-        return sorted({blocks - 1, -(-blocks // 2), -(-blocks // 4)} - {0, blocks}, reverse=True)
+        return sorted({blocks - 1, -(-blocks // 4)} - {0, blocks}, reverse=True)
 
     def _cached(self, candidate: Candidate) -> Iterator[tuple[Candidate, Cost]]:
         """The front's outputs kept in memory, or where that is too much, on disk."""
