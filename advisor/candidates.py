@@ -43,7 +43,8 @@ class Proposals:
         middle = settings[len(settings) // 2]
         main = Candidate.of(method.name, middle, levers)
         scopes = self._scopes(method)
-        for scope in scopes:
+        # What training less of the network gives up, only data can tell.
+        for scope in scopes if self._images else ():
             narrow = replace(main, levers=replace(levers, scope=scope))
             if list(method.settings(trained_part(self._census, scope), (1,))):
                 if scope:  # without a cache, training the head alone is what the method does anyway
