@@ -43,8 +43,7 @@ class Proposals:
         middle = settings[len(settings) // 2]
         main = Candidate.of(method.name, middle, levers)
         scopes = self._scopes(method)
-        # What training less of the network gives up, only data can tell.
-        for scope in scopes if self._images else ():
+        for scope in scopes:
             narrow = replace(main, levers=replace(levers, scope=scope))
             if list(method.settings(trained_part(self._census, scope), (1,))):
                 if scope:  # without a cache, training the head alone is what the method does anyway
@@ -65,13 +64,13 @@ class Proposals:
         yield from self._priced(leanest)  # says how much there would have to be
 
     def _scopes(self, method: Method) -> list[int]:
-        """All but the stem, and a quarter; of the head alone only what is before it."""
+        """The last half, quarter and eighth of the blocks; of the head alone only what is before it."""
         blocks = len(self._census.blocks)
         if not method.learning_rates or not blocks:
             return []
         if method.name == "head":
             return [0]
-        return sorted({blocks - 1, -(-blocks // 4)} - {0, blocks}, reverse=True)
+        return sorted({-(-blocks // part) for part in (2, 4, 8)} - {blocks}, reverse=True)
 
     def _cached(self, candidate: Candidate) -> Iterator[tuple[Candidate, Cost]]:
         """The front's outputs kept in memory, or where that is too much, on disk."""

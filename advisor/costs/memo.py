@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
+from operator import mul
 from typing import Any
 
 import torch
@@ -43,41 +45,48 @@ class OperatorMemo:
     def __init__(self) -> None:
         self._known: dict[Any, Known] = {}
         self._cpu = FakeTensorMode()
+        self._fake: dict[_Template, torch.Tensor] = {}  # arguments to ask about, by what they are like
 
     def run(
         self, func: torch._ops.OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]
-    ) -> tuple[Any, Known]:
-        """The operator's result on meta tensors, and what else is known of such calls.
+    ) -> tuple[Any, Known, list[torch.Tensor]]:
+        """The operator's result on meta tensors, what else is known of such calls, and the tensors it reads.
 
         Raises:
             DeviceNeededError: attention, which takes another path on the CPU.
         """
-        key = (
-            func,
-            *[
-                (arg.shape, arg.stride(), arg.dtype, arg.is_meta)
-                if type(arg) in _TENSORS
-                else arg
-                if type(arg) in _HASHABLE
-                else _signature(arg)
-                for arg in args
-            ],
-            _signature(kwargs) if kwargs else None,
-        )
-        known = self._known.get(key)
+        read: list[torch.Tensor] = []
+        key: list[Any] = [func]
+        for arg in args:
+            kind = type(arg)
+            if kind in _TENSORS:
+                read.append(arg)
+                key.append((arg.shape, arg.stride(), arg.dtype, arg.is_meta))
+            else:
+                key.append(arg if kind in _HASHABLE else _signature(arg, read))
+        if kwargs:
+            key.append(_signature(kwargs, read))
+        call = tuple(key)
+        known = self._known.get(call)
         if known is None:
-            known = self._known[key] = self._learn(func, args, kwargs)
+            known = self._known[call] = self._learn(func, args, kwargs, read)
         behaviour = known.behaviour
         if behaviour is _FIRST:
-            return args[0], known
+            return args[0], known, read
         if behaviour is _AGAIN:
-            return func(*args, **kwargs), known
-        return _made(behaviour), known
+            return func(*args, **kwargs), known, read
+        return _made(behaviour), known, read
 
-    def _learn(self, func: torch._ops.OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Known:
+    def _learn(
+        self,
+        func: torch._ops.OpOverload,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        read: Sequence[torch.Tensor],
+    ) -> Known:
         if func.overloadpacket is torch.ops.aten._safe_softmax:
             raise DeviceNeededError("scaled_dot_product_attention is one fused kernel on the CPU")
-        behaviour = self._behaviour(func, args, kwargs, tensors_in((args, kwargs)))
+        behaviour = self._behaviour(func, args, kwargs, read)
         if behaviour is _FIRST:
             result = args[0]
         elif behaviour is _AGAIN:
@@ -94,7 +103,8 @@ class OperatorMemo:
         kwargs: Mapping[str, Any],
         read: Sequence[torch.Tensor],
     ) -> Any:
-        if not read or func.is_view or not all(tensor.is_meta for tensor in read):
+        is_view = func.is_view or func.overloadpacket is aten._unsafe_view
+        if not read or is_view or not all(tensor.is_meta for tensor in read):
             return _AGAIN
         if func._schema.is_mutable:
             in_place = func._schema.name.endswith("_") and torch.Tag.inplace_view not in func.tags
@@ -104,16 +114,23 @@ class OperatorMemo:
             return _template(read[0])
         if packet in _SAME_ON_META:
             return _template(func(*args, **kwargs))
-        if packet in _BATCH_NORM:
-            return _BATCH_NORM[packet](args)
+        if packet in _RULES and args[0].is_contiguous():
+            return _RULES[packet](args)
         # As the CPU's kernel would: the meta device's own rules differ in small things.
         with self._cpu:
-            on_cpu = {id(t): torch.empty_strided(t.shape, t.stride(), dtype=t.dtype) for t in read}
+            on_cpu = {id(tensor): self._on_cpu(_template(tensor)) for tensor in read}
             fake_args, fake_kwargs = tree_map_only(
                 torch.Tensor, lambda t: on_cpu[id(t)], (tuple(args), dict(kwargs))
             )
             result = func(*fake_args, **fake_kwargs)
         return _template(result) if _is_fresh(result, on_cpu.values()) else _AGAIN
+
+    def _on_cpu(self, template: _Template) -> torch.Tensor:
+        made = self._fake.get(template)
+        if made is None:
+            shape, stride, dtype = template
+            made = self._fake[template] = torch.empty_strided(shape, stride, dtype=dtype)
+        return made
 
 
 class Remembering(TorchDispatchMode):
@@ -122,6 +139,10 @@ class Remembering(TorchDispatchMode):
     def __init__(self, memo: OperatorMemo) -> None:
         super().__init__()
         self._memo = memo
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled here; asking whether it should be takes a tenth of the time
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         """Run one operator."""
@@ -139,9 +160,12 @@ _LIKE_FIRST = {
 }
 
 
+# Their shapes and layouts are found by one piece of code for both devices: asking it is quick.
 _SAME_ON_META = {
     *(aten.convolution, aten.convolution_backward, aten.mm, aten.addmm, aten.bmm),
     *(aten.empty_like, aten.new_empty, aten.zeros_like, aten.new_zeros),
+    *(aten.add, aten.sub, aten.mul, aten.div, aten.clamp_min, aten.sum, aten.mean, aten.linalg_vector_norm),
+    *(aten.topk, aten.sort),
 }
 
 
@@ -158,11 +182,32 @@ def _batch_norm_backward(args: Sequence[Any]) -> Any:
     return [template if want else None for template, want in zip(each, wanted, strict=True)]
 
 
-# The Python code that stands for them on other devices takes milliseconds.
-_BATCH_NORM: dict[Any, Callable[[Sequence[Any]], Any]] = {
+def _selected(args: Sequence[Any]) -> Any:
+    x, dimension, index = args
+    shape = list(x.shape)
+    shape[dimension] = index.numel()
+    return _contiguous(shape, x.dtype)
+
+
+def _upsampled(args: Sequence[Any]) -> Any:
+    x, size = args[0], args[1]
+    return _contiguous((*x.shape[:2], *size), x.dtype)
+
+
+# The Python code that stands for them on other devices takes milliseconds. Of contiguous tensors.
+_RULES: dict[Any, Callable[[Sequence[Any]], Any]] = {
     aten.native_batch_norm: _batch_norm,
     aten.native_batch_norm_backward: _batch_norm_backward,
+    aten.index_copy: lambda args: _template(args[0]),
+    aten.index_select: _selected,
+    aten.upsample_bilinear2d: _upsampled,
+    aten.upsample_bilinear2d_backward: lambda args: _contiguous(args[2], args[0].dtype),
 }
+
+
+def _contiguous(shape: Sequence[int], dtype: torch.dtype) -> _Template:
+    strides = tuple(accumulate(reversed(shape[1:]), mul, initial=1))[::-1]
+    return torch.Size(shape), strides, dtype
 
 
 def _are_alike(tensors: Sequence[torch.Tensor]) -> bool:
@@ -187,18 +232,20 @@ def _is_fresh(result: Any, read: Iterable[torch.Tensor]) -> bool:
     )
 
 
+_META = torch.device("meta")
 _TENSORS = (torch.Tensor, nn.Parameter)
 _HASHABLE = {int, float, bool, str, type(None), torch.dtype}
 
 
-def _signature(value: Any) -> Any:
-    """An argument that is no tensor, or holds some, without their values; hashable."""
+def _signature(value: Any, read: list[torch.Tensor]) -> Any:
+    """An argument that is no tensor, or holds some, without their values; hashable. Tensors go to `read`."""
     if isinstance(value, torch.Tensor):
+        read.append(value)
         return value.shape, value.stride(), value.dtype, value.is_meta
     if isinstance(value, list | tuple):
-        return tuple(_signature(item) for item in value)
+        return tuple([item if type(item) in _HASHABLE else _signature(item, read) for item in value])
     if isinstance(value, dict):
-        return tuple((name, _signature(item)) for name, item in value.items())
+        return tuple([(name, _signature(item, read)) for name, item in value.items()])
     return value
 
 
@@ -213,9 +260,9 @@ def _template(result: Any) -> Any:
 def _made(template: Any) -> Any:
     if type(template) is tuple:
         shape, stride, dtype = template
-        return torch.empty_strided(shape, stride, dtype=dtype, device="meta")
+        return torch.empty_strided(shape, stride, dtype=dtype, device=_META)
     if type(template) is list:
-        return tuple(_made(item) for item in template)
+        return tuple([_made(item) for item in template])
     return template
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -27,6 +27,7 @@ from advisor.methods.update import run_front, update
 from advisor.records import LAYER_TYPES, Census, Flops, Memory
 
 _AT_ONCE = 3  # calls measured in one go
+_next_number: Callable[[], int] = torch.autograd._get_sequence_nr  # type: ignore[attr-defined]
 METADATA = torch.ops.prim.device.default  # asked of every fake tensor, computes nothing
 
 
@@ -42,8 +43,7 @@ class Recording:
     micro_batch: Mapping[str, Flops]  # of the second of several micro-batches alone, by layer type
 
 
-@dataclass(frozen=True, slots=True)
-class _ForwardCall:
+class _ForwardCall(NamedTuple):
     """Who made a backward node: the autograd node's number leads back to it."""
 
     layer_type: str
@@ -69,6 +69,10 @@ class Recorder(TorchDispatchMode):
         self._layer_types = {layer.name: layer.layer_type for layer in census.layers}
         self._reset()
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled here; asking whether it should be takes a tenth of the time
+
     def record_update(
         self,
         trainable: Trainable,
@@ -79,14 +83,14 @@ class Recorder(TorchDispatchMode):
         """Run and record one update; gradients and optimizer state of earlier ones count as held."""
         self._reset()
         state = optimizer_tensors(optimizer)
-        parameters = dict(self._model.named_parameters())
+        parameters, buffers = self._tensors()
         for name, parameter in parameters.items():
             kind = self.layer_type_of(name)
             self._weights.add(self._follow(parameter, kind))
             for tensor in (parameter.grad, *state.get(parameter, ())):
                 if tensor is not None:
                     self._follow(tensor, kind)
-        for tensor in self._model.buffers():
+        for tensor in buffers:
             # Indices, running statistics: with weights alone they make a weight, no activation.
             self._weights.add(self._follow(tensor, "other"))
         for tensor in (images, labels):
@@ -108,7 +112,7 @@ class Recorder(TorchDispatchMode):
                 del stepping.step  # the instance's; the class's is there again
         purposes: dict[str, list[torch.Tensor]] = {
             "batch": [images, labels],
-            "buffers": list(self._model.buffers()),
+            "buffers": buffers,
             "optimizer_state": [t for held in optimizer_tensors(optimizer).values() for t in held],
             "gradients": [p.grad for p in parameters.values() if p.grad is not None],
             "weights": list(parameters.values()),
@@ -157,36 +161,25 @@ class Recorder(TorchDispatchMode):
             return args[0].fake_device if isinstance(args[0], FakeTensor) else func(*args, **kwargs)
         node = torch._C._current_autograd_node()
         phase = self._phase(node)
-        tensors = tensors_in((args, kwargs) if kwargs else args)
         before = len(self._log)
-        flops: OperatorFlops | None
-        if self._memo is not None:
-            result, known = self._memo.run(func, args, kwargs)
-            flops, call = known.flops, known.call
-        else:
-            call = call_of(func, args, kwargs) if func.overloadpacket in OPERATORS else None
-            result = args[0] if writes_in_place_only(func, args) else func(*args, **kwargs)
-            flops = operator_flops(func, args, kwargs, result)
-
+        result, flops, call, tensors = self._run(func, args, kwargs)
+        ids, weights = self._ids, self._weights
         # None: a tensor from before the recording that is no weight, such as the model's constants.
-        read = [self._ids.get(tensor.untyped_storage()._cdata) for tensor in tensors]
+        read = [ids.get(tensor.untyped_storage()._cdata) for tensor in tensors]
+        weights_only = bool(read) and weights.issuperset(read)
         if phase == "forward":
-            made_by = _ForwardCall(
-                layer_type=self._stack[-1] if self._stack else "other",
-                weights_only=bool(read) and self._weights.issuperset(read),
-                reads_weight=not self._weights.isdisjoint(read),
-            )
-            self._call_numbers.append(torch.autograd._get_sequence_nr() - 1)  # type: ignore[attr-defined]
-            self._calls.append(made_by)
-            kind = made_by.layer_type
+            kind = self._stack[-1] if self._stack else "other"
+            self._call_numbers.append(_next_number() - 1)
+            self._calls.append(_ForwardCall(kind, weights_only, weights_only or not weights.isdisjoint(read)))
         elif phase == "backward":
             kind, phase = self._backward_place(node, read)
         else:
             kind = next((self._kinds[i] for i in read if i is not None), "other")
 
-        made = [self._follow(tensor, kind) for tensor in tensors_in(result)]
-        if read and self._weights.issuperset(read):
-            self._weights.update(made)
+        results = (result,) if isinstance(result, torch.Tensor) else tensors_in(result)
+        made = [self._follow(tensor, kind) for tensor in results]
+        if weights_only:
+            weights.update(made)
         if call is not None:
             self._calls_made.append((before, len(self._log), call))
         if flops is None:
@@ -197,6 +190,18 @@ class Recorder(TorchDispatchMode):
                 self._flops[kind, "input_gradient"] += flops.input_gradient
                 self._flops[kind, "weight_gradient"] += flops.weight_gradient
         return result
+
+    def _run(
+        self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Any, OperatorFlops | None, Call | None, Sequence[torch.Tensor]]:
+        """The operator's result, its FLOPs, where it may need workspace, and the tensors it reads."""
+        if self._memo is not None:
+            result, known, tensors = self._memo.run(func, args, kwargs)
+            return result, known.flops, known.call, tensors
+        call = call_of(func, args, kwargs) if func.overloadpacket in OPERATORS else None
+        tensors = tensors_in((args, kwargs))
+        result = args[0] if writes_in_place_only(func, args) else func(*args, **kwargs)
+        return result, operator_flops(func, args, kwargs, result), call, tensors
 
     def _phase(self, node: Any) -> str:
         """Of the operator that is about to run."""
@@ -268,10 +273,22 @@ class Recorder(TorchDispatchMode):
     def _step_ends(self) -> None:
         self._stepping -= 1
 
+    def _tensors(self) -> tuple[dict[str, nn.Parameter], list[torch.Tensor]]:
+        """The model's parameters by name, and its buffers, a shared one once."""
+        parameters: dict[nn.Parameter, str] = {}
+        buffers: dict[torch.Tensor, None] = {}
+        for path, module in self._model.named_modules():
+            for name, parameter in module._parameters.items():
+                if parameter is not None:
+                    parameters.setdefault(parameter, f"{path}.{name}" if path else name)
+            buffers |= dict.fromkeys(buffer for buffer in module._buffers.values() if buffer is not None)
+        return {name: parameter for parameter, name in parameters.items()}, list(buffers)
+
     def _layer_hooks(self) -> Iterator[Any]:
         # Registered after the methods' own hooks, so that a bypass counts to the layer it adapts.
+        modules = dict(self._model.named_modules(remove_duplicate=False))
         for name, kind in self._layer_types.items():
-            module = self._model.get_submodule(name)
+            module = modules[name]
             yield module.register_forward_pre_hook(self._push(kind))
             yield module.register_forward_hook(lambda *_: self._stack.pop() and None, always_call=True)
 
@@ -285,12 +302,13 @@ class Recorder(TorchDispatchMode):
         known = self._ids.get(key)
         if known is not None:
             return known
-        new = self._allocate(storage.nbytes(), kind)
+        size = storage.nbytes()
+        new = self._allocate(size, kind)
         log, ids = self._log, self._ids
 
         def released(_: object) -> None:
             del ids[key]
-            log.append((new, -self._sizes[new]))
+            log.append((new, -size))
 
         ids[key] = new
         self._references.append(weakref.ref(storage, released))
@@ -406,10 +424,13 @@ class SkippingWrites(TorchDispatchMode):
 
 
 def optimizers_in(optimizer: torch.optim.Optimizer | None) -> list[torch.optim.Optimizer]:
-    """Those that do the stepping: itself, or one for each parameter."""
+    """Those that do the stepping: itself and the one it hands parameters to, or one for each parameter."""
+    if optimizer is None:
+        return []
     if isinstance(optimizer, StepAtOnce):
-        return list(optimizer.each.values())
-    return [] if optimizer is None else [optimizer]
+        return [inner for each in optimizer.each.values() for inner in optimizers_in(each)]
+    plain = getattr(optimizer, "plain", None)
+    return [optimizer] if plain is None else [plain, optimizer]
 
 
 def optimizer_tensors(

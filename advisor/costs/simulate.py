@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import gc
 from collections import Counter, OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any, Literal
@@ -32,7 +32,7 @@ from advisor.costs.steps import known_step, make_state
 from advisor.costs.workspace import Workspace
 from advisor.errors import InputError
 from advisor.methods import Method, Trainable, get_method
-from advisor.methods.base import bypass_of, remove_bypass
+from advisor.methods.base import bypass_of
 from advisor.methods.update import begin, run_front, update
 from advisor.records import LAYER_TYPES, Candidate, Census, Cost, Flops, LayerTypeCost
 
@@ -54,6 +54,7 @@ class Simulator:
         self._workspace = Workspace() if workspace else None
         self._model, self._census, self._images = model, census, images
         self._memo = OperatorMemo()
+        self._forward_flops: dict[str, int] | None = None
         self._needs_device = False  # known once a candidate could not run on meta tensors
 
     def cost(self, candidate: Candidate, batch_size: int, tensors: Tensors | None = None) -> Cost:
@@ -87,6 +88,11 @@ class Simulator:
 
     def forward_flops(self) -> dict[str, int]:
         """FLOPs of one image's forward pass in eval mode, by layer type."""
+        if self._forward_flops is None:
+            self._forward_flops = self._count_forward()
+        return self._forward_flops
+
+    def _count_forward(self) -> dict[str, int]:
         for tensors in ("meta", "fake", "real"):
             model, mode = self._copy(tensors)
             try:
@@ -109,7 +115,8 @@ class Simulator:
         micro_batches = batch_size // size
         model, mode = self._copy(tensors)
         with mode:
-            trainable, optimizer = begin(model, self._census, candidate, learning_rate=1e-3)
+            with Remembering(self._memo) if tensors == "meta" else nullcontext():  # meta's own are slow
+                trainable, optimizer = begin(model, self._census, candidate, learning_rate=1e-3)
             recorder = self._recorder(model, tensors)
             # All micro-batches after the first are alike.
             images, labels = self._batch(min(micro_batches, 2) * size, tensors)
@@ -192,15 +199,19 @@ class Simulator:
         """What a first update leaves behind, without its forward and backward pass."""
         if optimizer is None:
             return
-        steps = [(stepping, known_step(stepping)) for stepping in optimizers_in(optimizer)]
-        if tensors == "meta" and all(step is not None for _, step in steps):
-            for stepping, step in steps:
-                assert step is not None  # noqa: S101 - all are known
+        unknown = []
+        for stepping in optimizers_in(optimizer):
+            step = known_step(stepping) if tensors == "meta" else None
+            if step is None:
+                unknown.append(stepping)
+            else:
                 make_state(stepping, step, stepping.param_groups[0]["params"])
+        if not unknown:
             return
         with Remembering(self._memo) if tensors == "meta" else SkippingWrites():
             for parameter in trainable.parameters.values():
-                parameter.grad = torch.zeros_like(parameter)
+                if parameter not in optimizer.state:
+                    parameter.grad = torch.zeros_like(parameter)
             optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
@@ -209,16 +220,13 @@ class Simulator:
         bypasses = [bypass for module in attached.modules() if (bypass := bypass_of(module)) is not None]
         if all(hasattr(bypass, "weight_change") for bypass in bypasses):
             return 1.0
-        merged = method.merge(attached)
-        with_bypasses = self._record_inference(merged, tensors)
-        for module in [module for module in merged.modules() if bypass_of(module) is not None]:
-            remove_bypass(module)
-        without = self._record_inference(merged, tensors)
-        return _forward(with_bypasses) / _forward(without)
+        merged = self._record_inference(method.merge(attached), tensors)
+        return _forward(merged) / sum(self.forward_flops().values())
 
     def _record_inference(self, model: nn.Module, tensors: Tensors) -> Recording:
         model.eval()
-        return self._recorder(model, tensors).record_forward(self._batch(1, tensors)[0])
+        recorder = Recorder(model, self._census, self._memo if tensors == "meta" else None)
+        return recorder.record_forward(self._batch(1, tensors)[0])
 
 
 @contextmanager
@@ -240,37 +248,51 @@ def simulate(
     return Simulator(model, census, workspace=workspace).cost(candidate, batch_size)
 
 
-def shape_copy(model: nn.Module, mode: AbstractContextManager[object]) -> nn.Module:
-    """A copy whose tensors have shapes and no values, as `mode` makes them; shared ones stay shared."""
-    memo: dict[int, Any] = {}
-    with mode:
-        for tensor in (*model.parameters(), *model.buffers()):
-            empty = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype)
-            if isinstance(tensor, nn.Parameter):
-                memo[id(tensor)] = nn.Parameter(empty, requires_grad=tensor.requires_grad)
-            else:
-                memo[id(tensor)] = empty
-    # What deepcopy does, many times faster: most of what modules hold is empty or a plain value.
+def shape_copy(model: nn.Module, mode: FakeTensorMode | torch.device) -> nn.Module:
+    """A copy whose tensors have shapes and no values, fake or meta; shared ones stay shared."""
     modules = list(model.modules())
-    if any(hasattr(type(module), "__deepcopy__") for module in modules):
+    memo: dict[int, Any] = _empty_copies(modules, mode)
+    # What deepcopy does, many times faster: most of what modules hold is empty or a plain value.
+    if any(hasattr(kind, "__deepcopy__") for kind in set(map(type, modules))):
         return copy.deepcopy(model, memo)
     for module in modules:
-        memo[id(module)] = type(module).__new__(type(module))
+        kind = type(module)
+        memo[id(module)] = kind.__new__(kind)
     for module in modules:
-        memo[id(module)].__dict__ = copied = module.__dict__.copy()
-        for name, value in module.__dict__.items():
+        held = module.__dict__
+        copied = memo[id(module)].__dict__
+        copied.update(held)
+        for name, value in held.items():
             kind = type(value)
             if kind in _PLAIN:
                 continue
-            if name in ("_parameters", "_buffers", "_modules"):
-                copied[name] = {key: None if held is None else memo[id(held)] for key, held in value.items()}
-            elif not value and kind in (dict, OrderedDict):
+            if not value and kind in _CONTAINERS:
                 copied[name] = kind()
+            elif name in _REGISTERED:
+                copied[name] = {key: None if item is None else memo[id(item)] for key, item in value.items()}
             elif kind is not tuple or not _PLAIN.issuperset(map(type, value)):
                 copied[name] = copy.deepcopy(value, memo)
     return memo[id(model)]
 
 
+def _empty_copies(modules: Sequence[nn.Module], mode: FakeTensorMode | torch.device) -> dict[int, Any]:
+    """A tensor without values for each of the modules' own, by its id."""
+    device = mode if isinstance(mode, torch.device) else None
+    copies: dict[int, Any] = {}
+    with nullcontext() if isinstance(mode, torch.device) else mode:
+        for module in modules:
+            for tensor in (*module._parameters.values(), *module._buffers.values()):
+                if tensor is None or id(tensor) in copies:
+                    continue
+                empty = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
+                if isinstance(tensor, nn.Parameter):
+                    empty = nn.Parameter(empty, requires_grad=tensor.requires_grad)
+                copies[id(tensor)] = empty
+    return copies
+
+
+_REGISTERED = {"_parameters", "_buffers", "_modules"}
+_CONTAINERS = {dict, OrderedDict, set, list}
 _PLAIN = {int, float, str, bool, type(None), torch.dtype}
 
 

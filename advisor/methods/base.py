@@ -50,7 +50,7 @@ class Trainable:
         return [
             (name, module)
             for name, module in self.model.named_modules()
-            if isinstance(getattr(module, "running_mean", None), torch.Tensor) and id(module) not in frozen
+            if module._buffers.get("running_mean") is not None and id(module) not in frozen
         ]
 
     def train_mode(self) -> None:

@@ -40,7 +40,10 @@ class GaLore:
         parameters = list(trainable.parameters.values())
         if levers.optimizer == "sgd":
             return torch.optim.SGD(parameters, lr=learning_rate)
-        return GaLoreAdam(parameters, learning_rate, rank=int(trainable.setting["rank"]))
+        rank = int(trainable.setting["rank"])
+        if not any(projects(parameter, rank) for parameter in parameters):
+            return torch.optim.Adam(parameters, lr=learning_rate)
+        return GaLoreAdam(parameters, learning_rate, rank=rank)
 
     merge = staticmethod(merge_attached)
 
@@ -66,6 +69,11 @@ class GaLoreAdam(torch.optim.Optimizer):
         super().__init__(parameters, {"lr": lr, "betas": betas, "eps": eps})
         self.rank, self.refresh_every, self.scale = rank, refresh_every, scale
         self.updates = 0
+        unprojected = [p for group in self.param_groups for p in group["params"] if not projects(p, rank)]
+        # Steps what isn't projected.
+        self.plain = torch.optim.Adam(unprojected, lr, betas, eps) if unprojected else None
+        if self.plain is not None:
+            self.plain.state = self.state
 
     def refresh_next(self) -> None:
         """Make the next step one that refreshes the projectors: the costliest kind."""
@@ -79,31 +87,24 @@ class GaLoreAdam(torch.optim.Optimizer):
         self.updates += 1
         for group in self.param_groups:
             for parameter in group["params"]:
-                if parameter.grad is not None:
+                if parameter.grad is not None and projects(parameter, self.rank):
                     self._step_one(parameter, group, refresh)
+        if self.plain is not None:
+            self.plain.param_groups[0]["lr"] = self.param_groups[0]["lr"]
+            self.plain.step()
         return loss
-
-    def projects(self, parameter: torch.Tensor) -> bool:
-        """Whether the projected state is smaller than Adam's own."""
-        if parameter.ndim < 2:
-            return False
-        rows, columns = parameter.shape[0], parameter[0].numel()
-        short, long = min(rows, columns), max(rows, columns)
-        return self.rank * (2 * long + short) < 2 * rows * columns
 
     def _step_one(self, parameter: nn.Parameter, group: dict[str, Any], refresh: bool) -> None:
         state, gradient = self.state[parameter], parameter.grad
         assert gradient is not None  # noqa: S101 - step() passes only those
-        projected = self.projects(parameter)
-        if projected:
-            gradient = gradient.flatten(1)
-            tall = gradient.shape[0] > gradient.shape[1]
-            if refresh:
-                u, _, vh = torch.linalg.svd(gradient, full_matrices=False)
-                # .clone(): a slice would keep all the singular vectors alive.
-                state["projector"] = (vh[: self.rank].mT if tall else u[:, : self.rank]).clone()
-            projector = state["projector"]
-            gradient = gradient @ projector if tall else projector.mT @ gradient
+        gradient = gradient.flatten(1)
+        tall = gradient.shape[0] > gradient.shape[1]
+        if refresh:
+            u, _, vh = torch.linalg.svd(gradient, full_matrices=False)
+            # .clone(): a slice would keep all the singular vectors alive.
+            state["projector"] = (vh[: self.rank].mT if tall else u[:, : self.rank]).clone()
+        projector = state["projector"]
+        gradient = gradient @ projector if tall else projector.mT @ gradient
         if "mean" not in state:
             state["step"] = 0
             state["mean"], state["square"] = torch.zeros_like(gradient), torch.zeros_like(gradient)
@@ -114,8 +115,14 @@ class GaLoreAdam(torch.optim.Optimizer):
         correction = (1 - beta2 ** state["step"]) ** 0.5 / (1 - beta1 ** state["step"])
         denominator = state["square"].sqrt().add_(group["eps"])
         change = denominator.reciprocal_().mul_(state["mean"])
-        rate = group["lr"] * correction
-        if projected:
-            change = change @ projector.mT if tall else projector @ change
-            rate *= self.scale
-        parameter.add_(change.view_as(parameter), alpha=-rate)
+        change = change @ projector.mT if tall else projector @ change
+        parameter.add_(change.view_as(parameter), alpha=-group["lr"] * correction * self.scale)
+
+
+def projects(parameter: torch.Tensor, rank: int) -> bool:
+    """Whether the projected state is smaller than Adam's own."""
+    if parameter.ndim < 2:
+        return False
+    rows, columns = parameter.shape[0], parameter[0].numel()
+    short, long = min(rows, columns), max(rows, columns)
+    return rank * (2 * long + short) < 2 * rows * columns

@@ -15,7 +15,7 @@ def state_size(optimizer):
         value.numel()
         for state in optimizer.state.values()
         for value in state.values()
-        if isinstance(value, torch.Tensor)
+        if isinstance(value, torch.Tensor) and value.ndim  # not Adam's step counter
     )
 
 
