@@ -67,6 +67,10 @@ class Census:
         """The layers of the given types, in order."""
         return tuple(layer for layer in self.layers if layer.layer_type in layer_types)
 
+    def types(self) -> dict[str, str]:
+        """Each layer's type, by its path."""
+        return {layer.name: layer.layer_type for layer in self.layers}
+
 
 @dataclass(frozen=True, slots=True)
 class LayerTypeSummary:

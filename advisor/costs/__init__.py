@@ -1,7 +1,17 @@
-"""What an update costs: simulated exactly, measured in a child process."""
+"""What an update costs: estimated from a table, simulated exactly, measured in a child process."""
 
+from advisor.costs.estimate import Estimates, Estimator
 from advisor.costs.fvcore_check import fvcore_forward_flops
 from advisor.costs.measure import WaitingChild, measure
 from advisor.costs.simulate import Simulator, simulate, without_collector
 
-__all__ = ["Simulator", "WaitingChild", "fvcore_forward_flops", "measure", "simulate", "without_collector"]
+__all__ = [
+    "Estimates",
+    "Estimator",
+    "Simulator",
+    "WaitingChild",
+    "fvcore_forward_flops",
+    "measure",
+    "simulate",
+    "without_collector",
+]

@@ -1,10 +1,10 @@
-"""What one update does, operator by operator: FLOPs by phase and layer type, bytes held at the peak."""
+"""What one update does, operator by operator: FLOPs by phase and group of layers, bytes held at the peak."""
 
 from __future__ import annotations
 
 import weakref
 from bisect import bisect_left
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -24,7 +24,7 @@ from advisor.costs.workspace import OPERATORS, Call, Workspace, call_of
 from advisor.methods import Trainable
 from advisor.methods.step_at_once import StepAtOnce
 from advisor.methods.update import run_front, update
-from advisor.records import LAYER_TYPES, Census, Flops, Memory
+from advisor.records import Flops, Memory
 
 _AT_ONCE = 3  # calls measured in one go
 _next_number: Callable[[], int] = torch.autograd._get_sequence_nr  # type: ignore[attr-defined]
@@ -35,18 +35,18 @@ METADATA = torch.ops.prim.device.default  # asked of every fake tensor, computes
 class Recording:
     """One update, or one forward pass."""
 
-    flops: Mapping[str, Flops]  # by layer type
+    flops: Mapping[str, Flops]  # by group; of others, none
     memory: Memory  # at the moment of the peak
-    bytes_at_peak: Mapping[str, int]  # activations and temporaries, by the layer type that made them
-    saved: Mapping[str, int]  # bytes that a forward pass leaves for the backward pass, by layer type
+    bytes_at_peak: Mapping[str, int]  # activations and temporaries, by the group that made them
+    saved: Mapping[str, int]  # bytes that a forward pass leaves for the backward pass, by group
     uncounted: frozenset[str]  # operators without a FLOP rule
-    micro_batch: Mapping[str, Flops]  # of the second of several micro-batches alone, by layer type
+    micro_batch: Mapping[str, Flops]  # of the second of several micro-batches alone, by group
 
 
 class _ForwardCall(NamedTuple):
     """Who made a backward node: the autograd node's number leads back to it."""
 
-    layer_type: str
+    group: str
     weights_only: bool  # every tensor it read is a weight, or made of weights alone
     reads_weight: bool
 
@@ -57,16 +57,24 @@ class Recorder(TorchDispatchMode):
     def __init__(
         self,
         model: nn.Module,
-        census: Census,
+        groups: Mapping[str, str],
         memo: OperatorMemo | None = None,
         workspace: Workspace | None = None,
     ) -> None:
+        """Prepare to record.
+
+        Args:
+            groups: what each layer's costs are counted under, such as its type; what no layer does is
+                counted under `other`.
+            memo: for meta tensors; None: fake or real ones, every operator runs.
+            workspace: None: tensors alone are counted.
+        """
         super().__init__()
-        self._workspace = workspace  # None: tensors alone are counted
+        self._workspace = workspace
         self._model = model
         self._went_forward = False
-        self._memo = memo  # for meta tensors; None: fake or real ones, every operator runs
-        self._layer_types = {layer.name: layer.layer_type for layer in census.layers}
+        self._memo = memo
+        self._groups = groups
         self._reset()
 
     @classmethod
@@ -85,11 +93,11 @@ class Recorder(TorchDispatchMode):
         state = optimizer_tensors(optimizer)
         parameters, buffers = self._tensors()
         for name, parameter in parameters.items():
-            kind = self.layer_type_of(name)
-            self._weights.add(self._follow(parameter, kind))
+            group = self.group_of(name)
+            self._weights.add(self._follow(parameter, group))
             for tensor in (parameter.grad, *state.get(parameter, ())):
                 if tensor is not None:
-                    self._follow(tensor, kind)
+                    self._follow(tensor, group)
         for tensor in buffers:
             # Indices, running statistics: with weights alone they make a weight, no activation.
             self._weights.add(self._follow(tensor, "other"))
@@ -138,13 +146,13 @@ class Recorder(TorchDispatchMode):
                 handle.remove()
         return self._recording({})
 
-    def layer_type_of(self, parameter: str) -> str:
-        """The layer type of the census layer that holds the parameter, or that it was attached to."""
+    def group_of(self, parameter: str) -> str:
+        """The group of the layer that holds the parameter, or that it was attached to."""
         path = parameter
         while path:
             path = path.rpartition(".")[0]
-            if path in self._layer_types:
-                return self._layer_types[path]
+            if path in self._groups:
+                return self._groups[path]
         return "other"
 
     def __torch_dispatch__(
@@ -168,16 +176,17 @@ class Recorder(TorchDispatchMode):
         read = [ids.get(tensor.untyped_storage()._cdata) for tensor in tensors]
         weights_only = bool(read) and weights.issuperset(read)
         if phase == "forward":
-            kind = self._stack[-1] if self._stack else "other"
+            group = self._stack[-1] if self._stack else "other"
             self._call_numbers.append(_next_number() - 1)
-            self._calls.append(_ForwardCall(kind, weights_only, weights_only or not weights.isdisjoint(read)))
+            reads_weight = weights_only or not weights.isdisjoint(read)
+            self._calls.append(_ForwardCall(group, weights_only, reads_weight))
         elif phase == "backward":
-            kind, phase = self._backward_place(node, read)
+            group, phase = self._backward_place(node, read)
         else:
-            kind = next((self._kinds[i] for i in read if i is not None), "other")
+            group = next((self._made_by[i] for i in read if i is not None), "other")
 
         results = (result,) if isinstance(result, torch.Tensor) else tensors_in(result)
-        made = [self._follow(tensor, kind) for tensor in results]
+        made = [self._follow(tensor, group) for tensor in results]
         if weights_only:
             weights.update(made)
         if call is not None:
@@ -185,10 +194,10 @@ class Recorder(TorchDispatchMode):
         if flops is None:
             self._uncounted.add(str(func.overloadpacket).replace("aten.", ""))
         elif flops is not NONE:
-            self._flops[kind, phase] += flops.result
+            self._flops[group, phase] += flops.result
             if flops.input_gradient or flops.weight_gradient:
-                self._flops[kind, "input_gradient"] += flops.input_gradient
-                self._flops[kind, "weight_gradient"] += flops.weight_gradient
+                self._flops[group, "input_gradient"] += flops.input_gradient
+                self._flops[group, "weight_gradient"] += flops.weight_gradient
         return result
 
     def _run(
@@ -218,7 +227,7 @@ class Recorder(TorchDispatchMode):
         return "backward"
 
     def _backward_place(self, node: Any, read: list[int | None]) -> tuple[str, str]:
-        """Layer type and phase of an operator that runs while gradients flow."""
+        """Group and phase of an operator that runs while gradients flow."""
         number = node._sequence_nr() if node is not None else None
         # A node is created just before its forward operator runs (in-place ones may run a few more).
         position = bisect_left(self._call_numbers, number) if number is not None else len(self._calls)
@@ -226,12 +235,12 @@ class Recorder(TorchDispatchMode):
             return "other", "input_gradient"  # branches' gradients being summed
         call = self._calls[position]
         if call.weights_only:
-            return call.layer_type, "weight_gradient"
+            return call.group, "weight_gradient"
         if not call.reads_weight:
-            return call.layer_type, "input_gradient"
+            return call.group, "input_gradient"
         # y = f(x, w): the gradient of x reads w, the gradient of w reads x.
         reads_weight = not self._weights.isdisjoint(read)
-        return call.layer_type, "input_gradient" if reads_weight else "weight_gradient"
+        return call.group, "input_gradient" if reads_weight else "weight_gradient"
 
     def _replay_steps(self, optimizer: torch.optim.Optimizer | None) -> list[Any]:
         """Let known optimizers write down what a step would do, instead of doing it."""
@@ -245,13 +254,13 @@ class Recorder(TorchDispatchMode):
 
     def _replay(self, optimizer: torch.optim.Optimizer, step: Step) -> None:
         lingering = None
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
+        for options in optimizer.param_groups:
+            for parameter in options["params"]:
                 if parameter.grad is None:
                     continue
-                kind = self._kinds[self._ids[_key(parameter)]]
-                self._flops[kind, "optimizer"] += parameter.numel() * step.flops_per_element + step.flops
-                made = [self._allocate(parameter.nbytes, kind) for _ in range(step.temporaries)]
+                group = self._made_by[self._ids[_key(parameter)]]
+                self._flops[group, "optimizer"] += parameter.numel() * step.flops_per_element + step.flops
+                made = [self._allocate(parameter.nbytes, group) for _ in range(step.temporaries)]
                 for temporary in (*made[:-1], lingering):
                     if temporary is not None:
                         self._log.append((temporary, -self._sizes[temporary]))
@@ -259,11 +268,11 @@ class Recorder(TorchDispatchMode):
         if lingering is not None:
             self._log.append((lingering, -self._sizes[lingering]))
 
-    def _allocate(self, size: int, kind: str) -> int:
+    def _allocate(self, size: int, group: str) -> int:
         """A storage that no tensor stands for."""
         new = len(self._sizes)
         self._sizes.append(size)
-        self._kinds.append(kind)
+        self._made_by.append(group)
         self._log.append((new, size))
         return new
 
@@ -287,15 +296,15 @@ class Recorder(TorchDispatchMode):
     def _layer_hooks(self) -> Iterator[Any]:
         # Registered after the methods' own hooks, so that a bypass counts to the layer it adapts.
         modules = dict(self._model.named_modules(remove_duplicate=False))
-        for name, kind in self._layer_types.items():
+        for name, group in self._groups.items():
             module = modules[name]
-            yield module.register_forward_pre_hook(self._push(kind))
+            yield module.register_forward_pre_hook(self._push(group))
             yield module.register_forward_hook(lambda *_: self._stack.pop() and None, always_call=True)
 
-    def _push(self, kind: str) -> Callable[..., None]:
-        return lambda *_: self._stack.append(kind)
+    def _push(self, group: str) -> Callable[..., None]:
+        return lambda *_: self._stack.append(group)
 
-    def _follow(self, tensor: torch.Tensor, kind: str) -> int:
+    def _follow(self, tensor: torch.Tensor, group: str) -> int:
         """The id of the tensor's storage; a storage seen for the first time adds its bytes."""
         storage = tensor.untyped_storage()
         key = storage._cdata
@@ -303,7 +312,7 @@ class Recorder(TorchDispatchMode):
         if known is not None:
             return known
         size = storage.nbytes()
-        new = self._allocate(size, kind)
+        new = self._allocate(size, group)
         log, ids = self._log, self._ids
 
         def released(_: object) -> None:
@@ -315,7 +324,7 @@ class Recorder(TorchDispatchMode):
         return new
 
     def _recording(self, purposes: Mapping[str, list[torch.Tensor]]) -> Recording:
-        log, sizes, kinds = list(self._log), self._sizes, self._kinds
+        log, sizes, groups = list(self._log), self._sizes, self._made_by
         held = list(accumulate(change for _, change in log))
         peak = held.index(max(held)) + 1 if held else 0
         workspace = 0
@@ -332,19 +341,19 @@ class Recorder(TorchDispatchMode):
             purpose = purpose_of.get(storage, "temporaries")
             memory[purpose] += sizes[storage]
             if purpose in ("activations", "temporaries"):
-                made[kinds[storage]] += sizes[storage]
+                made[groups[storage]] += sizes[storage]
         saved: Counter[str] = Counter()
         for storage in _live_at(log, self._forward_ends[:1]):
             if purpose_of[storage] == "activations":
-                saved[kinds[storage]] += sizes[storage]
+                saved[groups[storage]] += sizes[storage]
         second = self._flops - self._at_starts[1] if len(self._at_starts) > 1 else Counter()
         recording = Recording(
-            _by_layer_type(self._flops, Flops.__slots__),
+            _by_group(self._flops, Flops.__slots__),
             Memory(**memory),
             dict(made),
             dict(saved),
             frozenset(self._uncounted),
-            _by_layer_type(second, ("forward", "input_gradient", "weight_gradient")),
+            _by_group(second, ("forward", "input_gradient", "weight_gradient")),
         )
         self._reset()
         return recording
@@ -388,15 +397,17 @@ class Recorder(TorchDispatchMode):
         self._uncounted: set[str] = set()
         self._ids: dict[int, int] = {}  # a live storage's address -> its id
         self._sizes: list[int] = []  # by id
-        self._kinds: list[str] = []  # by id
+        self._made_by: list[str] = []  # by id
         self._weights: set[int] = set()  # ids of weights and of what was made of weights alone
         self._log: list[tuple[int, int]] = []  # (id, bytes), in order: + allocated, - released
         self._calls_made: list[tuple[int, int, Call]] = []  # the log's length before and after
         self._references: list[weakref.ref[Any]] = []
 
 
-def _by_layer_type(flops: Counter[tuple[str, str]], phases: Iterable[str]) -> dict[str, Flops]:
-    return {kind: Flops(**{phase: flops[kind, phase] for phase in phases}) for kind in LAYER_TYPES}
+def _by_group(flops: Counter[tuple[str, str]], phases: Iterable[str]) -> defaultdict[str, Flops]:
+    groups = {group for group, _ in flops}
+    each = {group: Flops(**{phase: flops[group, phase] for phase in phases}) for group in groups}
+    return defaultdict(Flops, each)
 
 
 def writes_in_place_only(func: torch._ops.OpOverload, args: tuple[Any, ...]) -> bool:

@@ -53,6 +53,7 @@ class Simulator:
         """
         self._workspace = Workspace() if workspace else None
         self._model, self._census, self._images = model, census, images
+        self._types = census.types()
         self._memo = OperatorMemo()
         self._forward_flops: dict[str, int] | None = None
         self._needs_device = False  # known once a candidate could not run on meta tensors
@@ -140,7 +141,7 @@ class Simulator:
                 recording = _over_a_period(recording, rare, period)
             trained: Counter[str] = Counter()
             for name, parameter in trainable.parameters.items():
-                trained[recorder.layer_type_of(name)] += parameter.numel()
+                trained[recorder.group_of(name)] += parameter.numel()
             delta_bytes = _bytes(*trainable.delta().values())
             ratio = self._inference_ratio(method, model, tensors)
 
@@ -191,7 +192,7 @@ class Simulator:
         return images, torch.zeros(size, dtype=torch.int64, device=device)
 
     def _recorder(self, model: nn.Module, tensors: Tensors) -> Recorder:
-        return Recorder(model, self._census, self._memo if tensors == "meta" else None, self._workspace)
+        return Recorder(model, self._types, self._memo if tensors == "meta" else None, self._workspace)
 
     def _make_optimizer_state(
         self, trainable: Trainable, optimizer: torch.optim.Optimizer | None, tensors: Tensors
@@ -225,7 +226,7 @@ class Simulator:
 
     def _record_inference(self, model: nn.Module, tensors: Tensors) -> Recording:
         model.eval()
-        recorder = Recorder(model, self._census, self._memo if tensors == "meta" else None)
+        recorder = Recorder(model, self._types, self._memo if tensors == "meta" else None)
         return recorder.record_forward(self._batch(1, tensors)[0])
 
 

@@ -58,7 +58,7 @@ def record(layer: nn.Module, x: torch.Tensor):
     kind = layer_type(layer)
     model = nn.Sequential(layer)
     census = Census((Layer("0", kind, "", 0, 1),), None, None, (), 0)
-    recorder = Recorder(model, census)
+    recorder = Recorder(model, census.types())
     trainable = train_only(model, model.parameters(), "updated", {})
     for parameter in trainable.parameters.values():
         recorder._weights.add(recorder._follow(parameter, kind))
@@ -145,7 +145,7 @@ def test_an_operator_without_a_rule_is_named():
             return torch.linalg.eigvals(x @ x.mT).real.sum(-1)
 
     model = Odd()
-    recorder = Recorder(model, Census((), None, None, (), 0))
+    recorder = Recorder(model, {})
     recording = recorder.record_forward(torch.eye(3)[None])
     assert any("linalg_eig" in operator for operator in recording.uncounted)
     assert recording.flops["other"].forward >= 2 * prod((3, 3, 3))

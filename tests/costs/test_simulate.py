@@ -96,7 +96,7 @@ def test_mobilenet_v2_batch_norm_affine_alone(mobilenet):
         optimizer = plain_optimizer(trainable, Levers(), 1e-3)
         images, labels = torch.zeros(8, 3, 224, 224), torch.zeros(8, dtype=torch.int64)
         update(trainable, optimizer, images, labels)
-        recording = Recorder(copied, census).record_update(trainable, optimizer, images, labels)
+        recording = Recorder(copied, census.types()).record_update(trainable, optimizer, images, labels)
     assert recording.memory.total == pytest.approx(614.3 * MIB, rel=0.001)
 
 
@@ -156,7 +156,7 @@ def test_fake_and_real_tensors_agree(method, setting):
     trainable, optimizer = begin(model, census, candidate, 1e-3)
     images, labels = torch.randn(4, *SIZE), torch.zeros(4, dtype=torch.int64)
     update(trainable, optimizer, images, labels)
-    real = Recorder(model, census).record_update(trainable, optimizer, images, labels)
+    real = Recorder(model, census.types()).record_update(trainable, optimizer, images, labels)
     assert real.memory == simulated.memory
     assert sum(real.flops.values(), Flops()) == simulated.flops
 
