@@ -86,13 +86,15 @@ def study(name: str) -> Row:
     # One image: a cached prefix's FLOPs are then those of one image.
     simulator = Simulator(model, census, images=1, workspace=False)
     full = simulator.cost(Candidate("full"), BATCH)
+    failures: dict[str, str] = {}
     return {
         "model": name,
         "blocks": len(census.blocks),
         **_counters(model, census),
         "full_all_flops": full.flops.total / BATCH,  # elementwise work, norms and the optimizer, too
         "methods": _methods(simulator, census, full),
-        "reachable": _reachable(simulator, census, full),
+        "reachable": _reachable(simulator, census, full, failures),
+        "failures": failures,
         "fvcore": _fvcore(model, size),
     }
 
@@ -125,7 +127,7 @@ def _count(model: nn.Module, census: Census, candidate: Candidate | None) -> tup
         images, labels = torch.zeros(BATCH, *census.input_size), torch.zeros(BATCH, dtype=torch.int64)
         theirs, ours = FlopCounterMode(display=False), TrueProducts()
         if candidate is None:
-            # Train mode without dropout's effect on FLOPs: eval would fuse attention into one operator.
+            # Train mode, as in the update: eval would fuse attention into one uncounted operator.
             with theirs, ours, torch.no_grad():
                 copied.train()(images)
         else:
@@ -142,7 +144,11 @@ def _methods(simulator: Simulator, census: Census, full: Cost) -> dict[str, Row 
         candidate = _middle(name, census)
         found[name] = None
         if candidate is not None:
-            cost = simulator.cost(candidate, BATCH)
+            try:
+                cost = simulator.cost(candidate, BATCH)
+            except Exception as error:  # noqa: BLE001 - one method's failure must not end the others'
+                found[name] = {"candidate": candidate.id, "failure": repr(error)}
+                continue
             found[name] = {
                 "candidate": candidate.id,
                 "flops": cost.flops.total / BATCH,
@@ -158,10 +164,11 @@ def _middle(name: str, census: Census, levers: Levers | None = None) -> Candidat
     return Candidate.of(name, settings[len(settings) // 2], levers or Levers()) if settings else None
 
 
-def _reachable(simulator: Simulator, census: Census, full: Cost) -> list[Row]:
+def _reachable(simulator: Simulator, census: Census, full: Cost, failures: dict[str, str]) -> list[Row]:
     """For each threshold, without and with a cached prefix: what reaches it and trains the most.
 
-    The most blocks (of those that train as many, the most parameters), and the most parameters.
+    The most blocks (of those that train as many, the most parameters), and the most parameters. What
+    can't be run is left in `failures`, and counts as not reaching anything at that scope.
     """
     priced: dict[Candidate, tuple[float, int]] = {}
 
@@ -173,7 +180,11 @@ def _reachable(simulator: Simulator, census: Census, full: Cost) -> list[Row]:
         if candidate is None:
             return None
         if candidate not in priced:
-            cost = simulator.cost(candidate, BATCH)
+            try:
+                cost = simulator.cost(candidate, BATCH)
+            except Exception as error:  # noqa: BLE001 - such as auxiliary heads that read a skipped front
+                failures[candidate.id] = repr(error).splitlines()[0]
+                return None
             each = cost.flops.total / BATCH + cost.cache_flops / EPOCHS
             priced[candidate] = 1 - each / (full.flops.total / BATCH), cost.trainable_parameters
         return priced[candidate][0], candidate
@@ -224,9 +235,7 @@ def _widest(
     while low <= high:
         middle = (low + high) // 2
         reached = reduction(name, scopes[middle], cached)
-        if reached is None:
-            return None
-        if reached[0] >= threshold:
+        if reached is not None and reached[0] >= threshold:
             found, low = (scopes[middle], reached[1]), middle + 1
         else:
             high = middle - 1
@@ -310,11 +319,17 @@ def method_table(rows: Sequence[Row]) -> str:
             (
                 row["model"],
                 _mega(row["full_all_flops"]),
-                *(f"{100 * found['reduction']:.0f}" if (found := row["methods"][n]) else "-" for n in names),
+                *(_saved(row["methods"][n]) for n in names),
             )
             for row in rows
         ),
     )
+
+
+def _saved(found: Row | None) -> str:
+    if found is None:
+        return "-"
+    return "fails" if "failure" in found else f"{100 * found['reduction']:.0f}"
 
 
 def reachable_table(rows: Sequence[Row]) -> str:

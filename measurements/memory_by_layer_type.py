@@ -77,11 +77,11 @@ class DecoderBlock(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         normed = self.norm_1(x)
-        heads = [
+        query, key, value = (
             projection(normed).unflatten(2, (HEADS, -1)).transpose(1, 2)
             for projection in (self.query, self.key, self.value)
-        ]
-        attended = F.scaled_dot_product_attention(*heads, is_causal=True)
+        )
+        attended = F.scaled_dot_product_attention(query, key, value, is_causal=True)
         x = x + self.out(attended.transpose(1, 2).flatten(2))
         return x + self.down(F.gelu(self.up(self.norm_2(x))))
 
