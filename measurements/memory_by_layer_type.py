@@ -1,6 +1,6 @@
 """Study: is what PEFT saves of an update's memory a matter of layer types?
 
-    python -m measurements.memory_by_layer_type            # eight classifiers and a decoder
+    python -m measurements.memory_by_layer_type            # eight classifiers and a decoder, about a minute
     python -m measurements.memory_by_layer_type --quick    # three networks, batch 1 and 8, under 2 minutes
 
 The paper behind this project (arXiv 2507.23536) finds that on depthwise-separable networks PEFT saves
