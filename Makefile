@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint study-memory clean
+.PHONY: demo test lint study-memory study-flops study-layer-types clean
 
 demo: $(VENV)/.installed
 	$(BIN)/peft-advisor demo
@@ -17,6 +17,12 @@ lint: $(VENV)/.installed-dev
 # STUDY=--quick for the short version.
 study-memory: $(VENV)/.installed-studies
 	$(BIN)/python -m measurements.memory_accuracy $(STUDY)
+
+study-flops: $(VENV)/.installed-studies
+	$(BIN)/python -m measurements.flops_truth $(STUDY)
+
+study-layer-types: $(VENV)/.installed-studies
+	$(BIN)/python -m measurements.memory_by_layer_type $(STUDY)
 
 $(VENV)/.installed-studies: $(VENV)/.installed-dev
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[studies]'
