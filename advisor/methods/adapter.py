@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from advisor.errors import InputError
 from advisor.methods import register
 from advisor.methods.base import (
     LayerModule,
@@ -118,8 +119,9 @@ class Adapter:
         return settings
 
     def attach(self, model: nn.Module, census: Census, setting: Setting) -> Trainable:
-        """Add the adapters; everything else but the head is frozen."""
-        trained = head_parameters(model, census)
+        """Add the adapters; everything else but the head is frozen. InputError where none finds room."""
+        head = head_parameters(model, census)
+        trained = list(head)
         notes: list[str] = []
         for layer in census.of_type("standard", "pointwise", "depthwise", "grouped"):
             module: LayerModule = model.get_submodule(layer.name)
@@ -140,6 +142,8 @@ class Adapter:
                 continue
             add_bypass(module, bypass)
             trained += bypass.parameters()
+        if len(trained) == len(head):
+            raise InputError("no convolution has room for an adapter beside it")
         return train_only(model, trained, "updated", setting, notes)
 
     optimizer = staticmethod(plain_optimizer)

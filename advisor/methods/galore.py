@@ -99,7 +99,7 @@ class GaLoreAdam(torch.optim.Optimizer):
         assert gradient is not None  # noqa: S101 - step() passes only those
         gradient = gradient.flatten(1)
         tall = gradient.shape[0] > gradient.shape[1]
-        if refresh:
+        if refresh or "projector" not in state:
             u, _, vh = torch.linalg.svd(gradient, full_matrices=False)
             # .clone(): a slice would keep all the singular vectors alive.
             state["projector"] = (vh[: self.rank].mT if tall else u[:, : self.rank]).clone()

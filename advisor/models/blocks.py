@@ -154,6 +154,9 @@ def is_chain_from_image(census: Census, scope: int | None) -> bool:
     """Whether the blocks before the last `scope` run, one on another's output, from the image on."""
     if not front_modules(census, scope):
         return False
+    # What the census's pass in eval mode never called may be called in training, and read any layer.
+    if any(layer.calls == 0 and layer.parameters for layer in census.layers):
+        return False
     # The first block behind the front must take the front's output as it is, too.
     return all(block.linked for block in census.blocks[: len(census.blocks) - (scope or 0) + 1])
 

@@ -88,3 +88,24 @@ def test_it_descends():
         optimizer.step()
         first = first if first is not None else loss.item()
     assert loss.item() < 0.2 * first
+
+
+def test_a_weight_whose_first_gradient_comes_late_gets_its_projector_then():
+    first, late = (nn.Parameter(torch.zeros(8, 30)) for _ in range(2))
+    optimizer = GaLoreAdam([first, late], 1e-2, rank=2)
+    first.grad = torch.randn(8, 30)
+    optimizer.step()
+    late.grad = torch.randn(8, 30)
+    optimizer.step()
+    assert "projector" in optimizer.state[late]
+    assert late.abs().sum() > 0
+
+
+def test_what_is_not_projected_follows_the_learning_rate():
+    weight, bias = nn.Parameter(torch.zeros(8, 30)), nn.Parameter(torch.zeros(8))
+    optimizer = GaLoreAdam([weight, bias], 1e-2, rank=2)
+    optimizer.param_groups[0]["lr"] = 0.0
+    weight.grad, bias.grad = torch.randn(8, 30), torch.randn(8)
+    optimizer.step()
+    assert not weight.any()
+    assert not bias.any()

@@ -1,0 +1,27 @@
+"""Adapters: where they find room. What all methods promise is in test_contract."""
+
+from __future__ import annotations
+
+import pytest
+from torch import nn
+
+from advisor.errors import InputError
+from advisor.methods import get_method
+from advisor.methods.base import bypass_of
+from advisor.models.layers import take_census
+
+
+def attached(model, setting):
+    get_method("adapter").attach(model, take_census(model, (3, 4, 4)), setting)
+    return [name for name, module in model.named_modules() if bypass_of(module) is not None]
+
+
+def test_no_adapter_is_larger_than_what_it_stands_beside():
+    model = nn.Sequential(nn.Conv2d(3, 32, 3, padding=1), nn.Conv2d(32, 1, 1), nn.Flatten(), nn.Linear(16, 3))
+    assert attached(model, {"kind": "conv", "reduction": 4}) == ["0"]
+
+
+def test_a_model_without_room_for_an_adapter_is_refused():
+    model = nn.Sequential(nn.Conv2d(3, 1, 1), nn.Flatten(), nn.Linear(16, 3))
+    with pytest.raises(InputError, match="no convolution has room"):
+        attached(model, {"kind": "conv", "reduction": 4})

@@ -1,0 +1,115 @@
+"""Which candidates are proposed: each setting, with less of the network trained, and what memory asks for."""
+
+from __future__ import annotations
+
+import pytest
+from torch import nn
+
+from advisor.candidates import Proposals
+from advisor.costs import Simulator
+from advisor.methods import get_method, methods
+from advisor.models.layers import take_census
+from advisor.records import Levers
+
+SIZE = (3, 32, 32)
+BATCH = 8
+
+
+def block(channels: int) -> list[nn.Module]:
+    return [nn.Conv2d(channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels), nn.ReLU()]
+
+
+def network() -> nn.Sequential:
+    inner = [module for _ in range(7) for module in block(8)]
+    return nn.Sequential(
+        *(nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(), *inner),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)),
+    )
+
+
+def proposed(names=None, allowed=None, images=0, model=None):
+    model = model or network()
+    census = take_census(model, SIZE)
+    simulator = Simulator(model, census, images, workspace=False)
+    proposals = Proposals(simulator, census, batch_size=BATCH, allowed_bytes=allowed, images=images)
+    found = {}
+    for name in names or methods():
+        settings = list(get_method(name).settings(census, (2, 4)))
+        if settings:
+            found |= dict(proposals.of(get_method(name), settings, Levers()))
+    return found, proposals.failures
+
+
+def test_every_setting_and_three_scopes():
+    found, failures = proposed(["lora"])
+    plain = {dict(candidate.setting)["rank"] for candidate in found if candidate.levers == Levers()}
+    assert plain == {2, 4}
+    assert {candidate.levers.scope for candidate in found} == {None, 4, 2, 1}
+    assert not failures
+
+
+def test_less_of_the_network_never_takes_more_memory():
+    found, _ = proposed(["full"])
+    by_scope = sorted(found.items(), key=lambda item: item[0].levers.scope or 99)
+    peaks = [cost.peak_memory_bytes for _, cost in by_scope]
+    assert peaks == sorted(peaks)
+    flops = [cost.flops.total for _, cost in by_scope]
+    assert flops == sorted(flops)
+
+
+def test_cached_prefixes_need_images():
+    assert not any(candidate.levers.cached_prefix != "no" for candidate in proposed(["norm"])[0])
+    cached = [c for c in proposed(["norm"], images=100)[0] if c.levers.cached_prefix != "no"]
+    assert {candidate.levers.cached_prefix for candidate in cached} == {"ram"}
+
+
+def test_a_cache_that_does_not_fit_goes_to_disk():
+    found, _ = proposed(["head"], allowed=2_000_000, images=100_000)
+    assert {candidate.levers.cached_prefix for candidate in found} == {"no", "disk"}
+
+
+@pytest.mark.parametrize("share", [0.7, 0.4])
+def test_where_memory_is_short_each_method_is_offered_in_a_form_that_fits(share):
+    full = max(cost.peak_memory_bytes for cost in proposed(["full"])[0].values())
+    found, _ = proposed(["full", "norm", "lora"], allowed=int(share * full))
+    fitting = {c.method for c, cost in found.items() if cost.peak_memory_bytes <= share * full}
+    assert fitting == {"full", "norm", "lora"}
+
+
+def test_where_nothing_fits_the_leanest_is_shown():
+    found, _ = proposed(["full"], allowed=1000)
+    least = min(found.values(), key=lambda cost: cost.peak_memory_bytes)
+    assert any(
+        cost is least and candidate.levers.micro_batch == 1 and candidate.levers.checkpoint
+        for candidate, cost in found.items()
+    )
+
+
+def test_what_fails_is_told_and_the_others_go_on():
+    class ReadsItsBatch(nn.Sequential):
+        def forward(self, x):
+            if len(x) == BATCH // 2:
+                raise ValueError("no half batches")
+            return super().forward(x)
+
+    found, failures = proposed(["full"], allowed=1000, model=ReadsItsBatch(*network()))
+    assert found
+    assert all("fails on this model" in why for why in failures.values())
+
+
+def test_a_front_that_other_layers_may_read_in_training_is_not_cached():
+    class Auxiliary(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.front, self.back = nn.Sequential(*network()[:12]), nn.Sequential(*network()[12:])
+            self.auxiliary = nn.Linear(8, 4)
+
+        def forward(self, x):
+            x = self.front(x)
+            y = self.back(x)
+            return y + self.auxiliary(x.mean((2, 3))) if self.training else y
+
+    found, failures = proposed(["norm"], images=100, model=Auxiliary())
+    assert found
+    assert not any(candidate.levers.cached_prefix != "no" for candidate in found)
+    assert not failures
