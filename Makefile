@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint study-memory study-flops study-layer-types clean
+.PHONY: demo test lint study-memory study-flops study-layer-types study-pricing clean
 
 demo: $(VENV)/.installed
 	$(BIN)/peft-advisor demo
@@ -23,6 +23,9 @@ study-flops: $(VENV)/.installed-studies
 
 study-layer-types: $(VENV)/.installed-studies
 	$(BIN)/python -m measurements.memory_by_layer_type $(STUDY)
+
+study-pricing: $(VENV)/.installed-studies
+	$(BIN)/python -m measurements.pricing $(STUDY)
 
 $(VENV)/.installed-studies: $(VENV)/.installed-dev
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[studies]'

@@ -144,17 +144,14 @@ def _rows(name: str, round_: int, position: int) -> Iterator[dict[str, Any]]:
 
 
 def peers(names: tuple[str, ...], batch: int = 8) -> list[dict[str, Any]]:
-    """Full fine-tuning with Adam: ours, torch's MemTracker and torchinfo, in bytes and seconds."""
+    """Full fine-tuning with Adam: ours, torch's MemTracker and torchinfo, in bytes."""
     from torchinfo import summary
 
     found = []
     for name in names:
         model = torchvision.models.get_model(name, weights=None)
         census = take_census(model, SIZE)
-        begun = time.perf_counter()
         ours = Simulator(model, census).cost(Candidate("full"), batch)
-        seconds = time.perf_counter() - begun
-        tracked, tracker_seconds = _mem_tracker(model, batch)
         theirs = summary(model, input_size=(batch, *SIZE), verbose=0, device="cpu")
         found.append(
             {
@@ -162,9 +159,7 @@ def peers(names: tuple[str, ...], batch: int = 8) -> list[dict[str, Any]]:
                 "batch": batch,
                 "measured_bytes": measure(model, census, Candidate("full"), batch),
                 "ours_bytes": ours.peak_memory_bytes,
-                "ours_seconds": seconds,
-                "mem_tracker_bytes": tracked,
-                "mem_tracker_seconds": tracker_seconds,
+                "mem_tracker_bytes": mem_tracker(model, batch)[0],
                 # What its summary prints as the estimated total size.
                 "torchinfo_bytes": theirs.total_input + theirs.total_output_bytes + theirs.total_param_bytes,
             }
@@ -172,7 +167,7 @@ def peers(names: tuple[str, ...], batch: int = 8) -> list[dict[str, Any]]:
     return found
 
 
-def _mem_tracker(model: nn.Module, batch: int) -> tuple[int, float]:
+def mem_tracker(model: nn.Module, batch: int) -> tuple[int, float]:
     """Its peak and time of one update on fake tensors, the optimizer's state in place."""
     mode = FakeTensorMode()
     copied = shape_copy(model, mode)
@@ -224,16 +219,15 @@ def table(summary: dict[str, float], compared: list[dict[str, Any]]) -> str:
             f"| {summary['tensors_only_median']:.2%} | {summary['tensors_only_most_below']:+.1%} |"
         ),
         "",
-        "| full, batch 8 | measured MiB | ours | MemTracker | torchinfo | ours s | MemTracker s | ratio |",
-        "|---|---|---|---|---|---|---|---|",
+        "| full, batch 8 | measured MiB | ours | MemTracker | torchinfo |",
+        "|---|---|---|---|---|",
     ]
     for row in compared:
         truth = row["measured_bytes"]
         off = {key: row[f"{key}_bytes"] / truth - 1 for key in ("ours", "mem_tracker", "torchinfo")}
         lines.append(
             f"| {row['model']} | {truth / MIB:.1f} | {off['ours']:+.2%} | {off['mem_tracker']:+.2%} "
-            f"| {off['torchinfo']:+.1%} | {row['ours_seconds']:.2f} | {row['mem_tracker_seconds']:.2f} "
-            f"| {row['ours_seconds'] / row['mem_tracker_seconds']:.2f} |"
+            f"| {off['torchinfo']:+.1%} |"
         )
     return "\n".join(lines)
 

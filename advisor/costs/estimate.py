@@ -45,7 +45,8 @@ class Estimates:
 class Estimator:
     """Prices plans: (N, layers) integers, 0 for a layer that stays frozen, k for the k-th option.
 
-    Within 5 % of a simulation (`tests/costs/test_estimate.py`).
+    Within 5 % of a simulation (`tests/costs/test_estimate.py`), but for the saved bytes of models that read
+    a layer's weight without calling the layer (measurements/README.md).
     """
 
     def __init__(
@@ -170,7 +171,7 @@ def _record(
         flops["other"].forward,
         tuple(tuple(saved.items()) for saved in watcher.saved),
         tuple(tuple(saved.items()) for saved in watcher.saved_after),
-        np.array([[mask >> place & 1 for mask in watcher.entered_by] for place in range(len(groups))], bool),
+        watcher.leads_to(),
     )
 
 
@@ -179,6 +180,7 @@ class _Watcher:
 
     def __init__(self, model: nn.Module, census: Census, images: torch.Tensor) -> None:
         self._modules = [model.get_submodule(layer.name) for layer in census.layers]
+        self._inside = [set(module.modules()) for module in self._modules]
         self.saved: list[dict[int, int]] = [{} for _ in self._modules]
         self.saved_after: list[dict[int, int]] = [{} for _ in self._modules]
         self.entered_by = [0] * len(self._modules)  # sets of layers, as bits
@@ -204,6 +206,21 @@ class _Watcher:
     def __exit__(self, *_: object) -> None:
         self._hooks.close()
         self._behind.clear()
+
+    def leads_to(self) -> NDArray[np.bool_]:
+        """Whether the layer's output enters the call: (layers, calls)."""
+        layers = range(len(self._modules))
+        found = np.array([[mask >> place & 1 for mask in self.entered_by] for place in layers], dtype=bool)
+        for outer in self._called:
+            for place, inner in enumerate(self._modules):
+                if place != outer and inner in self._inside[outer]:
+                    # A container's own weight may enter anything inside it.
+                    found[outer, place] = True
+                    # A weight that is read without its module being called is a part of what reads it.
+                    if place not in self._called:
+                        found[place] |= found[outer]
+                        found[place, outer] = True
+        return found
 
     def _save(self, tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()

@@ -134,11 +134,12 @@ class OperatorMemo:
 
 
 class Remembering(TorchDispatchMode):
-    """Every operator goes through the memo; nothing is recorded."""
+    """Every operator goes through the memo; nothing is recorded but the FLOPs of all results."""
 
     def __init__(self, memo: OperatorMemo) -> None:
         super().__init__()
         self._memo = memo
+        self.flops = 0
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -146,7 +147,9 @@ class Remembering(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         """Run one operator."""
-        return self._memo.run(func, args, kwargs or {})[0]
+        result, known, _ = self._memo.run(func, args, kwargs or {})
+        self.flops += known.flops.result if known.flops is not None else 0
+        return result
 
 
 aten = torch.ops.aten

@@ -72,6 +72,7 @@ class Recorder(TorchDispatchMode):
         super().__init__()
         self._workspace = workspace
         self._model = model
+        self._modules = dict(model.named_modules(remove_duplicate=False))
         self._went_forward = False
         self._memo = memo
         self._groups = groups
@@ -286,7 +287,7 @@ class Recorder(TorchDispatchMode):
         """The model's parameters by name, and its buffers, a shared one once."""
         parameters: dict[nn.Parameter, str] = {}
         buffers: dict[torch.Tensor, None] = {}
-        for path, module in self._model.named_modules():
+        for path, module in self._modules.items():
             for name, parameter in module._parameters.items():
                 if parameter is not None:
                     parameters.setdefault(parameter, f"{path}.{name}" if path else name)
@@ -295,9 +296,8 @@ class Recorder(TorchDispatchMode):
 
     def _layer_hooks(self) -> Iterator[Any]:
         # Registered after the methods' own hooks, so that a bypass counts to the layer it adapts.
-        modules = dict(self._model.named_modules(remove_duplicate=False))
         for name, group in self._groups.items():
-            module = modules[name]
+            module = self._modules[name]
             yield module.register_forward_pre_hook(self._push(group))
             yield module.register_forward_hook(lambda *_: self._stack.pop() and None, always_call=True)
 
@@ -330,7 +330,9 @@ class Recorder(TorchDispatchMode):
         workspace = 0
         if self._workspace is not None and held:
             peak, workspace = self._highest([0, *held], peak, self._workspace)
-        purpose_of = dict.fromkeys(_live_at(log, self._forward_ends), "activations")
+        after_forward = _live_at(log, self._forward_ends[:1])
+        later = _live_at(log, self._forward_ends) if len(self._forward_ends) > 1 else after_forward
+        purpose_of = dict.fromkeys(later, "activations")
         for purpose, tensors in purposes.items():
             purpose_of |= {
                 self._ids[_key(tensor)]: purpose for tensor in tensors if _key(tensor) in self._ids
@@ -343,7 +345,7 @@ class Recorder(TorchDispatchMode):
             if purpose in ("activations", "temporaries"):
                 made[groups[storage]] += sizes[storage]
         saved: Counter[str] = Counter()
-        for storage in _live_at(log, self._forward_ends[:1]):
+        for storage in after_forward:
             if purpose_of[storage] == "activations":
                 saved[groups[storage]] += sizes[storage]
         second = self._flops - self._at_starts[1] if len(self._at_starts) > 1 else Counter()

@@ -221,8 +221,14 @@ class Simulator:
         bypasses = [bypass for module in attached.modules() if (bypass := bypass_of(module)) is not None]
         if all(hasattr(bypass, "weight_change") for bypass in bypasses):
             return 1.0
-        merged = self._record_inference(method.merge(attached), tensors)
-        return _forward(merged) / sum(self.forward_flops().values())
+        merged = method.merge(attached).eval()
+        if tensors == "meta":
+            with Remembering(self._memo) as counted, torch.no_grad():
+                merged(self._batch(1, tensors)[0])
+            flops = counted.flops
+        else:
+            flops = _forward(self._record_inference(merged, tensors))
+        return flops / sum(self.forward_flops().values())
 
     def _record_inference(self, model: nn.Module, tensors: Tensors) -> Recording:
         model.eval()

@@ -179,7 +179,11 @@ def test_remembered_operators_cost_what_run_ones_do(channels, options, method, b
     model = nn.Sequential(
         *(nn.Conv2d(3, channels, 3, bias=False), nn.BatchNorm2d(channels), nn.ReLU6(inplace=True)),
         *(nn.Conv2d(channels, channels, 3, **options), nn.GroupNorm(2, channels), nn.SiLU(), nn.Dropout(0.1)),
-        *(nn.Conv2d(channels, channels, 3, groups=channels), nn.BatchNorm2d(channels), nn.Hardswish()),
+        *(
+            nn.Conv2d(channels, channels, 3, groups=channels, padding=1),
+            nn.BatchNorm2d(channels),
+            nn.Hardswish(),
+        ),
         *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 4)),
     )
     census = take_census(model, SIZE)
