@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint study-memory study-flops study-layer-types study-pricing clean
+.PHONY: demo test lint study-memory study-flops study-layer-types study-pricing study-peers clean
 
 demo: $(VENV)/.installed
 	$(BIN)/peft-advisor demo
@@ -26,6 +26,13 @@ study-layer-types: $(VENV)/.installed-studies
 
 study-pricing: $(VENV)/.installed-studies
 	$(BIN)/python -m measurements.pricing $(STUDY)
+
+study-peers: $(VENV)/.installed-peers
+	$(BIN)/python -m measurements.peers $(STUDY)
+
+$(VENV)/.installed-peers: $(VENV)/.installed-studies
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[peers]'
+	@touch $@
 
 $(VENV)/.installed-studies: $(VENV)/.installed-dev
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[studies]'
