@@ -76,9 +76,15 @@ class Proposals:
         """The front's outputs kept in memory, or where that is too much, on disk."""
         for where in ("ram", "disk"):
             cached = replace(candidate, levers=replace(candidate.levers, cached_prefix=where))
-            if where == "disk" or self._allowed is None or self._fits(cached):
+            if where == "disk" or self._cache_fits(cached):
                 yield from self._priced(cached)
                 return
+
+    def _cache_fits(self, cached: Candidate) -> bool:
+        if self._allowed is not None:
+            return self._fits(cached)
+        cost = self._cost(cached)
+        return cost is not None and cost.cache_bytes <= _MOST_CACHED
 
     def _rescued(self, candidate: Candidate, ladder: Sequence[_Levers]) -> Iterator[tuple[Candidate, Cost]]:
         """With the least harmful levers under which it fits: those that change nothing, if they do."""
@@ -150,6 +156,7 @@ class Proposals:
         return self._costs[candidate]
 
 
+_MOST_CACHED = 2**30  # bytes in memory where no limit is given
 # In order of what they cost: nothing; a second forward pass.
 _SAME_UPDATE: tuple[_Levers, ...] = (
     {"update": "per-parameter"},

@@ -184,8 +184,10 @@ def _merge_error(party: Party, census: Census) -> float:
 
 def table(rows: list[dict[str, Any]]) -> str:
     lines = [
-        "| model | method | trainable: ours | peft | LyCORIS | time: peft | LyCORIS "
-        "| memory, MiB: ours | peft | LyCORIS | merge error: ours | peft | LyCORIS |",
+        (
+            "| model | method | trainable: ours | peft | LyCORIS | time: peft | LyCORIS "
+            "| memory, MiB: ours | peft | LyCORIS | merge error: ours | peft | LyCORIS |"
+        ),
         "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     groups: dict[tuple[str, str], dict[str, Any]] = {}
@@ -199,25 +201,18 @@ def table(rows: list[dict[str, Any]]) -> str:
 
         middle = statistics.median(by_party["ours"]["seconds"])
         times = cells("seconds", lambda seconds, own=middle: f"{statistics.median(seconds) / own:.2f}")[1:]
-        lines.append(
-            "| "
-            + " | ".join(
-                [model, method]
-                + cells("trainable_parameters", lambda count: f"{count / 1000:,.0f} k")
-                + times
-                + cells("peak_bytes", lambda size: f"{size / MIB:,.0f}")
-                + cells("merge_error", lambda error: f"{error:.0e}")
-            )
-            + " |"
-        )
+        shown = [
+            *(model, method, *cells("trainable_parameters", lambda count: f"{count / 1000:,.0f} k"), *times),
+            *cells("peak_bytes", lambda size: f"{size / MIB:,.0f}"),
+            *cells("merge_error", lambda error: f"{error:.0e}"),
+        ]
+        lines.append(f"| {' | '.join(shown)} |")
     return "\n".join(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--quick", action="store_true", help="two models and methods, printed, nothing written"
-    )
+    parser.add_argument("--quick", action="store_true", help="two models, two methods, nothing written")
     quick = parser.parse_args().quick
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")

@@ -68,6 +68,11 @@ def test_a_cache_that_does_not_fit_goes_to_disk():
     assert {candidate.levers.cached_prefix for candidate in found} == {"no", "disk"}
 
 
+def test_a_cache_of_gigabytes_goes_to_disk_without_being_asked():
+    found, _ = proposed(["head"], images=100_000_000)
+    assert {candidate.levers.cached_prefix for candidate in found} == {"no", "disk"}
+
+
 @pytest.mark.parametrize("share", [0.7, 0.4])
 def test_where_memory_is_short_each_method_is_offered_in_a_form_that_fits(share):
     full = max(cost.peak_memory_bytes for cost in proposed(["full"])[0].values())

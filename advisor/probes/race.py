@@ -295,12 +295,17 @@ def _trained_alike(candidates: Sequence[Candidate]) -> dict[Candidate, list[Cand
 
 
 def _methods_in_turn(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """The middle one of each method's candidates, then its others, method by method in turn."""
+    """Each method's middle setting with the fewest levers, then its others, method by method in turn."""
     by_method: dict[str, list[Candidate]] = {}
     for candidate in candidates:
         by_method.setdefault(candidate.method, []).append(candidate)
     for group in by_method.values():
-        group.insert(0, group.pop(len(group) // 2))
+        fewest = min(len(candidate.levers.described()) for candidate in group)
+        plainest = [c for c in group if len(c.levers.described()) == fewest]
+        middle = plainest[len(plainest) // 2]
+        # How much of the network is trained tells more apart than another setting.
+        others = sorted((c for c in group if c != middle), key=lambda c: c.levers == middle.levers)
+        group[:] = [middle, *others]
     return [one for turn in zip_longest(*by_method.values()) for one in turn if one is not None]
 
 

@@ -10,7 +10,7 @@ import torch
 
 from advisor.errors import DataError
 from advisor.models.layers import take_census
-from advisor.probes.race import _promoted, race
+from advisor.probes.race import _methods_in_turn, _promoted, race
 from advisor.probes.train import Probe
 from advisor.records import Candidate, Levers
 from tests.probes.test_train import SIZE, dataset, network
@@ -54,6 +54,16 @@ def test_every_candidate_is_judged_or_has_a_reason():
     # Finalists are judged alike: after as many updates, on the same samples.
     assert len({(a.updates, a.samples) for a in finalists}) == 1
     assert [fraction for fraction, _ in told] == sorted(fraction for fraction, _ in told)
+
+
+def test_each_methods_plain_middle_setting_runs_first():
+    ranks = [Candidate.of("lora", {"rank": rank}, Levers()) for rank in (2, 4, 8)]
+    narrow = [Candidate.of("lora", {"rank": 4}, Levers(scope=scope)) for scope in (1, 2)]
+    norm = [Candidate("norm", levers=Levers(scope=1)), Candidate("norm")]
+    turns = _methods_in_turn([*narrow, norm[0], *ranks, norm[1]])
+    assert set(turns[:2]) == {ranks[1], norm[1]}
+    assert set(turns[-2:]) == {ranks[0], ranks[2]}
+    assert sorted(map(repr, turns)) == sorted(map(repr, [*narrow, *ranks, *norm]))
 
 
 def test_it_keeps_to_its_time():
