@@ -47,6 +47,8 @@ class Proposals:
             narrow = replace(main, levers=replace(levers, scope=scope))
             if list(method.settings(trained_part(self._census, scope), (1,))):
                 if scope:  # without a cache, training the head alone is what the method does anyway
+                    if self._cost(narrow) is None:
+                        continue
                     yield from self._priced(narrow)
                 if self._images and is_chain_from_image(self._census, scope):
                     yield from self._cached(narrow)
@@ -151,7 +153,9 @@ class Proposals:
                 first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
                 if not isinstance(error, InputError):
                     first_line = f"an update of it fails on this model: {first_line}"
-                self.failures[candidate.id] = first_line
+                # That a method finds nothing to adapt in a few blocks is no news.
+                if not isinstance(error, InputError) or candidate.levers.scope is None:
+                    self.failures[candidate.id] = first_line
                 self._costs[candidate] = None
         return self._costs[candidate]
 

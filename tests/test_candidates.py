@@ -118,3 +118,11 @@ def test_a_front_that_other_layers_may_read_in_training_is_not_cached():
     assert found
     assert not any(candidate.levers.cached_prefix != "no" for candidate in found)
     assert not failures
+
+
+def test_a_method_that_finds_nothing_in_the_last_blocks_is_not_reported():
+    # Without padding no pixel of the output has one of the input under its kernel's middle.
+    last = (nn.Conv2d(8, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
+    found, failures = proposed(["adapter"], images=100, model=nn.Sequential(*network()[:-3], *last))
+    assert {candidate.levers.scope for candidate in found} == {None, 5, 3, 2}
+    assert not failures

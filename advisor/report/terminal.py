@@ -23,6 +23,7 @@ UNITS_LINE = "1 multiply-add = 2 FLOPs; MB = 10^6 bytes."
 WIDE = 110  # columns from which the tables have room for reasons and remarks
 NAME_WIDTH = 26
 NOTES_SHOWN = 3
+NAMES_SHOWN = 4  # of candidates that share a reason
 GAP = 2  # columns between two cells: rich's padding and divider
 
 Row = tuple[str, Sequence[str]]  # style, cells
@@ -255,7 +256,8 @@ def _print_footnotes(recommendation: Recommendation, console: Console) -> None:
         if item.probe_failure:
             failures.setdefault(item.probe_failure, []).append(view.full_name(item.candidate))
     for failure, names in failures.items():
-        _item(f"no accuracy: {', '.join(names)}: {failure}", console)
+        who = ", ".join(names) if len(names) <= NAMES_SHOWN else f"{len(names)} candidates"
+        _item(f"no accuracy: {who}: {failure}", console)
     for method, why in recommendation.not_applicable.items():
         _item(f"{method}: not applicable: {why}", console)
     notes = view.grouped_notes(evaluations)
