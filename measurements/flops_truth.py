@@ -36,6 +36,7 @@ from advisor.methods.update import begin, update
 from advisor.models.blocks import is_chain_from_image
 from advisor.models.layers import take_census
 from advisor.records import Candidate, Census, Cost, Levers
+from measurements.tables import README, table, write_tables
 
 QUICK = ("resnet18", "mobilenet_v2", "shufflenet_v2_x1_0")
 IN_README = ("resnet18", "mobilenet_v2", "mobilenet_v3_small", "efficientnet_b0", "shufflenet_v2_x1_0")
@@ -55,7 +56,7 @@ THRESHOLDS = (0.50, 0.75, 0.95)
 # lora on the same layers; lite-residual's branches train less than lora. None could be the widest.
 SEARCHED = ("full", "head", "norm", "bias", "lora", "ia3", "ssf", "sparse")
 RESULTS = Path(__file__).parent / "results" / "flops_truth.json"
-STUDIES_README, README = Path(__file__).parent / "README.md", Path(__file__).parent.parent / "README.md"
+PROJECT_README = Path(__file__).parent.parent / "README.md"
 Row = dict[str, Any]
 
 
@@ -193,7 +194,8 @@ def _reachable(simulator: Simulator, census: Census, full: Cost, failures: dict[
 
     rows: list[Row] = []
     for cached in (False, True):
-        scopes = [scope for scope in range(len(census.blocks) + 1) if _allowed(census, scope, cached)]
+        every = range(len(census.blocks) + 1)
+        scopes = [scope for scope in every if not cached or is_chain_from_image(census, scope)]
         for threshold in THRESHOLDS:
             reached = [
                 {
@@ -225,10 +227,6 @@ def _blocks_first(found: Row) -> tuple[int, int]:
 
 def _parameters_first(found: Row) -> tuple[int, int]:
     return found["trainable_parameters"], found["blocks"]
-
-
-def _allowed(census: Census, scope: int, cached: bool) -> bool:
-    return is_chain_from_image(census, scope) if cached else True
 
 
 def _widest(
@@ -296,7 +294,7 @@ def _grouped(counts: Iterable[tuple[str, int]]) -> dict[str, int]:
 
 
 def counter_table(rows: Sequence[Row]) -> str:
-    return _table(
+    return table(
         (
             *("model", "forward", "full, torch's counter", "full, true", "overcount"),
             *("LoRA, true", "reduction as counted", "reduction, true"),
@@ -317,7 +315,7 @@ def counter_table(rows: Sequence[Row]) -> str:
 
 def method_table(rows: Sequence[Row]) -> str:
     names = [name for name in rows[0]["methods"] if name != "full"]
-    return _table(
+    return table(
         ("model", "full", *names),
         (
             (
@@ -338,7 +336,7 @@ def _saved(found: Row | None) -> str:
 
 def reachable_table(rows: Sequence[Row]) -> str:
     heads = [f"{100 * t:.0f} %{c}" for c in ("", ", cached") for t in THRESHOLDS]
-    return _table(
+    return table(
         ("model", "blocks", *heads),
         ((row["model"], row["blocks"] or "-", *map(_reached, row["reachable"])) for row in rows),
     )
@@ -359,7 +357,7 @@ def _count_of(parameters: int) -> str:
 
 def fvcore_table(rows: Sequence[Row]) -> str:
     groups = (*_GROUPS, "elementwise")
-    return _table(
+    return table(
         ("model", "ours", "fvcore x 2", "difference", *groups),
         (
             (
@@ -375,20 +373,8 @@ def fvcore_table(rows: Sequence[Row]) -> str:
     )
 
 
-def _table(heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    lines = [heads, ["---"] * len(heads), *rows]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines).replace("| --- ", "|---")
-
-
 def _mega(flops: float) -> str:
     return f"{flops / 1e6:,.0f}"
-
-
-def write_table(readme: Path, mark: str, table: str) -> None:
-    """Put a table between its marks."""
-    before, start, rest = readme.read_text().partition(f"<!-- {mark} -->\n")
-    _, end, after = rest.partition(f"<!-- /{mark} -->")
-    readme.write_text(f"{before}{start}\n{table}\n\n{end}{after}")
 
 
 def main() -> None:
@@ -416,9 +402,9 @@ def main() -> None:
             "rows": rows,
         }
         RESULTS.write_text(json.dumps(content, indent=1) + "\n")
-        for mark, table in tables.items():
-            write_table(STUDIES_README, mark, table)
-        write_table(README, "flops_truth", counter_table([r for r in rows if r["model"] in IN_README]))
+        write_tables(README, tables)
+        main_ones = counter_table([row for row in rows if row["model"] in IN_README])
+        write_tables(PROJECT_README, {"flops_truth": main_ones})
 
 
 if __name__ == "__main__":

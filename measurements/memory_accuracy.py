@@ -36,6 +36,7 @@ from advisor.methods import methods
 from advisor.methods.update import begin, update
 from advisor.models.layers import take_census
 from advisor.records import Candidate, Census, Levers
+from measurements.tables import README, table, write_tables
 
 QUICK = ("squeezenet1_1", "shufflenet_v2_x0_5", "mobilenet_v3_small", "mobilenet_v2", "resnet18")
 PEERS = ("mobilenet_v2", "mobilenet_v3_small", "resnet18", "efficientnet_b0", "shufflenet_v2_x1_0")
@@ -45,7 +46,6 @@ MOST_BYTES = 8e9  # an update that would hold more is left out
 MOST_SECONDS = 40.0  # so is one that would take longer
 MIB = 2**20
 RESULTS = Path(__file__).parent / "results" / "memory_accuracy.json"
-README = Path(__file__).parent / "README.md"
 
 
 def models() -> list[str]:
@@ -206,30 +206,27 @@ def summarise(rows: list[dict[str, Any]]) -> dict[str, float]:
     }
 
 
-def table(summary: dict[str, float], compared: list[dict[str, Any]]) -> str:
-    lines = [
-        (
-            "| updates | models | median error | 95th percentile | largest | most below the truth "
-            "| tensors alone: median | most below |"
-        ),
-        "|---|---|---|---|---|---|---|---|",
-        (
-            f"| {summary['updates']} | {summary['models']} | {summary['median']:.3%} "
-            f"| {summary['percentile_95']:.3%} | {summary['largest']:.2%} | {summary['most_below']:+.2%} "
-            f"| {summary['tensors_only_median']:.2%} | {summary['tensors_only_most_below']:+.1%} |"
-        ),
-        "",
-        "| full, batch 8 | measured MiB | ours | MemTracker | torchinfo |",
-        "|---|---|---|---|---|",
-    ]
+def tables(summary: dict[str, float], compared: list[dict[str, Any]]) -> str:
+    heads = ("updates", "models", "median error", "95th percentile", "largest", "most below the truth")
+    errors = (
+        *(f"{summary['updates']}", f"{summary['models']}", f"{summary['median']:.3%}"),
+        *(f"{summary['percentile_95']:.3%}", f"{summary['largest']:.2%}", f"{summary['most_below']:+.2%}"),
+        *(f"{summary['tensors_only_median']:.2%}", f"{summary['tensors_only_most_below']:+.1%}"),
+    )
+    peers_rows = []
     for row in compared:
         truth = row["measured_bytes"]
-        off = {key: row[f"{key}_bytes"] / truth - 1 for key in ("ours", "mem_tracker", "torchinfo")}
-        lines.append(
-            f"| {row['model']} | {truth / MIB:.1f} | {off['ours']:+.2%} | {off['mem_tracker']:+.2%} "
-            f"| {off['torchinfo']:+.1%} |"
+        ours, tracked, listed = (
+            row[f"{key}_bytes"] / truth - 1 for key in ("ours", "mem_tracker", "torchinfo")
         )
-    return "\n".join(lines)
+        cells = (f"{truth / MIB:.1f}", f"{ours:+.2%}", f"{tracked:+.2%}", f"{listed:+.1%}")
+        peers_rows.append((row["model"], *cells))
+    return "\n\n".join(
+        (
+            table((*heads, "tensors alone: median", "most below"), [errors]),
+            table(("full, batch 8", "measured MiB", "ours", "MemTracker", "torchinfo"), peers_rows),
+        )
+    )
 
 
 def main() -> None:
@@ -242,7 +239,7 @@ def main() -> None:
     )
     compared = peers(PEERS[:2] if given.quick else PEERS)
     summary = summarise(rows)
-    print(table(summary, compared))
+    print(tables(summary, compared))
     print(*left_out, sep="\n")
     if not given.quick:
         content = {
@@ -255,12 +252,7 @@ def main() -> None:
             "rows": rows,
         }
         RESULTS.write_text(json.dumps(content, indent=1) + "\n")
-        text = README.read_text()
-        head, _, rest = text.partition("<!-- memory_accuracy -->")
-        _, _, tail = rest.partition("<!-- /memory_accuracy -->")
-        README.write_text(
-            f"{head}<!-- memory_accuracy -->\n\n{table(summary, compared)}\n\n<!-- /memory_accuracy -->{tail}"
-        )
+        write_tables(README, {"memory_accuracy": tables(summary, compared)})
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import argparse
 import json
 import statistics
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from torch import nn
 from advisor.costs import Simulator
 from advisor.models.layers import take_census
 from advisor.records import LAYER_TYPES, Candidate, Cost, Levers
+from measurements.tables import README, table, write_tables
 
 SEPARABLE = ("mobilenet_v2", "mobilenet_v3_large", "efficientnet_b0", "shufflenet_v2_x1_0")
 TRANSFORMERS = ("vit_b_16", "decoder")
@@ -44,7 +45,6 @@ CANDIDATES = {
 WIDTH, BLOCKS, HEADS, TOKENS, VOCABULARY = 768, 12, 12, 512, 32_000
 MIB = 2**20
 RESULTS = Path(__file__).parent / "results" / "memory_by_layer_type.json"
-README = Path(__file__).parent / "README.md"
 Row = dict[str, Any]
 
 
@@ -137,7 +137,7 @@ def saving_table(rows: Sequence[Row], batches: Sequence[int]) -> str:
                 *(f"{100 * others[label]['saved_against_full']:.0f}" for label in CANDIDATES),
             )
         )
-    return _table(heads, lines)
+    return table(heads, lines)
 
 
 def _state_share(full: Row) -> float:
@@ -158,7 +158,7 @@ def split_table(rows: Sequence[Row]) -> str:
     """What is kept for the backward pass, by the layers that made it."""
     chosen = [r for r in rows if r["batch"] == SPLIT_BATCH and r["label"] in ("full", "LoRA 4", "norm")]
     kinds = [kind for kind in LAYER_TYPES if any(r["kept_for_backward_bytes"].get(kind) for r in chosen)]
-    return _table(
+    return table(
         ("model", "trained", "kept MiB", *kinds),
         (
             (
@@ -190,15 +190,10 @@ def claim_table(rows: Sequence[Row], batches: Sequence[int]) -> str:
                 ]
             )
             lines.append((batch, label, separable, transformers, separable / transformers))
-    return _table(
+    return table(
         ("batch", "trained", "depthwise-separable", "transformers", "ratio"),
         ((batch, label, f"{s:.0%}", f"{t:.0%}", f"{ratio:.2f}") for batch, label, s, t, ratio in lines),
     )
-
-
-def _table(heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    lines = [heads, ["---"] * len(heads), *rows]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines).replace("| --- ", "|---")
 
 
 def main() -> None:
@@ -229,12 +224,7 @@ def main() -> None:
             "rows": rows,
         }
         RESULTS.write_text(json.dumps(content, indent=1) + "\n")
-        text = README.read_text()
-        for mark, table in tables.items():
-            before, start, rest = text.partition(f"<!-- {mark} -->\n")
-            _, end, after = rest.partition(f"<!-- /{mark} -->")
-            text = f"{before}{start}\n{table}\n\n{end}{after}"
-        README.write_text(text)
+        write_tables(README, tables)
 
 
 if __name__ == "__main__":

@@ -37,7 +37,8 @@ from advisor.methods.low_rank import ADAPTED_TYPES
 from advisor.methods.update import update
 from advisor.models.layers import take_census
 from advisor.records import Census, Levers
-from measurements.memory_accuracy import README, SIZE
+from measurements.memory_accuracy import SIZE
+from measurements.tables import README, table, write_tables
 
 MODELS = ("resnet18", "resnet50", "mobilenet_v2", "efficientnet_b0")
 QUICK = ("resnet18", "mobilenet_v2")
@@ -182,14 +183,12 @@ def _merge_error(party: Party, census: Census) -> float:
     return float((after - before).abs().max() / before.abs().max())
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    lines = [
-        (
-            "| model | method | trainable: ours | peft | LyCORIS | time: peft | LyCORIS "
-            "| memory, MiB: ours | peft | LyCORIS | merge error: ours | peft | LyCORIS |"
-        ),
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
+def rows_shown(rows: list[dict[str, Any]]) -> str:
+    heads = (
+        *("model", "method", "trainable: ours", "peft", "LyCORIS", "time: peft", "LyCORIS"),
+        *("memory, MiB: ours", "peft", "LyCORIS", "merge error: ours", "peft", "LyCORIS"),
+    )
+    lines = []
     groups: dict[tuple[str, str], dict[str, Any]] = {}
     for row in rows:
         groups.setdefault((row["model"], row["method"]), {})[row["party"]] = row
@@ -201,13 +200,13 @@ def table(rows: list[dict[str, Any]]) -> str:
 
         middle = statistics.median(by_party["ours"]["seconds"])
         times = cells("seconds", lambda seconds, own=middle: f"{statistics.median(seconds) / own:.2f}")[1:]
-        shown = [
+        shown = (
             *(model, method, *cells("trainable_parameters", lambda count: f"{count / 1000:,.0f} k"), *times),
             *cells("peak_bytes", lambda size: f"{size / MIB:,.0f}"),
             *cells("merge_error", lambda error: f"{error:.0e}"),
-        ]
-        lines.append(f"| {' | '.join(shown)} |")
-    return "\n".join(lines)
+        )
+        lines.append(shown)
+    return table(heads, lines)
 
 
 def main() -> None:
@@ -224,7 +223,7 @@ def main() -> None:
             for row in rows[-len(PARTIES) :]:
                 shown = row.get("fails") or f"{row['peak_bytes'] / MIB:8.1f} MiB {min(row['seconds']):.3f} s"
                 print(f"{name:16s} {method:5s} {row['party']:8s} {shown}", flush=True)
-    print(table(rows))
+    print(rows_shown(rows))
     if quick:
         return
     content = {
@@ -238,9 +237,7 @@ def main() -> None:
         "rows": rows,
     }
     RESULTS.write_text(json.dumps(content, indent=1) + "\n")
-    head, _, rest = README.read_text().partition("<!-- peers -->")
-    tail = rest.partition("<!-- /peers -->")[2]
-    README.write_text(f"{head}<!-- peers -->\n\n{table(rows)}\n\n<!-- /peers -->{tail}")
+    write_tables(README, {"peers": rows_shown(rows)})
 
 
 if __name__ == "__main__":

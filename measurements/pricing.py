@@ -14,7 +14,6 @@ import statistics
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +21,15 @@ import numpy as np
 import torch
 import torchvision
 
+from advisor.advise import Request
+from advisor.candidates import Proposals
 from advisor.costs import Estimator, Simulator
-from advisor.methods import get_method, methods, register
-from advisor.methods.base import merge_attached, plain_optimizer, train_only
+from advisor.methods import methods
 from advisor.models.layers import take_census
 from advisor.records import Candidate, Levers
-from measurements.memory_accuracy import PEERS, README, SIZE, mem_tracker
+from measurements.memory_accuracy import PEERS, SIZE, mem_tracker
+from measurements.plans import planned, random_plans
+from measurements.tables import README, table, write_tables
 
 BATCH = 8
 PLANS = 200_000
@@ -38,35 +40,29 @@ OPTIONS = (
     *(Candidate.of("lora", {"rank": 4}, Levers()), Candidate.of("dora", {"rank": 4}, Levers())),
 )
 
-EVERY = """
-import sys, time, torchvision
-from advisor.advise import Request
-from advisor.candidates import Proposals
-from advisor.costs import Simulator
-from advisor.methods import methods
-from advisor.models.layers import take_census
-from advisor.records import Levers
-model = torchvision.models.get_model(sys.argv[1], weights=None)
-census = take_census(model, (3, 224, 224))
-known = methods()
-begun = time.perf_counter()
-simulator = Simulator(model, census)
-proposals = Proposals(simulator, census, batch_size=8, allowed_bytes=None, images=0)
-count = 0
-for method in known.values():
-    settings = list(method.settings(census, Request().ranks))
-    if settings:
-        count += len(list(proposals.of(method, settings, Levers())))
-print(count, time.perf_counter() - begun)
-"""
+
+def price_everything(name: str) -> tuple[int, float]:
+    """All that `recommend` prices without data or --ram: how many candidates, and seconds."""
+    model = torchvision.models.get_model(name, weights=None)
+    census = take_census(model, SIZE)
+    known = methods()
+    begun = time.perf_counter()
+    simulator = Simulator(model, census)
+    proposals = Proposals(simulator, census, batch_size=BATCH, allowed_bytes=None, images=0)
+    count = 0
+    for method in known.values():
+        settings = list(method.settings(census, Request().ranks))
+        if settings:
+            count += len(list(proposals.of(method, settings, Levers())))
+    return count, time.perf_counter() - begun
 
 
 def every_candidate(name: str, repeats: int = 3) -> dict[str, Any]:
-    """All that `recommend` prices without data or --ram, each time in a new process, after its imports."""
+    """Each time in a new process, after its imports."""
+    command = [sys.executable, "-m", "measurements.pricing", "--every", name]
     seconds = []
     for _ in range(repeats):
-        run = subprocess.run([sys.executable, "-c", EVERY, name], capture_output=True, text=True, check=True)
-        count, took = run.stdout.split()[-2:]
+        count, took = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.split()
         seconds.append(float(took))
     return {"model": name, "candidates": int(count), "seconds": sorted(seconds)}
 
@@ -91,39 +87,6 @@ def one_simulation(name: str) -> dict[str, Any]:
     }
 
 
-@register
-class Planned:
-    """A method for this study alone: in each layer, what the plan says."""
-
-    name, learns_classes, learning_rates = "planned", True, (1e-3,)
-    summary = formula = source = ""
-    optimizer = staticmethod(plain_optimizer)
-    merge = staticmethod(merge_attached)
-    plan: Any = None
-
-    def settings(self, *_: object) -> list[Any]:
-        return []
-
-    def attach(self, model, census, setting):
-        trained = []
-        listed = {layer.name for layer in census.layers}
-        for number, option in enumerate(OPTIONS, 1):
-            choices = zip(census.layers, self.plan, strict=True)
-            chosen = {layer.name: layer for layer, choice in choices if choice == number}
-            part = replace(census, layers=tuple(chosen.values()))
-            attached = get_method(option.method).attach(model, part, dict(option.setting))
-            trained += [p for name, p in attached.parameters.items() if owner(name, listed) in chosen]
-        return train_only(model, trained, "updated", setting)
-
-
-def owner(parameter: str, layers: set[str]) -> str:
-    """The layer that holds the parameter, or that it was attached to."""
-    path = parameter.rpartition(".")[0]
-    while path not in layers:
-        path = path.rpartition(".")[0]
-    return path
-
-
 def table_against_simulation(name: str) -> dict[str, Any]:
     """Random plans: how many a second, and how far from their own simulation."""
     model = torchvision.models.get_model(name, weights=None)
@@ -139,18 +102,15 @@ def table_against_simulation(name: str) -> dict[str, Any]:
     estimator(many)
     rate = PLANS / (time.perf_counter() - begun)
 
-    # From hardly anything trained to everything, starting anywhere.
-    shares, starts = rng.random(SIMULATED), rng.integers(0, layers, SIMULATED)
-    plans = np.where(rng.random((SIMULATED, layers)) < shares[:, None], many[:SIMULATED], 0)
-    plans[np.arange(layers) < starts[:, None]] = 0
+    plans = random_plans(estimator, SIMULATED, rng)
     estimates = estimator(plans)
     simulator = Simulator(model, census, workspace=False)
     flops, saved = [], []
     for row, plan in enumerate(plans):
         if not estimates.trainable_parameters[row]:
             continue
-        methods()["planned"].plan = plan  # type: ignore[attr-defined]
-        cost = simulator.cost(Candidate("planned"), BATCH)
+        with planned(plan, OPTIONS) as candidate:
+            cost = simulator.cost(candidate, BATCH)
         if cost.trainable_parameters != estimates.trainable_parameters[row]:
             raise AssertionError(f"{name}: {cost.trainable_parameters} parameters are trained")
         flops.append(abs(estimates.flops[row] / cost.flops.total - 1))
@@ -168,39 +128,46 @@ def table_against_simulation(name: str) -> dict[str, Any]:
 
 
 def tables(every: list[Any], single: list[Any], plans: list[Any]) -> str:
-    lines = ["| every candidate of | candidates | s, median | fastest to slowest |", "|---|---|---|---|"]
-    for row in every:
-        low, middle, high = row["seconds"][0], statistics.median(row["seconds"]), row["seconds"][-1]
-        lines.append(f"| {row['model']} | {row['candidates']} | {middle:.1f} | {low:.1f} to {high:.1f} |")
-    lines += [
-        "",
-        "| full, batch 8 | first, ms | next, ms | MemTracker, ms | first / MemTracker | next / MemTracker |",
-        "|---|---|---|---|---|---|",
+    priced = [
+        (
+            *(row["model"], row["candidates"], f"{statistics.median(row['seconds']):.1f}"),
+            f"{row['seconds'][0]:.1f} to {row['seconds'][-1]:.1f}",
+        )
+        for row in every
     ]
+    simulated = []
     for row in single:
         first, following, theirs = (row[f"{key}_seconds"] for key in ("first", "next", "mem_tracker"))
-        lines.append(
-            f"| {row['model']} | {1e3 * first:.0f} | {1e3 * following:.0f} | {1e3 * theirs:.0f} "
-            f"| {first / theirs:.2f} | {following / theirs:.3f} |"
+        milliseconds = (f"{1e3 * seconds:.0f}" for seconds in (first, following, theirs))
+        simulated.append((row["model"], *milliseconds, f"{first / theirs:.2f}", f"{following / theirs:.3f}"))
+    estimated = [
+        (
+            *(row["model"], row["layers"], f"{row['build_seconds']:.1f}"),
+            *(f"{row['plans_per_second']:,.0f}", row["plans"]),
+            *(f"{row['flops_largest_error']:.2%}", f"{row['saved_largest_error']:.2%}"),
         )
-    lines += [
-        "",
-        "| plans of | layers | table, s | plans a second | simulated | FLOPs: most off | saved: most off |",
-        "|---|---|---|---|---|---|---|",
+        for row in plans
     ]
-    for row in plans:
-        lines.append(
-            f"| {row['model']} | {row['layers']} | {row['build_seconds']:.1f} "
-            f"| {row['plans_per_second']:,.0f} | {row['plans']} "
-            f"| {row['flops_largest_error']:.2%} | {row['saved_largest_error']:.2%} |"
+    compared = ("first / MemTracker", "next / MemTracker")
+    off = ("FLOPs: most off", "saved: most off")
+    return "\n\n".join(
+        (
+            table(("every candidate of", "candidates", "s, median", "fastest to slowest"), priced),
+            table(("full, batch 8", "first, ms", "next, ms", "MemTracker, ms", *compared), simulated),
+            table(("plans of", "layers", "table, s", "plans a second", "simulated", *off), estimated),
         )
-    return "\n".join(lines)
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="two models, printed, nothing written")
-    quick = parser.parse_args().quick
+    parser.add_argument("--every", metavar="MODEL", help="price this model's candidates once, and time that")
+    given = parser.parse_args()
+    if given.every:
+        print(*price_everything(given.every))
+        return
+    quick = given.quick
     names = PEERS[:2] if quick else PEERS
     every = [every_candidate(name) for name in (names[:1] if quick else ("mobilenet_v2", "resnet18"))]
     single = [one_simulation(name) for name in names]
@@ -217,9 +184,7 @@ def main() -> None:
         "plans": plans,
     }
     RESULTS.write_text(json.dumps(content, indent=1) + "\n")
-    head, _, rest = README.read_text().partition("<!-- pricing -->")
-    tail = rest.partition("<!-- /pricing -->")[2]
-    README.write_text(f"{head}<!-- pricing -->\n\n{tables(every, single, plans)}\n\n<!-- /pricing -->{tail}")
+    write_tables(README, {"pricing": tables(every, single, plans)})
 
 
 if __name__ == "__main__":

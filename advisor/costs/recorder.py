@@ -5,7 +5,7 @@ from __future__ import annotations
 import weakref
 from bisect import bisect_left
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
@@ -18,7 +18,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from advisor.costs.flops import NONE, OperatorFlops, operator_flops
-from advisor.costs.memo import OperatorMemo, tensors_in
+from advisor.costs.memo import OperatorMemo, UncompiledMode, tensors_in
 from advisor.costs.steps import Step, known_step
 from advisor.costs.workspace import OPERATORS, Call, Workspace, call_of
 from advisor.methods import Trainable
@@ -51,7 +51,7 @@ class _ForwardCall(NamedTuple):
     reads_weight: bool
 
 
-class Recorder(TorchDispatchMode):
+class Recorder(UncompiledMode):
     """Runs updates of one attached model and records them. Each storage is followed by weak reference."""
 
     def __init__(
@@ -77,10 +77,6 @@ class Recorder(TorchDispatchMode):
         self._memo = memo
         self._groups = groups
         self._reset()
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # nothing is compiled here; asking whether it should be takes a tenth of the time
 
     def record_update(
         self,
@@ -149,12 +145,8 @@ class Recorder(TorchDispatchMode):
 
     def group_of(self, parameter: str) -> str:
         """The group of the layer that holds the parameter, or that it was attached to."""
-        path = parameter
-        while path:
-            path = path.rpartition(".")[0]
-            if path in self._groups:
-                return self._groups[path]
-        return "other"
+        holder = layer_holding(parameter, self._groups)
+        return "other" if holder is None else self._groups[holder]
 
     def __torch_dispatch__(
         self,
@@ -404,6 +396,16 @@ class Recorder(TorchDispatchMode):
         self._log: list[tuple[int, int]] = []  # (id, bytes), in order: + allocated, - released
         self._calls_made: list[tuple[int, int, Call]] = []  # the log's length before and after
         self._references: list[weakref.ref[Any]] = []
+
+
+def layer_holding(parameter: str, layers: Container[str]) -> str | None:
+    """The layer that holds the parameter, or that it was attached to; None where no layer does."""
+    path = parameter
+    while path:
+        path = path.rpartition(".")[0]
+        if path in layers:
+            return path
+    return None
 
 
 def _by_group(flops: Counter[tuple[str, str]], phases: Iterable[str]) -> defaultdict[str, Flops]:

@@ -118,7 +118,7 @@ class Simulator:
         with mode:
             with Remembering(self._memo) if tensors == "meta" else nullcontext():  # meta's own are slow
                 trainable, optimizer = begin(model, self._census, candidate, learning_rate=1e-3)
-            recorder = self._recorder(model, tensors)
+            recorder = self._recorder(model, tensors, self._workspace)
             # All micro-batches after the first are alike.
             images, labels = self._batch(min(micro_batches, 2) * size, tensors)
             cache_bytes = cache_flops = 0
@@ -191,8 +191,8 @@ class Simulator:
         images = torch.zeros(size, *self._census.input_size, device=device)
         return images, torch.zeros(size, dtype=torch.int64, device=device)
 
-    def _recorder(self, model: nn.Module, tensors: Tensors) -> Recorder:
-        return Recorder(model, self._types, self._memo if tensors == "meta" else None, self._workspace)
+    def _recorder(self, model: nn.Module, tensors: Tensors, workspace: Workspace | None) -> Recorder:
+        return Recorder(model, self._types, self._memo if tensors == "meta" else None, workspace)
 
     def _make_optimizer_state(
         self, trainable: Trainable, optimizer: torch.optim.Optimizer | None, tensors: Tensors
@@ -232,8 +232,7 @@ class Simulator:
 
     def _record_inference(self, model: nn.Module, tensors: Tensors) -> Recording:
         model.eval()
-        recorder = Recorder(model, self._types, self._memo if tensors == "meta" else None)
-        return recorder.record_forward(self._batch(1, tensors)[0])
+        return self._recorder(model, tensors, None).record_forward(self._batch(1, tensors)[0])
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,13 +10,11 @@ import torch
 import torchvision
 from torch import nn
 
-from advisor import methods as registry
 from advisor.costs import Estimator, Simulator
 from advisor.errors import InputError
-from advisor.methods import get_method
-from advisor.methods.base import merge_attached, plain_optimizer, train_only
 from advisor.models.layers import take_census
 from advisor.records import Candidate, Levers
+from measurements.plans import planned, random_plans
 
 SIZE = (3, 64, 64)
 OPTIONS = (
@@ -26,45 +23,8 @@ OPTIONS = (
 )
 
 
-class Planned:
-    """A method that does in each layer what the plan says."""
-
-    name, learns_classes, learning_rates = "planned", True, (1e-3,)
-    optimizer = staticmethod(plain_optimizer)
-    merge = staticmethod(merge_attached)
-
-    def __init__(self, plan):
-        self.plan = plan
-
-    def attach(self, model, census, setting):
-        trained = []
-        for number, option in enumerate(OPTIONS, 1):
-            mine = {
-                layer.name for layer, choice in zip(census.layers, self.plan, strict=True) if choice == number
-            }
-            part = replace(census, layers=tuple(layer for layer in census.layers if layer.name in mine))
-            attached = get_method(option.method).attach(model, part, dict(option.setting))
-            trained += [
-                parameter
-                for name, parameter in attached.parameters.items()
-                if any(name.startswith(f"{layer}.") for layer in mine)
-            ]
-        return train_only(model, trained, "updated", setting)
-
-
-def random_plans(estimator, count, rng):
-    """From hardly anything trained to everything, starting anywhere."""
-    layers, options = estimator.trains.shape
-    plans = []
-    for _ in range(count):
-        plan = np.where(rng.random(layers) < rng.random(), rng.integers(0, options, layers), 0)
-        plan[: rng.integers(0, layers)] = 0
-        plans.append(plan)
-    return np.stack(plans)
-
-
 @pytest.mark.parametrize("name", ["mobilenet_v2", "resnet18", "shufflenet_v2_x0_5", "efficientnet_b0"])
-def test_random_plans_cost_what_their_simulation_says(name, monkeypatch):
+def test_random_plans_cost_what_their_simulation_says(name):
     model = torchvision.models.get_model(name, weights=None)
     census = take_census(model, SIZE)
     estimator = Estimator(model, census, OPTIONS, batch_size=8)
@@ -78,8 +38,8 @@ def test_random_plans_cost_what_their_simulation_says(name, monkeypatch):
         if not parameters:
             assert saved == 0
             continue
-        monkeypatch.setitem(registry._registry, "planned", Planned(plan))
-        cost = simulator.cost(Candidate("planned"), 8)
+        with planned(plan, OPTIONS) as candidate:
+            cost = simulator.cost(candidate, 8)
         assert parameters == cost.trainable_parameters
         assert flops == pytest.approx(cost.flops.total, rel=0.05)
         assert saved == pytest.approx(sum(each.saved_bytes for each in cost.by_layer_type.values()), rel=0.05)
