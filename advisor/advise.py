@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -23,6 +24,7 @@ from advisor.probes import (
     Dataset,
     Normalisation,
     Situation,
+    Trainer,
     adapt_head,
     load_data,
     race,
@@ -52,6 +54,7 @@ from advisor.solver import (
     relaxations,
     violations,
 )
+from advisor.store import Store
 from advisor.units import format_bytes
 
 Progress = Callable[[str, float, str], None]  # stage, fraction of it done, what is running
@@ -75,6 +78,8 @@ class Request:
     normalisation: Normalisation | None = None  # None: ImageNet's for 3 channels
     scenario: Literal["auto", "shift", "new-classes"] = "auto"
     probe_seconds: float | None = 180.0  # None: no probes
+    epochs: int = 10  # of a whole fine-tune: what the race's finalists train for, if there is time
+    store: Path | None = None  # where finished probes are kept; None: nowhere
     verify: bool = True
     seed: int = 0
     command: str = ""  # as typed, for the report
@@ -272,17 +277,23 @@ def _probe_all(
     base: Accuracy | None = None
     seconds = 0.0
     if request.probe_seconds is not None:
+        trainer = Trainer(story.loaded.module, story.census, dataset, request.batch_size)
+        fitting = [evaluation for evaluation in cheapest_first(evaluations, budget) if evaluation.fits]
+        store = Store(request.store)
         result = race(
-            story.loaded.module,
-            story.census,
-            [evaluation.candidate for evaluation in cheapest_first(evaluations, budget) if evaluation.fits],
-            dataset,
-            batch_size=request.batch_size,
+            trainer,
+            {evaluation.candidate: evaluation.cost for evaluation in fitting},
             seconds=request.probe_seconds,
+            updates=request.epochs * max(len(dataset.train) // request.batch_size, 1),
             seed=request.seed,
             judge_base=not situation.head_replaced,
+            store=store,
+            key=trainer.key(),
             report=lambda fraction, running: progress("probe", fraction, running),
         )
+        if store.set_aside is not None:
+            story.warnings.append(f"the store could not be read; it was set aside as {store.set_aside}")
+        store.close()
         progress("probe", 1.0, "")
         story.warnings += result.warnings
         base, seconds = result.base, result.seconds

@@ -16,7 +16,7 @@ from advisor.costs import Simulator
 from advisor.errors import InputError
 from advisor.methods import Method, Setting
 from advisor.models.blocks import is_chain_from_image, trained_part
-from advisor.records import Candidate, Census, Cost, Levers
+from advisor.records import Candidate, Census, Cost, Levers, StatisticsPolicy
 
 _Levers = dict[str, Any]
 
@@ -42,6 +42,9 @@ class Proposals:
             yield from self._priced(Candidate.of(method.name, setting, levers))
         middle = settings[len(settings) // 2]
         main = Candidate.of(method.name, middle, levers)
+        policies = self._policies(main) if method.learning_rates else []
+        for policy in policies:
+            yield from self._priced(self._with(main, {"statistics": policy}))
         scopes = self._scopes(method)
         for scope in scopes:
             narrow = replace(main, levers=replace(levers, scope=scope))
@@ -52,6 +55,8 @@ class Proposals:
                     yield from self._priced(narrow)
                 if self._images and is_chain_from_image(self._census, scope):
                     yield from self._cached(narrow)
+                    if "reestimated" in policies:  # frozen statistics before the scope may be far off
+                        yield from self._cached(self._with(narrow, {"statistics": "reestimated"}))
         if self._allowed is None or self._fits(main):
             return
         # Where nothing is trained, all that can be made smaller is the batch.
@@ -64,6 +69,18 @@ class Proposals:
                 yield from self._rescued(narrow, ladder)
                 return
         yield from self._priced(leanest)  # says how much there would have to be
+
+    def _policies(self, main: Candidate) -> list[StatisticsPolicy]:
+        """Other policies for the normalisation layers' statistics than the candidate's own.
+
+        They cost much the same: only data tells them apart.
+        """
+        if not self._images or not any(layer.tracks_statistics for layer in self._census.layers):
+            return []
+        if self._cost(main) is None:
+            return []
+        every: tuple[StatisticsPolicy, ...] = ("frozen", "updated", "reestimated")
+        return [policy for policy in every if policy != self._simulator.statistics(main)]
 
     def _scopes(self, method: Method) -> list[int]:
         """The last half, quarter and eighth of the blocks; of the head alone only what is before it."""

@@ -82,6 +82,9 @@ class LayerTypeSummary:
 
 
 Optimizer = Literal["adam", "adamw", "momentum", "sgd"]
+# Of normalisation layers with running statistics: as the method has it, or in eval mode, in train mode,
+# or re-estimated on the new data before training and then frozen.
+StatisticsPolicy = Literal["own", "frozen", "updated", "reestimated"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +98,7 @@ class Levers:
     update: Literal["end", "per-parameter"] = "end"  # as soon as a gradient is ready, and then freed
     cached_prefix: Literal["no", "ram", "disk"] = "no"  # what is before the scope runs once an image
     fuse: bool = False  # BatchNorm before the scope folded into the layers that it follows
+    statistics: StatisticsPolicy = "own"
 
     def described(self) -> tuple[str, ...]:
         """What differs from the defaults, such as `last-3` or `micro-2`."""
@@ -106,6 +110,7 @@ class Levers:
             self.update: self.update != "end",
             f"cached-{self.cached_prefix}": self.cached_prefix != "no",
             "fused": self.fuse,
+            f"statistics-{self.statistics}": self.statistics != "own",
         }
         return tuple(part for part, given in parts.items() if given)
 
@@ -216,7 +221,7 @@ class Cost:
     inference_flops_ratio: float = 1.0  # forward FLOPs once merged, against the base model's
     notes: tuple[str, ...] = ()  # such as where a rank was capped
     cache_bytes: int = 0  # a cached prefix's outputs for all images, in memory or on disk
-    cache_flops: int = 0  # to fill it, once; not part of any update
+    setup_flops: int = 0  # once, before the first update: to fill the cache, to re-estimate statistics
 
     @property
     def peak_memory_bytes(self) -> int:

@@ -188,7 +188,7 @@ def _reachable(simulator: Simulator, census: Census, full: Cost, failures: dict[
             except Exception as error:  # noqa: BLE001 - such as auxiliary heads that read a skipped front
                 failures[candidate.id] = repr(error).splitlines()[0]
                 return None
-            each = cost.flops.total / BATCH + cost.cache_flops / EPOCHS
+            each = cost.flops.total / BATCH + cost.setup_flops / EPOCHS
             priced[candidate] = 1 - each / (full.flops.total / BATCH), cost.trainable_parameters
         return priced[candidate][0], candidate
 

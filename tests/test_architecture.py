@@ -15,6 +15,8 @@ ORDER = [
     "errors",
     "units",
     "records",
+    "paired",
+    "store",
     "models",
     "methods",
     "costs",

@@ -32,9 +32,9 @@ from advisor.costs.steps import known_step, make_state
 from advisor.costs.workspace import Workspace
 from advisor.errors import InputError
 from advisor.methods import Method, Trainable, get_method
-from advisor.methods.base import bypass_of
-from advisor.methods.update import begin, run_front, update
-from advisor.records import LAYER_TYPES, Candidate, Census, Cost, Flops, LayerTypeCost
+from advisor.methods.base import Statistics, bypass_of
+from advisor.methods.update import RECALIBRATION_SAMPLES, begin, run_front, update
+from advisor.records import LAYER_TYPES, Candidate, Census, Cost, Flops, LayerTypeCost, Levers
 
 # In order of speed. Meta tensors know only shapes; fake ones also stand for the CPU where a model's
 # code asks for a device; real ones have the values that some models' code reads.
@@ -87,6 +87,12 @@ class Simulator:
         except (DataDependentOutputException, DynamicOutputShapeException):
             return self._cost(candidate, batch_size, "real")
 
+    def statistics(self, candidate: Candidate) -> Statistics:
+        """The policy for normalisation layers that the candidate comes to."""
+        with without_collector():
+            model = shape_copy(self._model, torch.device("meta"))
+            return begin(model, self._census, candidate, learning_rate=1e-3)[0].statistics
+
     def forward_flops(self) -> dict[str, int]:
         """FLOPs of one image's forward pass in eval mode, by layer type."""
         if self._forward_flops is None:
@@ -113,6 +119,8 @@ class Simulator:
             raise InputError(f"micro-batches of {size} don't divide a batch of {batch_size}")
         if levers.cached_prefix != "no" and not self._images:
             raise InputError("what a cached prefix holds follows from the number of images; give --data")
+        if levers.statistics == "reestimated" and not self._images:
+            raise InputError("statistics are re-estimated on the images to train on; give --data")
         micro_batches = batch_size // size
         model, mode = self._copy(tensors)
         with mode:
@@ -121,9 +129,9 @@ class Simulator:
             recorder = self._recorder(model, tensors, self._workspace)
             # All micro-batches after the first are alike.
             images, labels = self._batch(min(micro_batches, 2) * size, tensors)
-            cache_bytes = cache_flops = 0
+            cache_bytes = setup_flops = 0
             if levers.cached_prefix != "no":
-                cache_flops = self._images * _forward(recorder.record_front(trainable, images[:1]))
+                setup_flops = self._images * _forward(recorder.record_front(trainable, images[:1]))
                 images = run_front(trainable, images)
                 cache_bytes = self._images * images[0].numel() * images.element_size()
             self._make_optimizer_state(trainable, optimizer, tensors)
@@ -145,20 +153,27 @@ class Simulator:
             delta_bytes = _bytes(*trainable.delta().values())
             ratio = self._inference_ratio(method, model, tensors)
 
+        memory = replace(
+            recording.memory,
+            batch=_bytes(images, labels) * batch_size // len(labels),
+            cached=cache_bytes if levers.cached_prefix == "ram" else 0,
+        )
+        if levers.statistics == "reestimated":
+            before = self._cost(
+                Candidate("recalibrate", levers=Levers(micro_batch=levers.micro_batch)), batch_size, tensors
+            )
+            memory = max(memory, before.memory, key=lambda held: held.total)
+            estimated_on = min(self._images, RECALIBRATION_SAMPLES)
+            setup_flops += before.flops.forward * estimated_on // batch_size
         more = max(micro_batches - 2, 0)
         flops = {kind: recording.flops[kind] + recording.micro_batch[kind] * more for kind in LAYER_TYPES}
         if optimizer is None and more:  # without a backward pass nothing parts one pass from the next
             flops = {kind: Flops(recording.flops[kind].forward // 2 * micro_batches) for kind in LAYER_TYPES}
-        batch_bytes = _bytes(images, labels) * batch_size // len(labels)
         return Cost(
             trainable_parameters=trained.total(),
             delta_bytes=delta_bytes,
             flops=sum(flops.values(), Flops()),
-            memory=replace(
-                recording.memory,
-                batch=batch_bytes,
-                cached=cache_bytes if levers.cached_prefix == "ram" else 0,
-            ),
+            memory=memory,
             by_layer_type={
                 kind: LayerTypeCost(
                     trained[kind],
@@ -172,7 +187,7 @@ class Simulator:
             fidelity="measured" if tensors == "real" else "simulated",
             uncounted_operators=tuple(sorted(recording.uncounted)),
             cache_bytes=cache_bytes,
-            cache_flops=cache_flops,
+            setup_flops=setup_flops,
             inference_flops_ratio=ratio,
             notes=trainable.notes,
         )

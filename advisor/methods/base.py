@@ -45,8 +45,12 @@ class Trainable:
     choices: dict[str, torch.Tensor] = field(default_factory=dict)  # made when attaching, such as indices
 
     def tracked_norms(self) -> list[tuple[str, Any]]:
-        """The normalisation layers in scope with running statistics, by name."""
-        frozen = {id(module) for name in self.front for module in self.model.get_submodule(name).modules()}
+        """The normalisation layers with running statistics that the candidate changes, by name.
+
+        Re-estimation before training reaches those before the scope, too.
+        """
+        front = () if self.levers.statistics == "reestimated" else self.front
+        frozen = {id(module) for name in front for module in self.model.get_submodule(name).modules()}
         return [
             (name, module)
             for name, module in self.model.named_modules()
@@ -69,7 +73,7 @@ class Trainable:
         tensors: dict[str, torch.Tensor] = {
             name: parameter.detach() for name, parameter in self.parameters.items()
         } | self.choices
-        if self.statistics != "frozen":
+        if self.statistics != "frozen" or self.levers.statistics == "reestimated":
             for name, module in self.tracked_norms():
                 prefix = f"{name}." if name else ""
                 tensors[f"{prefix}running_mean"] = module.running_mean

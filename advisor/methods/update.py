@@ -20,11 +20,16 @@ from advisor.models.blocks import front_modules, is_chain_from_image, rerouted, 
 from advisor.models.layers import fuse_norms, logits
 from advisor.records import Candidate, Census
 
+RECALIBRATION_SAMPLES = 512  # images at most, to re-estimate statistics on
+
 
 def begin(
     model: nn.Module, census: Census, candidate: Candidate, learning_rate: float
 ) -> tuple[Trainable, torch.optim.Optimizer | None]:
     """Attach the candidate to the model, in place, ready for the first update.
+
+    Args:
+        model: where the levers say so, with its statistics re-estimated already.
 
     Raises:
         InputError: the model's structure doesn't allow the candidate's levers.
@@ -35,8 +40,13 @@ def begin(
     front = front_modules(census, levers.scope)
     if levers.cached_prefix != "no" and not is_chain_from_image(census, levers.scope):
         raise InputError("the front of the model is no chain of modules, so its outputs can't be cached")
+    if levers.fuse and levers.statistics == "reestimated":
+        raise InputError("statistics that are to be shipped can't be fused into the layers before them")
     trainable = method.attach(model, trained_part(census, levers.scope), dict(candidate.setting))
     trainable.levers, trainable.front = levers, front
+    if levers.statistics != "own":
+        # Re-estimated ones are in the model that is given, and stay as they are.
+        trainable.statistics = "frozen" if levers.statistics == "reestimated" else levers.statistics
     if levers.checkpoint:
         trainable.checkpointed = _checkpointed(census, levers.scope)
     if levers.fuse:

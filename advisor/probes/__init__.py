@@ -3,12 +3,14 @@
 from advisor.probes.data import Dataset, Normalisation, load_data
 from advisor.probes.race import RaceResult, race
 from advisor.probes.scenarios import Situation, adapt_head, relabel, situate
+from advisor.probes.train import Trainer
 
 __all__ = [
     "Dataset",
     "Normalisation",
     "RaceResult",
     "Situation",
+    "Trainer",
     "adapt_head",
     "load_data",
     "race",

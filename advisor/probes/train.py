@@ -3,159 +3,273 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import math
+import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from advisor.methods import Trainable
-from advisor.methods.update import begin, run_front, update
+from advisor.methods.update import RECALIBRATION_SAMPLES, begin, run_front, update
+from advisor.models.blocks import front_modules, is_chain_from_image, rerouted
 from advisor.models.layers import logits
 from advisor.probes.data import Dataset, LabelledImages, Normalisation
 from advisor.records import Accuracy, Candidate, Census
 
 _EVALUATION_BATCH = 64
 _TIMED_UPDATES, _TIMING_SECONDS = 8, 0.5  # of each candidate: enough to plan with
+_MOST_IN_MEMORY = 2**30  # bytes of one front's outputs; more go into a file
 _Z95 = 1.959964  # the normal distribution's 97.5 % quantile
 
 
 @dataclass(frozen=True, slots=True)
-class Probe:
-    """What a short fine-tune of one candidate at one learning rate found."""
+class Trial:
+    """One probe to run: on the same model, data and machine it always finds the same."""
 
     candidate: Candidate
-    learning_rate: float | None
+    learning_rate: float | None  # None where nothing is trained
     updates: int
-    correct: bytes | None  # one byte per held-out sample, 1 = right; None where it diverged
+    samples: int  # how many of the held-out images it is judged on: the first ones
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """What a trial found."""
+
+    trial: Trial
+    correct: bytes | None  # one byte per held-out sample, 1 = right; None where it failed
     seconds: float
+    failure: str = ""  # why, in words
 
 
-def probe(
-    model: nn.Module,
-    census: Census,
-    candidate: Candidate,
-    dataset: Dataset,
-    *,
-    learning_rate: float | None,
-    updates: int,
-    batch_size: int,
-    validation_samples: int,
-    seed: int,
-) -> Probe:
-    """Train a copy of the model for `updates` updates and classify the first held-out samples."""
-    start = time.perf_counter()
-    trainable = fine_tune(
-        model,
-        census,
-        candidate,
-        dataset,
-        learning_rate=learning_rate,
-        updates=updates,
-        batch_size=batch_size,
-        seed=seed,
-    )
-    correct = None
-    if trainable is not None:
-        correct = evaluate(trainable.model, dataset.validation, dataset.normalisation, validation_samples)
-    return Probe(candidate, learning_rate, updates, correct, time.perf_counter() - start)
+class Trainer:
+    """Trains copies of one model on one dataset. What is frozen runs once for all candidates.
 
-
-def fine_tune(
-    model: nn.Module,
-    census: Census,
-    candidate: Candidate,
-    dataset: Dataset,
-    *,
-    learning_rate: float | None,
-    updates: int,
-    batch_size: int,
-    seed: int,
-) -> Trainable | None:
-    """Train a copy of the model; the learning rate falls to zero along half a cosine.
-
-    Every candidate sees the same batches for the same seed. None: the loss became NaN or infinite.
+    Pickled without what it remembers, so that it can be sent to other processes.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        trainable, optimizer = begin(copy.deepcopy(model), census, candidate, learning_rate or 0.0)
-        schedule = None
-        if optimizer is not None:
-            schedule = torch.optim.lr_scheduler.LambdaLR(
-                optimizer, lambda done: 0.5 + 0.5 * math.cos(math.pi * done / updates)
-            )
-        batches = list(_batches(len(dataset.train), batch_size, updates, seed))
-        for images, labels in _drawn(trainable, dataset, batches):
-            loss = update(trainable, optimizer, images, labels)
-            if loss is not None and not torch.isfinite(loss):
-                return None
-            if schedule is not None:
-                schedule.step()
-    if not all(tensor.isfinite().all() for tensor in trainable.delta().values()):
-        return None
-    return trainable
 
+    def __init__(self, model: nn.Module, census: Census, dataset: Dataset, batch_size: int) -> None:
+        """`dataset`: its labels are the model's outputs (`scenarios.relabel`)."""
+        self.model, self.census, self.dataset, self.batch_size = model, census, dataset, batch_size
+        self._recalibrated: nn.Module | None = None
+        self._features: dict[tuple[tuple[str, ...], bool], tuple[_Features, _Features]] = {}
 
-def _drawn(
-    trainable: Trainable, dataset: Dataset, batches: Sequence[torch.Tensor]
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Each batch's inputs and labels; with a cached prefix, the front runs once for each image."""
-    where = trainable.levers.cached_prefix
-    if where == "no" or not batches:
-        for indices in batches:
-            yield dataset.train.batch(indices, dataset.normalisation)
-        return
-    needed = torch.cat(list(batches)).unique()
-    labels = torch.empty(len(needed), dtype=torch.int64)
-    with tempfile.TemporaryDirectory(prefix="peft-advisor-") if where == "disk" else nullcontext() as folder:
-        cache = None
-        for positions in torch.arange(len(needed)).split(_EVALUATION_BATCH):
-            images, labels[positions] = dataset.train.batch(needed[positions], dataset.normalisation)
-            outputs = run_front(trainable, images)
-            if cache is None:
-                cache = _empty(len(needed), outputs, folder)
-            cache[positions] = outputs
-        assert cache is not None  # noqa: S101 - there is at least one batch
-        for indices in batches:
-            positions = torch.searchsorted(needed, indices)
-            yield cache[positions], labels[positions]
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_recalibrated": None, "_features": {}}
 
+    def key(self) -> dict[str, Any]:
+        """All that a probe's result depends on, besides its trial: to find it in a store."""
+        data = self.dataset
+        images = (data.train.images, data.train.labels, data.validation.images, data.validation.labels)
+        return {
+            "model": _fingerprint(repr(self.model), self.model.state_dict().items()),
+            "data": _fingerprint(repr(data.normalisation), enumerate(images)),
+            "batch_size": self.batch_size,
+            "torch": torch.__version__,
+            "threads": torch.get_num_threads(),
+            "machine": platform.machine(),
+        }
 
-def _empty(count: int, outputs: torch.Tensor, folder: str | None) -> torch.Tensor:
-    """Room for `count` images' outputs, in memory or in a file in the folder."""
-    shape = (count, *outputs.shape[1:])
-    if folder is None:
-        return torch.empty(shape, dtype=outputs.dtype)
-    path = str(Path(folder, "front"))
-    return torch.from_file(path, shared=True, size=math.prod(shape), dtype=outputs.dtype).view(shape)
-
-
-def seconds_per_update(
-    model: nn.Module, census: Census, candidate: Candidate, dataset: Dataset, batch_size: int
-) -> float:
-    """Mean wall clock of an update of the candidate, the first left out where others are quick."""
-    trainable, optimizer = begin(copy.deepcopy(model), census, candidate, learning_rate=0.0)
-    indices = torch.arange(min(batch_size, len(dataset.train)))
-    images, labels = next(_drawn(trainable, dataset, [indices]))
-    times: list[float] = []
-    while sum(times) < _TIMING_SECONDS and len(times) < _TIMED_UPDATES:
+    def probe(self, trial: Trial) -> Probe:
+        """Train a copy of the model, and classify the first held-out samples."""
         start = time.perf_counter()
-        update(trainable, optimizer, images, labels)
-        times.append(time.perf_counter() - start)
-    return statistics.mean(times[1:] or times)
+        correct, failure = None, ""
+        try:
+            fine_tune = FineTune(self, trial.candidate, trial.learning_rate, trial.updates, trial.seed)
+            if fine_tune.run(trial.updates):
+                correct = fine_tune.judge(trial.samples)
+            else:
+                failure = "diverged"
+        except Exception as error:  # noqa: BLE001 - what one candidate breaks must not end the others
+            failure = (str(error).strip() or type(error).__name__).splitlines()[0]
+        return Probe(trial, correct, time.perf_counter() - start, failure)
+
+    def judge_base(self, samples: int) -> bytes:
+        """Which of the first held-out samples the model classifies right as it is."""
+        return evaluate(self.model, self.dataset.validation, self.dataset.normalisation, samples)
+
+    def seconds_per_update(self, candidate: Candidate) -> float:
+        """Mean wall clock of an update of the candidate, the first left out where others are quick."""
+        fine_tune = FineTune(self, candidate, 0.0, _TIMED_UPDATES, seed=0)
+        times: list[float] = []
+        while sum(times) < _TIMING_SECONDS and len(times) < _TIMED_UPDATES:
+            start = time.perf_counter()
+            fine_tune.run(len(times) + 1)
+            times.append(time.perf_counter() - start)
+        return statistics.mean(times[1:] or times)
+
+    def copy_of_base(self, candidate: Candidate) -> nn.Module:
+        """What the candidate starts from: the model, with its statistics re-estimated if it wants that."""
+        if not _is_reestimated(candidate):
+            return copy.deepcopy(self.model)
+        if self._recalibrated is None:
+            images = self.dataset.train
+            updates = max(min(len(images), RECALIBRATION_SAMPLES) // self.batch_size, 1)
+            recalibration = FineTune(self, Candidate("recalibrate"), None, updates, seed=0)
+            recalibration.run(updates)
+            self._recalibrated = recalibration.trainable.model.eval()
+        return copy.deepcopy(self._recalibrated)
+
+    def inputs(self, trainable: Trainable, candidate: Candidate) -> tuple[_Images, _Images]:
+        """Training and held-out inputs: images, or what a frozen front makes of them."""
+        data = self.dataset
+        if trainable.levers.cached_prefix == "no":
+            return data.train, data.validation
+        key = trainable.front, _is_reestimated(candidate)
+        if key not in self._features:
+            self._features[key] = (
+                _Features.of(data.train, trainable, data.normalisation),
+                _Features.of(data.validation, trainable, data.normalisation),
+            )
+        return self._features[key]
+
+
+class FineTune:
+    """One candidate being trained on a copy of the model; the learning rate falls along half a cosine.
+
+    Every candidate sees the same batches for the same seed.
+    """
+
+    def __init__(
+        self, trainer: Trainer, candidate: Candidate, learning_rate: float | None, updates: int, seed: int
+    ) -> None:
+        """`updates`: over which the learning rate falls to zero."""
+        self.done = 0
+        self._trainer, self._updates = trainer, updates
+        self._random = torch.Generator().manual_seed(seed).get_state()
+        with self._own_random_numbers():
+            quick = trained_as(candidate, trainer.census)
+            self.trainable, self.optimizer = begin(
+                trainer.copy_of_base(quick), trainer.census, quick, learning_rate or 0.0
+            )
+        self._schedule = None
+        if self.optimizer is not None:
+            self._schedule = torch.optim.lr_scheduler.LambdaLR(
+                self.optimizer, lambda done: 0.5 + 0.5 * math.cos(math.pi * done / updates)
+            )
+        self._train, self._validation = trainer.inputs(self.trainable, quick)
+        self._batches = _batches(len(self._train), trainer.batch_size, seed)
+
+    def run(self, until: int) -> bool:
+        """Train until so many updates are done; False: the loss or a weight is no longer finite."""
+        with self._own_random_numbers():
+            self.trainable.train_mode()
+            while self.done < until:
+                images, labels = self._train.batch(next(self._batches), self._trainer.dataset.normalisation)
+                loss = update(self.trainable, self.optimizer, images, labels)
+                if loss is not None and not torch.isfinite(loss):
+                    return False
+                if self._schedule is not None:
+                    self._schedule.step()
+                self.done += 1
+        return all(tensor.isfinite().all() for tensor in self.trainable.delta().values())
+
+    def judge(self, samples: int | None = None) -> bytes:
+        """Which of the first held-out samples it classifies right now: one byte each, 1 = right."""
+        with self._without_front():
+            normalisation = self._trainer.dataset.normalisation
+            return evaluate(self.trainable.model, self._validation, normalisation, samples)
+
+    def state(self) -> dict[str, Any]:
+        """All that `restore` needs to go on from here as if nothing had happened."""
+        return {
+            "done": self.done,
+            "model": self.trainable.model.state_dict(),
+            "optimizer": None if self.optimizer is None else self.optimizer.state_dict(),
+            "schedule": None if self._schedule is None else self._schedule.state_dict(),
+            "random": self._random,
+            "batches_seen": self.trainable.batches_seen,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on where another one with the same arguments was when it gave its `state`."""
+        while self.done < state["done"]:
+            next(self._batches)
+            self.done += 1
+        self.trainable.model.load_state_dict(state["model"])
+        if self.optimizer is not None and self._schedule is not None:
+            self.optimizer.load_state_dict(state["optimizer"])
+            self._schedule.load_state_dict(state["schedule"])
+        self._random, self.trainable.batches_seen = state["random"], state["batches_seen"]
+
+    @contextmanager
+    def _own_random_numbers(self) -> Iterator[None]:
+        """Dropout's and the initialisations' random numbers neither take from others' nor depend on them."""
+        with torch.random.fork_rng(devices=[]):
+            torch.set_rng_state(self._random)
+            yield
+            self._random = torch.get_rng_state()
+
+    def _without_front(self) -> AbstractContextManager[None]:
+        if self.trainable.levers.cached_prefix == "no":
+            return nullcontext()
+        return rerouted(self.trainable.model, {self.trainable.front: None})
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Features:
+    """What a frozen front makes of images: computed once."""
+
+    outputs: torch.Tensor  # (N, ...)
+    labels: torch.Tensor  # (N,) int64
+    folder: tempfile.TemporaryDirectory[str] | None  # of the file that holds the outputs, if one does
+
+    @classmethod
+    def of(cls, images: LabelledImages, trainable: Trainable, normalisation: Normalisation) -> _Features:
+        """Run the front on all images."""
+        outputs, folder = torch.empty(0), None
+        for positions in torch.arange(len(images)).split(_EVALUATION_BATCH):
+            made = run_front(trainable, images.batch(positions, normalisation)[0])
+            if not outputs.numel():
+                shape = (len(images), *made.shape[1:])
+                if math.prod(shape) * made.element_size() > _MOST_IN_MEMORY:
+                    folder = tempfile.TemporaryDirectory(prefix="peft-advisor-")
+                    path = str(Path(folder.name, "front"))
+                    flat = torch.from_file(path, shared=True, size=math.prod(shape), dtype=made.dtype)
+                    outputs = flat.view(shape)
+                else:
+                    outputs = made.new_empty(shape)
+            outputs[positions] = made
+        return cls(outputs, images.labels, folder)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batch(self, indices: torch.Tensor, _: Normalisation) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.outputs[indices], self.labels[indices]
+
+
+_Images = LabelledImages | _Features
+
+
+def trained_as(candidate: Candidate, census: Census) -> Candidate:
+    """The quickest candidate whose training comes out the same.
+
+    Checkpointing, when a parameter is stepped, a cache and fused norms change costs, not results.
+    """
+    levers = replace(candidate.levers, checkpoint=False, update="end", fuse=False, cached_prefix="no")
+    if candidate.method == "head" and levers.scope is None and levers.statistics in ("own", "reestimated"):
+        levers = replace(levers, scope=0)  # with frozen statistics, all before the head is its front
+    if levers.scope is not None:
+        if is_chain_from_image(census, levers.scope):
+            levers = replace(levers, cached_prefix="ram")
+        elif not front_modules(census, levers.scope) or candidate.method == "head":
+            levers = replace(levers, scope=None)
+    return replace(candidate, levers=levers)
 
 
 def evaluate(
-    model: nn.Module,
-    images: LabelledImages,
-    normalisation: Normalisation,
-    samples: int | None = None,
+    model: nn.Module, images: _Images, normalisation: Normalisation, samples: int | None = None
 ) -> bytes:
     """Which of the first `samples` images the model classifies right: one byte each, 1 = right."""
     model.eval()
@@ -189,14 +303,23 @@ def accuracy_of(
     )
 
 
-def _batches(samples: int, batch_size: int, count: int, seed: int) -> Iterator[torch.Tensor]:
-    """`count` batches of indices; every epoch in a new order, an incomplete last batch left out."""
+def _fingerprint(text: str, tensors: Iterable[tuple[object, torch.Tensor]]) -> str:
+    digest = hashlib.sha256(text.encode())
+    for name, tensor in tensors:
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _is_reestimated(candidate: Candidate) -> bool:
+    return candidate.levers.statistics == "reestimated"
+
+
+def _batches(samples: int, batch_size: int, seed: int) -> Iterator[torch.Tensor]:
+    """Batches of indices without end; every epoch in a new order, an incomplete last batch left out."""
     generator = torch.Generator().manual_seed(seed)
     size = min(batch_size, samples)
     while True:
         for indices in torch.randperm(samples, generator=generator).split(size):
-            if count == 0:
-                return
             if len(indices) == size:
-                count -= 1
                 yield indices

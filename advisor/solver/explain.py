@@ -73,6 +73,9 @@ def lever_words(levers: Levers) -> list[str]:
         "front cached in memory": levers.cached_prefix == "ram",
         "front cached on disk": levers.cached_prefix == "disk",
         "norms fused in front": levers.fuse,
+        "statistics frozen": levers.statistics == "frozen",
+        "statistics updated": levers.statistics == "updated",
+        "statistics re-estimated first": levers.statistics == "reestimated",
     }
     return [word for word, given in words.items() if given]
 

@@ -208,7 +208,7 @@ def test_what_levers_cost():
     assert cached.flops.forward < cost(scope=2).flops.forward
     assert cached.cache_bytes == 100 * 8 * 12 * 12 * 4 == cached.memory.cached
     assert on_disk.peak_memory_bytes == cached.peak_memory_bytes - cached.cache_bytes
-    assert cached.cache_flops > 0
+    assert cached.setup_flops > 0
     # Four micro-batches of 2 multiply and add as often as one batch of 8.
     assert cost("head", micro_batch=2).by_layer_type["linear"].flops.weight_gradient >= (
         cost("head").by_layer_type["linear"].flops.weight_gradient
