@@ -13,10 +13,10 @@ goes on as it was planned, and one that ended is only read.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import zip_longest
-from typing import Any
+from typing import Any, TypeVar
 
 from advisor.errors import DataError
 from advisor.methods import learning_rates
@@ -28,6 +28,7 @@ from advisor.records import Accuracy, Candidate, Cost
 from advisor.store import Store
 
 Report = Callable[[float, str], None]  # fraction done, what is running
+_Item = TypeVar("_Item")
 _Entry = tuple[Candidate, float]  # and a learning rate
 
 _RUNGS = ("methods", "variants", "learning rates", "finalists")
@@ -35,9 +36,8 @@ _SHARES = (0.2, 0.25, 0.2, 0.35)  # of the time
 _LEAST_KEPT = 4  # candidates that reach the last but one rung
 _NEARBY = (1.0, 5**-0.5, 5**0.5)  # learning rates around the best: half a step of most methods' grids
 _LEAST_UPDATES = 12  # a probe of fewer says nothing
-_TELLING_UPDATES = 40  # more variants are admitted only where each can have as many
+_TELLING_UPDATES = 40  # more entries are admitted only where each can have as many
 _EVALUATION_SHARE = 0.25  # of a rung's time, at most
-_OVERHEAD_SHARE = 0.1  # copying models and attaching methods
 _LEAST_SAMPLES = 40  # judged on fewer, nothing can be told apart
 
 
@@ -115,18 +115,17 @@ class _Race:
         self._accuracies: dict[Candidate, Accuracy] = {}
         self._failures: dict[Candidate, str] = {}
         self._warnings: list[str] = []
-        self._speeds: dict[Candidate, float] = {}  # seconds of an update
+        self._pace = _Pace(self._costs)
         self._start = time.perf_counter()
         self._recalled_seconds = 0.0  # that probes found in the store once took
         self._probes_run = 0
-        self._stopped = False
 
     def run(self, judge_base: bool) -> RaceResult:
         base = None
         try:
-            per_image, base_correct = self._base()
-            base = accuracy_of(base_correct) if judge_base else None
-            self._run_rungs(per_image)
+            correct = self._base()
+            base = accuracy_of(correct) if judge_base else None
+            self._run_rungs(len(correct))
         except KeyboardInterrupt:
             self._warnings.append("interrupted: what was found until then is all that is known")
         if self._costs and not self._accuracies and any("diverged" in f for f in self._failures.values()):
@@ -148,8 +147,8 @@ class _Race:
             self._probes_run,
         )
 
-    def _base(self) -> tuple[float, bytes]:
-        """Seconds to classify one image, and which held-out ones the model classifies right as it is."""
+    def _base(self) -> bytes:
+        """Which held-out images the model classifies right as it is: of as many as finalists get."""
 
         def judged() -> dict[str, Any]:
             self._tell("the model as it is")
@@ -159,33 +158,37 @@ class _Race:
                 start = time.perf_counter()
                 self._trainer.judge_base(few)
                 fastest = min(fastest, time.perf_counter() - start)
-            samples = self._affordable_samples(fastest / few, _LEAST_KEPT, _SHARES[-1] * self._seconds)
+            self._pace.per_image = fastest / few
+            samples = self._affordable_samples(_LEAST_KEPT, _SHARES[-1] * self._seconds)
             right = self._trainer.judge_base(samples)
             return {"seconds_per_image": fastest / few, "correct": right.hex()}
 
         found = self._remembered("base", {"seconds": self._seconds}, judged)
-        return found["seconds_per_image"], bytes.fromhex(found["correct"])
+        self._pace.per_image = found["seconds_per_image"]
+        return bytes.fromhex(found["correct"])
 
-    def _run_rungs(self, per_image: float) -> None:
-        samples = self._affordable_samples(per_image, _LEAST_KEPT, _SHARES[-1] * self._seconds)
+    def _run_rungs(self, samples: int) -> None:
         self._judge_untrained(samples)
         entries = self._opening()
         for rung, name in enumerate(_RUNGS):
-            if not entries or self._stopped:
+            if not entries:
                 return
 
             def planned(rung: int = rung, entries: list[_Entry] = entries) -> dict[str, Any]:
-                return self._plan(rung, entries, samples, per_image)
+                return self._plan(rung, entries, samples)
 
             plan = self._remembered("plan", self._race_key | {"rung": name}, planned)
+            if plan["updates"] < _LEAST_UPDATES and rung == 0:
+                self._warnings.append(
+                    f"--probe-time allows fewer than {_LEAST_UPDATES} updates a probe: "
+                    "the accuracies say little; allow more time"
+                )
             trials = [
                 Trial(candidate, rate, plan["updates"], plan["samples"], self._seed)
                 for candidate, rate in entries[: plan["entries"]]
             ]
             probes = self._run_rung(name, trials)
-            best = self._judge(probes, last=name == _RUNGS[-1])
-            if not self._stopped:
-                entries = self._promoted(rung, best)
+            entries = self._promoted(rung, self._judge(probes, last=name == _RUNGS[-1]))
 
     def _judge_untrained(self, samples: int) -> None:
         """One probe for each candidate that has no learning rate."""
@@ -199,36 +202,33 @@ class _Race:
         self._judge(list(self._probes(trials)), last=True)
 
     def _opening(self) -> list[_Entry]:
-        """Each method's plainest middle setting, at each of its learning rates."""
-        return [(c, rate) for c in _middles(list(self._costs)) for rate in learning_rates(c)]
+        """Each method's plainest middle setting: at its middle learning rate, then at the others."""
+        each = ((c, learning_rates(c)) for c in _middles(self._costs))
+        turns = zip_longest(*([(c, rate) for rate in _middle_first(rates)] for c, rates in each if rates))
+        return [entry for turn in turns for entry in turn if entry is not None]
 
-    def _plan(self, rung: int, entries: Sequence[_Entry], samples: int, per_image: float) -> dict[str, int]:
-        """How many entries get how many updates and held-out samples, in the time that the rung has."""
-        seconds = self._left() * _SHARES[rung] / sum(_SHARES[rung:]) * self._executor.workers
-        training = seconds * (1 - _EVALUATION_SHARE - _OVERHEAD_SHARE)
+    def _plan(self, rung: int, entries: Sequence[_Entry], samples: int) -> dict[str, int]:
+        """How many of the entries get how many updates and held-out images, in the time of the rung."""
+        last = rung == len(_RUNGS) - 1
         self._time(candidate for candidate, _ in entries)
-        speeds = [self._speed(candidate) for candidate, _ in entries]
+        seconds = self._left() * _SHARES[rung] / sum(_SHARES[rung:]) * self._executor.workers
+        # A whole fine-tune of a few finalists tells more than parts of many.
+        wanted = self._updates if last else _TELLING_UPDATES
+        least = min(len(entries), 2 if last else _LEAST_KEPT)
+        if rung == 0:
+            least = len({candidate for candidate, _ in entries})
         admitted = len(entries)
-        if _RUNGS[rung] == "variants":
-            while admitted > _LEAST_KEPT and sum(speeds[:admitted]) * _TELLING_UPDATES > training:
-                admitted -= 1
-        elif _RUNGS[rung] == "finalists":
-            # Few that train for as long as the real thing tell more than many that don't.
-            while admitted > 2 and sum(speeds[:admitted]) * self._updates > training:
-                admitted -= 1
-        updates = int(training / sum(speeds[:admitted]))
-        if updates < _LEAST_UPDATES and rung == 0:
-            self._warnings.append(
-                f"--probe-time allows fewer than {_LEAST_UPDATES} updates a probe: "
-                "the accuracies say little; allow more time"
-            )
-        most = self._updates if rung == len(_RUNGS) - 1 else max(self._updates // 2 ** (3 - rung), 1)
+        while True:
+            judged = samples if last else min(samples, self._affordable_samples(admitted, seconds))
+            updates = self._pace.updates([c for c, _ in entries[:admitted]], judged, seconds)
+            if admitted <= least or updates >= wanted:
+                break
+            admitted -= 1
+        most = max(self._updates // 2 ** (len(_RUNGS) - 1 - rung), 1)
         return {
             "entries": admitted,
             "updates": min(max(updates, _LEAST_UPDATES // 3), most),
-            "samples": samples
-            if rung == len(_RUNGS) - 1
-            else min(samples, self._affordable_samples(per_image, admitted, seconds)),
+            "samples": judged,
         }
 
     def _run_rung(self, name: str, trials: Sequence[Trial]) -> list[Probe]:
@@ -238,6 +238,7 @@ class _Race:
         if ended is not None:
             trials = [trial for trial in trials if _trial_key(trial) in ended["trials"]]
         probes = list(self._probes(trials))
+        self._pace.learn(probes)
         self._keep("rung", key, {"trials": [_trial_key(probe.trial) for probe in probes]})
         if len(probes) < len(trials):
             self._warnings.append(
@@ -261,8 +262,7 @@ class _Race:
 
         def in_time() -> Iterator[Trial]:
             for number, trial in enumerate(missing):
-                expected = trial.updates * self._speeds.get(trial.candidate, 0.0)
-                if number and trial.learning_rate is not None and self._left() < expected:
+                if number and trial.learning_rate and self._left() < self._pace.expected(trial):
                     return
                 self._tell(_named(trial))
                 yield trial
@@ -288,8 +288,6 @@ class _Race:
                 self._accuracies.pop(candidate, None)  # shorter training that went well says too little
             elif known is None or _score(probe) > _score(known):
                 best[candidate] = probe
-            if probe.trial.learning_rate is not None and probe.trial.updates:
-                self._speeds[candidate] = probe.seconds / probe.trial.updates
         for candidate, probe in best.items():
             self._failures.pop(candidate, None)
             self._accuracies[candidate] = accuracy_of(
@@ -334,32 +332,26 @@ class _Race:
 
         return {candidate: probe for candidate, probe in best.items() if not beaten(candidate)}
 
-    def _time(self, candidates: Iterator[Candidate]) -> None:
+    def _time(self, candidates: Iterable[Candidate]) -> None:
         """Learn how long an update takes, of one candidate of each method."""
         for candidate in dict.fromkeys(candidates):
-            if any(known.method == candidate.method for known in self._speeds):
+            if self._pace.knows(candidate):
                 continue
 
             def timed(candidate: Candidate = candidate) -> dict[str, Any]:
                 self._tell(f"timing {candidate.id}")
                 try:
-                    return {"seconds": self._trainer.seconds_per_update(candidate)}
+                    setup, each = self._trainer.time_updates(candidate)
                 except Exception:  # noqa: BLE001 - its probes will say why
-                    return {"seconds": 0.0}
+                    setup = each = 0.0
+                return {"setup_seconds": setup, "update_seconds": each}
 
-            self._speeds[candidate] = self._remembered("timing", _candidate_key(candidate), timed)["seconds"]
+            found = self._remembered("timing", {"candidate": candidate.id}, timed)
+            self._pace.timed[candidate] = found["setup_seconds"], found["update_seconds"]
 
-    def _speed(self, candidate: Candidate) -> float:
-        """Seconds of an update: known, or by the FLOPs of one of the same method."""
-        if candidate in self._speeds:
-            return max(self._speeds[candidate], 1e-6)
-        alike = next(known for known in self._speeds if known.method == candidate.method)
-        share = self._costs[candidate].flops.total / self._costs[alike].flops.total
-        return max(self._speeds[alike] * share, 1e-6)
-
-    def _affordable_samples(self, per_image: float, probes: int, seconds: float) -> int:
+    def _affordable_samples(self, probes: int, seconds: float) -> int:
         """How many held-out samples that many probes can be judged on."""
-        affordable = int(seconds * _EVALUATION_SHARE / (per_image * max(probes, 1)))
+        affordable = int(seconds * _EVALUATION_SHARE / (self._pace.per_image * max(probes, 1)))
         return min(len(self._trainer.dataset.validation), max(affordable, _LEAST_SAMPLES))
 
     def _spent(self) -> float:
@@ -385,12 +377,51 @@ class _Race:
         self._store.put(kind, self._key | dict(key), value)
 
 
+class _Pace:
+    """How long probes take on this machine."""
+
+    def __init__(self, costs: Mapping[Candidate, Cost]) -> None:
+        self.per_image = 0.0  # seconds to classify one
+        self.timed: dict[Candidate, tuple[float, float]] = {}  # seconds before the first update, and of one
+        self._costs = costs
+        self._factor = 1.0  # what probes took against what was expected
+
+    def knows(self, candidate: Candidate) -> bool:
+        """Whether one of its method was timed."""
+        return any(known.method == candidate.method for known in self.timed)
+
+    def expected(self, trial: Trial) -> float:
+        """Seconds of the trial."""
+        setup, each = self._of(trial.candidate)
+        return self._factor * (setup + trial.updates * each + trial.samples * self.per_image)
+
+    def updates(self, candidates: Sequence[Candidate], samples: int, seconds: float) -> int:
+        """How many updates each of the candidates can have."""
+        setups, each = (sum(part) for part in zip(*map(self._of, candidates), strict=True))
+        left = seconds / self._factor - setups - len(candidates) * samples * self.per_image
+        return max(int(left / max(each, 1e-6)), 0)
+
+    def learn(self, probes: Sequence[Probe]) -> None:
+        """Expect what comes to be as much slower or faster as these were."""
+        trained = [probe for probe in probes if probe.correct and self.knows(probe.trial.candidate)]
+        expected = sum(self.expected(probe.trial) for probe in trained)
+        if expected:
+            self._factor *= sum(probe.seconds for probe in trained) / expected
+
+    def _of(self, candidate: Candidate) -> tuple[float, float]:
+        """The candidate's timing, or by FLOPs that of another one of its method."""
+        if candidate in self.timed:
+            return self.timed[candidate]
+        alike = next((known for known in self.timed if known.method == candidate.method), None)
+        if alike is None:
+            return 0.0, 0.0
+        setup, each = self.timed[alike]
+        return setup, each * self._costs[candidate].flops.total / self._costs[alike].flops.total
+
+
 def _trial_key(trial: Trial) -> dict[str, Any]:
-    return {"trial": asdict(trial)}
-
-
-def _candidate_key(candidate: Candidate) -> dict[str, Any]:
-    return {"candidate": asdict(candidate)}
+    """All of the trial, in plain values."""
+    return asdict(trial) | {"candidate": trial.candidate.id}
 
 
 def _named(trial: Trial) -> str:
@@ -406,7 +437,7 @@ def _failure(probe: Probe) -> str:
     return "diverged: the loss became NaN at every learning rate"
 
 
-def _middles(candidates: Sequence[Candidate]) -> list[Candidate]:
+def _middles(candidates: Iterable[Candidate]) -> list[Candidate]:
     """Each method's middle setting with the fewest levers."""
     by_method: dict[str, list[Candidate]] = {}
     for candidate in candidates:
@@ -415,8 +446,17 @@ def _middles(candidates: Sequence[Candidate]) -> list[Candidate]:
     for group in by_method.values():
         fewest = min(len(candidate.levers.described()) for candidate in group)
         plainest = [c for c in group if len(c.levers.described()) == fewest]
-        middles.append(plainest[len(plainest) // 2])
+        middles.append(_middle(plainest))
     return middles
+
+
+def _middle(items: Sequence[_Item]) -> _Item:
+    return items[len(items) // 2]
+
+
+def _middle_first(items: Sequence[_Item]) -> list[_Item]:
+    middle = _middle(items)
+    return [middle, *(item for item in items if item != middle)]
 
 
 def _by_promise(best: Mapping[Candidate, Probe]) -> list[Candidate]:

@@ -6,7 +6,6 @@ import copy
 import hashlib
 import math
 import platform
-import statistics
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
@@ -98,15 +97,16 @@ class Trainer:
         """Which of the first held-out samples the model classifies right as it is."""
         return evaluate(self.model, self.dataset.validation, self.dataset.normalisation, samples)
 
-    def seconds_per_update(self, candidate: Candidate) -> float:
-        """Mean wall clock of an update of the candidate, the first left out where others are quick."""
+    def time_updates(self, candidate: Candidate) -> tuple[float, float]:
+        """Wall clock before the candidate's first update, and of one on average, in seconds."""
+        start = time.perf_counter()
         fine_tune = FineTune(self, candidate, 0.0, _TIMED_UPDATES, seed=0)
-        times: list[float] = []
-        while sum(times) < _TIMING_SECONDS and len(times) < _TIMED_UPDATES:
-            start = time.perf_counter()
-            fine_tune.run(len(times) + 1)
-            times.append(time.perf_counter() - start)
-        return statistics.mean(times[1:] or times)
+        fine_tune.run(1)  # slower than others where it compiles kernels
+        setup = time.perf_counter() - start
+        start = time.perf_counter()
+        while fine_tune.done < _TIMED_UPDATES and time.perf_counter() - start < _TIMING_SECONDS:
+            fine_tune.run(fine_tune.done + 1)
+        return setup, (time.perf_counter() - start) / max(fine_tune.done - 1, 1)
 
     def copy_of_base(self, candidate: Candidate) -> nn.Module:
         """What the candidate starts from: the model, with its statistics re-estimated if it wants that."""

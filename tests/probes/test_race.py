@@ -1,82 +1,82 @@
-"""The race: it finds the better method, keeps to its time, and reports what it could not know."""
+"""The race: it finds the better method, keeps to its time, remembers, and says what it could not know."""
 
 from __future__ import annotations
 
-import sys
+import signal
+import threading
 import time
 
 import pytest
 import torch
 
+from advisor.costs import Simulator
 from advisor.errors import DataError
+from advisor.methods import _registry, get_method
 from advisor.models.layers import take_census
-from advisor.probes.race import _methods_in_turn, _promoted, race
-from advisor.probes.train import Probe
+from advisor.probes.race import _by_promise, _middles, race
+from advisor.probes.train import Probe, Trainer, Trial, trained_as
 from advisor.records import Candidate, Levers
+from advisor.store import Store
 from tests.probes.test_train import SIZE, dataset, network
-
-
-def run(candidates, seconds=4.0, model=None, **options):
-    model = model or network()
-    return race(
-        model,
-        take_census(network(), SIZE),
-        candidates,
-        dataset(),
-        batch_size=8,
-        seconds=seconds,
-        seed=0,
-        **options,
-    )
-
 
 CANDIDATES = [
     Candidate("recalibrate"),
     Candidate("head"),
     Candidate("norm"),
     Candidate.of("lora", {"rank": 2}, Levers()),
+    Candidate.of("lora", {"rank": 4}, Levers()),
     Candidate("full"),
 ]
+AMPLE = 300.0  # seconds: such a race ends of itself
+
+
+def run(candidates=CANDIDATES, seconds=AMPLE, model=None, updates=24, **options):
+    model = model or network()
+    census = take_census(network(), SIZE)
+    trainer = Trainer(model, census, dataset(), batch_size=8)
+    simulator = Simulator(network(), census, images=80)
+    costs = {candidate: simulator.cost(candidate, 8) for candidate in candidates}
+    options = {"seed": 0, "key": trainer.key()} | options
+    return race(trainer, costs, seconds=seconds, updates=updates, **options)
+
+
+def found_alike(one, other):
+    return (one.base, one.accuracies, one.failures) == (other.base, other.accuracies, other.failures)
 
 
 def test_every_candidate_is_judged_or_has_a_reason():
     told = []
-    found = run(CANDIDATES, report=lambda fraction, running: told.append((fraction, running)))
+    found = run(updates=100, report=lambda fraction, running: told.append((fraction, running)))
     assert set(found.accuracies) | set(found.failures) == set(CANDIDATES)
     assert found.base is not None
     assert max(accuracy.mean for accuracy in found.accuracies.values()) > 0.9
-    full = found.accuracies[Candidate("full")]
-    assert full.learning_rate in (1e-4, 5e-4, 2e-3)
     assert found.accuracies[Candidate("recalibrate")].learning_rate is None
-    finalists = [
-        a for c, a in found.accuracies.items() if a.finalist and a.updates and c.method != "recalibrate"
-    ]
-    # Finalists are judged alike: after as many updates, on the same samples.
-    assert len({(a.updates, a.samples) for a in finalists}) == 1
+    finalists = [a for a in found.accuracies.values() if a.finalist and a.learning_rate is not None]
+    # Finalists are judged alike: after a whole fine-tune, on the same samples.
+    assert {(a.updates, a.samples) for a in finalists} == {(100, 40)}
     assert [fraction for fraction, _ in told] == sorted(fraction for fraction, _ in told)
+    assert not found.warnings
 
 
 def test_each_methods_plain_middle_setting_runs_first():
     ranks = [Candidate.of("lora", {"rank": rank}, Levers()) for rank in (2, 4, 8)]
     narrow = [Candidate.of("lora", {"rank": 4}, Levers(scope=scope)) for scope in (1, 2)]
     norm = [Candidate("norm", levers=Levers(scope=1)), Candidate("norm")]
-    turns = _methods_in_turn([*narrow, norm[0], *ranks, norm[1]])
-    assert set(turns[:2]) == {ranks[1], norm[1]}
-    assert set(turns[-2:]) == {ranks[0], ranks[2]}
-    assert sorted(map(repr, turns)) == sorted(map(repr, [*narrow, *ranks, *norm]))
+    assert set(_middles([*narrow, norm[0], *ranks, norm[1]])) == {ranks[1], norm[1]}
 
 
 def test_it_keeps_to_its_time():
     start = time.perf_counter()
-    run(CANDIDATES, seconds=3.0)
-    # Not a speed test: a race that ignored its limit would train for 12 epochs of every candidate.
+    run(seconds=3.0, updates=100_000)
+    # Not a speed test: a race that ignored its limit would train for hours.
     assert time.perf_counter() - start < 12
 
 
 def test_too_little_time_is_said():
-    candidates = [Candidate.of("lora", {"rank": rank}, Levers()) for rank in (1, 2, 3)]
-    found = run(candidates, seconds=0.05)
-    assert found.failures or found.warnings
+    candidates = [Candidate.of("lora", {"rank": rank}, Levers()) for rank in (1, 2, 3, 4, 5, 6)]
+    found = run(candidates, seconds=0.05, updates=1000)
+    assert found.warnings
+    assert found.failures
     assert all("--probe-time" in reason for reason in found.failures.values())
 
 
@@ -88,41 +88,100 @@ def test_all_diverged_is_a_data_error():
         run([Candidate("full"), Candidate("recalibrate")], model=model)
 
 
-def test_one_that_diverges_does_not_end_the_others():
-    class Breaks:
-        name, learns_classes, learning_rates = "breaks", True, (1e30, 2e30, 3e30)
+@pytest.fixture
+def method():
+    """Make a method that is `full` but for what is given."""
+    made = []
 
-    from advisor.methods import _registry, get_method
+    def make(name, **attributes):
+        _registry[name] = type(name, (type(get_method("full")),), {"name": name} | attributes)()
+        made.append(name)
+        return Candidate(name)
 
-    breaking = type(
-        "Breaks", (type(get_method("full")),), vars(Breaks) | {"learning_rates": (1e30, 2e30, 3e30)}
-    )
-    _registry["breaks"] = breaking()
-    try:
-        found = run([Candidate("head"), Candidate("breaks")])
-    finally:
-        del _registry["breaks"]
-    assert "diverged" in found.failures[Candidate("breaks")]
+    yield make
+    for name in made:
+        del _registry[name]
+
+
+def test_one_that_diverges_does_not_end_the_others(method):
+    breaks = method("breaks", learning_rates=(1e30, 2e30, 3e30))
+    found = run([Candidate("head"), breaks])
+    assert "diverged" in found.failures[breaks]
     assert Candidate("head") in found.accuracies
 
 
+def test_one_that_runs_out_of_memory_does_not_end_the_others(method):
+    def exhausting(self, trainable, levers, learning_rate):
+        torch.empty(2**60)
+
+    exhausts = method("exhausts")
+    costs = dict.fromkeys((Candidate("head"), exhausts), SIMULATED)
+    type(get_method("exhausts")).optimizer = exhausting
+    trainer = Trainer(network(), take_census(network(), SIZE), dataset(), 8)
+    found = race(trainer, costs, seconds=AMPLE, updates=8, seed=0)
+    assert "memory" in found.failures[exhausts]
+    assert Candidate("head") in found.accuracies
+
+
+SIMULATED = Simulator(network(), take_census(network(), SIZE), images=80).cost(Candidate("head"), 8)
+
+
+def test_an_identical_race_is_read_from_the_store(tmp_path):
+    first = run(store=Store(tmp_path / "store"))
+    assert first.probes_run > 0
+    again = run(store=Store(tmp_path / "store"))
+    assert again.probes_run == 0
+    assert found_alike(first, again)
+    other = run(store=Store(tmp_path / "store"), seed=1)
+    assert other.probes_run > 0
+
+
+def test_so_is_one_that_its_time_cut_short(tmp_path):
+    first = run(seconds=1.0, updates=2000, store=Store(tmp_path / "store"))
+    again = run(seconds=1.0, updates=2000, store=Store(tmp_path / "store"))
+    assert again.probes_run == 0
+    assert found_alike(first, again)
+
+
+def test_an_interrupted_race_tells_what_is_known_and_goes_on_from_there(tmp_path):
+    whole = run(updates=200, store=Store(tmp_path / "whole"))
+    main = threading.get_ident()
+    seen = []
+
+    def interrupt(_, running):
+        seen.append(running)
+        if len(seen) == 25:  # in the midst of the first rungs
+            signal.pthread_kill(main, signal.SIGINT)
+
+    stopped = run(updates=200, store=Store(tmp_path / "store"), report=interrupt)
+    assert any("interrupted" in warning for warning in stopped.warnings)
+    assert 0 < stopped.probes_run < whole.probes_run
+    rest = run(updates=200, store=Store(tmp_path / "store"))
+    assert stopped.probes_run + rest.probes_run == whole.probes_run
+    assert found_alike(rest, whole)
+
+
+def test_what_trains_alike_is_raced_once():
+    plain, twice = (
+        Candidate("norm"),
+        Candidate("norm", levers=Levers(checkpoint=True, update="per-parameter")),
+    )
+    one = run([plain])
+    found = run([plain, twice])
+    assert found.accuracies[plain] == found.accuracies[twice]
+    assert found.probes_run == one.probes_run
+    census = take_census(network(), SIZE)
+    assert trained_as(twice, census) == plain
+
+
 def result(candidate, right, samples=200):
-    return Probe(candidate, 1e-3, 10, bytes([1] * right + [0] * (samples - right)), 0.1)
+    return Probe(Trial(candidate, 1e-3, 10, samples, 0), bytes([1] * right + [0] * (samples - right)), 0.1)
 
 
-def test_promotion_keeps_the_best_and_the_cheapest_that_may_be_as_good():
+def test_promotion_takes_in_turn_the_best_and_the_cheapest_that_may_be_as_good():
     names = ["cheap", "hopeless", "middle", "good", "best"]  # in order of cost
     right = {"cheap": 172, "hopeless": 40, "middle": 170, "good": 178, "best": 180}
     best = {Candidate(name): result(Candidate(name), right[name]) for name in names}
-    kept = [candidate.method for candidate, _ in _promoted(best, 4)]
-    assert kept == ["cheap", "middle", "good", "best"]
-    assert [candidate.method for candidate, _ in _promoted(best, 3)] == ["cheap", "good", "best"]
-
-
-def test_a_machine_that_becomes_slow_cuts_the_last_probes_short_and_says_so(monkeypatch):
-    module = sys.modules["advisor.probes.race"]  # the package's `race` is the function
-    # Timed far too fast, the first rung is planned far too long.
-    monkeypatch.setattr(module, "seconds_per_update", lambda *_: 1e-4)
-    found = run([Candidate("head"), Candidate("norm"), Candidate("full")], seconds=1.0)
-    assert any("took longer" in warning for warning in found.warnings)
-    assert found.accuracies
+    order = [candidate.method for candidate in _by_promise(best)]
+    # All differ in the last samples only, so that even small differences are sure.
+    assert order == ["best", "good", "cheap", "middle", "hopeless"]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
+import sys
 
 import pytest
 import torch
@@ -12,7 +15,7 @@ from torch import nn
 
 from advisor.models.layers import take_census
 from advisor.probes.data import Dataset, LabelledImages, Normalisation
-from advisor.probes.train import accuracy_of, evaluate, fine_tune, probe
+from advisor.probes.train import FineTune, Trainer, Trial, accuracy_of, evaluate
 from advisor.records import Candidate, Levers
 
 SIZE = (1, 6, 6)
@@ -37,9 +40,14 @@ def network(seed=0):
     ).eval()
 
 
-def run(model, candidate, data, **options):
-    settings = {"learning_rate": 1e-2, "updates": 30, "batch_size": 8, "seed": 0} | options
-    return fine_tune(model, take_census(model, SIZE), candidate, data, **settings)
+def trainer_of(model, data, batch_size=8):
+    return Trainer(model, take_census(model, SIZE), data, batch_size)
+
+
+def run(model, candidate, data, learning_rate=1e-2, updates=30, seed=0):
+    """The trained candidate; None where it diverged."""
+    tuned = FineTune(trainer_of(model, data), candidate, learning_rate, updates, seed)
+    return tuned.trainable if tuned.run(updates) else None
 
 
 @pytest.mark.parametrize("method", ["full", "head", "norm", "bias"])
@@ -69,18 +77,10 @@ def test_a_loss_that_becomes_nan_is_a_result():
     with torch.no_grad():
         model[0].weight[0] = float("nan")
     assert run(model, Candidate("full"), data) is None
-    found = probe(
-        model,
-        take_census(network(), SIZE),
-        Candidate("full"),
-        data,
-        learning_rate=1e-3,
-        updates=5,
-        batch_size=8,
-        validation_samples=10,
-        seed=0,
-    )
+    trainer = Trainer(model, take_census(network(), SIZE), data, 8)
+    found = trainer.probe(Trial(Candidate("full"), 1e-3, 5, 10, 0))
     assert found.correct is None
+    assert found.failure == "diverged"
 
 
 def test_a_learning_rate_far_too_high_is_no_crash():
@@ -107,3 +107,85 @@ def test_the_interval_is_wilsons(outcomes):
         if bound not in (0.0, 1.0, accuracy.mean):
             # Wilson's bounds solve |p - b| = z sqrt(b (1 - b) / n).
             assert math.isclose(abs(p - bound), z * math.sqrt(bound * (1 - bound) / n), rel_tol=1e-6)
+
+
+def blocks(seed=0):
+    """A chain of blocks with statistics, of which fronts can be cut off."""
+    torch.manual_seed(seed)
+    layers = [
+        nn.Sequential(nn.Conv2d(1 if i == 0 else 4, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU())
+        for i in range(3)
+    ]
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(144, 2)).eval()
+
+
+@pytest.mark.parametrize("statistics", ["own", "frozen", "updated", "reestimated"])
+@pytest.mark.parametrize("scope", [None, 1])
+def test_what_runs_once_for_all_gives_what_running_it_each_time_gives(statistics, scope, monkeypatch):
+    model, data = blocks(), dataset()
+    candidate = Candidate("full", levers=Levers(scope=scope, statistics=statistics))
+    trial = Trial(candidate, 1e-3, 20, 40, 0)
+    found = trainer_of(model, data).probe(trial)
+    module = sys.modules["advisor.probes.train"]
+    monkeypatch.setattr(module, "trained_as", lambda candidate, census: candidate)
+    plain = trainer_of(model, data).probe(trial)
+    assert found.correct == plain.correct
+    assert found.correct is not None
+
+
+def test_a_front_runs_once_for_all_candidates():
+    calls = []
+    model, data = blocks(), dataset()
+    trainer = trainer_of(model, data)
+    for method in ("full", "norm", "bias"):
+        tuned = FineTune(trainer, Candidate(method, levers=Levers(scope=1)), 1e-3, 4, 0)
+        tuned.trainable.model[0].register_forward_hook(lambda *_: calls.append(1))
+        tuned.run(4)
+        assert tuned.judge(40)
+    assert not calls
+    assert len(trainer._features) == 1
+
+
+def test_statistics_follow_their_policy():
+    model, data = network(), dataset()
+    before = model[1].running_mean.clone()
+    means = {}
+    for policy in ("frozen", "updated", "reestimated"):
+        trained = run(model, Candidate("norm", levers=Levers(statistics=policy)), data)
+        means[policy] = trained.model[1].running_mean
+        assert ("1.running_mean" in trained.delta()) == (policy != "frozen")
+    recalibrated = run(model, Candidate("recalibrate"), data, None, updates=10)
+    assert torch.equal(means["frozen"], before)
+    assert torch.equal(means["reestimated"], recalibrated.model[1].running_mean)
+    assert not torch.equal(means["updated"], before)
+
+
+def test_training_goes_on_from_its_state_as_if_nothing_had_happened():
+    model, data = network(), dataset()
+    candidate = Candidate.of("lora", {"rank": 2}, Levers())
+    whole = FineTune(trainer_of(model, data), candidate, 1e-2, 30, seed=3)
+    whole.run(30)
+    first = FineTune(trainer_of(model, data), candidate, 1e-2, 30, seed=3)
+    first.run(11)
+    second = FineTune(trainer_of(model, data), candidate, 1e-2, 30, seed=3)
+    second.restore(copy.deepcopy(first.state()))
+    second.run(30)
+    expected = whole.trainable.delta()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in second.trainable.delta().items())
+
+
+def test_a_trainer_sent_elsewhere_finds_the_same():
+    trainer = trainer_of(blocks(), dataset())
+    trial = Trial(Candidate("norm", levers=Levers(scope=1)), 1e-2, 12, 40, 0)
+    here = trainer.probe(trial)
+    there = pickle.loads(pickle.dumps(trainer))
+    assert there._features == {}
+    assert there.probe(trial).correct == here.correct
+    assert there.key() == trainer.key()
+
+
+def test_its_key_follows_the_model_and_the_data():
+    key = trainer_of(network(), dataset()).key()
+    assert trainer_of(network(), dataset()).key() == key
+    assert trainer_of(network(seed=1), dataset()).key()["model"] != key["model"]
+    assert trainer_of(network(), dataset(seed=1)).key()["data"] != key["data"]
