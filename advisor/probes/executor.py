@@ -1,31 +1,248 @@
-"""Where probes run: in this process, or in others."""
+"""Where probes run: in this process, in worker processes, or on an engine that joblib knows."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import Protocol
+import hashlib
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, Protocol
 
+import torch
+
+from advisor.errors import InputError
 from advisor.probes.train import Probe, Trainer, Trial
+
+_SPECS = "here, local, local:N, dask://HOST:PORT, ray or ray://HOST:PORT"
 
 
 class Executor(Protocol):
     """Runs independent trials."""
 
     workers: int  # how many at once
+    losses: list[str]  # what died while it ran, in words
 
     def run(self, trials: Iterable[Trial]) -> Iterator[Probe]:
         """Each trial's probe as it finishes; a trial is taken when it can begin."""
         ...
 
 
+@contextmanager
+def executor_for(
+    spec: str, trainer: Trainer, is_risky: Callable[[Trial], bool] = lambda trial: False
+) -> Iterator[Executor]:
+    """The executor that `--executor` names, for as long as the context lasts.
+
+    Args:
+        spec: `here` is this process; `local` one worker process for each core, `local:N` so many;
+            `dask://HOST:PORT` and `ray` or `ray://HOST:PORT` a cluster, whose own business its cores are.
+        is_risky: which trials may run out of memory: they never run in this process.
+
+    Raises:
+        InputError: there is no such executor, its package is not installed, or it can't be reached.
+    """
+    kind, _, rest = spec.partition(":")
+    with ExitStack() as cleanup:
+        if spec == "here":
+            yield InProcess(trainer, is_risky, cleanup)
+        elif kind == "local" and (not rest or rest.isdecimal()) and rest != "0":
+            workers = int(rest or os.cpu_count() or 1)
+            yield Workers(_sent_by_file(trainer, cleanup), workers, {"backend": "loky"})
+        elif kind == "dask" and rest.startswith("//"):
+            sent, workers = _sent(trainer), _connect_dask(f"tcp:{rest}", cleanup)
+            yield Workers(sent, workers, {"backend": "dask", "scatter": [sent]})
+        elif kind == "ray" and (not rest or rest.startswith("//")):
+            sent, workers = _sent(trainer), _connect_ray(spec, cleanup)
+            yield Workers(sent, workers, {"backend": "ray"})
+        else:
+            raise InputError(f"--executor {spec!r} is not known; use {_SPECS}")
+
+
 class InProcess:
-    """One after the other, here."""
+    """One after the other, here; what may take the process down, in another one."""
 
     workers = 1
 
-    def __init__(self, trainer: Trainer) -> None:
-        self._trainer = trainer
+    def __init__(
+        self, trainer: Trainer, is_risky: Callable[[Trial], bool], cleanup: ExitStack | None = None
+    ) -> None:
+        """`cleanup`: what stays open for as long as the executor is used."""
+        self.losses: list[str] = []
+        self._trainer, self._is_risky, self._cleanup = trainer, is_risky, cleanup
+        self._elsewhere: Workers | None = None
 
     def run(self, trials: Iterable[Trial]) -> Iterator[Probe]:
         """Each trial's probe, in order."""
-        return (self._trainer.probe(trial) for trial in trials)
+        for trial in trials:
+            if self._cleanup is None or not self._is_risky(trial):
+                yield self._trainer.probe(trial)
+                continue
+            if self._elsewhere is None:
+                sent = _sent_by_file(self._trainer, self._cleanup, threads=torch.get_num_threads())
+                self._elsewhere = Workers(sent, 1, {"backend": "loky"})
+                self._elsewhere.losses = self.losses
+            yield from self._elsewhere.run([trial])
+
+
+class Workers:
+    """Other processes, by way of joblib. A trial whose worker dies is tried once more, alone."""
+
+    def __init__(self, sent: _Sent, workers: int, backend: dict[str, Any]) -> None:
+        self.workers, self.losses = workers, []
+        self._sent, self._backend = sent, backend
+
+    losses: list[str]
+
+    def run(self, trials: Iterable[Trial]) -> Iterator[Probe]:
+        """Each trial's probe as it finishes."""
+        waiting = iter(trials)
+        while True:
+            begun: list[Trial] = []
+            try:
+                yield from self._parallel(waiting, begun)
+            except _deaths() as error:
+                self.losses.append(
+                    f"a worker died ({type(error).__name__}) while it ran one of: "
+                    f"{', '.join(trial.candidate.id for trial in begun)}; each was tried once more"
+                )
+                for trial in begun:
+                    yield self._alone(trial)
+            else:
+                return
+
+    def _parallel(self, trials: Iterator[Trial], begun: list[Trial]) -> Iterator[Probe]:
+        """Until one of the workers dies; `begun` then holds what was begun and not finished."""
+        from joblib import Parallel, delayed, parallel_config
+
+        def calls(some: Iterable[Trial]) -> Iterator[Any]:
+            for trial in some:
+                begun.append(trial)
+                yield delayed(_probe)(self._sent, trial)
+
+        # joblib's ray backend hands over results only when all of a call are there.
+        in_parts = self._backend["backend"] == "ray"
+        # With a single job joblib would run it in this process.
+        with (
+            parallel_config(n_jobs=max(self.workers, 2), **self._backend),
+            Parallel(
+                return_as="list" if in_parts else "generator_unordered",
+                batch_size=1,
+                pre_dispatch=self.workers,
+            ) as parallel,
+        ):
+            while (first := next(trials, None)) is not None:
+                some = chain([first], islice(trials, self.workers - 1) if in_parts else trials)
+                for probe in parallel(calls(some)):
+                    begun.remove(probe.trial)
+                    yield probe
+
+    def _alone(self, trial: Trial) -> Probe:
+        try:
+            return next(self._parallel(iter([trial]), []))
+        except _deaths() as error:
+            self.losses.append(
+                f"a worker died again with {trial.candidate.id} alone ({type(error).__name__})"
+            )
+            return Probe(trial, None, 0.0, "the process that ran it died; is there too little memory?")
+
+
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    """A trainer on its way to the workers: in a file that they can read, or as it is."""
+
+    digest: str
+    threads: int
+    path: str | None = None
+    content: bytes | None = None
+
+
+_received: dict[str, Trainer] = {}  # in a worker: the trainer that was sent last
+
+
+def _probe(sent: _Sent, trial: Trial) -> Probe:
+    """In a worker: run one trial."""
+    import pickle
+
+    torch.set_num_threads(sent.threads)
+    if sent.digest not in _received:
+        content = Path(sent.path).read_bytes() if sent.path is not None else sent.content
+        _received.clear()
+        _received[sent.digest] = pickle.loads(content or b"")  # noqa: S301 - this run's own
+    return _received[sent.digest].probe(trial)
+
+
+def _sent(trainer: Trainer, threads: int = 1) -> _Sent:
+    """With one thread for each worker, they don't fight over the cores."""
+    import cloudpickle
+
+    try:
+        content = cloudpickle.dumps(trainer)
+    except Exception as error:
+        raise InputError(
+            f"the model can't be sent to other processes ({error}); leave --executor out"
+        ) from error
+    return _Sent(hashlib.sha256(content).hexdigest(), threads, content=content)
+
+
+def _sent_by_file(trainer: Trainer, cleanup: ExitStack, threads: int = 1) -> _Sent:
+    sent = _sent(trainer, threads)
+    folder = cleanup.enter_context(tempfile.TemporaryDirectory(prefix="peft-advisor-"))
+    path = Path(folder, "trainer.pickle")
+    path.write_bytes(sent.content or b"")
+    return _Sent(sent.digest, threads, path=str(path))
+
+
+def _connect_dask(address: str, cleanup: ExitStack) -> int:
+    """Make the cluster joblib's; how many probes it can run at once."""
+    try:
+        from dask.distributed import Client
+    except ImportError as error:
+        raise InputError("--executor dask needs dask: pip install 'peft-advisor[dask]'") from error
+    try:
+        client = cleanup.enter_context(Client(address, timeout="10s"))
+    except (OSError, TimeoutError, ValueError) as error:
+        raise InputError(f"--executor: there is no dask scheduler at {address}: {error}") from error
+    return max(sum(client.nthreads().values()), 1)
+
+
+def _connect_ray(spec: str, cleanup: ExitStack) -> int:
+    """Make the cluster joblib's; how many probes it can run at once."""
+    try:
+        import ray
+        from ray.util.joblib import register_ray
+    except ImportError as error:
+        raise InputError("--executor ray needs ray: pip install 'peft-advisor[ray]'") from error
+    if not ray.is_initialized():
+        try:
+            ray.init(None if spec == "ray" else spec, log_to_driver=False, logging_level=logging.ERROR)
+        except Exception as error:
+            first_line = str(error).strip().splitlines()[0]
+            raise InputError(f"--executor: there is no ray cluster at {spec}: {first_line}") from error
+        cleanup.callback(ray.shutdown)
+    register_ray()
+    return max(int(ray.cluster_resources().get("CPU", 1)), 1)
+
+
+def _deaths() -> tuple[type[BaseException], ...]:
+    """What says that a worker is gone, not that its work went wrong."""
+    from concurrent.futures.process import BrokenProcessPool
+
+    found: list[type[BaseException]] = [BrokenProcessPool]
+    try:
+        from distributed.scheduler import KilledWorker
+
+        found.append(KilledWorker)
+    except ImportError:
+        pass
+    try:
+        from ray.exceptions import RayError
+
+        found.append(RayError)
+    except ImportError:
+        pass
+    return tuple(found)

@@ -100,7 +100,7 @@ class _Race:
     ) -> None:
         self._trainer, self._seconds, self._updates, self._seed = trainer, seconds, updates, seed
         self._store, self._key = store or Store(None), dict(key)
-        self._executor, self._report = executor or InProcess(trainer), report
+        self._executor, self._report = executor or InProcess(trainer, lambda _: False), report
         # Those that train alike are raced once.
         self._alike: dict[Candidate, list[Candidate]] = {}
         for candidate in costs:
@@ -128,6 +128,7 @@ class _Race:
             self._run_rungs(len(correct))
         except KeyboardInterrupt:
             self._warnings.append("interrupted: what was found until then is all that is known")
+        self._warnings += self._executor.losses
         if self._costs and not self._accuracies and any("diverged" in f for f in self._failures.values()):
             raise DataError(
                 "every probe diverged (the loss became NaN): check the images' range and --mean/--std, "
@@ -187,8 +188,7 @@ class _Race:
                 Trial(candidate, rate, plan["updates"], plan["samples"], self._seed)
                 for candidate, rate in entries[: plan["entries"]]
             ]
-            probes = self._run_rung(name, trials)
-            entries = self._promoted(rung, self._judge(probes, last=name == _RUNGS[-1]))
+            entries = self._promoted(rung, self._run_rung(name, trials))
 
     def _judge_untrained(self, samples: int) -> None:
         """One probe for each candidate that has no learning rate."""
@@ -199,7 +199,7 @@ class _Race:
             for candidate in self._costs
             if not learning_rates(candidate)
         ]
-        self._judge(list(self._probes(trials)), last=True)
+        self._judged(trials, last=True)
 
     def _opening(self) -> list[_Entry]:
         """Each method's plainest middle setting: at its middle learning rate, then at the others."""
@@ -231,13 +231,13 @@ class _Race:
             "samples": judged,
         }
 
-    def _run_rung(self, name: str, trials: Sequence[Trial]) -> list[Probe]:
-        """The rung's probes: where it once ended, those that it had then."""
+    def _run_rung(self, name: str, trials: Sequence[Trial]) -> dict[Candidate, Probe]:
+        """Each candidate's best probe; where the rung once ended, of those that it had then."""
         key = self._race_key | {"rung": name}
         ended = self._recall("rung", key)
         if ended is not None:
             trials = [trial for trial in trials if _trial_key(trial) in ended["trials"]]
-        probes = list(self._probes(trials))
+        probes, best = self._judged(trials, last=name == _RUNGS[-1])
         self._pace.learn(probes)
         self._keep("rung", key, {"trials": [_trial_key(probe.trial) for probe in probes]})
         if len(probes) < len(trials):
@@ -246,7 +246,18 @@ class _Race:
                 f"probes of the rung of {name} were left out; allow more --probe-time, or leave the "
                 "machine alone"
             )
-        return probes
+        return best
+
+    def _judged(self, trials: Sequence[Trial], *, last: bool) -> tuple[list[Probe], dict[Candidate, Probe]]:
+        """The trials' probes in their order, and each candidate's best, judged even if interrupted."""
+        finished: dict[Trial, Probe] = {}
+        try:
+            for probe in self._probes(trials):
+                finished[probe.trial] = probe
+        finally:
+            probes = [finished[trial] for trial in trials if trial in finished]
+            best = self._judge(probes, last=last)
+        return probes, best
 
     def _probes(self, trials: Sequence[Trial]) -> Iterator[Probe]:
         """Those in the store, then the others as they finish, while there is time."""

@@ -1,0 +1,108 @@
+"""Probes elsewhere find what they find here, and a worker that dies takes nobody down."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+from advisor.errors import InputError
+from advisor.models.layers import take_census
+from advisor.probes.executor import executor_for
+from advisor.probes.race import race
+from advisor.probes.train import Trainer, Trial
+from advisor.records import Candidate, Levers
+from tests.probes.test_race import SIMULATED
+from tests.probes.test_train import SIZE, dataset, network
+
+CANDIDATES = [Candidate("head"), Candidate("norm"), Candidate.of("lora", {"rank": 2}, Levers())]
+TRIALS = [Trial(candidate, rate, 10, 40, 0) for candidate in CANDIDATES for rate in (1e-3, 1e-2)]
+
+
+def trainer(model=None):
+    model = model or network()
+    return Trainer(model, take_census(network(), SIZE), dataset(), 8)
+
+
+@pytest.fixture(scope="module")
+def dask_address():
+    distributed = pytest.importorskip("distributed")
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+        yield cluster.scheduler_address.replace("tcp://", "dask://")
+
+
+def same_race_as_here(spec):
+    def result(spec):
+        sent = trainer()
+        with executor_for(spec, sent) as executor:
+            costs = dict.fromkeys(CANDIDATES, SIMULATED)
+            found = race(sent, costs, seconds=300, updates=16, seed=0, executor=executor)
+            assert not executor.losses
+        return found.accuracies, found.failures, found.base, found.probes_run
+
+    assert result(spec) == result("here")
+
+
+def test_local_workers_run_the_same_race():
+    same_race_as_here("local:2")
+
+
+@pytest.mark.filterwarnings("ignore")  # the engine's own
+def test_a_dask_cluster_runs_the_same_race(dask_address):
+    same_race_as_here(dask_address)
+
+
+@pytest.mark.filterwarnings("ignore")  # the engine's own
+def test_ray_runs_the_same_race():
+    pytest.importorskip("ray")
+    same_race_as_here("ray")
+
+
+class Dies(torch.nn.Module):
+    """Ends the process that it is in once it is trained for long enough, but for this one."""
+
+    def __init__(self):
+        super().__init__()
+        self.network, self.home, self.calls = network(), os.getpid(), 0
+
+    def forward(self, x):
+        self.calls += torch.is_grad_enabled()
+        if self.calls > 15 and os.getpid() != self.home:
+            os._exit(9)
+        return self.network(x)
+
+
+def test_a_worker_that_dies_is_reported_and_the_others_go_on():
+    model = Dies()
+    sent = Trainer(model, take_census(model, SIZE), dataset(), 8)
+    deadly = Trial(Candidate("head"), 1e-2, 20, 40, 0)
+    with executor_for("local:2", sent) as executor:
+        found = {probe.trial: probe for probe in executor.run([*TRIALS, deadly])}
+    assert set(found) == {*TRIALS, deadly}
+    assert "died" in found[deadly].failure
+    assert all(found[trial].correct for trial in TRIALS)
+    assert executor.losses
+
+
+def test_what_may_run_out_of_memory_runs_elsewhere():
+    model = Dies()
+    sent = Trainer(model, take_census(model, SIZE), dataset(), 8)
+    deadly = Trial(Candidate("head"), 1e-2, 20, 40, 0)
+    with executor_for("here", sent, is_risky=lambda trial: trial == deadly) as executor:
+        found = {probe.trial: probe for probe in executor.run([TRIALS[0], deadly])}
+    assert "died" in found[deadly].failure
+    assert found[TRIALS[0]].correct
+
+
+@pytest.mark.parametrize("spec", ["", "nowhere", "local:0", "local:x", "dask", "ray:1"])
+def test_unknown_executors_are_refused(spec):
+    with pytest.raises(InputError, match="--executor"), executor_for(spec, trainer()):
+        pass
+
+
+@pytest.mark.filterwarnings("ignore")  # the engine's own
+def test_a_cluster_that_is_not_there_is_said():
+    pytest.importorskip("distributed")
+    with pytest.raises(InputError, match="no dask scheduler"), executor_for("dask://127.0.0.1:9", trainer()):
+        pass
