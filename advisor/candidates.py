@@ -15,7 +15,7 @@ from typing import Any
 from advisor.costs import Simulator
 from advisor.errors import InputError
 from advisor.methods import Method, Setting
-from advisor.models.blocks import is_chain_from_image, trained_part
+from advisor.models.blocks import has_replaceable_front, trained_part
 from advisor.records import Candidate, Census, Cost, Levers, StatisticsPolicy
 
 _Levers = dict[str, Any]
@@ -53,7 +53,7 @@ class Proposals:
                     if self._cost(narrow) is None:
                         continue
                     yield from self._priced(narrow)
-                if self._images and is_chain_from_image(self._census, scope):
+                if self._images and has_replaceable_front(self._census, scope):
                     yield from self._cached(narrow)
                     if "reestimated" in policies:  # frozen statistics before the scope may be far off
                         yield from self._cached(self._with(narrow, {"statistics": "reestimated"}))

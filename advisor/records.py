@@ -50,6 +50,7 @@ class Block:
 
     modules: tuple[str, ...]  # paths of what runs it, in order
     linked: bool  # each runs on the output of the one before; the first on that of the block before
+    replaceable: bool  # it and all before it can be left out where its output is known
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,7 +33,7 @@ from advisor.costs.flops import operator_flops
 from advisor.costs.simulate import shape_copy
 from advisor.methods import methods
 from advisor.methods.update import begin, update
-from advisor.models.blocks import is_chain_from_image
+from advisor.models.blocks import has_replaceable_front
 from advisor.models.layers import take_census
 from advisor.records import Candidate, Census, Cost, Levers
 from measurements.tables import README, table, write_tables
@@ -195,7 +195,7 @@ def _reachable(simulator: Simulator, census: Census, full: Cost, failures: dict[
     rows: list[Row] = []
     for cached in (False, True):
         every = range(len(census.blocks) + 1)
-        scopes = [scope for scope in every if not cached or is_chain_from_image(census, scope)]
+        scopes = [scope for scope in every if not cached or has_replaceable_front(census, scope)]
         for threshold in THRESHOLDS:
             reached = [
                 {

@@ -27,7 +27,8 @@ from advisor.costs.process import (
     reset_resident_peak,
     return_freed_memory,
 )
-from advisor.methods.update import begin, run_front, update
+from advisor.methods.update import begin, update
+from advisor.models.blocks import run_front
 from advisor.records import Measurement
 from advisor.units import format_bytes
 
@@ -46,7 +47,7 @@ class _Run:
         self._trainable, self._optimizer = begin(model, census, candidate, learning_rate=1e-6)
         images = torch.rand(batch_size, *census.input_size, device=self.device)
         if candidate.levers.cached_prefix != "no":
-            images = run_front(self._trainable, images)
+            images = run_front(self._trainable.model, self._trainable.front, images)
         self._batch = images, torch.arange(batch_size, device=self.device) % census.classes
         self._cache: tuple[torch.Tensor, ...] = ()
         self.missing_cache_bytes = job["cache_bytes"] if candidate.levers.cached_prefix == "ram" else 0

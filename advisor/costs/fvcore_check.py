@@ -10,6 +10,8 @@ import warnings
 import torch
 from torch import nn
 
+from advisor.models.blocks import evaluating
+
 
 def fvcore_forward_flops(model: nn.Module, input_size: tuple[int, ...]) -> int | None:
     """fvcore's multiply-adds of one image's forward pass, doubled; None where fvcore can't trace it.
@@ -20,15 +22,13 @@ def fvcore_forward_flops(model: nn.Module, input_size: tuple[int, ...]) -> int |
         warnings.simplefilter("ignore")
         from fvcore.nn import FlopCountAnalysis
 
-        modes = [(module, module.training) for module in model.modules()]
         logging.disable(logging.WARNING)
         try:
-            analysis = FlopCountAnalysis(model.eval(), torch.zeros(1, *input_size))
-            analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
-            return 2 * int(analysis.total())
+            with evaluating(model):
+                analysis = FlopCountAnalysis(model, torch.zeros(1, *input_size))
+                analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+                return 2 * int(analysis.total())
         except Exception:  # noqa: BLE001 - its tracer fails in many ways on code that torch runs
             return None
         finally:
             logging.disable(logging.NOTSET)
-            for module, training in modes:
-                module.training = training

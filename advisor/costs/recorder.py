@@ -23,7 +23,8 @@ from advisor.costs.steps import Step, known_step
 from advisor.costs.workspace import OPERATORS, Call, Workspace, call_of
 from advisor.methods import Trainable
 from advisor.methods.step_at_once import StepAtOnce
-from advisor.methods.update import run_front, update
+from advisor.methods.update import update
+from advisor.models.blocks import run_front
 from advisor.records import Flops, Memory
 
 _AT_ONCE = 3  # calls measured in one go
@@ -130,7 +131,7 @@ class Recorder(UncompiledMode):
 
     def record_front(self, trainable: Trainable, images: torch.Tensor) -> Recording:
         """Run and record one pass through the front that is frozen."""
-        return self._record_without_gradients(lambda: run_front(trainable, images))
+        return self._record_without_gradients(lambda: run_front(trainable.model, trainable.front, images))
 
     def _record_without_gradients(self, run: Callable[[], object]) -> Recording:
         self._reset()

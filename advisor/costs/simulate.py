@@ -33,7 +33,8 @@ from advisor.costs.workspace import Workspace
 from advisor.errors import InputError
 from advisor.methods import Method, Trainable, get_method
 from advisor.methods.base import Statistics, bypass_of
-from advisor.methods.update import RECALIBRATION_SAMPLES, begin, run_front, update
+from advisor.methods.update import RECALIBRATION_SAMPLES, begin, update
+from advisor.models.blocks import run_front
 from advisor.records import LAYER_TYPES, Candidate, Census, Cost, Flops, LayerTypeCost, Levers
 
 # In order of speed. Meta tensors know only shapes; fake ones also stand for the CPU where a model's
@@ -132,7 +133,7 @@ class Simulator:
             cache_bytes = setup_flops = 0
             if levers.cached_prefix != "no":
                 setup_flops = self._images * _forward(recorder.record_front(trainable, images[:1]))
-                images = run_front(trainable, images)
+                images = run_front(trainable.model, trainable.front, images)
                 cache_bytes = self._images * images[0].numel() * images.element_size()
             self._make_optimizer_state(trainable, optimizer, tensors)
             recording = recorder.record_update(trainable, optimizer, images, labels)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +16,7 @@ from advisor.errors import InputError
 from advisor.methods import get_method
 from advisor.methods.base import Trainable
 from advisor.methods.step_at_once import StepAtOnce
-from advisor.models.blocks import front_modules, is_chain_from_image, rerouted, trained_part
+from advisor.models.blocks import front_modules, has_replaceable_front, rerouted, trained_part, without_front
 from advisor.models.layers import fuse_norms, logits
 from advisor.records import Candidate, Census
 
@@ -38,8 +38,8 @@ def begin(
     if levers.scope is not None and not 0 <= levers.scope <= len(census.blocks):
         raise InputError(f"the last {levers.scope} blocks can't be trained: {len(census.blocks)} were found")
     front = front_modules(census, levers.scope)
-    if levers.cached_prefix != "no" and not is_chain_from_image(census, levers.scope):
-        raise InputError("the front of the model is no chain of modules, so its outputs can't be cached")
+    if levers.cached_prefix != "no" and not has_replaceable_front(census, levers.scope):
+        raise InputError("the model can't be run without its front, so the front's outputs can't be cached")
     if levers.fuse and levers.statistics == "reestimated":
         raise InputError("statistics that are to be shipped can't be fused into the layers before them")
     trainable = method.attach(model, trained_part(census, levers.scope), dict(candidate.setting))
@@ -103,20 +103,19 @@ def update(
     return total
 
 
-def run_front(trainable: Trainable, images: torch.Tensor) -> torch.Tensor:
-    """What the frozen front makes of a batch of images: what a cached prefix keeps."""
-    with torch.no_grad():
-        return _chain(trainable.model, trainable.front)(images)
-
-
-def _routed(trainable: Trainable) -> AbstractContextManager[None]:
+@contextmanager
+def _routed(trainable: Trainable) -> Iterator[None]:
     """The model's forward pass as the levers want it: the front left out, blocks checkpointed."""
-    routes: dict[tuple[str, ...], Callable[..., Any] | None] = {}
-    if trainable.levers.cached_prefix != "no":
-        routes[trainable.front] = None
-    for names in trainable.checkpointed:
-        routes[names] = _run_twice(_chain(trainable.model, names), trainable)
-    return rerouted(trainable.model, routes) if routes else nullcontext()
+    with ExitStack() as routes:
+        if trainable.levers.cached_prefix != "no":
+            routes.enter_context(without_front(trainable.model, trainable.front))
+        if trainable.checkpointed:
+            again = {
+                names: _run_twice(_chain(trainable.model, names), trainable)
+                for names in trainable.checkpointed
+            }
+            routes.enter_context(rerouted(trainable.model, again))
+        yield
 
 
 def _chain(model: nn.Module, names: tuple[str, ...]) -> Callable[..., Any]:

@@ -39,7 +39,7 @@ class CallWatcher:
     def __init__(self, model: nn.Module) -> None:
         self._root = _Call("", model)
         self._stack: list[_Call] = []
-        self._kept: list[torch.Tensor] = []  # an address is a tensor's only while it lives
+        self._kept: dict[int, torch.Tensor] = {}  # an address is a tensor's only while it lives
         self._handles = [
             handle
             for name, module in model.named_modules()
@@ -68,8 +68,10 @@ class CallWatcher:
         cuts = _articulations(output.grad_fn, image.grad_fn)
         groups: list[list[_Call]] = []
         before: _Call | None = None
+        after: _Call | None = None
         for element in elements:
             if head is not None and _is_inside(head, (element.name,)):
+                after = element
                 break
             is_cut = before is None or before.node in cuts
             weighs = _multiply_adds(element.module) > 0
@@ -77,15 +79,36 @@ class CallWatcher:
                 groups.append([])
             groups[-1].append(element)
             before = element
-        blocks = []
+        blocks: list[Block] = []
+        front: list[str] = []
         last: _Place | None = (id(image), image._version)
-        for group in groups:
+        for group, following in zip(groups, [*(group[0] for group in groups[1:]), after], strict=True):
             linked = True
             for element in group:
                 linked = linked and element.source is not None and element.source == last
                 last = element.result
-            blocks.append(Block(tuple(element.name for element in group), linked))
+            names = tuple(element.name for element in group)
+            front += names
+            replaceable = following is not None and self._is_replaceable(front, last, following, image)
+            blocks.append(Block(names, linked, replaceable))
         return tuple(blocks)
+
+    def _is_replaceable(
+        self, front: Sequence[str], made: _Place | None, following: _Call, image: torch.Tensor
+    ) -> bool:
+        """Whether the model without the front comes to what follows with the same input."""
+        model, output, wanted = self._root.module, self._tensor(made), self._tensor(following.source)
+        if made is None or wanted is None:
+            return False
+        try:
+            with torch.no_grad(), evaluating(model):
+                if output is None:
+                    output = run_front(model, front, image)
+                with without_front(model, front):
+                    got = _input_of(following.module, model, output)
+        except Exception:  # noqa: BLE001 - the code around the front asks for an image
+            return False
+        return got is not None and torch.equal(got, wanted)
 
     def _elements(self, call: _Call, total: int) -> Iterator[_Call]:
         """The calls that the model is a chain of: containers and whole backbones are looked into."""
@@ -117,8 +140,15 @@ class CallWatcher:
             call.node = output.grad_fn
 
     def _place(self, tensor: torch.Tensor) -> _Place:
-        self._kept.append(tensor)
+        self._kept[id(tensor)] = tensor
         return id(tensor), tensor._version
+
+    def _tensor(self, place: _Place | None) -> torch.Tensor | None:
+        """What was there; None where it has been written over since."""
+        if place is None:
+            return None
+        tensor = self._kept[place[0]].detach()
+        return tensor if tensor._version == place[1] else None
 
 
 def trained_part(census: Census, scope: int | None) -> Census:
@@ -150,20 +180,68 @@ def front_modules(census: Census, scope: int | None) -> tuple[str, ...]:
     return tuple(name for block in census.blocks[: len(census.blocks) - scope] for name in block.modules)
 
 
-def is_chain_from_image(census: Census, scope: int | None) -> bool:
-    """Whether the blocks before the last `scope` run, one on another's output, from the image on."""
+def has_replaceable_front(census: Census, scope: int | None) -> bool:
+    """Whether the blocks before the last `scope` can be left out once their output is known."""
     if not front_modules(census, scope):
         return False
     # What the census's pass in eval mode never called may be called in training, and read any layer.
     if any(layer.calls == 0 and layer.parameters for layer in census.layers):
         return False
-    # The first block behind the front must take the front's output as it is, too.
-    return all(block.linked for block in census.blocks[: len(census.blocks) - (scope or 0) + 1])
+    return census.blocks[len(census.blocks) - (scope or 0) - 1].replaceable
+
+
+def run_front(model: nn.Module, front: Sequence[str], images: torch.Tensor) -> torch.Tensor:
+    """What the modules of a front make of images (N, C, H, W); what follows them is not run."""
+
+    def stop(_module: nn.Module, _args: object, output: torch.Tensor) -> None:
+        raise _Reached(output)
+
+    handle = model.get_submodule(front[-1]).register_forward_hook(stop)
+    try:
+        with torch.no_grad():
+            model(images)
+    except _Reached as reached:
+        return reached.tensor
+    finally:
+        handle.remove()
+    raise AssertionError(f"{front[-1]} was called when the census was taken")
 
 
 @contextmanager
-def rerouted(model: nn.Module, routes: Mapping[tuple[str, ...], Callable[..., Any] | None]) -> Iterator[None]:
-    """While it lasts, each chain of modules is replaced by one function, or (None) left out.
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """While it lasts, every module is in eval mode."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@contextmanager
+def without_front(model: nn.Module, front: Sequence[str]) -> Iterator[None]:
+    """While it lasts, the model is called with what its front made of images, not with images.
+
+    Each module of the front returns just that, whatever it is called with: so what the model's code
+    does between them doesn't matter.
+    """
+    given: list[torch.Tensor] = []
+
+    def remember(_module: nn.Module, args: tuple[Any, ...]) -> None:
+        given[:] = args[:1]
+
+    handle = model.register_forward_pre_hook(remember)
+    try:
+        with rerouted(model, {(name,): lambda *_args, **_kwargs: given[0] for name in front}):
+            yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def rerouted(model: nn.Module, routes: Mapping[tuple[str, ...], Callable[..., Any]]) -> Iterator[None]:
+    """While it lasts, each chain of modules is replaced by one function.
 
     The modules' places are taken by stand-ins: the first runs the function, the others pass on what
     they get.
@@ -189,6 +267,28 @@ class _Route(nn.Module):
 
     def forward(self, x: Any, *args: Any, **kwargs: Any) -> Any:
         return x if self._function is None else self._function(x, *args, **kwargs)
+
+
+class _Reached(Exception):  # noqa: N818 - not an error: the way out of a forward pass
+    def __init__(self, tensor: torch.Tensor) -> None:
+        super().__init__()
+        self.tensor = tensor
+
+
+def _input_of(module: nn.Module, model: nn.Module, x: torch.Tensor) -> torch.Tensor | None:
+    """What the model, called with `x`, calls the module with; None: it doesn't."""
+
+    def stop(_module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        raise _Reached(args[0])
+
+    handle = module.register_forward_pre_hook(stop)
+    try:
+        model(x)
+    except _Reached as reached:
+        return reached.tensor
+    finally:
+        handle.remove()
+    return None
 
 
 def _is_inside(name: str, modules: Sequence[str]) -> bool:

@@ -12,7 +12,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from advisor.errors import ModelError
-from advisor.models.blocks import CallWatcher
+from advisor.models.blocks import CallWatcher, evaluating
 from advisor.records import MULTIPLY_ADD_TYPES, Census, Layer
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -150,10 +150,8 @@ def _is_norm_by_name(module: nn.Module) -> bool:
 
 
 def _forward(model: nn.Module, image: torch.Tensor, *, with_gradients: bool = False) -> object:
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
     try:
-        with torch.set_grad_enabled(with_gradients):
+        with torch.set_grad_enabled(with_gradients), evaluating(model):
             return logits(model(image))
     except ModelError:
         raise
@@ -163,9 +161,6 @@ def _forward(model: nn.Module, image: torch.Tensor, *, with_gradients: bool = Fa
         raise ModelError(
             f"the model can't run on one {size} image: {first_line}; give its size with --input-size CxHxW"
         ) from error
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def _count_call(  # type: ignore[no-untyped-def]

@@ -18,8 +18,8 @@ import torch
 from torch import nn
 
 from advisor.methods import Trainable
-from advisor.methods.update import RECALIBRATION_SAMPLES, begin, run_front, update
-from advisor.models.blocks import front_modules, is_chain_from_image, rerouted
+from advisor.methods.update import RECALIBRATION_SAMPLES, begin, update
+from advisor.models.blocks import front_modules, has_replaceable_front, run_front, without_front
 from advisor.models.layers import logits
 from advisor.probes.data import Dataset, LabelledImages, Normalisation
 from advisor.records import Accuracy, Candidate, Census
@@ -213,7 +213,7 @@ class FineTune:
     def _without_front(self) -> AbstractContextManager[None]:
         if self.trainable.levers.cached_prefix == "no":
             return nullcontext()
-        return rerouted(self.trainable.model, {self.trainable.front: None})
+        return without_front(self.trainable.model, self.trainable.front)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -229,7 +229,7 @@ class _Features:
         """Run the front on all images."""
         outputs, folder = torch.empty(0), None
         for positions in torch.arange(len(images)).split(_EVALUATION_BATCH):
-            made = run_front(trainable, images.batch(positions, normalisation)[0])
+            made = run_front(trainable.model, trainable.front, images.batch(positions, normalisation)[0])
             if not outputs.numel():
                 shape = (len(images), *made.shape[1:])
                 if math.prod(shape) * made.element_size() > _MOST_IN_MEMORY:
@@ -261,7 +261,7 @@ def trained_as(candidate: Candidate, census: Census) -> Candidate:
     if candidate.method == "head" and levers.scope is None and levers.statistics in ("own", "reestimated"):
         levers = replace(levers, scope=0)  # with frozen statistics, all before the head is its front
     if levers.scope is not None:
-        if is_chain_from_image(census, levers.scope):
+        if has_replaceable_front(census, levers.scope):
             levers = replace(levers, cached_prefix="ram")
         elif not front_modules(census, levers.scope) or candidate.method == "head":
             levers = replace(levers, scope=None)

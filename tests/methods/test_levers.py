@@ -10,7 +10,8 @@ from torch import nn
 
 from advisor.costs import Simulator
 from advisor.errors import InputError
-from advisor.methods.update import begin, run_front, update
+from advisor.methods.update import begin, update
+from advisor.models.blocks import run_front
 from advisor.models.layers import take_census
 from advisor.records import Candidate, Levers
 
@@ -53,7 +54,7 @@ def after_updates(levers: Levers, method="full", setting=None, updates=3):
         images = torch.randn(BATCH, *SIZE, generator=generator)
         labels = torch.randint(0, 4, (BATCH,), generator=generator)
         if levers.cached_prefix != "no":
-            images = run_front(trainable, images)
+            images = run_front(trainable.model, trainable.front, images)
         update(trainable, optimizer, images, labels)
     return model, trainable
 
@@ -90,6 +91,51 @@ def test_a_skip_over_a_cut_joins_the_blocks():
 
     blocks = take_census(Bypassed(), SIZE).blocks
     assert [block.modules for block in blocks] == [("one",), ("two", "three")]
+
+
+class Functional(nn.Module):
+    """Its code computes between the modules: before, in and after any front."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.one, self.norm = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.two, self.three = Residual(8), Residual(8)
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x):
+        x = self.two(torch.relu(self.norm(self.one((x - 0.5) / 0.25))) + 1)
+        return self.head(torch.tanh(self.three(torch.sigmoid(x))).mean((2, 3)))
+
+
+@pytest.mark.parametrize("scope", [0, 1])
+def test_a_front_is_left_out_whatever_the_models_code_does_around_it(scope):
+    model = Functional().eval()
+    census = take_census(model, SIZE)
+    assert [block.modules for block in census.blocks] == [("one", "norm"), ("two",), ("three",)]
+    assert not any(block.linked for block in census.blocks)
+    images, labels = torch.randn(BATCH, *SIZE), torch.randint(0, 4, (BATCH,))
+    trained = []
+    for cached in ("no", "ram"):
+        levers = Levers(scope=scope, cached_prefix=cached, statistics="frozen")
+        candidate = Candidate("full" if scope else "head", levers=levers)
+        trainable, optimizer = begin(copy.deepcopy(model), census, candidate, 1e-2)
+        inputs = run_front(trainable.model, trainable.front, images) if cached == "ram" else images
+        for _ in range(2):
+            update(trainable, optimizer, inputs, labels)
+        trained.append(trainable.model)
+    assert_same(*trained)
+
+
+def test_a_front_stays_where_the_code_behind_it_needs_the_image():
+    class Upsampled(Functional):
+        def forward(self, x):
+            inner = self.two(self.norm(self.one(x[:, :, ::2, ::2])))
+            return self.head(self.three(nn.functional.interpolate(inner, x.shape[-2:])).mean((2, 3)))
+
+    blocks = take_census(Upsampled().eval(), SIZE).blocks
+    # Behind `three` nothing asks for the image's size any more.
+    assert [block.replaceable for block in blocks] == [True, False, True]
 
 
 def test_checkpointing_changes_nothing_but_memory():
