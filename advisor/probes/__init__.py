@@ -1,9 +1,10 @@
 """Short fine-tunes on the user's data: what each candidate is worth."""
 
 from advisor.probes.data import Dataset, Normalisation, load_data
+from advisor.probes.executor import executor_for
 from advisor.probes.race import RaceResult, race
 from advisor.probes.scenarios import Situation, adapt_head, relabel, situate
-from advisor.probes.train import Trainer
+from advisor.probes.train import Trainer, Trial
 
 __all__ = [
     "Dataset",
@@ -11,7 +12,9 @@ __all__ = [
     "RaceResult",
     "Situation",
     "Trainer",
+    "Trial",
     "adapt_head",
+    "executor_for",
     "load_data",
     "race",
     "relabel",
