@@ -127,7 +127,7 @@ class Store:
             except (sqlite3.DatabaseError, _OtherVersionError) as error:
                 if not _is_unreadable(error):
                     raise
-                return self._anew(self._path, self._lock)
+                return self._anew_or_in_memory()
         except (OSError, sqlite3.Error, InputError) as error:
             if self._lock is not None:
                 self._lock.close()
@@ -153,19 +153,18 @@ class Store:
             except sqlite3.DatabaseError as error:
                 if not _is_unreadable(error):
                     raise
-                self._mend()
+                self._database.close()
+                self._database = self._anew_or_in_memory()
         return otherwise
 
-    def _mend(self) -> None:
-        """Go on with another file; in memory where there can be none."""
-        self._database.close()
+    def _anew_or_in_memory(self) -> sqlite3.Connection:
+        assert self._path is not None  # noqa: S101 - what is in memory
+        assert self._lock is not None  # noqa: S101 - has no file that could be damaged
         try:
-            assert self._path is not None  # noqa: S101 - what is in memory
-            assert self._lock is not None  # noqa: S101 - has no file that could be damaged
-            self._database = self._anew(self._path, self._lock)
+            return self._anew(self._path, self._lock)
         except (OSError, sqlite3.Error, InputError, _OtherVersionError) as error:
-            self.trouble = f"the store {self._path} is damaged and could not be set aside: {error}"
-            self._database = _connected(":memory:")
+            self.trouble = f"the store {self._path} can't be read, nor set aside: {error}"
+            return _connected(":memory:")
 
     def _anew(self, path: Path, lock: _Lock) -> sqlite3.Connection:
         """Move the damaged file away and begin another one, unless another process already has.
@@ -184,7 +183,7 @@ class Store:
             finally:
                 lock.share()
             if time.monotonic() > end:
-                raise sqlite3.OperationalError("it is damaged, and another run has it open")
+                raise sqlite3.OperationalError("another run has it open")
             time.sleep(0.02)
 
     def _move_away(self, path: Path) -> None:
