@@ -18,7 +18,6 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 from torch import nn
-from torch.nn import functional
 
 from advisor.store import Store
 
@@ -56,7 +55,7 @@ def situation(tmp_path_factory):
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     for batch in torch.randperm(1400).repeat(6).split(32):
         optimizer.zero_grad()
-        F.cross_entropy(model(images[batch] * 2 - 1), labels[batch]).backward()
+        functional.cross_entropy(model(images[batch] * 2 - 1), labels[batch]).backward()
         optimizer.step()
     torch.save(model.eval(), folder / "model.pt")
     noisy = (images[1400:, 0] + 0.3 * torch.randn(397, 8, 8)).clamp(0, 1)

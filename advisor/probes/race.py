@@ -288,7 +288,9 @@ class _Race:
                 "seconds": probe.seconds,
                 "failure": probe.failure,
             }
-            self._keep("probe", _trial_key(probe.trial), value)
+            # What failed otherwise, for want of memory say, may go better another time.
+            if probe.correct is not None or probe.failure == "diverged":
+                self._keep("probe", _trial_key(probe.trial), value)
             yield probe
 
     def _judge(self, probes: Sequence[Probe], *, last: bool) -> dict[Candidate, Probe]:
