@@ -18,6 +18,7 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 from torch import nn
+from torch.nn import functional
 
 from advisor.store import Store
 
