@@ -281,21 +281,20 @@ def _probe_all(
     if request.probe_seconds is not None:
         trainer = Trainer(story.loaded.module, story.census, dataset, request.batch_size)
         fitting = [evaluation for evaluation in cheapest_first(evaluations, budget) if evaluation.fits]
-        store = Store(request.store)
-        result = race(
-            trainer,
-            {evaluation.candidate: evaluation.cost for evaluation in fitting},
-            seconds=request.probe_seconds,
-            updates=request.epochs * max(len(dataset.train) // request.batch_size, 1),
-            seed=request.seed,
-            judge_base=not situation.head_replaced,
-            store=store,
-            key=trainer.key(),
-            report=lambda fraction, running: progress("probe", fraction, running),
-        )
-        if store.trouble:
-            story.warnings.append(store.trouble)
-        store.close()
+        with Store(request.store) as store:
+            result = race(
+                trainer,
+                {evaluation.candidate: evaluation.cost for evaluation in fitting},
+                seconds=request.probe_seconds,
+                updates=request.epochs * max(len(dataset.train) // request.batch_size, 1),
+                seed=request.seed,
+                judge_base=not situation.head_replaced,
+                store=store,
+                key=trainer.key(),
+                report=lambda fraction, running: progress("probe", fraction, running),
+            )
+            trouble = store.trouble
+        story.warnings += [trouble] if trouble else []
         progress("probe", 1.0, "")
         story.warnings += result.warnings
         base, seconds = result.base, result.seconds
