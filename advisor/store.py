@@ -13,7 +13,7 @@ import os
 import sqlite3
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +30,7 @@ _TABLE = (
     "id TEXT PRIMARY KEY, kind TEXT NOT NULL, key TEXT NOT NULL, value TEXT NOT NULL, "
     "created REAL NOT NULL, digest TEXT NOT NULL)"
 )
+_SELECT = "SELECT id, kind, key, value, created, digest FROM results"
 
 Key = Mapping[str, Any]  # plain values, as in JSON
 _Found = TypeVar("_Found")
@@ -72,22 +73,17 @@ class Store:
         name = _id(kind, key)
 
         def read(database: sqlite3.Connection) -> dict[str, Any] | None:
-            query = "SELECT key, value, digest FROM results WHERE id = ?"
-            row = database.execute(query, (name,)).fetchone()
-            if row is None or row[2] != _digest(name, row[0], row[1]):
-                return None
-            value = json.loads(row[1])
-            return value if isinstance(value, dict) else None
+            row = database.execute(f"{_SELECT} WHERE id = ?", (name,)).fetchone()
+            return json.loads(row[3]) if row is not None and row[0] == name and _is_whole(row) else None
 
         return self._tried(read, None)
 
     def put(self, kind: str, key: Key, value: Mapping[str, Any]) -> None:
         """Keep the value; an earlier one under the same key is replaced."""
-        name, key_text, value_text = _id(kind, key), json.dumps(key, sort_keys=True), json.dumps(value)
-        row = (name, kind, key_text, value_text, time.time(), _digest(name, key_text, value_text))
+        row = (_id(kind, key), kind, json.dumps(key, sort_keys=True), json.dumps(value), time.time())
 
         def write(database: sqlite3.Connection) -> None:
-            database.execute("INSERT OR REPLACE INTO results VALUES (?, ?, ?, ?, ?, ?)", row)
+            database.execute("INSERT OR REPLACE INTO results VALUES (?, ?, ?, ?, ?, ?)", (*row, _digest(row)))
 
         self._tried(write, None)
 
@@ -95,13 +91,11 @@ class Store:
         """Every result, oldest first."""
 
         def read(database: sqlite3.Connection) -> list[Any]:
-            query = "SELECT kind, created, id, key, value, digest FROM results ORDER BY created, id"
-            return database.execute(query).fetchall()
+            return database.execute(f"{_SELECT} ORDER BY created, id").fetchall()
 
         rows: list[Any] = self._tried(read, [])
-        for kind, created, name, key, value, digest in rows:
-            if digest == _digest(name, key, value):
-                yield StoredResult(kind, json.loads(key), json.loads(value), created)
+        for row in filter(_is_whole, rows):
+            yield StoredResult(row[1], json.loads(row[2]), json.loads(row[3]), row[4])
 
     def clear(self) -> int:
         """Forget everything; how many results there were."""
@@ -145,8 +139,6 @@ class Store:
         for _ in range(2):  # once more where a damaged file had to be replaced
             try:
                 return work(self._database)
-            except ValueError:  # no JSON
-                return otherwise
             except sqlite3.OperationalError as error:  # locked for too long, a full disk
                 self.trouble = f"the store {self._path} can't be used: {error}"
                 return otherwise
@@ -256,6 +248,7 @@ class _Lock:
 def _connected(path: str) -> sqlite3.Connection:
     # Without Python's own transactions, each statement is one.
     database = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None)
+    database.text_factory = lambda text: text.decode(errors="replace")  # what is damaged has a wrong digest
     try:
         if not database.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]:
             _write_ahead(database)
@@ -312,6 +305,10 @@ def _id(kind: str, key: Key) -> str:
     return hashlib.sha256(json.dumps([kind, key], sort_keys=True).encode()).hexdigest()
 
 
-def _digest(*texts: str) -> str:
-    """SQLite doesn't notice changed bytes inside a value."""
-    return hashlib.sha256("\0".join(texts).encode()).hexdigest()
+def _digest(row: Sequence[object]) -> str:
+    return hashlib.sha256("\0".join(map(str, row)).encode()).hexdigest()
+
+
+def _is_whole(row: Sequence[object]) -> bool:
+    """Whether it is as it was put: SQLite doesn't notice changed bytes inside a value."""
+    return row[-1] == _digest(row[:-1])
