@@ -176,6 +176,8 @@ def _prepare(model: str | nn.Module, request: Request, progress: Progress) -> _S
     """Load the model and the data, make the head fit the data's classes, take the census."""
     if request.batch_size < 1:
         raise InputError(f"--batch-size {request.batch_size} must be at least 1")
+    if request.epochs < 1:
+        raise InputError(f"--epochs {request.epochs} must be at least 1")
     if not request.ranks or min(request.ranks) < 1:
         raise InputError("--ranks takes positive whole numbers such as 2,4,8")
     progress("load", 0.0, "model")
@@ -275,28 +277,28 @@ def _probe_all(
     assert dataset is not None  # noqa: S101 - the caller has both
     assert situation is not None  # noqa: S101
     base: Accuracy | None = None
-    seconds = 0.0
+    seconds, probes_run, probes_recalled = 0.0, 0, 0
     if request.probe_seconds is not None:
         trainer = Trainer(story.loaded.module, story.census, dataset, request.batch_size)
         fitting = [evaluation for evaluation in cheapest_first(evaluations, budget) if evaluation.fits]
-        store = Store(request.store)
-        result = race(
-            trainer,
-            {evaluation.candidate: evaluation.cost for evaluation in fitting},
-            seconds=request.probe_seconds,
-            updates=request.epochs * max(len(dataset.train) // request.batch_size, 1),
-            seed=request.seed,
-            judge_base=not situation.head_replaced,
-            store=store,
-            key=trainer.key(),
-            report=lambda fraction, running: progress("probe", fraction, running),
-        )
-        if store.set_aside is not None:
-            story.warnings.append(f"the store could not be read; it was set aside as {store.set_aside}")
-        store.close()
+        with Store(request.store) as store:
+            result = race(
+                trainer,
+                {evaluation.candidate: evaluation.cost for evaluation in fitting},
+                seconds=request.probe_seconds,
+                updates=request.epochs * max(len(dataset.train) // request.batch_size, 1),
+                seed=request.seed,
+                judge_base=not situation.head_replaced,
+                store=store,
+                key=trainer.key(),
+                report=lambda fraction, running: progress("probe", fraction, running),
+            )
+            trouble = store.trouble
+        story.warnings += [trouble] if trouble else []
         progress("probe", 1.0, "")
         story.warnings += result.warnings
         base, seconds = result.base, result.seconds
+        probes_run, probes_recalled = result.probes_run, result.probes_recalled
         evaluations = [
             replace(
                 evaluation,
@@ -315,6 +317,8 @@ def _probe_all(
         validation_samples=len(dataset.validation),
         base_accuracy=base,
         probe_seconds=seconds,
+        probes_run=probes_run,
+        probes_recalled=probes_recalled,
     )
     return evaluations, summary
 

@@ -339,6 +339,8 @@ class DataSummary:
     validation_samples: int
     base_accuracy: Accuracy | None  # the model as it is; None where its head was replaced
     probe_seconds: float  # wall clock that the race took
+    probes_run: int = 0  # now
+    probes_recalled: int = 0  # from the store
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,28 +6,34 @@ several runs may share it. What can't be read is set aside, never trusted and ne
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
 import sqlite3
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self, TypeVar
 
 from advisor.errors import InputError
 
 SCHEMA_VERSION = 1
-_BUSY_SECONDS = 30
+_APPLICATION_ID = 0x70656674  # tells our databases from other programs'
+_BUSY_SECONDS = 30.0
+_ALONE_SECONDS = 2.0  # that others get to let go of a damaged file
 _TABLE = (
     "CREATE TABLE IF NOT EXISTS results ("
-    "id TEXT PRIMARY KEY, kind TEXT NOT NULL, key TEXT NOT NULL, value TEXT NOT NULL, created REAL NOT NULL)"
+    "id TEXT PRIMARY KEY, kind TEXT NOT NULL, key TEXT NOT NULL, value TEXT NOT NULL, "
+    "created REAL NOT NULL, digest TEXT NOT NULL)"
 )
+_SELECT = "SELECT id, kind, key, value, created, digest FROM results"
 
 Key = Mapping[str, Any]  # plain values, as in JSON
+_Found = TypeVar("_Found")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,88 +53,139 @@ class Store:
         """Open the file, made where it is missing; None: remember for this run only.
 
         Raises:
-            InputError: the file can't be written where it is.
+            InputError: the file can't be written where it is, or is another program's database.
         """
         self._path = path
+        self._lock: _Lock | None = None
+        self._opened_file: tuple[int, int] | None = None
         self.set_aside: Path | None = None  # where a file that could not be read was moved to
-        self._database = self._opened()
+        self.trouble = ""  # what could not be read or kept, in words
+        self._database = self._open()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.close()
 
     def get(self, kind: str, key: Key) -> dict[str, Any] | None:
         """The value that was put under such a key, if one was."""
-        with self._mended():
-            row = self._database.execute("SELECT value FROM results WHERE id = ?", (_id(kind, key),))
-            found = row.fetchone()
-            if found is not None:
-                value = json.loads(found[0])
-                return value if isinstance(value, dict) else None
-        return None
+        name = _id(kind, key)
+
+        def read(database: sqlite3.Connection) -> dict[str, Any] | None:
+            row = database.execute(f"{_SELECT} WHERE id = ?", (name,)).fetchone()
+            return json.loads(row[3]) if row is not None and row[0] == name and _is_whole(row) else None
+
+        return self._tried(read, None)
 
     def put(self, kind: str, key: Key, value: Mapping[str, Any]) -> None:
         """Keep the value; an earlier one under the same key is replaced."""
         row = (_id(kind, key), kind, json.dumps(key, sort_keys=True), json.dumps(value), time.time())
-        with self._mended(), self._database:
-            self._database.execute("INSERT OR REPLACE INTO results VALUES (?, ?, ?, ?, ?)", row)
+
+        def write(database: sqlite3.Connection) -> None:
+            database.execute("INSERT OR REPLACE INTO results VALUES (?, ?, ?, ?, ?, ?)", (*row, _digest(row)))
+
+        self._tried(write, None)
 
     def __iter__(self) -> Iterator[StoredResult]:
         """Every result, oldest first."""
-        rows: list[Any] = []
-        with self._mended():
-            query = "SELECT kind, key, value, created FROM results ORDER BY created, id"
-            rows = self._database.execute(query).fetchall()
-        for kind, key, value, created in rows:
-            with suppress(ValueError):
-                yield StoredResult(kind, json.loads(key), json.loads(value), created)
+
+        def read(database: sqlite3.Connection) -> list[Any]:
+            return database.execute(f"{_SELECT} ORDER BY created, id").fetchall()
+
+        rows: list[Any] = self._tried(read, [])
+        for row in filter(_is_whole, rows):
+            yield StoredResult(row[1], json.loads(row[2]), json.loads(row[3]), row[4])
 
     def clear(self) -> int:
         """Forget everything; how many results there were."""
-        count = 0
-        with self._mended():
-            with self._database:
-                count = self._database.execute("DELETE FROM results").rowcount
-            self._database.execute("VACUUM")
+        count = self._tried(lambda database: database.execute("DELETE FROM results").rowcount, 0)
+        self._tried(lambda database: database.execute("VACUUM"), None)
         return count
 
     def close(self) -> None:
         """Let go of the file."""
         self._database.close()
+        if self._lock is not None:
+            self._lock.close()
 
-    def _opened(self) -> sqlite3.Connection:
+    def _open(self) -> sqlite3.Connection:
         if self._path is None:
             return _connected(":memory:")
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            return _connected(str(self._path))
-        except (OSError, sqlite3.OperationalError) as error:
+            self._lock = _Lock(Path(f"{self._path}.lock"))
+            try:
+                self._lock.share()
+                return self._connect(self._path)
+            except (sqlite3.DatabaseError, _OtherVersionError) as error:
+                if not _is_unreadable(error):
+                    raise
+                return self._anew_or_in_memory()
+        except (OSError, sqlite3.Error, InputError) as error:
+            if self._lock is not None:
+                self._lock.close()
             raise InputError(
                 f"the store {self._path} can't be used: {error}; give another --store, or --no-store"
             ) from error
-        except (sqlite3.DatabaseError, _OtherVersionError):
-            return self._anew()
 
-    def _anew(self) -> sqlite3.Connection:
-        """Move the file away and begin another one."""
-        assert self._path is not None  # noqa: S101 - what is in memory has no file that could be damaged
-        aside = self._path.with_name(f"{self._path.name}.set-aside-{time.time_ns()}")
-        self._path.rename(aside)
-        for suffix in ("-wal", "-shm"):
-            Path(f"{self._path}{suffix}").unlink(missing_ok=True)
-        self.set_aside = aside
-        return _connected(str(self._path))
+    def _connect(self, path: Path) -> sqlite3.Connection:
+        # Noted before it is opened: it may be an older file's, never that of one that came later.
+        self._opened_file = _file_at(path)
+        return _connected(str(path))
 
-    @contextmanager
-    def _mended(self) -> Iterator[None]:
-        """While it lasts, what can't be read or kept is given up; a damaged file is set aside."""
+    def _tried(self, work: Callable[[sqlite3.Connection], _Found], otherwise: _Found) -> _Found:
+        """What the work finds; otherwise where that can't be read or kept, which must not end a run."""
+        for _ in range(2):  # once more where a damaged file had to be replaced
+            try:
+                return work(self._database)
+            except sqlite3.OperationalError as error:  # locked for too long, a full disk
+                self.trouble = f"the store {self._path} can't be used: {error}"
+                return otherwise
+            except sqlite3.DatabaseError as error:
+                if not _is_unreadable(error):
+                    raise
+                self._database.close()
+                self._database = self._anew_or_in_memory()
+        return otherwise
+
+    def _anew_or_in_memory(self) -> sqlite3.Connection:
+        assert self._path is not None  # noqa: S101 - what is in memory
+        assert self._lock is not None  # noqa: S101 - has no file that could be damaged
         try:
-            yield
-        except (ValueError, sqlite3.OperationalError):
-            pass  # a value that is no JSON; a file that is locked for too long, or a full disk
-        except sqlite3.DatabaseError:
-            self._database.close()
-            self._database = self._anew() if self._path is not None else _connected(":memory:")
+            return self._anew(self._path, self._lock)
+        except (OSError, sqlite3.Error, InputError, _OtherVersionError) as error:
+            self.trouble = f"the store {self._path} can't be read, nor set aside: {error}"
+            return _connected(":memory:")
 
+    def _anew(self, path: Path, lock: _Lock) -> sqlite3.Connection:
+        """Move the damaged file away and begin another one, unless another process already has.
 
-class _OtherVersionError(Exception):
-    pass
+        Never while another process has it open: SQLite finds a file's log by name, so that one's last
+        writes would end up in, or delete, the log of the new file.
+        """
+        damaged, end = self._opened_file, time.monotonic() + _ALONE_SECONDS
+        while True:
+            alone = lock.alone()
+            try:
+                if alone and _file_at(path) == damaged:
+                    self._move_away(path)
+                if alone or _file_at(path) != damaged:
+                    return self._connect(path)
+            finally:
+                lock.share()
+            if time.monotonic() > end:
+                raise sqlite3.OperationalError("another run has it open")
+            time.sleep(0.02)
+
+    def _move_away(self, path: Path) -> None:
+        aside = path.with_name(f"{path.name}.set-aside-{time.time_ns()}")
+        path.rename(aside)
+        with suppress(FileNotFoundError):
+            Path(f"{path}-wal").rename(f"{aside}-wal")
+        Path(f"{path}-shm").unlink(missing_ok=True)
+        self.set_aside = aside
+        self.trouble = f"the store could not be read; it was set aside as {aside}"
 
 
 def default_path() -> Path:
@@ -142,17 +199,70 @@ def default_path() -> Path:
     return base / "peft-advisor" / "store.sqlite"
 
 
+def set_aside_files(path: Path) -> list[Path]:
+    """The files that were once at the path and could not be read."""
+    found = path.parent.glob(f"{glob.escape(path.name)}.set-aside-*")
+    return sorted(file for file in found if not file.name.endswith("-wal"))
+
+
+class _OtherVersionError(Exception):
+    pass
+
+
+class _Lock:
+    """Shared by all who have a store open; for one alone while the store's file is moved away.
+
+    An empty SQLite database: its locks are there on every platform, and end with their process.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._database = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None)
+
+    def share(self) -> None:
+        """Until it is let go of, nobody has it alone."""
+        self._let_go()
+        self._database.execute("BEGIN")
+        self._database.execute("SELECT count(*) FROM sqlite_schema").fetchone()  # from here on
+
+    def alone(self) -> bool:
+        """Whether nobody else has it; then nobody gets it."""
+        self._let_go()
+        self._database.execute("PRAGMA busy_timeout = 100")
+        try:
+            self._database.execute("BEGIN EXCLUSIVE")
+        except sqlite3.OperationalError:
+            return False
+        finally:
+            self._database.execute(f"PRAGMA busy_timeout = {int(_BUSY_SECONDS * 1000)}")
+        return True
+
+    def close(self) -> None:
+        """Let go of it for good."""
+        self._database.close()
+
+    def _let_go(self) -> None:
+        if self._database.in_transaction:
+            self._database.execute("ROLLBACK")
+
+
 def _connected(path: str) -> sqlite3.Connection:
-    database = sqlite3.connect(path, timeout=_BUSY_SECONDS)
+    # Without Python's own transactions, each statement is one.
+    database = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None)
+    database.text_factory = lambda text: text.decode(errors="replace")  # what is damaged has a wrong digest
     try:
-        version = database.execute("PRAGMA user_version").fetchone()[0]
-        if version not in (0, SCHEMA_VERSION):
-            raise _OtherVersionError(f"schema version {version}")
-        database.execute("PRAGMA journal_mode = WAL")
-        database.execute("PRAGMA synchronous = NORMAL")
-        with database:
+        if not database.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]:
+            _write_ahead(database)
+            database.execute("BEGIN IMMEDIATE")
             database.execute(_TABLE)
+            database.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
             database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+            database.execute("COMMIT")
+        if database.execute("PRAGMA application_id").fetchone()[0] != _APPLICATION_ID:
+            raise InputError("it is another program's database")
+        version = database.execute("PRAGMA user_version").fetchone()[0]
+        if version != SCHEMA_VERSION:
+            raise _OtherVersionError(f"schema version {version}")
+        database.execute("PRAGMA synchronous = NORMAL")  # a killed process loses nothing; a power cut may
         database.execute("SELECT count(*) FROM results").fetchone()
     except BaseException:
         database.close()
@@ -160,5 +270,45 @@ def _connected(path: str) -> sqlite3.Connection:
     return database
 
 
+def _write_ahead(database: sqlite3.Connection) -> None:
+    """Change the file's mode. Where others do so at the same time, SQLite gives up at once."""
+    end = time.monotonic() + _BUSY_SECONDS
+    while True:
+        try:
+            database.execute("PRAGMA journal_mode = WAL").fetchone()
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > end:
+                raise
+            time.sleep(0.01)
+        else:
+            return
+
+
+def _is_unreadable(error: Exception) -> bool:
+    """Whether the file itself is what is wrong."""
+    if not isinstance(error, sqlite3.DatabaseError):
+        return isinstance(error, _OtherVersionError)
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # without what it is extended by
+    return code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+
+
+def _file_at(path: Path) -> tuple[int, int] | None:
+    """Which file it is, whatever it is called; None where there is none."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_dev, status.st_ino
+
+
 def _id(kind: str, key: Key) -> str:
     return hashlib.sha256(json.dumps([kind, key], sort_keys=True).encode()).hexdigest()
+
+
+def _digest(row: Sequence[object]) -> str:
+    return hashlib.sha256("\0".join(map(str, row)).encode()).hexdigest()
+
+
+def _is_whole(row: Sequence[object]) -> bool:
+    """Whether it is as it was put: SQLite doesn't notice changed bytes inside a value."""
+    return row[-1] == _digest(row[:-1])

@@ -10,7 +10,7 @@ from typing import NoReturn
 
 import typer
 
-from advisor.cli import demo, methods, profile, recommend, report
+from advisor.cli import demo, methods, profile, recommend, report, store
 from advisor.errors import EXIT_WRONG_INPUT, AdvisorError
 
 FEWEST = "fewest"  # what a bare --flops-budget stands for
@@ -28,6 +28,7 @@ app.command("profile")(profile.command)
 app.command("report")(report.command)
 app.command("methods")(methods.command)
 app.command("demo")(demo.command)
+app.add_typer(store.app, name="store")
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -46,7 +47,33 @@ Optimizer = Annotated[
 JsonPath = Annotated[
     str | None, typer.Option("--json", metavar="FILE", help="Write JSON; - prints it alone.")
 ]
+StorePath = Annotated[
+    str | None,
+    typer.Option(
+        "--store", metavar="FILE", help="Where finished probes are kept; default: in the user's cache folder."
+    ),
+]
 Seed = Annotated[int, typer.Option(help="Of the data split, the batches and every initialisation.")]
+
+
+def usable_store(text: str | None) -> Path | None:
+    """The path that was given, or the default one where a store can be there: else a warning and None.
+
+    Raises InputError where the path that was given can't be used.
+    """
+    from advisor.store import Store, default_path
+
+    try:
+        path = default_path() if text is None else Path(text)
+        with Store(path) as store:
+            if store.trouble:
+                typer.echo(f"peft-advisor: warning: {store.trouble}", err=True)
+    except (InputError, RuntimeError) as error:  # RuntimeError: the user has no home folder
+        if text is not None:
+            raise
+        typer.echo(f"peft-advisor: warning: nothing is remembered: {error}", err=True)
+        return None
+    return path
 
 
 def parse_input_size(text: str | None) -> tuple[int, int, int] | None:

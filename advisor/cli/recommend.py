@@ -60,8 +60,16 @@ def command(
         str | None, typer.Option(help="Per channel, of images in [0, 1]; default: ImageNet's.")
     ] = None,
     probe_time: Annotated[str, typer.Option(help="Wall clock for the probes.")] = "3m",
+    epochs: Annotated[
+        int,
+        typer.Option(help="Of a whole fine-tune: the best candidates train for as long, if there is time."),
+    ] = 10,
     no_probe: Annotated[bool, typer.Option("--no-probe", help="Don't train: rank on cost alone.")] = False,
     no_verify: Annotated[bool, typer.Option("--no-verify", help="Don't run the choice under --ram.")] = False,
+    store: options.StorePath = None,
+    no_store: Annotated[
+        bool, typer.Option("--no-store", help="Neither read nor keep finished probes.")
+    ] = False,
     seed: options.Seed = 0,
     report: Annotated[
         str | None, typer.Option(metavar="FILE", help="Write the report, one HTML page.")
@@ -91,12 +99,18 @@ def command(
         raise InputError(f"--scenario {scenario!r} is not known; use auto, shift or new-classes")
     if batch_size < 1:
         raise InputError(f"--batch-size {batch_size} must be at least 1")
+    if epochs < 1:
+        raise InputError(f"--epochs {epochs} must be at least 1")
+    if no_store and store is not None:
+        raise InputError("--store and --no-store exclude each other; leave one out")
     for path in (report, json):
         check_writable(path)
     probe_seconds = None if no_probe else parse_seconds(probe_time)
     size, known_ranks = options.parse_input_size(input_size), options.parse_ranks(ranks)
     optimizer = options.parse_optimizer(optimizer)
     normalisation = options.parse_normalisation(mean, std)
+    probes = data is not None and not no_probe
+    store_path = options.usable_store(store) if probes and not no_store else None
 
     from advisor.advise import Request
     from advisor.advise import recommend as advise
@@ -115,6 +129,8 @@ def command(
         normalisation=normalisation,
         scenario=cast(Literal["auto", "shift", "new-classes"], scenario),
         probe_seconds=probe_seconds,
+        epochs=epochs,
+        store=store_path,
         verify=not no_verify,
         seed=seed,
         command=shlex.join(["peft-advisor", *sys.argv[1:]]),

@@ -50,7 +50,8 @@ class RaceResult:
     failures: Mapping[Candidate, str]  # why a candidate has no accuracy
     seconds: float  # of this run and of the probes that it found in the store
     warnings: tuple[str, ...]
-    probes_run: int  # now, not found in the store
+    probes_run: int  # now
+    probes_recalled: int  # from the store
 
 
 def race(
@@ -118,7 +119,7 @@ class _Race:
         self._pace = _Pace(self._costs)
         self._start = time.perf_counter()
         self._recalled_seconds = 0.0  # that probes found in the store once took
-        self._probes_run = 0
+        self._probes_run = self._probes_recalled = 0
 
     def run(self, judge_base: bool) -> RaceResult:
         base = None
@@ -146,6 +147,7 @@ class _Race:
             self._spent(),
             tuple(self._warnings),
             self._probes_run,
+            self._probes_recalled,
         )
 
     def _base(self) -> bytes:
@@ -269,6 +271,7 @@ class _Race:
                 continue
             correct = None if found["correct"] is None else bytes.fromhex(found["correct"])
             self._recalled_seconds += found["seconds"] / self._executor.workers
+            self._probes_recalled += 1
             yield Probe(trial, correct, found["seconds"], found["failure"])
 
         def in_time() -> Iterator[Trial]:
@@ -285,7 +288,9 @@ class _Race:
                 "seconds": probe.seconds,
                 "failure": probe.failure,
             }
-            self._keep("probe", _trial_key(probe.trial), value)
+            # What failed otherwise, for want of memory say, may go better another time.
+            if probe.correct is not None or probe.failure == "diverged":
+                self._keep("probe", _trial_key(probe.trial), value)
             yield probe
 
     def _judge(self, probes: Sequence[Probe], *, last: bool) -> dict[Candidate, Probe]:

@@ -11,12 +11,15 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+import advisor.methods
+import advisor.models
 from advisor.methods import Trainable
 from advisor.methods.update import RECALIBRATION_SAMPLES, begin, update
 from advisor.models.blocks import front_modules, has_replaceable_front, run_front, without_front
@@ -74,6 +77,7 @@ class Trainer:
             "model": _fingerprint(repr(self.model), self.model.state_dict().items()),
             "data": _fingerprint(repr(data.normalisation), enumerate(images)),
             "batch_size": self.batch_size,
+            "code": _own_code(),
             "torch": torch.__version__,
             "threads": torch.get_num_threads(),
             "machine": platform.machine(),
@@ -308,6 +312,16 @@ def _fingerprint(text: str, tensors: Iterable[tuple[object, torch.Tensor]]) -> s
     for name, tensor in tensors:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+@cache
+def _own_code() -> str:
+    """Of what a probe runs: one that an earlier version found may not be found again."""
+    digest = hashlib.sha256(Path(__file__).read_bytes())
+    for package in (advisor.methods, advisor.models):
+        for path in sorted(Path(package.__path__[0]).glob("*.py")):
+            digest.update(path.read_bytes())
     return digest.hexdigest()
 
 

@@ -164,6 +164,8 @@ def _accuracy(recommendation: Recommendation) -> tuple[str, str, str]:
         why = "No data was given." if data is None else "No candidate was probed."
         return ("accuracy", "unknown", f"{why} Candidates are ranked on cost alone.")
     seconds = f" All probes took {format_seconds(data.probe_seconds)}." if data else ""
+    if data and data.probes_recalled:
+        seconds += f" {data.probes_recalled} of them come from earlier runs."
     samples = sorted({item.samples for item in probed})
     held_out = f"{samples[0]:,}" if len(samples) == 1 else f"{samples[0]:,} to {samples[-1]:,}"
     return (

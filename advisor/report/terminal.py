@@ -149,6 +149,8 @@ def _print_subject(recommendation: Recommendation, console: Console) -> None:
             f"{data.train_samples:,} samples to train, {data.validation_samples:,} held out; "
             f"probes took {data.probe_seconds:.0f} s"
         )
+        if data.probes_recalled:
+            lines.append(f"Probes: {data.probes_recalled} from the store, {data.probes_run} run now")
         if data.base_accuracy:
             lines.append(f"Accuracy as it is: {view.accuracy_text(data.base_accuracy)}")
     for line in lines:

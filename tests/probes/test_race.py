@@ -131,12 +131,27 @@ def test_an_identical_race_is_read_from_the_store(tmp_path):
     assert first.probes_run > 0
     again = run(store=Store(tmp_path / "store"))
     assert again.probes_run == 0
+    assert again.probes_recalled == first.probes_run
     assert found_alike(first, again)
     other = run(store=Store(tmp_path / "store"), seed=1)
     assert other.probes_run > 0
 
 
-def test_so_is_one_that_its_time_cut_short(tmp_path):
+def test_a_failure_that_may_have_been_the_machines_is_not_remembered(method, tmp_path):
+    def failing(self, trainable, levers, learning_rate):
+        raise RuntimeError("out of memory")
+
+    fails = method("fails", optimizer=failing)
+    options = {"costs": {fails: SIMULATED}, "seconds": AMPLE, "updates": 24, "seed": 0}
+    trainer = Trainer(network(), take_census(network(), SIZE), dataset(), 8)
+    with Store(tmp_path / "store") as store:
+        first = race(trainer, **options, store=store)
+        assert "out of memory" in first.failures[fails]
+        again = race(trainer, **options, store=store)
+        assert again.probes_run == first.probes_run
+
+
+def test_so_is_an_identical_race_that_its_time_cut_short(tmp_path):
     first = run(seconds=1.0, updates=2000, store=Store(tmp_path / "store"))
     again = run(seconds=1.0, updates=2000, store=Store(tmp_path / "store"))
     assert again.probes_run == 0

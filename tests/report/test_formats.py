@@ -183,6 +183,7 @@ def test_shape_that_scripts_rely_on(samples: dict[str, Recommendation]) -> None:
             "update": "end",
             "cached_prefix": "no",
             "fuse": False,
+            "statistics": "own",
         },
     )
     assert lora["fits"] is False

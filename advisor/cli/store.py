@@ -1,0 +1,131 @@
+"""`peft-advisor store`: what is remembered, and forgetting it."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from advisor.cli import options
+from advisor.cli.recommend import check_writable
+from advisor.errors import InputError
+from advisor.units import format_bytes
+
+if TYPE_CHECKING:
+    from advisor.store import Store
+
+_PAIRS_SHOWN = 10  # of a model and a data set
+
+app = typer.Typer(help="Show, export or clear what finished probes are remembered.", no_args_is_help=True)
+
+
+@app.command("show")
+def show(store: options.StorePath = None) -> None:
+    """Show where the store is, how large it is, and what is in it."""
+    from advisor.store import SCHEMA_VERSION, set_aside_files
+
+    path = _path(store)
+    with _opened(path) as opened:
+        if opened is None:
+            typer.echo(f"{path}: nothing is stored yet")
+        else:
+            results = list(opened)
+            typer.echo(f"{path}: {_results(len(results))}, {_size(path)}, schema version {SCHEMA_VERSION}")
+            if results:
+                typer.echo(f"from {_day(results[0].created)} to {_day(results[-1].created)}")
+            for kind, count in sorted(Counter(result.kind for result in results).items()):
+                typer.echo(f"  {kind}: {count}")
+            pairs = Counter(
+                (str(result.key.get("model"))[:8], str(result.key.get("data"))[:8])
+                for result in results
+                if result.kind == "probe"
+            )
+            for (model, data), count in pairs.most_common(_PAIRS_SHOWN):
+                typer.echo(f"  model {model} on data {data}: {count} of the probes")
+            if len(pairs) > _PAIRS_SHOWN:
+                typer.echo(f"  and {len(pairs) - _PAIRS_SHOWN} more models or data sets")
+    for aside in set_aside_files(path):
+        typer.echo(f"could not be read, and was set aside: {aside} ({format_bytes(aside.stat().st_size)})")
+
+
+@app.command("export")
+def export(
+    file: Annotated[str, typer.Argument(metavar="[FILE]", help="Where to; - is the standard output.")] = "-",
+    store: options.StorePath = None,
+) -> None:
+    """Write every result as one line of JSON, the oldest first."""
+    check_writable(file)
+    path = _path(store)
+    with _opened(path) as opened:
+        if opened is None:
+            raise InputError(f"there is no store at {path}; give its --store")
+        lines = [
+            json.dumps(
+                {"kind": result.kind, "key": result.key, "value": result.value, "created": result.created}
+            )
+            for result in opened
+        ]
+    text = "".join(f"{line}\n" for line in lines)
+    if file == "-":
+        sys.stdout.write(text)
+    else:
+        Path(file).write_text(text, encoding="utf-8")
+        typer.echo(f"{_results(len(lines))}: {file}", err=True)
+
+
+@app.command("clear")
+def clear(
+    store: options.StorePath = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Don't ask.")] = False,
+) -> None:
+    """Forget every result. Files that were set aside stay."""
+    path = _path(store)
+    with _opened(path) as opened:
+        if opened is None:
+            typer.echo(f"{path}: nothing is stored yet")
+            return
+        if not yes:
+            if not sys.stdin.isatty():
+                raise InputError("`store clear` asks before it forgets; where nobody can answer, give --yes")
+            count = _results(len(list(opened)))
+            typer.confirm(f"Forget {count} in {path}?", abort=True, err=True)
+        typer.echo(f"{path}: {_results(opened.clear())} forgotten")
+
+
+def _path(text: str | None) -> Path:
+    from advisor.store import default_path
+
+    return default_path() if text is None else Path(text)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Store | None]:
+    """The store; None where there is none, and none is made."""
+    from advisor.store import Store
+
+    if not path.exists():
+        yield None
+        return
+    with Store(path) as store:
+        yield store
+
+
+def _size(path: Path) -> str:
+    """On disk, with what is not yet moved from the log into the database."""
+    files = [file for file in (path, Path(f"{path}-wal")) if file.exists()]
+    return format_bytes(sum(file.stat().st_size for file in files))
+
+
+def _day(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
+
+
+def _results(count: int) -> str:
+    return f"{count:,} result{'s' * (count != 1)}"
