@@ -16,7 +16,14 @@ import torch
 from torch import nn
 
 from advisor.candidates import Proposals
-from advisor.costs import Simulator, WaitingChild, fvcore_forward_flops, measure, without_collector
+from advisor.costs import (
+    Simulator,
+    WaitingChild,
+    available_bytes,
+    fvcore_forward_flops,
+    measure,
+    without_collector,
+)
 from advisor.errors import InputError, ModelError
 from advisor.methods import get_method, methods
 from advisor.models import LoadedModel, load_model, take_census
@@ -26,10 +33,12 @@ from advisor.probes import (
     Situation,
     Trainer,
     adapt_head,
+    executor_for,
     load_data,
     race,
     relabel,
     situate,
+    trained_as,
 )
 from advisor.records import (
     LAYER_TYPES,
@@ -59,6 +68,7 @@ from advisor.units import format_bytes
 
 Progress = Callable[[str, float, str], None]  # stage, fraction of it done, what is running
 
+_SAFE_SHARE = 0.25  # of the memory that is left: probes hold the images and cached fronts, too
 _PACKAGES = ("peft-advisor", "torch", "torchvision", "fvcore", "scikit-learn", "numpy")
 
 
@@ -80,6 +90,7 @@ class Request:
     probe_seconds: float | None = 180.0  # None: no probes
     epochs: int = 10  # of a whole fine-tune: what the race's finalists train for, if there is time
     store: Path | None = None  # where finished probes are kept; None: nowhere
+    executor: str = "here"  # what runs the probes, see `executor_for`
     verify: bool = True
     seed: int = 0
     command: str = ""  # as typed, for the report
@@ -281,7 +292,12 @@ def _probe_all(
     if request.probe_seconds is not None:
         trainer = Trainer(story.loaded.module, story.census, dataset, request.batch_size)
         fitting = [evaluation for evaluation in cheapest_first(evaluations, budget) if evaluation.fits]
-        with Store(request.store) as store:
+        most = _SAFE_SHARE * available_bytes()
+        risky = {trained_as(e.candidate, story.census) for e in fitting if e.cost.peak_memory_bytes > most}
+        with (
+            Store(request.store) as store,
+            executor_for(request.executor, trainer, risky.__contains__) as executor,
+        ):
             result = race(
                 trainer,
                 {evaluation.candidate: evaluation.cost for evaluation in fitting},
@@ -291,6 +307,7 @@ def _probe_all(
                 judge_base=not situation.head_replaced,
                 store=store,
                 key=trainer.key(),
+                executor=executor,
                 report=lambda fraction, running: progress("probe", fraction, running),
             )
             trouble = store.trouble

@@ -114,13 +114,18 @@ class Store:
             return _connected(":memory:")
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._lock = _Lock(Path(f"{self._path}.lock"))
+            lock = Path(f"{self._path}.lock")
+            was_store = lock.exists()
+            self._lock = _Lock(lock)
             try:
                 self._lock.share()
                 return self._connect(self._path)
             except (sqlite3.DatabaseError, _OtherVersionError) as error:
                 if not _is_unreadable(error):
                     raise
+                if not was_store:  # a slip of the hand: nobody else's file is moved
+                    self._lock.remove(lock)
+                    raise InputError("it is no store") from error
                 return self._anew_or_in_memory()
         except (OSError, sqlite3.Error, InputError) as error:
             if self._lock is not None:
@@ -239,6 +244,11 @@ class _Lock:
     def close(self) -> None:
         """Let go of it for good."""
         self._database.close()
+
+    def remove(self, path: Path) -> None:
+        """Take away the file that was made for it."""
+        self.close()
+        path.unlink(missing_ok=True)
 
     def _let_go(self) -> None:
         if self._database.in_transaction:

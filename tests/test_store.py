@@ -256,6 +256,14 @@ def test_another_programs_database_is_left_alone(path):
     assert path.read_bytes() == content
 
 
+def test_a_file_that_never_was_a_store_is_refused_and_stays(path):
+    path.write_bytes(b"a model, say")
+    with pytest.raises(InputError, match="no store"):
+        Store(path)
+    assert path.read_bytes() == b"a model, say"
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
 def test_a_damaged_file_that_another_run_has_open_stays(path, monkeypatch):
     monkeypatch.setattr("advisor.store._ALONE_SECONDS", 0.1)
     filled(path)

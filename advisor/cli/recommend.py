@@ -70,6 +70,14 @@ def command(
     no_store: Annotated[
         bool, typer.Option("--no-store", help="Neither read nor keep finished probes.")
     ] = False,
+    executor: Annotated[
+        str,
+        typer.Option(
+            metavar="WHERE",
+            help="What runs the probes: here (this process), local or local:N (worker processes), "
+            "dask://HOST:PORT, ray or ray://HOST:PORT.",
+        ),
+    ] = "here",
     seed: options.Seed = 0,
     report: Annotated[
         str | None, typer.Option(metavar="FILE", help="Write the report, one HTML page.")
@@ -131,6 +139,7 @@ def command(
         probe_seconds=probe_seconds,
         epochs=epochs,
         store=store_path,
+        executor=executor,
         verify=not no_verify,
         seed=seed,
         command=shlex.join(["peft-advisor", *sys.argv[1:]]),

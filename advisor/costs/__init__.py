@@ -3,6 +3,7 @@
 from advisor.costs.estimate import Estimates, Estimator
 from advisor.costs.fvcore_check import fvcore_forward_flops
 from advisor.costs.measure import WaitingChild, measure
+from advisor.costs.process import available_bytes
 from advisor.costs.simulate import Simulator, simulate, without_collector
 
 __all__ = [
@@ -10,6 +11,7 @@ __all__ = [
     "Estimator",
     "Simulator",
     "WaitingChild",
+    "available_bytes",
     "fvcore_forward_flops",
     "measure",
     "simulate",

@@ -4,7 +4,7 @@ from advisor.probes.data import Dataset, Normalisation, load_data
 from advisor.probes.executor import executor_for
 from advisor.probes.race import RaceResult, race
 from advisor.probes.scenarios import Situation, adapt_head, relabel, situate
-from advisor.probes.train import Trainer, Trial
+from advisor.probes.train import Trainer, Trial, trained_as
 
 __all__ = [
     "Dataset",
@@ -19,4 +19,5 @@ __all__ = [
     "race",
     "relabel",
     "situate",
+    "trained_as",
 ]

@@ -17,8 +17,12 @@ import torch
 
 from advisor.errors import InputError
 from advisor.probes.train import Probe, Trainer, Trial
+from advisor.records import Candidate
 
 _SPECS = "here, local, local:N, dask://HOST:PORT, ray or ray://HOST:PORT"
+
+
+IsRisky = Callable[[Candidate], bool]
 
 
 class Executor(Protocol):
@@ -26,6 +30,7 @@ class Executor(Protocol):
 
     workers: int  # how many at once
     losses: list[str]  # what died while it ran, in words
+    is_risky: IsRisky  # whether a candidate's training may run out of memory
 
     def run(self, trials: Iterable[Trial]) -> Iterator[Probe]:
         """Each trial's probe as it finishes; a trial is taken when it can begin."""
@@ -34,14 +39,14 @@ class Executor(Protocol):
 
 @contextmanager
 def executor_for(
-    spec: str, trainer: Trainer, is_risky: Callable[[Trial], bool] = lambda trial: False
+    spec: str, trainer: Trainer, is_risky: IsRisky = lambda candidate: False
 ) -> Iterator[Executor]:
     """The executor that `--executor` names, for as long as the context lasts.
 
     Args:
         spec: `here` is this process; `local` one worker process for each core, `local:N` so many;
             `dask://HOST:PORT` and `ray` or `ray://HOST:PORT` a cluster, whose own business its cores are.
-        is_risky: which trials may run out of memory: they never run in this process.
+        is_risky: which candidates may run out of memory: they never run in this process.
 
     Raises:
         InputError: there is no such executor, its package is not installed, or it can't be reached.
@@ -52,13 +57,14 @@ def executor_for(
             yield InProcess(trainer, is_risky, cleanup)
         elif kind == "local" and (not rest or rest.isdecimal()) and rest != "0":
             workers = int(rest or os.cpu_count() or 1)
-            yield Workers(_sent_by_file(trainer, cleanup), workers, {"backend": "loky"})
+            yield Workers(_sent_by_file(trainer, cleanup), workers, {"backend": "loky"}, is_risky)
         elif kind == "dask" and rest.startswith("//"):
-            sent, workers = _sent(trainer), _connect_dask(f"tcp:{rest}", cleanup)
-            yield Workers(sent, workers, {"backend": "dask", "scatter": [sent]})
+            sent = _sent(trainer)
+            workers = _connect_dask(f"tcp:{rest}", sent, cleanup)
+            yield Workers(sent, workers, {"backend": "dask", "scatter": [sent]}, is_risky)
         elif kind == "ray" and (not rest or rest.startswith("//")):
             sent, workers = _sent(trainer), _connect_ray(spec, cleanup)
-            yield Workers(sent, workers, {"backend": "ray"})
+            yield Workers(sent, workers, {"backend": "ray"}, is_risky)
         else:
             raise InputError(f"--executor {spec!r} is not known; use {_SPECS}")
 
@@ -68,23 +74,21 @@ class InProcess:
 
     workers = 1
 
-    def __init__(
-        self, trainer: Trainer, is_risky: Callable[[Trial], bool], cleanup: ExitStack | None = None
-    ) -> None:
+    def __init__(self, trainer: Trainer, is_risky: IsRisky, cleanup: ExitStack | None = None) -> None:
         """`cleanup`: what stays open for as long as the executor is used."""
         self.losses: list[str] = []
-        self._trainer, self._is_risky, self._cleanup = trainer, is_risky, cleanup
+        self.is_risky, self._trainer, self._cleanup = is_risky, trainer, cleanup
         self._elsewhere: Workers | None = None
 
     def run(self, trials: Iterable[Trial]) -> Iterator[Probe]:
         """Each trial's probe, in order."""
         for trial in trials:
-            if self._cleanup is None or not self._is_risky(trial):
+            if self._cleanup is None or not self.is_risky(trial.candidate):
                 yield self._trainer.probe(trial)
                 continue
             if self._elsewhere is None:
                 sent = _sent_by_file(self._trainer, self._cleanup, threads=torch.get_num_threads())
-                self._elsewhere = Workers(sent, 1, {"backend": "loky"})
+                self._elsewhere = Workers(sent, 1, {"backend": "loky"}, self.is_risky)
                 self._elsewhere.losses = self.losses
             yield from self._elsewhere.run([trial])
 
@@ -92,11 +96,10 @@ class InProcess:
 class Workers:
     """Other processes, by way of joblib. A trial whose worker dies is tried once more, alone."""
 
-    def __init__(self, sent: _Sent, workers: int, backend: dict[str, Any]) -> None:
-        self.workers, self.losses = workers, []
+    def __init__(self, sent: _Sent, workers: int, backend: dict[str, Any], is_risky: IsRisky) -> None:
+        self.workers, self.is_risky = workers, is_risky
+        self.losses: list[str] = []
         self._sent, self._backend = sent, backend
-
-    losses: list[str]
 
     def run(self, trials: Iterable[Trial]) -> Iterator[Probe]:
         """Each trial's probe as it finishes."""
@@ -197,7 +200,7 @@ def _sent_by_file(trainer: Trainer, cleanup: ExitStack, threads: int = 1) -> _Se
     return _Sent(sent.digest, threads, path=str(path))
 
 
-def _connect_dask(address: str, cleanup: ExitStack) -> int:
+def _connect_dask(address: str, sent: _Sent, cleanup: ExitStack) -> int:
     """Make the cluster joblib's; how many probes it can run at once."""
     try:
         from dask.distributed import Client
@@ -207,6 +210,9 @@ def _connect_dask(address: str, cleanup: ExitStack) -> int:
         client = cleanup.enter_context(Client(address, timeout="10s"))
     except (OSError, TimeoutError, ValueError) as error:
         raise InputError(f"--executor: there is no dask scheduler at {address}: {error}") from error
+    # joblib scatters it for each rung. Held here, the cluster never lets go of it between two.
+    held = client.scatter([sent], broadcast=True)
+    cleanup.callback(held.clear)
     return max(sum(client.nthreads().values()), 1)
 
 

@@ -351,7 +351,7 @@ class _Race:
     def _time(self, candidates: Iterable[Candidate]) -> None:
         """Learn how long an update takes, of one candidate of each method."""
         for candidate in dict.fromkeys(candidates):
-            if self._pace.knows(candidate):
+            if self._pace.knows(candidate) or self._executor.is_risky(candidate):
                 continue
 
             def timed(candidate: Candidate = candidate) -> dict[str, Any]:
@@ -425,14 +425,14 @@ class _Pace:
             self._factor *= sum(probe.seconds for probe in trained) / expected
 
     def _of(self, candidate: Candidate) -> tuple[float, float]:
-        """The candidate's timing, or by FLOPs that of another one of its method."""
+        """The candidate's timing, or by FLOPs that of another one, of its method if there is one."""
         if candidate in self.timed:
             return self.timed[candidate]
-        alike = next((known for known in self.timed if known.method == candidate.method), None)
-        if alike is None:
+        alike = sorted(self.timed, key=lambda known: known.method != candidate.method)
+        if not alike:
             return 0.0, 0.0
-        setup, each = self.timed[alike]
-        return setup, each * self._costs[candidate].flops.total / self._costs[alike].flops.total
+        setup, each = self.timed[alike[0]]
+        return setup, each * self._costs[candidate].flops.total / self._costs[alike[0]].flops.total
 
 
 def _trial_key(trial: Trial) -> dict[str, Any]:

@@ -37,7 +37,7 @@ def same_race_as_here(spec):
         sent = trainer()
         with executor_for(spec, sent) as executor:
             costs = dict.fromkeys(CANDIDATES, SIMULATED)
-            found = race(sent, costs, seconds=300, updates=16, seed=0, executor=executor)
+            found = race(sent, costs, seconds=3600, updates=16, seed=0, executor=executor)
             assert not executor.losses
         return found.accuracies, found.failures, found.base, found.probes_run
 
@@ -89,7 +89,7 @@ def test_what_may_run_out_of_memory_runs_elsewhere():
     model = Dies()
     sent = Trainer(model, take_census(model, SIZE), dataset(), 8)
     deadly = Trial(Candidate("head"), 1e-2, 20, 40, 0)
-    with executor_for("here", sent, is_risky=lambda trial: trial == deadly) as executor:
+    with executor_for("here", sent, is_risky=lambda candidate: candidate == deadly.candidate) as executor:
         found = {probe.trial: probe for probe in executor.run([TRIALS[0], deadly])}
     assert "died" in found[deadly].failure
     assert found[TRIALS[0]].correct
