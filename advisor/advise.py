@@ -33,8 +33,10 @@ from advisor.probes import (
     Situation,
     Trainer,
     adapt_head,
+    corrupt,
     executor_for,
     load_data,
+    parse_corruption,
     race,
     relabel,
     situate,
@@ -86,6 +88,7 @@ class Request:
     data: str | None = None
     class_names: tuple[str, ...] | None = None  # the model's, in the order of its outputs
     normalisation: Normalisation | None = None  # None: ImageNet's for 3 channels
+    rehearse: str | None = None  # a corruption of the images, see `parse_corruption`
     scenario: Literal["auto", "shift", "new-classes"] = "auto"
     probe_seconds: float | None = 180.0  # None: no probes
     epochs: int = 10  # of a whole fine-tune: what the race's finalists train for, if there is time
@@ -191,6 +194,9 @@ def _prepare(model: str | nn.Module, request: Request, progress: Progress) -> _S
         raise InputError(f"--epochs {request.epochs} must be at least 1")
     if not request.ranks or min(request.ranks) < 1:
         raise InputError("--ranks takes positive whole numbers such as 2,4,8")
+    corruption = parse_corruption(request.rehearse) if request.rehearse is not None else None
+    if corruption is not None and request.data is None:
+        raise InputError("--rehearse corrupts the images of --data; give it, too")
     progress("load", 0.0, "model")
     loaded = _load(model, request)
     input_size = request.input_size or loaded.input_size
@@ -207,6 +213,8 @@ def _prepare(model: str | nn.Module, request: Request, progress: Progress) -> _S
     if request.data is not None:
         progress("load", 0.5, "data")
         dataset = load_data(request.data, input_size, normalisation=request.normalisation, seed=request.seed)
+        if corruption is not None:
+            dataset = corrupt(dataset, corruption, request.seed)
         names = request.class_names or loaded.class_names
         if names is not None and len(names) != census.classes:
             raise InputError(f"{len(names)} class names were given, the model has {census.classes} outputs")

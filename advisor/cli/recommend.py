@@ -45,6 +45,14 @@ def command(
     methods: options.Methods = None,
     ranks: options.Ranks = "2,4,8",
     optimizer: options.Optimizer = "adam",
+    rehearse: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KIND[:SEVERITY]",
+            help="Corrupt the images first, to rehearse a shift: gaussian-noise:3, fog, jpeg:5, "
+            "... (1 to 5).",
+        ),
+    ] = None,
     scenario: Annotated[
         str,
         typer.Option(metavar="auto|shift|new-classes", help="What changed; auto tells from the classes."),
@@ -135,6 +143,7 @@ def command(
         data=data,
         class_names=options.parse_names(classes),
         normalisation=normalisation,
+        rehearse=rehearse,
         scenario=cast(Literal["auto", "shift", "new-classes"], scenario),
         probe_seconds=probe_seconds,
         epochs=epochs,

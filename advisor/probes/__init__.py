@@ -1,5 +1,6 @@
 """Short fine-tunes on the user's data: what each candidate is worth."""
 
+from advisor.probes.corruptions import Corruption, corrupt, parse_corruption
 from advisor.probes.data import Dataset, Normalisation, load_data
 from advisor.probes.executor import executor_for
 from advisor.probes.race import RaceResult, race
@@ -7,6 +8,7 @@ from advisor.probes.scenarios import Situation, adapt_head, relabel, situate
 from advisor.probes.train import Trainer, Trial, trained_as
 
 __all__ = [
+    "Corruption",
     "Dataset",
     "Normalisation",
     "RaceResult",
@@ -14,8 +16,10 @@ __all__ = [
     "Trainer",
     "Trial",
     "adapt_head",
+    "corrupt",
     "executor_for",
     "load_data",
+    "parse_corruption",
     "race",
     "relabel",
     "situate",
