@@ -18,7 +18,7 @@ from advisor.probes.data import LabelledImages
 
 input_size = (3, 32, 32)
 _BLOCKS = ((1, 16, 1), (4, 24, 2), (4, 24, 1), (4, 40, 2), (4, 40, 1), (4, 80, 2), (4, 80, 1))
-_BATCH, _RATE, _EPOCHS = 64, 4e-3, 6
+_IMAGES, _BATCH, _RATE, _EPOCHS = 30_000, 64, 4e-3, 6  # images of all ten classes
 
 
 def mobilenet(num_classes: int = 10) -> nn.Sequential:
@@ -38,7 +38,7 @@ def pretrained(classes: int, folder: Path, kept: Path) -> nn.Module:
     if path.exists():
         model.load_state_dict(torch.load(path, weights_only=True))
         return model.eval()
-    data = load_data(str(folder / "train"), input_size, max_train=10**6, max_validation=1)
+    data = load_data(str(folder / "train"), input_size, max_train=_IMAGES, max_validation=1)
     wanted = data.train.labels < classes
     train = LabelledImages(data.train.images[wanted], data.train.labels[wanted])
     with torch.random.fork_rng(devices=[]):

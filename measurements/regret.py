@@ -140,7 +140,9 @@ class Prepared:
             census = take_census(model, SIZE)
         self.dataset, self.census = dataset, census
         self.trainer = Trainer(model, census, dataset, size.batch)
-        self.key = self.trainer.key() | {"study": "regret"}
+        # Hours of training outlast edits of the code; without the file they are done anew.
+        self.key = {name: value for name, value in self.trainer.key().items() if name != "code"}
+        self.key |= {"study": "regret"}
         self.simulator = Simulator(model, census, len(dataset.train))
         self.seconds = 0.0  # that training took, on one core, whenever that was
 
