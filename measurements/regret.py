@@ -208,7 +208,7 @@ def truth(task: Prepared, candidates: Sequence[Candidate], executor: Any) -> lis
                 "learning_rate": best[candidate],
                 "accuracies": accuracies,
                 "accuracy": statistics.fmean(accuracies),
-                "trained_parameters": cost.trained_parameters,
+                "trained_parameters": cost.trainable_parameters,
                 "peak_memory_bytes": cost.peak_memory_bytes,
                 "flops": cost.flops.total,
             }
