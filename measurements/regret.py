@@ -45,7 +45,7 @@ from advisor.probes import (
 )
 from advisor.probes.data import LabelledImages
 from advisor.records import Budget, Candidate, Cost, Levers, Recommendation
-from advisor.store import Store
+from advisor.store import Store, default_path
 from measurements.cifar_mobilenet import pretrained
 from measurements.tables import README, table, write_tables
 
@@ -291,8 +291,8 @@ def rules(rows: Sequence[Mapping[str, Any]], budget: Budget) -> dict[str, float 
 
     largest = max(feasible, key=lambda row: row["trained_parameters"])
     return {
-        "always LoRA, rank 8": accuracy("lora/rank=8"),
-        "full if it fits, else LoRA": accuracy("full") or accuracy("lora/rank=8"),
+        "always LoRA, rank 8": accuracy("lora-rank=8"),
+        "full if it fits, else LoRA": accuracy("full") or accuracy("lora-rank=8"),
         "head only": accuracy("head"),
         "the most parameters that fit": largest["accuracy"],
         "any that fits": statistics.fmean(row["accuracy"] for row in feasible),
@@ -459,10 +459,12 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="CIFAR-10 JPEG: train/ and test/")
     parser.add_argument("--models", type=Path, required=True, help="the folder of the ResNets' checkpoints")
     parser.add_argument("--quick", action="store_true", help="one small task, printed, nothing written")
-    parser.add_argument("--kept", type=Path, help="where finished work is kept, and found again")
+    parser.add_argument(
+        "--kept", type=Path, default=default_path().parent / "regret", help="where finished work is kept"
+    )
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        kept = given.kept or Path(folder)
+        kept = Path(folder) if given.quick else given.kept
         kept.mkdir(parents=True, exist_ok=True)
         where = (given.data, given.models, kept)
         if given.quick:
