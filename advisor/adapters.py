@@ -28,7 +28,7 @@ from advisor.methods.update import attach
 from advisor.models import take_census
 from advisor.models.fingerprint import model_fingerprint
 from advisor.probes import Situation, adapt_head, trained_as
-from advisor.records import Candidate, Levers, SettingValue
+from advisor.records import Candidate, Census, Levers, SettingValue
 
 FORMAT = "peft-advisor adapter 1"
 TENSORS, RECIPE = "adapter.safetensors", "recipe.json"
@@ -63,6 +63,18 @@ class Recipe:
     base_accuracy: Mapping[str, float | int] | None = None
     predicted_accuracy: Mapping[str, float | int] | None = None  # by the probe
     versions: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, base: nn.Module, candidate: Candidate, census: Census) -> Recipe:
+        """The least that `load_adapter` needs: of a base model with the head that it keeps."""
+        return cls(
+            method=candidate.method,
+            setting=dict(candidate.setting),
+            levers=candidate.levers,
+            input_size=census.input_size,
+            classes=census.classes or 0,
+            base_fingerprint=model_fingerprint(base),
+        )
 
     @property
     def candidate(self) -> Candidate:
