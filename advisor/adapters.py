@@ -172,7 +172,7 @@ def read_recipe(folder: str | os.PathLike[str]) -> Recipe:
         raise InputError(f"{path}: is not a recipe of peft-advisor apply; give the folder that it wrote")
     try:
         return _recipe(document)
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path}: is damaged ({error}); take the file that apply wrote") from error
 
 

@@ -274,7 +274,7 @@ def _learning_rate(evaluation: Evaluation, given: float | None) -> float | None:
 def _request(recommendation: Recommendation, candidate: Candidate, application: Application) -> Request:
     """What the recommendation was asked with."""
     known = recommendation.data
-    data = application.data or (known.source if known is not None else None)
+    data = application.data or (_source(known) if known is not None else None)
     if data is None:
         raise InputError("the report was made without data; give the images to train on with --data")
     size = cast(tuple[int, int, int], recommendation.input_size)
@@ -294,6 +294,11 @@ def _request(recommendation: Recommendation, candidate: Candidate, application: 
 def _most_images(size: tuple[int, int, int]) -> int:
     """How many images, a byte for each value, fit beside the training."""
     return max(int(_SHARE_FOR_IMAGES * available_bytes()) // max(math.prod(size), 1), 1)
+
+
+def _source(data: DataSummary) -> str:
+    """As typed: where a shift was rehearsed, the summary's source says so behind it."""
+    return data.source.removesuffix(f", rehearsing {data.rehearse}")
 
 
 def _recorded(data: DataSummary) -> dict[str, Any]:
@@ -378,8 +383,9 @@ def _written(
     save_adapter(folder, trainable, recipe)
     some = torch.arange(min(8, len(story.dataset.validation)))
     images, _ = story.dataset.validation.batch(some, story.dataset.normalisation)
-    merged, no_merged = save_merged(folder, story.loaded, trainable.model, recipe.method, images)
     for_peft, no_peft = save_for_peft(folder, story.loaded, trainable, recipe)
+    # The last, because it takes the trained model apart.
+    merged, no_merged = save_merged(folder, story.loaded, trainable.model, recipe.method, images)
     files = (folder / TENSORS, folder / RECIPE, *([merged] if merged else []), *for_peft)
     return Applied(
         recipe=recipe,

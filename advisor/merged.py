@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import io
 from pathlib import Path
 
@@ -29,7 +28,8 @@ def save_merged(
 
     Args:
         loaded: the base model, its head made to fit the data.
-        trained: the adapted model; it stays as it is.
+        trained: the adapted model, which becomes the merged one: a copy of a parametrised module shares
+            its class, so that merging the copy would break the model.
         images: (N, C, H, W), normalised, on which both must answer the same.
 
     Returns:
@@ -40,12 +40,14 @@ def save_merged(
     """
     for name in NAMES:
         (folder / name).unlink(missing_ok=True)  # of a former run
-    merged = get_method(method).merge(copy.deepcopy(trained)).eval()
+    with torch.inference_mode():
+        expected = logits(trained.eval()(images))
+    merged = get_method(method).merge(trained).eval()
     plain = merged.state_dict()
     if plain.keys() != loaded.module.state_dict().keys():
         return None, f"no merged model: {method} adds what can't be folded into the layers; use load_adapter"
     with torch.inference_mode():
-        expected, found = logits(trained.eval()(images)), logits(merged(images))
+        found = logits(merged(images))
     if (expected - found).abs().max() > _MOST_DIFFERENCE * expected.abs().max().clamp_min(1):
         return None, f"no merged model: folding {method} into these layers changes outputs; use load_adapter"
     if loaded.form == "module":
