@@ -383,7 +383,7 @@ def _written(
     save_adapter(folder, trainable, recipe)
     some = torch.arange(min(8, len(story.dataset.validation)))
     images, _ = story.dataset.validation.batch(some, story.dataset.normalisation)
-    for_peft, no_peft = save_for_peft(folder, story.loaded, trainable, recipe)
+    for_peft, no_peft = save_for_peft(folder, story.loaded.module, trainable, recipe)
     # The last, because it takes the trained model apart.
     merged, no_merged = save_merged(folder, story.loaded, trainable.model, recipe.method, images)
     files = (folder / TENSORS, folder / RECIPE, *([merged] if merged else []), *for_peft)
