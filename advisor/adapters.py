@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -44,6 +45,7 @@ class Recipe:
     input_size: tuple[int, ...]  # (C, H, W)
     classes: int  # the adapted model's outputs
     base_fingerprint: str  # of the model that was adapted, see `model_fingerprint`
+    adapter_sha256: str = ""  # of the adapter file that belongs to it; `save_adapter` fills it in
     head_replaced: bool = False  # none of the base model's outputs is kept
     base_classes: int | None = None  # the base model's outputs, where they were other than `classes`
     base_model: str = ""  # as typed
@@ -82,8 +84,11 @@ class Recipe:
         return Candidate.of(self.method, self.setting, self.levers)
 
 
-def save_adapter(folder: str | os.PathLike[str], trainable: Trainable, recipe: Recipe) -> None:
+def save_adapter(folder: str | os.PathLike[str], trainable: Trainable, recipe: Recipe) -> Recipe:
     """Write `adapter.safetensors` and `recipe.json` into the folder, each whole or not at all.
+
+    Returns:
+        The recipe as it was written.
 
     Raises:
         InputError: the folder can't be written to.
@@ -93,9 +98,12 @@ def save_adapter(folder: str | os.PathLike[str], trainable: Trainable, recipe: R
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, tensor in trainable.delta().items()
     }
+    content = save_tensors(tensors, metadata={"format": FORMAT})
+    recipe = dataclasses.replace(recipe, adapter_sha256=hashlib.sha256(content).hexdigest())
     document = {"format": FORMAT, "candidate": recipe.candidate.id, **asdict(recipe)}
-    write_whole(Path(folder, TENSORS), save_tensors(tensors, metadata={"format": FORMAT}))
+    write_whole(Path(folder, TENSORS), content)
     write_whole(Path(folder, RECIPE), json.dumps(document, indent=2, allow_nan=False) + "\n")
+    return recipe
 
 
 def load_adapter(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
@@ -113,7 +121,7 @@ def load_adapter(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
     """
     folder = Path(path).parent if Path(path).suffix == ".safetensors" else Path(path)
     recipe = read_recipe(folder)
-    tensors = _read_tensors(folder / TENSORS)
+    tensors = _read_tensors(folder / TENSORS, recipe)
     found = model_fingerprint(model)
     if found != recipe.base_fingerprint:
         raise InputError(
@@ -195,11 +203,18 @@ def _recipe(document: Mapping[str, Any]) -> Recipe:
     return recipe
 
 
-def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
+def _read_tensors(path: Path, recipe: Recipe) -> dict[str, torch.Tensor]:
     try:
-        return load_tensors(path.read_bytes())
+        content = path.read_bytes()
     except OSError as error:
         raise _unreadable(path, error) from error
+    if recipe.adapter_sha256 not in ("", hashlib.sha256(content).hexdigest()):
+        raise InputError(
+            f"{path}: is not the file that {RECIPE} was written with, or was damaged since; take both from "
+            "one run of apply"
+        )
+    try:
+        return load_tensors(content)
     except (SafetensorError, KeyError, ValueError) as error:
         raise InputError(f"{path}: is damaged or cut short; take the file that apply wrote") from error
 

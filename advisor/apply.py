@@ -162,7 +162,7 @@ class _Run:
             return
         saved = _read_checkpoint(self._path)
         differing = [
-            f"{name} {saved['key'].get(name)}, now {value}"
+            f"{name} {_short(saved['key'].get(name))}, now {_short(value)}"
             for name, value in self._key.items()
             if saved["key"].get(name) != value
         ]
@@ -207,6 +207,10 @@ class _Run:
                 f"{self._path}: the checkpoint can't be written ({str(error).splitlines()[0]}); "
                 "make room, and give the same command again"
             ) from error
+
+
+def _short(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def verdict(applied: Applied) -> str:
@@ -380,7 +384,7 @@ def _written(
         base_accuracy=_figures(base),
         predicted_accuracy=_figures(evaluation.accuracy),
     )
-    save_adapter(folder, trainable, recipe)
+    recipe = save_adapter(folder, trainable, recipe)
     some = torch.arange(min(8, len(story.dataset.validation)))
     images, _ = story.dataset.validation.batch(some, story.dataset.normalisation)
     for_peft, no_peft = save_for_peft(folder, story.loaded.module, trainable, recipe)

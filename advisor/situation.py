@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
 
+import torch
 from torch import nn
 
 from advisor.errors import InputError, ModelError
@@ -128,7 +129,10 @@ def prepare(model: str | nn.Module, request: Request, progress: Progress) -> Sto
 
 def _load(model: str | nn.Module, request: Request) -> LoadedModel:
     if isinstance(model, str):
-        return load_model(model, arch=request.arch, trust=request.trust)
+        # The weights of a name alone are random: the same ones for the same seed.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(request.seed)
+            return load_model(model, arch=request.arch, trust=request.trust)
     name = type(model).__name__
     return LoadedModel(
         module=model,

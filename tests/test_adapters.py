@@ -71,7 +71,12 @@ def test_other_weights_are_refused(tmp_path):
 @pytest.mark.parametrize("name", [TENSORS, RECIPE])
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(None, "can't be read"), (b"", "damaged|no JSON"), (b"{}", "damaged|not a recipe")],
+    [
+        (None, "can't be read"),
+        (b"", "damaged|no JSON"),
+        (b"{}", "damaged|not a recipe"),
+        (b"[]", "damaged|not a recipe"),
+    ],
 )
 def test_what_is_missing_or_damaged_is_one_line(tmp_path, name, content, message):
     base, _ = saved(tmp_path)

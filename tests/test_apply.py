@@ -85,7 +85,7 @@ def trained(monkeypatch):
 
     def keep(folder, trainable, recipe):
         kept.append(outputs(trainable.model))
-        save(folder, trainable, recipe)
+        return save(folder, trainable, recipe)
 
     monkeypatch.setattr(advisor.apply, "save_adapter", keep)
     return kept

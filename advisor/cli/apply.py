@@ -62,7 +62,10 @@ def command(
         with ProgressBars() as progress:
 
             def on_epoch(epoch: int, accuracy: float, best: bool) -> None:
-                progress.say(f"Epoch {epoch}: {100 * accuracy:.1f} % held out{', the best' if best else ''}")
+                so_far = ", the best so far" if best else ""
+                progress.say(
+                    f"Epoch {epoch} of {epochs}: {100 * accuracy:.1f} % right of held-out images{so_far}"
+                )
 
             applied = apply_advice(model, recommendation, application, progress, on_epoch)
     except KeyboardInterrupt:
