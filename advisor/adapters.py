@@ -50,7 +50,6 @@ class Recipe:
     base_classes: int | None = None  # the base model's outputs, where they were other than `classes`
     base_model: str = ""  # as typed
     learning_rate: float | None = None  # None where nothing is trained by gradients
-    optimizer: str = ""
     batch_size: int | None = None
     epochs: int | None = None  # that the learning rate's fall was planned for
     best_epoch: int | None = None  # the one whose weights these are
