@@ -17,17 +17,21 @@ from typing import TYPE_CHECKING, Any
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 
 if TYPE_CHECKING:
-    from advisor.advise import Request, profile, recommend
+    from advisor.adapters import Recipe, load_adapter, save_adapter
+    from advisor.advise import profile, recommend
+    from advisor.apply import apply_advice
     from advisor.errors import AdvisorError
-    from advisor.methods.saved import load_adapter, save_adapter
     from advisor.models import load_model
     from advisor.records import Budget, Recommendation
+    from advisor.situation import Request
 
 __all__ = [
     "AdvisorError",
     "Budget",
+    "Recipe",
     "Recommendation",
     "Request",
+    "apply_advice",
     "load_adapter",
     "load_model",
     "profile",
@@ -38,13 +42,15 @@ __all__ = [
 _HOMES = {
     "AdvisorError": "advisor.errors",
     "Budget": "advisor.records",
+    "Recipe": "advisor.adapters",
     "Recommendation": "advisor.records",
-    "Request": "advisor.advise",
-    "load_adapter": "advisor.methods.saved",
+    "apply_advice": "advisor.apply",
+    "Request": "advisor.situation",
+    "load_adapter": "advisor.adapters",
     "load_model": "advisor.models",
     "profile": "advisor.advise",
     "recommend": "advisor.advise",
-    "save_adapter": "advisor.methods.saved",
+    "save_adapter": "advisor.adapters",
 }
 
 

@@ -5,12 +5,8 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
-from typing import Literal
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -24,22 +20,12 @@ from advisor.costs import (
     measure,
     without_collector,
 )
-from advisor.errors import InputError, ModelError
+from advisor.errors import ModelError
 from advisor.methods import get_method, methods
-from advisor.models import LoadedModel, load_model, take_census
 from advisor.probes import (
-    Dataset,
-    Normalisation,
-    Situation,
     Trainer,
-    adapt_head,
-    corrupt,
     executor_for,
-    load_data,
-    parse_corruption,
     race,
-    relabel,
-    situate,
     trained_as,
 )
 from advisor.records import (
@@ -47,7 +33,6 @@ from advisor.records import (
     Accuracy,
     Budget,
     Candidate,
-    Census,
     DataSummary,
     Evaluation,
     LayerTypeSummary,
@@ -56,6 +41,7 @@ from advisor.records import (
     Recommendation,
     Violation,
 )
+from advisor.situation import Progress, Request, Story, prepare, versions
 from advisor.solver import (
     allowed_memory,
     answer,
@@ -68,35 +54,7 @@ from advisor.solver import (
 from advisor.store import Store
 from advisor.units import format_bytes
 
-Progress = Callable[[str, float, str], None]  # stage, fraction of it done, what is running
-
 _SAFE_SHARE = 0.25  # of the memory that is left: probes hold the images and cached fronts, too
-_PACKAGES = ("peft-advisor", "torch", "torchvision", "fvcore", "scikit-learn", "numpy")
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What the user asked for, besides the model and the budget."""
-
-    batch_size: int = 8
-    input_size: tuple[int, int, int] | None = None  # None: that of the architecture
-    arch: str | None = None
-    trust: bool = False
-    methods: tuple[str, ...] | None = None  # None: all
-    ranks: tuple[int, ...] = (2, 4, 8)
-    optimizer: str = "adam"
-    data: str | None = None
-    class_names: tuple[str, ...] | None = None  # the model's, in the order of its outputs
-    normalisation: Normalisation | None = None  # None: ImageNet's for 3 channels
-    rehearse: str | None = None  # a corruption of the images, see `parse_corruption`
-    scenario: Literal["auto", "shift", "new-classes"] = "auto"
-    probe_seconds: float | None = 180.0  # None: no probes
-    epochs: int = 10  # of a whole fine-tune: what the race's finalists train for, if there is time
-    store: Path | None = None  # where finished probes are kept; None: nowhere
-    executor: str = "here"  # what runs the probes, see `executor_for`
-    verify: bool = True
-    seed: int = 0
-    command: str = ""  # as typed, for the report
 
 
 def recommend(
@@ -135,7 +93,7 @@ def _recommend(
     progress: Progress,
     waiting: WaitingChild | None,
 ) -> Recommendation:
-    story = _prepare(model, request, progress)
+    story = prepare(model, request, progress)
     evaluations = [
         replace(evaluation, violations=violations(budget, evaluation.cost))
         for evaluation in _cost_all(story, request, progress, allowed_memory(budget))
@@ -167,86 +125,14 @@ def profile(
         InputError: the model or the request can't be used.
     """
     request = replace(request or Request(), data=None)
-    story = _prepare(model, request, progress)
+    story = prepare(model, request, progress)
     evaluations = _cost_all(story, request, progress)
     front = tuple(evaluation.candidate.id for evaluation in pareto_front(evaluations))
     return replace(_summary(story, evaluations, request), front=front, warnings=tuple(story.warnings))
 
 
-@dataclass(slots=True)
-class _Story:
-    """What is known so far."""
-
-    loaded: LoadedModel
-    census: Census
-    dataset: Dataset | None
-    situation: Situation | None
-    warnings: list[str]
-    not_applicable: dict[str, str]
-    base_forward_flops: dict[str, int] = field(default_factory=dict)
-
-
-def _prepare(model: str | nn.Module, request: Request, progress: Progress) -> _Story:
-    """Load the model and the data, make the head fit the data's classes, take the census."""
-    if request.batch_size < 1:
-        raise InputError(f"--batch-size {request.batch_size} must be at least 1")
-    if request.epochs < 1:
-        raise InputError(f"--epochs {request.epochs} must be at least 1")
-    if not request.ranks or min(request.ranks) < 1:
-        raise InputError("--ranks takes positive whole numbers such as 2,4,8")
-    corruption = parse_corruption(request.rehearse) if request.rehearse is not None else None
-    if corruption is not None and request.data is None:
-        raise InputError("--rehearse corrupts the images of --data; give it, too")
-    progress("load", 0.0, "model")
-    loaded = _load(model, request)
-    input_size = request.input_size or loaded.input_size
-    if input_size is None:
-        raise ModelError(f"{loaded.name}: the input size can't be told from it; give --input-size CxHxW")
-    warnings = []
-    if not loaded.has_trained_weights:
-        warnings.append(
-            f"{loaded.source} has random weights: its costs are exact, "
-            "but any accuracy is that of an untrained network"
-        )
-    census = take_census(loaded.module, input_size)
-    dataset = situation = None
-    if request.data is not None:
-        progress("load", 0.5, "data")
-        dataset = load_data(request.data, input_size, normalisation=request.normalisation, seed=request.seed)
-        if corruption is not None:
-            dataset = corrupt(dataset, corruption, request.seed)
-        names = request.class_names or loaded.class_names
-        if names is not None and len(names) != census.classes:
-            raise InputError(f"{len(names)} class names were given, the model has {census.classes} outputs")
-        assert census.classes is not None  # noqa: S101 - take_census refuses what is not a classifier
-        situation = situate(dataset, census.classes, scenario=request.scenario, model_class_names=names)
-        warnings += situation.warnings
-        dataset = relabel(dataset, situation)
-        if situation.classes != census.classes or situation.head_replaced:
-            if census.head is None:
-                raise ModelError("the model has no classifier layer that could learn the new classes")
-            adapt_head(loaded.module, census.head, situation, data=dataset, seed=request.seed)
-            census = take_census(loaded.module, input_size)
-    progress("load", 1.0, "")
-    return _Story(loaded, census, dataset, situation, warnings, {})
-
-
-def _load(model: str | nn.Module, request: Request) -> LoadedModel:
-    if isinstance(model, str):
-        return load_model(model, arch=request.arch, trust=request.trust)
-    name = type(model).__name__
-    return LoadedModel(
-        module=model,
-        name=name,
-        source=name,
-        input_size=None,
-        class_names=None,
-        has_trained_weights=True,
-    )
-
-
 def _cost_all(
-    story: _Story, request: Request, progress: Progress, allowed_bytes: int | None = None
+    story: Story, request: Request, progress: Progress, allowed_bytes: int | None = None
 ) -> list[Evaluation]:
     """Price what is worth pricing of every method asked for; why the others are not."""
     images = len(story.dataset.train) if story.dataset is not None else 0
@@ -285,7 +171,7 @@ def _cost_all(
 
 
 def _probe_all(
-    story: _Story,
+    story: Story,
     evaluations: list[Evaluation],
     budget: Budget,
     request: Request,
@@ -344,12 +230,16 @@ def _probe_all(
         probe_seconds=seconds,
         probes_run=probes_run,
         probes_recalled=probes_recalled,
+        class_names=request.class_names,
+        mean=dataset.normalisation.mean,
+        std=dataset.normalisation.std,
+        rehearse=request.rehearse,
     )
     return evaluations, summary
 
 
 def _verify(
-    story: _Story,
+    story: Story,
     evaluations: list[Evaluation],
     budget: Budget,
     request: Request,
@@ -391,7 +281,7 @@ def _verify(
     return chosen, [tested.get(evaluation.candidate, evaluation) for evaluation in evaluations]
 
 
-def _summary(story: _Story, evaluations: list[Evaluation], request: Request) -> Recommendation:
+def _summary(story: Story, evaluations: list[Evaluation], request: Request) -> Recommendation:
     module, census = story.loaded.module, story.census
     parameter_bytes = sum(p.numel() * p.element_size() for p in module.parameters())
     by_type = story.base_forward_flops
@@ -414,6 +304,8 @@ def _summary(story: _Story, evaluations: list[Evaluation], request: Request) -> 
             forward_flops=sum(by_type.values()),
             fvcore_forward_flops=fvcore_forward_flops(module, census.input_size),
             classes=census.classes,
+            arch=request.arch,
+            fingerprint=story.base_fingerprint if story.loaded.has_trained_weights else "",
         ),
         budget=Budget(),
         batch_size=request.batch_size,
@@ -426,16 +318,6 @@ def _summary(story: _Story, evaluations: list[Evaluation], request: Request) -> 
             "seed": request.seed,
             "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, "
             f"{torch.get_num_threads()} threads",
-            "versions": _versions(),
+            "versions": versions(),
         },
     )
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:  # run from a source tree
-            continue
-    return found

@@ -325,6 +325,8 @@ class ModelSummary:
     forward_flops: int  # one sample, every layer type
     fvcore_forward_flops: int | None  # fvcore's multiply-adds, doubled: an independent check
     classes: int | None
+    arch: str | None = None  # as given with --arch
+    fingerprint: str = ""  # of its weights (SHA-256); empty where they are made anew at every loading
 
 
 @dataclass(frozen=True, slots=True)
@@ -341,6 +343,10 @@ class DataSummary:
     probe_seconds: float  # wall clock that the race took
     probes_run: int = 0  # now
     probes_recalled: int = 0  # from the store
+    class_names: tuple[str, ...] | None = None  # the model's, as given with --classes
+    mean: tuple[float, ...] = ()  # of the images in [0, 1] that the model was given, by channel
+    std: tuple[float, ...] = ()
+    rehearse: str | None = None  # the corruption that the images were given, such as fog:3
 
 
 @dataclass(frozen=True, slots=True)

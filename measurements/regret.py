@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from advisor.advise import Request, recommend
+from advisor.advise import recommend
 from advisor.costs import Simulator
 from advisor.methods import learning_rates
 from advisor.models import load_model, take_census
@@ -45,6 +45,7 @@ from advisor.probes import (
 )
 from advisor.probes.data import LabelledImages
 from advisor.records import Budget, Candidate, Cost, Levers, Recommendation
+from advisor.situation import Request
 from advisor.store import Store, default_path
 from measurements.cifar_mobilenet import pretrained
 from measurements.tables import README, table, write_tables

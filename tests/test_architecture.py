@@ -13,6 +13,7 @@ ROOT = Path(advisor.__file__).parent
 # Each may import those before it.
 ORDER = [
     "errors",
+    "files",
     "units",
     "records",
     "paired",
@@ -23,7 +24,12 @@ ORDER = [
     "probes",
     "solver",
     "candidates",
+    "situation",
     "advise",
+    "adapters",
+    "merged",
+    "huggingface",
+    "apply",
     "report",
     "demo",
     "cli",

@@ -10,7 +10,7 @@ from typing import NoReturn
 
 import typer
 
-from advisor.cli import demo, methods, profile, recommend, report, store
+from advisor.cli import apply, demo, methods, profile, recommend, report, store
 from advisor.errors import EXIT_WRONG_INPUT, AdvisorError
 
 FEWEST = "fewest"  # what a bare --flops-budget stands for
@@ -25,6 +25,7 @@ app = typer.Typer(
 )
 app.command("recommend")(recommend.command)
 app.command("profile")(profile.command)
+app.command("apply")(apply.command)
 app.command("report")(report.command)
 app.command("methods")(methods.command)
 app.command("demo")(demo.command)

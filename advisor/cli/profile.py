@@ -32,9 +32,9 @@ def command(
     optimizer = options.parse_optimizer(optimizer)
     check_writable(json)
 
-    from advisor.advise import Request
     from advisor.advise import profile as advise
     from advisor.cli.progress import ProgressBars
+    from advisor.situation import Request
 
     request = Request(
         batch_size=batch_size,

@@ -20,6 +20,8 @@ _STAGES = {
     "cost": "Costing every candidate",
     "probe": "Probing on your data",
     "verify": "Running the choice under the limit",
+    "train": "Training",
+    "write": "Writing",
 }
 
 
@@ -59,3 +61,7 @@ class ProgressBars:
             if not self._console.is_terminal:
                 self._console.print(f"{_STAGES[stage]} ...", highlight=False)
         self._bars.update(self._tasks[stage], completed=fraction, running=running)
+
+    def say(self, line: str) -> None:
+        """A line above the bars."""
+        self._console.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -128,9 +128,9 @@ def command(
     probes = data is not None and not no_probe
     store_path = options.usable_store(store) if probes and not no_store else None
 
-    from advisor.advise import Request
     from advisor.advise import recommend as advise
     from advisor.cli.progress import ProgressBars
+    from advisor.situation import Request
 
     request = Request(
         batch_size=batch_size,

@@ -75,6 +75,17 @@ class GaLoreAdam(torch.optim.Optimizer):
         if self.plain is not None:
             self.plain.state = self.state
 
+    def state_dict(self) -> dict[str, Any]:
+        """All that the next step depends on."""
+        return super().state_dict() | {"updates": self.updates}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a `state_dict`."""
+        super().load_state_dict(state_dict)
+        self.updates = state_dict["updates"]
+        if self.plain is not None:
+            self.plain.state = self.state  # which is a new one now
+
     def refresh_next(self) -> None:
         """Make the next step one that refreshes the projectors: the costliest kind."""
         self.updates = 0

@@ -34,6 +34,24 @@ def begin(
     Raises:
         InputError: the model's structure doesn't allow the candidate's levers.
     """
+    trainable = attach(model, census, candidate)
+    method, levers = get_method(candidate.method), candidate.levers
+    trainable.train_mode()
+    if levers.update == "end" or not trainable.parameters:
+        return trainable, method.optimizer(trainable, levers, learning_rate)
+    each = {
+        parameter: method.optimizer(replace(trainable, parameters={name: parameter}), levers, learning_rate)
+        for name, parameter in trainable.parameters.items()
+    }
+    return trainable, StepAtOnce(each)  # type: ignore[arg-type]
+
+
+def attach(model: nn.Module, census: Census, candidate: Candidate) -> Trainable:
+    """Attach the candidate to the model, in place, as it is trained: method, scope, statistics.
+
+    Raises:
+        InputError: the model's structure doesn't allow the candidate's levers.
+    """
     method, levers = get_method(candidate.method), candidate.levers
     if levers.scope is not None and not 0 <= levers.scope <= len(census.blocks):
         raise InputError(f"the last {levers.scope} blocks can't be trained: {len(census.blocks)} were found")
@@ -51,14 +69,7 @@ def begin(
         trainable.checkpointed = _checkpointed(census, levers.scope)
     if levers.fuse:
         fuse_norms(model, census, front)
-    trainable.train_mode()
-    if levers.update == "end" or not trainable.parameters:
-        return trainable, method.optimizer(trainable, levers, learning_rate)
-    each = {
-        parameter: method.optimizer(replace(trainable, parameters={name: parameter}), levers, learning_rate)
-        for name, parameter in trainable.parameters.items()
-    }
-    return trainable, StepAtOnce(each)  # type: ignore[arg-type]
+    return trainable
 
 
 def update(

@@ -16,11 +16,11 @@ import sys
 import warnings
 import zipfile
 from _compat_pickle import IMPORT_MAPPING
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import IO, Any, NoReturn, Self
+from typing import IO, Any, Literal, NoReturn, Self
 
 import torch
 from torch import _weights_only_unpickler, nn
@@ -88,6 +88,9 @@ _ONNX_START = re.compile(rb"\x08[\x03-\x20][\x12\x1a\x22\x3a\x42]")
 _DAMAGED = "is damaged or cut short; download or save it again"
 
 
+Form = Literal["module", "state_dict", "safetensors", "named"]
+
+
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
     """A model, ready to be profiled."""
@@ -98,6 +101,8 @@ class LoadedModel:
     input_size: tuple[int, int, int] | None  # (C, H, W) where the architecture tells
     class_names: tuple[str, ...] | None  # in the order of the outputs, where the file has them
     has_trained_weights: bool  # False: built from a name, so randomly initialised
+    form: Form = "module"  # what it was saved as
+    key_prefix: str = ""  # such as `module.`: what the file's names have before the module's own
 
 
 def load_model(source: str, *, arch: str | None = None, trust: bool = False) -> LoadedModel:
@@ -120,7 +125,7 @@ def load_model(source: str, *, arch: str | None = None, trust: bool = False) -> 
         if named is not None:
             if arch is not None:
                 raise ModelError(f"{source} names an architecture itself: leave out --arch")
-            return _loaded(named.build(None, None), named, source)
+            return replace(_loaded(named.build(None, None), named, source), form="named")
         given = None if arch is None else named_architecture(arch)
         if arch is not None and given is None:
             raise ModelError(f"--arch {arch!r} is not known; give {NAMED_FORMS}")
@@ -149,7 +154,22 @@ def _load_file(path: Path, source: str, given: Architecture | None, trust: bool)
         return _loaded(_unwrapped(weights), None, source, content)
     state = {name: _usable(value, name) for name, value in weights.items()}
     architecture = given or identify(state)
-    return _loaded(build_with_weights(architecture, state), architecture, source, content)
+    loaded = _loaded(build_with_weights(architecture, state), architecture, source, content)
+    return replace(
+        loaded,
+        form="safetensors" if path.suffix == ".safetensors" else "state_dict",
+        key_prefix=_key_prefix(state, loaded.module),
+    )
+
+
+def _key_prefix(names: Iterable[str], module: nn.Module) -> str:
+    """What wrappers put before the module's own names, where all of them carry it."""
+    own = module.state_dict().keys()
+    first = next(iter(module.state_dict()))
+    found = [name.removesuffix(first) for name in names if name.endswith(first)]
+    known = {*names}
+    # A counter of batches may be missing in the file.
+    return max(found, key=lambda prefix: sum(prefix + name in known for name in own), default="")
 
 
 def _loaded(

@@ -5,16 +5,18 @@ from advisor.probes.data import Dataset, Normalisation, load_data
 from advisor.probes.executor import executor_for
 from advisor.probes.race import RaceResult, race
 from advisor.probes.scenarios import Situation, adapt_head, relabel, situate
-from advisor.probes.train import Trainer, Trial, trained_as
+from advisor.probes.train import FineTune, Trainer, Trial, accuracy_of, trained_as
 
 __all__ = [
     "Corruption",
     "Dataset",
+    "FineTune",
     "Normalisation",
     "RaceResult",
     "Situation",
     "Trainer",
     "Trial",
+    "accuracy_of",
     "adapt_head",
     "corrupt",
     "executor_for",

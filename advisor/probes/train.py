@@ -8,7 +8,7 @@ import math
 import platform
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cache
@@ -23,6 +23,7 @@ import advisor.models
 from advisor.methods import Trainable
 from advisor.methods.update import RECALIBRATION_SAMPLES, begin, update
 from advisor.models.blocks import front_modules, has_replaceable_front, run_front, without_front
+from advisor.models.fingerprint import fingerprint
 from advisor.models.layers import logits
 from advisor.probes.data import Dataset, LabelledImages, Normalisation
 from advisor.records import Accuracy, Candidate, Census
@@ -74,8 +75,8 @@ class Trainer:
         data = self.dataset
         images = (data.train.images, data.train.labels, data.validation.images, data.validation.labels)
         return {
-            "model": _fingerprint(repr(self.model), self.model.state_dict().items()),
-            "data": _fingerprint(repr(data.normalisation), enumerate(images)),
+            "model": fingerprint(repr(self.model), self.model.state_dict().items()),
+            "data": fingerprint(repr(data.normalisation), enumerate(images)),
             "batch_size": self.batch_size,
             "code": _own_code(),
             "torch": torch.__version__,
@@ -305,14 +306,6 @@ def accuracy_of(
         updates=updates,
         finalist=finalist,
     )
-
-
-def _fingerprint(text: str, tensors: Iterable[tuple[object, torch.Tensor]]) -> str:
-    digest = hashlib.sha256(text.encode())
-    for name, tensor in tensors:
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 @cache

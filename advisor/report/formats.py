@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from advisor.errors import InputError
+from advisor.files import write_whole
 from advisor.records import (
     Accuracy,
     Candidate,
@@ -27,7 +28,6 @@ from advisor.records import (
     Levers,
     Recommendation,
 )
-from advisor.report.files import write_whole
 
 SCHEMA_VERSION = 1
 LARGEST_INTEGER = 2**63 - 1

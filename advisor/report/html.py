@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from advisor.files import write_whole
 from advisor.records import Recommendation
 from advisor.report import explain, ledger, view
 from advisor.report.charts import Axis, Point, scatter
-from advisor.report.files import write_whole
 from advisor.report.rows import Row, numbered_rows
 from advisor.solver import allowed_memory
 from advisor.units import format_bytes, format_count, format_flops, format_seconds

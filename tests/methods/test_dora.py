@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import nn
 
+from advisor.adapters import Recipe, load_adapter, save_adapter
 from advisor.methods import get_method
 from advisor.methods.base import add_bypass, bypass_of, merge_attached, reparametrise
 from advisor.methods.dora import DoRABypass, DoRAWeight, bypass_holds_less
 from advisor.methods.low_rank import output_norms, over_outputs
-from advisor.methods.saved import load_adapter, save_adapter
 from advisor.methods.update import begin, update
 from advisor.models.layers import take_census
 from advisor.records import Candidate, Layer, Levers
@@ -134,12 +134,12 @@ def test_each_layer_gets_its_form_and_a_saved_adapter_finds_it_again(tmp_path):
         update(trainable, optimizer, torch.randn(6, 3, 14, 14), torch.randint(0, 5, (6,)))
 
     x = torch.randn(4, 3, 14, 14)
-    save_adapter(tmp_path / "dora.safetensors", trainable, candidate, census)
+    save_adapter(tmp_path, trainable, Recipe.of(base, candidate, census))
     with torch.no_grad():
         adapted = model.eval()(x)
         assert (adapted - base.eval()(x)).abs().max() > 1e-3
-        again = load_adapter(copy.deepcopy(base), tmp_path / "dora.safetensors")
-        assert torch.equal(again.model.eval()(x), adapted)
+        again = load_adapter(base, tmp_path)
+        assert torch.equal(again(x), adapted)
         merged = get_method("dora").merge(model)
         assert (merged(x) - adapted).abs().max() <= 1e-5
     assert [type(module) for module in merged.modules()] == [type(module) for module in base.modules()]

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
+from advisor.adapters import Recipe, load_adapter, save_adapter
 from advisor.costs import simulate
 from advisor.methods import get_method
-from advisor.methods.saved import load_adapter, save_adapter
 from advisor.methods.update import begin, update
 from advisor.models.layers import take_census
 from advisor.records import Candidate
@@ -154,8 +154,8 @@ def test_a_bias_that_ssf_made_reloads(tmp_path):
     model = with_head(nn.Conv2d(4, 6, 3, bias=False), nn.ReLU())
     census = take_census(model, SIZE)
     base, trainable = attached("ssf", model)
-    save_adapter(tmp_path / "a.safetensors", trainable, Candidate("ssf"), census)
-    again = load_adapter(base, tmp_path / "a.safetensors").model
+    save_adapter(tmp_path, trainable, Recipe.of(base, Candidate("ssf"), census))
+    again = load_adapter(base, tmp_path)
     x = torch.randn(2, *SIZE)
     with torch.no_grad():
         assert torch.equal(again(x), trainable.model(x))

@@ -10,10 +10,10 @@ import torch
 import torchvision
 from torch import nn
 
+from advisor.adapters import Recipe, attach_adapter
 from advisor.costs import simulate
 from advisor.methods import get_method
 from advisor.methods.low_rank import output_norms
-from advisor.methods.saved import load_adapter, save_adapter
 from advisor.methods.sparse import CHILD, TrainedChannels, share
 from advisor.methods.update import begin, update
 from advisor.models.layers import take_census
@@ -150,10 +150,10 @@ def test_the_choice_is_shipped_and_wins_over_a_new_one(tmp_path):
     trainable = get_method("sparse").attach(model, census, {"fraction": 0.25})
     chosen = model[0].get_submodule(CHILD).outputs
     assert f"0.{CHILD}.outputs" in trainable.delta()
-    save_adapter(tmp_path / "a.safetensors", trainable, candidate, census)
+    recipe = Recipe.of(base, candidate, census)
     with torch.no_grad():
         base[0].weight[chosen] *= 1e-3  # the least of all now; their trained values are in the file
-    again = load_adapter(base, tmp_path / "a.safetensors")
+    again = attach_adapter(base, recipe, trainable.delta())
     assert torch.equal(again.model[0].get_submodule(CHILD).outputs, chosen)
     x = torch.randn(2, *SIZE)
     assert torch.equal(again.model.eval()(x), trainable.model.eval()(x))

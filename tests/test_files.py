@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from advisor.errors import InputError
-from advisor.report.files import write_whole
+from advisor.files import write_whole
 
 
 def test_replaces_a_file(tmp_path: Path) -> None:

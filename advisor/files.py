@@ -9,18 +9,19 @@ from pathlib import Path
 from advisor.errors import InputError
 
 
-def write_whole(path: str | os.PathLike[str], text: str) -> None:
-    """Write UTF-8 text through a temporary file beside `path`, so no reader sees half of it.
+def write_whole(path: str | os.PathLike[str], content: str | bytes) -> None:
+    """Write text, as UTF-8, or bytes through a temporary file beside `path`, so no reader sees half of it.
 
     `-` is stdout. A symbolic link is followed; a device or a pipe is written to directly.
     Raises InputError where the file can't be written.
     """
     if path == "-":
-        sys.stdout.write(text)
+        sys.stdout.write(content if isinstance(content, str) else content.decode())
         return
     target = Path(os.path.realpath(path))
     # A path may hold bytes that aren't UTF-8; a report is still worth having then.
-    content = text.encode("utf-8", "replace")
+    if isinstance(content, str):
+        content = content.encode("utf-8", "replace")
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         if target.exists() and not target.is_file() and not target.is_dir():

@@ -1,0 +1,460 @@
+"""The recommended fine-tune, for real: all training images, whole epochs, files to ship.
+
+The held-out images are the probe's. They choose the epoch whose weights are kept, so the accuracy
+that is told leans a little to the good side, as any early stopping's does.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from advisor.adapters import RECIPE, TENSORS, Recipe, save_adapter
+from advisor.costs import available_bytes
+from advisor.errors import InputError
+from advisor.huggingface import save_for_peft
+from advisor.merged import save_merged
+from advisor.methods import learning_rates
+from advisor.probes import FineTune, Normalisation, Trainer, accuracy_of
+from advisor.records import Accuracy, Candidate, DataSummary, Evaluation, Recommendation
+from advisor.situation import Progress, Request, Story, prepare, versions
+
+PATIENCE = 3  # epochs without a better one, after which training ends
+CHECKPOINT = "checkpoint.pt"
+_CHECKPOINT_FORMAT = "peft-advisor checkpoint 1"
+_PIECES = 20  # of an epoch: how often progress is told
+_SHARE_FOR_IMAGES = 0.5  # of the memory that is left
+
+
+@dataclass(frozen=True, slots=True)
+class Application:
+    """What to carry out, besides the recommendation, and where to write."""
+
+    output: Path
+    data: str | None = None  # None: the data that the probes were run on
+    candidate: str | None = None  # an id; None: the recommended one
+    learning_rate: float | None = None  # None: the one that was best in the probes
+    epochs: int = 10
+    restart: bool = False  # begin anew where the folder holds a checkpoint
+    arch: str | None = None  # None: as for the recommendation
+    trust: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What came of it."""
+
+    recipe: Recipe
+    accuracy: Accuracy  # of the weights that were kept
+    base: Accuracy | None  # the model as it was, on the same images; None where its head was replaced
+    predicted: Accuracy | None  # by the probe
+    epochs_run: int
+    files: tuple[Path, ...]
+    notes: tuple[str, ...]  # what could not be written, and why
+    warnings: tuple[str, ...]
+
+
+EpochReport = Callable[[int, float, bool], None]  # epoch from 1, held-out accuracy, whether the best
+
+
+def apply_advice(
+    model: str,
+    recommendation: Recommendation,
+    application: Application,
+    progress: Progress = lambda stage, fraction, running: None,
+    on_epoch: EpochReport = lambda epoch, accuracy, best: None,
+) -> Applied:
+    """Train the recommended candidate on all training images and write what it became.
+
+    A checkpoint is kept in the output folder after each epoch. Where there is one of the same recipe,
+    training goes on from it and ends as if it had never been interrupted.
+
+    Args:
+        model: what the recommendation was made for, as for `load_model`.
+        progress: called often, with the stage, the fraction of it that is done, and what is running.
+        on_epoch: called after each epoch that is trained now.
+
+    Raises:
+        InputError: the recommendation, the model, the data or the folder can't be used, training
+            diverged, or the folder holds another recipe's checkpoint.
+    """
+    evaluation = _chosen(recommendation, application.candidate)
+    rate = _learning_rate(evaluation, application.learning_rate)
+    if application.epochs < 1:
+        raise InputError(f"--epochs {application.epochs} must be at least 1")
+    _make_folder(application.output)
+    story = prepare(model, _request(recommendation, evaluation.candidate, application), progress)
+    _check_model(story, recommendation)
+    assert story.dataset is not None  # noqa: S101 - the request names the data
+    trainer = Trainer(story.loaded.module, story.census, story.dataset, recommendation.batch_size)
+    path = application.output / CHECKPOINT
+    if application.restart:
+        path.unlink(missing_ok=True)
+    run = _Run(trainer, evaluation.candidate, rate, application.epochs, _seed(recommendation), path)
+    run.resume()
+    run.train(progress, on_epoch)
+    progress("write", 0.0, "")
+    applied = _written(run, story, evaluation, recommendation, application)
+    progress("write", 1.0, "")
+    return applied
+
+
+class _Run:
+    """The training, an epoch at a time, with its checkpoint."""
+
+    def __init__(
+        self, trainer: Trainer, candidate: Candidate, rate: float | None, epochs: int, seed: int, path: Path
+    ) -> None:
+        """Ready for the first epoch; `path` is the checkpoint's."""
+        self.trainer, self.learning_rate, self._path = trainer, rate, path
+        # Statistics are re-estimated in a single pass; another would find the same.
+        self.epochs = epochs if rate is not None else 1
+        self.updates_per_epoch = max(len(trainer.dataset.train) // trainer.batch_size, 1)
+        self.fine_tune = FineTune(trainer, candidate, rate, self.epochs * self.updates_per_epoch, seed)
+        known = trainer.key()
+        self._key = {  # what must be equal for a checkpoint to be this run's
+            "candidate": candidate.id,
+            "learning rate": rate,
+            "epochs": self.epochs,
+            "batch size": trainer.batch_size,
+            "seed": seed,
+            "model": known["model"][:12],
+            "data": known["data"][:12],
+        }
+        self.epochs_run = self.best_epoch = 0
+        self.best: dict[str, torch.Tensor] = {}
+        self.best_correct = b""
+        self.diverged = False
+
+    def train(self, progress: Progress, on_epoch: EpochReport) -> None:
+        """Until all epochs are done, or none was better for `PATIENCE` of them, or it diverges."""
+        while self.epochs_run < self.epochs and self.epochs_run - self.best_epoch < PATIENCE:
+            if not self._one_epoch(progress):
+                self.diverged = True
+                break
+            correct = self.fine_tune.judge()
+            self.epochs_run += 1
+            better = not self.best or sum(correct) > sum(self.best_correct)
+            if better:
+                self.best_epoch, self.best_correct = self.epochs_run, correct
+                self.best = {n: t.detach().clone() for n, t in self.fine_tune.trainable.delta().items()}
+            self._save()
+            on_epoch(self.epochs_run, sum(correct) / len(correct), better)
+        if not self.best:
+            raise InputError(
+                "training diverged in its first epoch: the loss or a weight is no longer finite; "
+                "give a lower --learning-rate"
+            )
+        progress("train", 1.0, "")
+        self.fine_tune.trainable.model.load_state_dict(self.best, strict=False)
+
+    def resume(self) -> None:
+        """Go on from the folder's checkpoint, if there is one. Raises InputError."""
+        if not self._path.exists():
+            return
+        saved = _read_checkpoint(self._path)
+        differing = [
+            f"{name} {_short(saved['key'].get(name))}, now {_short(value)}"
+            for name, value in self._key.items()
+            if saved["key"].get(name) != value
+        ]
+        if differing:
+            raise InputError(
+                f"{self._path}: is of another recipe ({'; '.join(differing)}); give --restart to begin "
+                "anew, or another --output"
+            )
+        self.fine_tune.restore(saved["state"])
+        self.epochs_run, self.best_epoch, self.best = saved["epochs"], saved["best_epoch"], saved["best"]
+        self.best_correct = bytes(saved["best_correct"].tolist())
+
+    def _one_epoch(self, progress: Progress) -> bool:
+        first, each = self.epochs_run * self.updates_per_epoch, self.updates_per_epoch
+        for piece in range(1, _PIECES + 1):
+            done = first + each * piece // _PIECES
+            if done > self.fine_tune.done and not self.fine_tune.run(done):
+                return False
+            running = f"epoch {self.epochs_run + 1} of {self.epochs}"
+            progress("train", done / (self.epochs * each), running)
+        return True
+
+    def _save(self) -> None:
+        saved = {
+            "format": _CHECKPOINT_FORMAT,
+            "key": self._key,
+            "epochs": self.epochs_run,
+            "best_epoch": self.best_epoch,
+            "best": self.best,
+            "best_correct": torch.tensor(list(self.best_correct), dtype=torch.uint8),
+            "state": self.fine_tune.state(),
+        }
+        temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}.tmp")
+        try:
+            try:
+                torch.save(saved, temporary)
+                temporary.replace(self._path)
+            finally:
+                temporary.unlink(missing_ok=True)
+        except (OSError, RuntimeError) as error:  # torch says RuntimeError where the disk is full
+            raise InputError(
+                f"{self._path}: the checkpoint can't be written ({str(error).splitlines()[0]}); "
+                "make room, and give the same command again"
+            ) from error
+
+
+def _short(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def verdict(applied: Applied) -> str:
+    """One line: the accuracy, against what the probe predicted and what the model had."""
+    found, predicted, base = applied.accuracy, applied.predicted, applied.base
+    parts = [
+        f"{_percent(found)} right of {found.samples:,} held-out images (95 % interval {_interval(found)})"
+    ]
+    if predicted is None:
+        parts.append("no probe predicted it")
+    else:
+        place = "within"
+        if not predicted.low <= found.mean <= predicted.high:
+            place = "above" if found.mean > predicted.high else "below"
+        parts.append(
+            f"the probe predicted {_percent(predicted)} ({_interval(predicted)}): {place} its interval"
+        )
+    if base is not None:
+        parts.append(f"the model before had {_percent(base)} ({100 * (found.mean - base.mean):+.1f} points)")
+    return "; ".join(parts) + "."
+
+
+def _percent(accuracy: Accuracy) -> str:
+    return f"{100 * accuracy.mean:.1f} %"
+
+
+def _interval(accuracy: Accuracy) -> str:
+    return f"{100 * accuracy.low:.1f} to {100 * accuracy.high:.1f} %"
+
+
+# What to do
+
+
+def _chosen(recommendation: Recommendation, wanted: str | None) -> Evaluation:
+    if wanted is None:
+        if recommendation.recommended is None:
+            raise InputError(
+                "the report recommends nothing; run recommend with other limits, or give --candidate"
+            )
+        return recommendation.evaluation(recommendation.recommended)
+    try:
+        return recommendation.evaluation(wanted)
+    except KeyError:
+        known = [evaluation.candidate.id for evaluation in recommendation.evaluations]
+        near = difflib.get_close_matches(wanted, known, 3, 0.4) or known[:3]
+        raise InputError(
+            f"--candidate {wanted!r} is not in the report; it has {', '.join(near)} and others"
+        ) from None
+
+
+def _learning_rate(evaluation: Evaluation, given: float | None) -> float | None:
+    """The one to train at; None where nothing is trained by gradients."""
+    rates = learning_rates(evaluation.candidate)
+    if not any(rate is not None for rate in rates):
+        return None
+    if given is not None:
+        if not 0 < given < float("inf"):
+            raise InputError(f"--learning-rate {given} must be greater than 0")
+        return given
+    if evaluation.accuracy is not None and evaluation.accuracy.learning_rate is not None:
+        return evaluation.accuracy.learning_rate
+    return rates[len(rates) // 2]
+
+
+def _request(recommendation: Recommendation, candidate: Candidate, application: Application) -> Request:
+    """What the recommendation was asked with."""
+    known = recommendation.data
+    data = application.data or (_source(known) if known is not None else None)
+    if data is None:
+        raise InputError("the report was made without data; give the images to train on with --data")
+    size = cast(tuple[int, int, int], recommendation.input_size)
+    request = Request(
+        batch_size=recommendation.batch_size,
+        input_size=size,
+        arch=application.arch or recommendation.model.arch,
+        trust=application.trust,
+        data=data,
+        train_images=_most_images(size),
+        seed=_seed(recommendation),
+    )
+    return request if known is None else replace(request, **_recorded(known))
+
+
+def _most_images(size: tuple[int, int, int]) -> int:
+    """How many images, a byte for each value, fit beside the training."""
+    return max(int(_SHARE_FOR_IMAGES * available_bytes()) // max(math.prod(size), 1), 1)
+
+
+def _source(data: DataSummary) -> str:
+    """As typed: where a shift was rehearsed, the summary's source says so behind it."""
+    return data.source.removesuffix(f", rehearsing {data.rehearse}")
+
+
+def _recorded(data: DataSummary) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "class_names": data.class_names,
+        "rehearse": data.rehearse,
+        "scenario": data.scenario,
+    }
+    if data.mean and data.std:
+        found["normalisation"] = Normalisation(data.mean, data.std)
+    return found
+
+
+def _seed(recommendation: Recommendation) -> int:
+    seed = recommendation.provenance.get("seed", 0)
+    return seed if type(seed) is int else 0
+
+
+def _check_model(story: Story, recommendation: Recommendation) -> None:
+    wanted = recommendation.model.fingerprint
+    if wanted and wanted != story.base_fingerprint:
+        raise InputError(
+            f"{story.loaded.source} has other weights than {recommendation.model.source}, which the report "
+            "was made for; give that model, or run recommend on this one"
+        )
+    if story.census.parameters != recommendation.model.parameters:
+        raise InputError(
+            f"{story.loaded.source} has {story.census.parameters:,} parameters on this data, the model of "
+            f"the report {recommendation.model.parameters:,}; give the same model and data, or run "
+            "recommend on these"
+        )
+
+
+def _make_folder(folder: Path) -> None:
+    """Refuse a folder that can't be written to before the work, not after it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise InputError(f"--output {folder}: can't be written to ({reason}); give another folder") from error
+
+
+def _read_checkpoint(path: Path) -> dict[str, Any]:
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        if saved["format"] != _CHECKPOINT_FORMAT or not isinstance(saved["key"], dict):
+            raise ValueError("another format")
+    except Exception as error:  # whatever the file may hold
+        raise InputError(
+            f"{path}: is no checkpoint that can be gone on from; give --restart to begin anew"
+        ) from error
+    return cast(dict[str, Any], saved)
+
+
+# What came of it
+
+
+def _written(
+    run: _Run,
+    story: Story,
+    evaluation: Evaluation,
+    recommendation: Recommendation,
+    application: Application,
+) -> Applied:
+    """Judge the kept weights and write all files."""
+    assert story.dataset is not None  # noqa: S101 - the request names the data
+    assert story.situation is not None  # noqa: S101 - so it was matched with the model
+    folder, trainable = application.output, run.fine_tune.trainable
+    accuracy = accuracy_of(run.fine_tune.judge())
+    base = None
+    if not story.situation.head_replaced:
+        base = accuracy_of(run.trainer.judge_base(len(story.dataset.validation)))
+    recipe = _recipe(run, story, recommendation, evaluation)
+    recipe = replace(
+        recipe,
+        accuracy=_figures(accuracy),
+        base_accuracy=_figures(base),
+        predicted_accuracy=_figures(evaluation.accuracy),
+    )
+    recipe = save_adapter(folder, trainable, recipe)
+    some = torch.arange(min(8, len(story.dataset.validation)))
+    images, _ = story.dataset.validation.batch(some, story.dataset.normalisation)
+    for_peft, no_peft = save_for_peft(folder, story.loaded.module, trainable, recipe)
+    # The last, because it takes the trained model apart.
+    merged, no_merged = save_merged(folder, story.loaded, trainable.model, recipe.method, images)
+    files = (folder / TENSORS, folder / RECIPE, *([merged] if merged else []), *for_peft)
+    return Applied(
+        recipe=recipe,
+        accuracy=accuracy,
+        base=base,
+        predicted=evaluation.accuracy,
+        epochs_run=run.epochs_run,
+        files=files,
+        notes=tuple(note for note in (no_merged, no_peft) if note),
+        warnings=(*story.warnings, *_warnings(run, story, evaluation, recommendation)),
+    )
+
+
+def _recipe(run: _Run, story: Story, recommendation: Recommendation, evaluation: Evaluation) -> Recipe:
+    data, situation, candidate = run.trainer.dataset, story.situation, evaluation.candidate
+    assert situation is not None  # noqa: S101 - the caller has data
+    adapted = situation.head_replaced or situation.new_classes > 0
+    known = recommendation.data
+    return Recipe(
+        method=candidate.method,
+        setting=dict(candidate.setting),
+        levers=candidate.levers,
+        input_size=story.census.input_size,
+        classes=situation.classes,
+        base_fingerprint=story.base_fingerprint,
+        head_replaced=situation.head_replaced,
+        base_classes=story.base_classes if adapted else None,
+        base_model=story.loaded.source,
+        learning_rate=run.learning_rate,
+        batch_size=run.trainer.batch_size,
+        epochs=run.epochs,
+        best_epoch=run.best_epoch,
+        seed=_seed(recommendation),
+        data=data.source,
+        rehearse=known.rehearse if known is not None else None,
+        class_names=data.class_names,
+        class_outputs=situation.label_map,
+        mean=data.normalisation.mean,
+        std=data.normalisation.std,
+        versions=versions(),
+    )
+
+
+def _figures(accuracy: Accuracy | None) -> dict[str, float | int] | None:
+    if accuracy is None:
+        return None
+    return {name: getattr(accuracy, name) for name in ("mean", "low", "high", "samples")}
+
+
+def _warnings(
+    run: _Run, story: Story, evaluation: Evaluation, recommendation: Recommendation
+) -> tuple[str, ...]:
+    found, known = [], recommendation.data
+    assert story.dataset is not None  # noqa: S101 - the request names the data
+    if known is not None and len(story.dataset.validation) != known.validation_samples:
+        found.append(
+            f"held out are {len(story.dataset.validation):,} images, not the {known.validation_samples:,} of "
+            "the probe: other data was given, so its prediction is of other images"
+        )
+    if run.learning_rate is not None and evaluation.accuracy is None:
+        found.append(
+            f"no probe tells a learning rate for {evaluation.candidate.id}: {run.learning_rate:g} was taken"
+        )
+    if run.diverged:
+        found.append(
+            f"training diverged in epoch {run.epochs_run + 1}: the weights of epoch {run.best_epoch} were "
+            "kept; a lower --learning-rate would go on"
+        )
+    return tuple(found)

@@ -1,0 +1,83 @@
+"""`peft-advisor apply`: run the recommended fine-tune."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from advisor.cli import options
+
+
+def command(
+    model: options.Model,
+    report: Annotated[
+        str,
+        typer.Argument(metavar="REPORT.json", help="What recommend --json wrote.", show_default=False),
+    ],
+    output: Annotated[
+        Path, typer.Option(metavar="DIR", help="Where to write; made if need be.", show_default=False)
+    ],
+    data: Annotated[
+        str | None, typer.Option(help="The images to train on; default: those of the report.")
+    ] = None,
+    candidate: Annotated[
+        str | None, typer.Option(metavar="ID", help="Another candidate of the report than its choice.")
+    ] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="Default: the best one of the candidate's probes.")
+    ] = None,
+    epochs: Annotated[
+        int, typer.Option(help="At most; three without a better one end the training, too.")
+    ] = 10,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Begin anew, whatever checkpoint the folder holds.")
+    ] = False,
+    arch: options.Arch = None,
+    trust: options.Trust = False,
+) -> None:
+    """Train the recommended candidate on all training images, and write what it became.
+
+    Writes the adapter (adapter.safetensors, recipe.json), the merged model where the method allows it,
+    and huggingface/ where PEFT computes the same. A checkpoint is kept after each epoch: the same
+    command goes on from it.
+    """
+    from advisor.apply import CHECKPOINT, Application, apply_advice, verdict
+    from advisor.cli.progress import ProgressBars
+    from advisor.report import read_json
+
+    application = Application(
+        output=output,
+        data=data,
+        candidate=candidate,
+        learning_rate=learning_rate,
+        epochs=epochs,
+        restart=restart,
+        arch=arch,
+        trust=trust,
+    )
+    recommendation = read_json(report)
+    try:
+        with ProgressBars() as progress:
+
+            def on_epoch(epoch: int, accuracy: float, best: bool) -> None:
+                so_far = ", the best so far" if best else ""
+                progress.say(
+                    f"Epoch {epoch} of {epochs}: {100 * accuracy:.1f} % right of held-out images{so_far}"
+                )
+
+            applied = apply_advice(model, recommendation, application, progress, on_epoch)
+    except KeyboardInterrupt:
+        kept = (output / CHECKPOINT).exists()
+        go_on = "the same command goes on from the last whole epoch" if kept else "no epoch was whole yet"
+        typer.echo(f"peft-advisor: interrupted; {go_on}", err=True)
+        raise typer.Exit(130) from None
+    for warning in applied.warnings:
+        typer.echo(f"peft-advisor: warning: {warning}", err=True)
+    rate = applied.recipe.learning_rate
+    typer.echo(f"Trained: {applied.recipe.candidate.id}{f', learning rate {rate:g}' if rate else ''}")
+    typer.echo("Wrote:   " + "\n         ".join(str(path) for path in applied.files))
+    for note in applied.notes:
+        typer.echo(f"Note:    {note}")
+    typer.echo(verdict(applied))

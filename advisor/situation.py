@@ -1,0 +1,155 @@
+"""What every command starts from: the request, the model and the data, made to fit each other."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import nn
+
+from advisor.errors import InputError, ModelError
+from advisor.models import LoadedModel, load_model, take_census
+from advisor.models.fingerprint import model_fingerprint
+from advisor.probes import (
+    Dataset,
+    Normalisation,
+    Situation,
+    adapt_head,
+    corrupt,
+    load_data,
+    parse_corruption,
+    relabel,
+    situate,
+)
+from advisor.records import Census
+
+Progress = Callable[[str, float, str], None]  # stage, fraction of it done, what is running
+
+_PACKAGES = ("peft-advisor", "torch", "torchvision", "fvcore", "scikit-learn", "numpy")
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What the user asked for, besides the model and the budget."""
+
+    batch_size: int = 8
+    input_size: tuple[int, int, int] | None = None  # None: that of the architecture
+    arch: str | None = None
+    trust: bool = False
+    methods: tuple[str, ...] | None = None  # None: all
+    ranks: tuple[int, ...] = (2, 4, 8)
+    optimizer: str = "adam"
+    data: str | None = None
+    train_images: int = 2048  # at most; a larger set is sampled
+    class_names: tuple[str, ...] | None = None  # the model's, in the order of its outputs
+    normalisation: Normalisation | None = None  # None: ImageNet's for 3 channels
+    rehearse: str | None = None  # a corruption of the images, see `parse_corruption`
+    scenario: Literal["auto", "shift", "new-classes"] = "auto"
+    probe_seconds: float | None = 180.0  # None: no probes
+    epochs: int = 10  # of a whole fine-tune: what the race's finalists train for, if there is time
+    store: Path | None = None  # where finished probes are kept; None: nowhere
+    executor: str = "here"  # what runs the probes, see `executor_for`
+    verify: bool = True
+    seed: int = 0
+    command: str = ""  # as typed, for the report
+
+
+@dataclass(slots=True)
+class Story:
+    """What is known so far."""
+
+    loaded: LoadedModel
+    census: Census
+    dataset: Dataset | None
+    situation: Situation | None
+    base_classes: int | None  # the model's outputs, before its head is made to fit
+    base_fingerprint: str  # of the model as loaded, before its head is made to fit
+    warnings: list[str]
+    not_applicable: dict[str, str]
+    base_forward_flops: dict[str, int] = field(default_factory=dict)
+
+
+def prepare(model: str | nn.Module, request: Request, progress: Progress) -> Story:
+    """Load the model and the data, make the head fit the data's classes, take the census."""
+    if request.batch_size < 1:
+        raise InputError(f"--batch-size {request.batch_size} must be at least 1")
+    if request.epochs < 1:
+        raise InputError(f"--epochs {request.epochs} must be at least 1")
+    if not request.ranks or min(request.ranks) < 1:
+        raise InputError("--ranks takes positive whole numbers such as 2,4,8")
+    corruption = parse_corruption(request.rehearse) if request.rehearse is not None else None
+    if corruption is not None and request.data is None:
+        raise InputError("--rehearse corrupts the images of --data; give it, too")
+    progress("load", 0.0, "model")
+    loaded = _load(model, request)
+    input_size = request.input_size or loaded.input_size
+    if input_size is None:
+        raise ModelError(f"{loaded.name}: the input size can't be told from it; give --input-size CxHxW")
+    warnings = []
+    if not loaded.has_trained_weights:
+        warnings.append(
+            f"{loaded.source} has random weights: its costs are exact, "
+            "but any accuracy is that of an untrained network"
+        )
+    census = take_census(loaded.module, input_size)
+    known = census.classes
+    base = model_fingerprint(loaded.module)
+    dataset = situation = None
+    if request.data is not None:
+        progress("load", 0.5, "data")
+        dataset = load_data(
+            request.data,
+            input_size,
+            normalisation=request.normalisation,
+            max_train=request.train_images,
+            seed=request.seed,
+        )
+        if corruption is not None:
+            dataset = corrupt(dataset, corruption, request.seed)
+        names = request.class_names or loaded.class_names
+        if names is not None and len(names) != census.classes:
+            raise InputError(f"{len(names)} class names were given, the model has {census.classes} outputs")
+        assert census.classes is not None  # noqa: S101 - take_census refuses what is not a classifier
+        situation = situate(dataset, census.classes, scenario=request.scenario, model_class_names=names)
+        warnings += situation.warnings
+        dataset = relabel(dataset, situation)
+        if situation.classes != census.classes or situation.head_replaced:
+            if census.head is None:
+                raise ModelError("the model has no classifier layer that could learn the new classes")
+            adapt_head(loaded.module, census.head, situation, data=dataset, seed=request.seed)
+            census = take_census(loaded.module, input_size)
+    progress("load", 1.0, "")
+    return Story(loaded, census, dataset, situation, known, base, warnings, {})
+
+
+def _load(model: str | nn.Module, request: Request) -> LoadedModel:
+    if isinstance(model, str):
+        # The weights of a name alone are random: the same ones for the same seed.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(request.seed)
+            return load_model(model, arch=request.arch, trust=request.trust)
+    name = type(model).__name__
+    return LoadedModel(
+        module=model,
+        name=name,
+        source=name,
+        input_size=None,
+        class_names=None,
+        has_trained_weights=True,
+    )
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that a result depends on."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:  # run from a source tree
+            continue
+    return found
