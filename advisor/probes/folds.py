@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 from torch import nn
 
 from advisor.probes.data import Dataset, LabelledImages
+from advisor.probes.scenarios import imprint
 from advisor.probes.train import Probe, Trainer, Trial
 from advisor.records import Candidate, Census
 
@@ -34,33 +37,58 @@ class CrossValidation(Trainer):
     """
 
     def __init__(
-        self, model: nn.Module, census: Census, dataset: Dataset, batch_size: int, folds: int
+        self,
+        model: nn.Module,
+        census: Census,
+        dataset: Dataset,
+        batch_size: int,
+        folds: int,
+        new_rows: int | None = None,
     ) -> None:
-        """`dataset`: its labels are the model's outputs; the split is not used."""
-        images, fold_of = _spread(dataset, folds)
-        held_out = [fold_of == fold for fold in range(folds)]
-        parts = [
-            replace(dataset, train=_those(images, ~own), validation=_those(images, own)) for own in held_out
-        ]
-        super().__init__(model, census, replace(parts[0], validation=images), batch_size)
-        self._fold_of = fold_of
-        self._trainers = [Trainer(model, census, part, batch_size) for part in parts]
+        """Ready to judge.
+
+        Args:
+            dataset: its labels are the model's outputs; its split is not used.
+            new_rows: the first of the head's rows that were made for this data, if any were: they are
+                imprinted anew for each fold, from images that it doesn't hold out.
+        """
+        images, self._fold_of = _spread(dataset, folds)
+        self._trainers = []
+        for fold in range(folds):
+            own = self._fold_of == fold
+            part = replace(dataset, train=_those(images, ~own), validation=_those(images, own))
+            base = model
+            if new_rows is not None and census.head is not None:
+                base = copy.deepcopy(model)
+                imprint(base, census.head, new_rows, part)
+            self._trainers.append(Trainer(base, census, part, batch_size))
+        part = self._trainers[0].dataset
+        super().__init__(model, census, replace(part, validation=images), batch_size)
 
     def probe(self, trial: Trial) -> Probe:
         """Train as many copies as there are folds; the first held-out images are of all folds."""
-        shown = self._fold_of[: trial.samples]
-        correct = torch.zeros(len(shown), dtype=torch.uint8)
-        seconds = 0.0
-        for fold, trainer in enumerate(self._trainers):
-            own = shown == fold
-            if not own.any():
-                continue
-            found = trainer.probe(replace(trial, samples=int(own.sum())))
+        answers, seconds = [], 0.0
+        for trainer, samples in zip(self._trainers, self._shares(trial.samples), strict=True):
+            found = trainer.probe(replace(trial, samples=samples))
             seconds += found.seconds
             if found.correct is None:
                 return Probe(trial, None, seconds, found.failure)
-            correct[own] = torch.frombuffer(bytearray(found.correct), dtype=torch.uint8)
-        return Probe(trial, bytes(correct.tolist()), seconds)
+            answers.append(found.correct)
+        return Probe(trial, self._joined(answers), seconds)
+
+    def judge_base(self, samples: int) -> bytes:
+        """Which of the first held-out samples the model classifies right as it is."""
+        shares = zip(self._trainers, self._shares(samples), strict=True)
+        return self._joined([trainer.judge_base(share) for trainer, share in shares])
+
+    def _shares(self, samples: int) -> list[int]:
+        """How many of the first held-out images are of each fold."""
+        shown = self._fold_of[:samples]
+        return [int((shown == fold).sum()) for fold in range(len(self._trainers))]
+
+    def _joined(self, answers: Sequence[bytes]) -> bytes:
+        each = [iter(of_fold) for of_fold in answers]
+        return bytes(next(each[fold]) for fold in self._fold_of[: sum(map(len, answers))].tolist())
 
     def time_updates(self, candidate: Candidate) -> tuple[float, float]:
         """Of all folds together."""

@@ -142,7 +142,23 @@ def adapt_head(
     return model
 
 
+def imprint(model: nn.Module, head: str, kept: int, data: Dataset) -> None:
+    """Imprint the head's rows from `kept` on, in place, as `adapt_head` does where it is better."""
+    layer = _head_layer(model, head)
+    features, _ = _seen_by(model, layer, data)
+    _imprint(layer, kept, features, data.train.labels[: len(features)])
+
+
 def _imprint_where_better(model: nn.Module, layer: nn.Linear | nn.Conv2d, kept: int, data: Dataset) -> None:
+    features, plain = _seen_by(model, layer, data)
+    state = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
+    _imprint(layer, kept, features, data.train.labels[: len(features)])
+    if _seen_by(model, layer, data)[1] <= plain:
+        layer.load_state_dict(state)
+
+
+def _seen_by(model: nn.Module, layer: nn.Linear | nn.Conv2d, data: Dataset) -> tuple[torch.Tensor, int]:
+    """The features (N, F) that reach the head from some training images, and how many it gets right."""
     count = min(len(data.train), max(_LOOKED_AT // layer.weight.shape[0], 1) * layer.weight.shape[0])
     features: list[torch.Tensor] = []
 
@@ -152,21 +168,16 @@ def _imprint_where_better(model: nn.Module, layer: nn.Linear | nn.Conv2d, kept: 
         x = x.flatten(2) if isinstance(layer, nn.Conv2d) else x.reshape(len(x), -1, x.shape[-1]).mT
         features.append(x.mean(2))
 
-    def right() -> int:
-        with torch.no_grad(), evaluating(model):
-            parts = torch.arange(count).split(_BATCH)
-            batches = [data.train.batch(part, data.normalisation) for part in parts]
-            return sum(int((logits(model(x)).argmax(1) == labels).sum()) for x, labels in batches)
-
     handle = layer.register_forward_pre_hook(remember)
+    right = 0
     try:
-        plain = right()
+        with torch.no_grad(), evaluating(model):
+            for part in torch.arange(count).split(_BATCH):
+                images, labels = data.train.batch(part, data.normalisation)
+                right += int((logits(model(images)).argmax(1) == labels).sum())
     finally:
         handle.remove()
-    state = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
-    _imprint(layer, kept, torch.cat(features), data.train.labels[:count])
-    if right() <= plain:
-        layer.load_state_dict(state)
+    return torch.cat(features), right
 
 
 def _imprint(layer: nn.Linear | nn.Conv2d, kept: int, features: torch.Tensor, labels: torch.Tensor) -> None:

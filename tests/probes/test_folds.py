@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from advisor.models.layers import take_census
 from advisor.probes.data import LabelledImages
@@ -62,3 +64,17 @@ def test_a_fold_that_fails_fails_the_trial():
     found = trainer.probe(Trial(Candidate("full"), 1e30, 4, 40, 0))
     assert found.correct is None
     assert found.failure == "diverged"
+
+
+def test_new_rows_are_imprinted_without_the_images_held_out():
+    data = few(30)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(36, 2))
+    adapted = copy.deepcopy(model)
+    trainer = CrossValidation(adapted, take_census(adapted, SIZE), data, 4, 3, new_rows=0)
+    rows = [one.model[1].weight for one in trainer._trainers]
+    assert not torch.equal(rows[0], rows[1])
+    assert not torch.equal(rows[0], model[1].weight)
+    # Each fold's own network judges what it held out.
+    correct = trainer.judge_base(len(trainer.dataset.validation))
+    first = [right for right, fold in zip(correct, trainer._fold_of.tolist(), strict=True) if fold == 0]
+    assert bytes(first) == trainer._trainers[0].judge_base(len(first))
