@@ -398,7 +398,7 @@ def _written(
         epochs_run=run.epochs_run,
         files=files,
         notes=tuple(note for note in (no_merged, no_peft) if note),
-        warnings=(*story.warnings, *_warnings(run, story, evaluation, recommendation)),
+        warnings=tuple(_warnings(run, story, evaluation, recommendation)),
     )
 
 
@@ -438,10 +438,10 @@ def _figures(accuracy: Accuracy | None) -> dict[str, float | int] | None:
     return {name: getattr(accuracy, name) for name in ("mean", "low", "high", "samples")}
 
 
-def _warnings(
-    run: _Run, story: Story, evaluation: Evaluation, recommendation: Recommendation
-) -> tuple[str, ...]:
-    found, known = [], recommendation.data
+def _warnings(run: _Run, story: Story, evaluation: Evaluation, recommendation: Recommendation) -> list[str]:
+    # What the report has said already was read, and answered where it asked for an option.
+    found = [warning for warning in story.warnings if warning not in recommendation.warnings]
+    known = recommendation.data
     assert story.dataset is not None  # noqa: S101 - the request names the data
     cross_validated = known is not None and known.folds > 1  # the probe held out all images in turn
     if (
@@ -462,4 +462,4 @@ def _warnings(
             f"training diverged in epoch {run.epochs_run + 1}: the weights of epoch {run.best_epoch} were "
             "kept; a lower --learning-rate would go on"
         )
-    return tuple(found)
+    return found

@@ -1,7 +1,7 @@
 """The adapter as Hugging Face PEFT reads it: `PeftModel.from_pretrained(base, folder)`.
 
-Written only where PEFT computes the same: its LoRA and DoRA know no dilation, no padding but zeros and
-no transposed convolution, its DoRA no groups. The head, depthwise kernels that are trained themselves
+Written only where PEFT computes the same: it knows no padding but zeros and no transposed convolution,
+its LoRA and DoRA no dilation, its DoRA no groups. The head, depthwise kernels that are trained themselves
 and normalisation layers whose statistics moved go along whole (`modules_to_save`).
 """
 
@@ -24,12 +24,19 @@ from advisor.errors import InputError
 from advisor.files import write_whole
 from advisor.methods.base import BYPASS, LayerModule, Trainable
 from advisor.methods.lora import SCALE
-from advisor.models.layers import CONVOLUTIONS, is_plain
+from advisor.models.layers import is_plain
 
 FOLDER = "huggingface"
-_EXPRESSIBLE = ("lora", "dora")
-_KNOWN_TO_PEFT = (*_EXPRESSIBLE, "loha", "lokr", "ia3")
+_EXPRESSIBLE = ("lora", "dora", "loha")
+_DIFFERENCES = {
+    "lokr": "splits a weight into other Kronecker factors",
+    "ia3": "scales a layer's output before the BatchNorm, not after it",
+}
 _PREFIX = "base_model.model"  # where PEFT holds the base model
+# The names of what PEFT puts around the model and into a layer.
+_EVERYWHERE = (_PREFIX, "base_layer", "default")
+_LORA_PARTS = ("dropout", "A", "B", "embedding_A", "embedding_B", "magnitude_vector")
+_HADAMARD_PARTS = ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2")
 # Inside a layer: a bypass of ours, or DoRA's recomposed weight.
 _ADAPTED = re.compile(rf"^(.*?)\.?({BYPASS}|parametrizations\.weight\.0)\.(.*)$")
 
@@ -57,7 +64,7 @@ def save_for_peft(
     """
     target = folder / FOLDER
     shutil.rmtree(target, ignore_errors=True)  # of a former run
-    if recipe.method not in _KNOWN_TO_PEFT:
+    if recipe.method not in (*_EXPRESSIBLE, *_DIFFERENCES):
         return (), ""
     try:
         config, tensors = _translated(base, trainable, recipe)
@@ -85,7 +92,7 @@ def _translated(
     base: nn.Module, trainable: Trainable, recipe: Recipe
 ) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     if recipe.method not in _EXPRESSIBLE:
-        raise _InexpressibleError(f"PEFT's {recipe.method} is not written yet")
+        raise _InexpressibleError(f"PEFT {_DIFFERENCES[recipe.method]}")
     if recipe.base_classes is not None:
         raise _InexpressibleError("the head has other classes than the base model's, which PEFT would keep")
     by_layer: dict[str, dict[str, torch.Tensor]] = {}
@@ -97,7 +104,7 @@ def _translated(
         else:
             whole.append(name.rpartition(".")[0])
     layers = {name: _adapted(base, name, parts) for name, parts in by_layer.items()}
-    saved = _saved_whole(base, dict.fromkeys(whole), layers)
+    saved = _saved_whole(base, dict.fromkeys(whole), layers, _pefts_own(recipe.method))
     tensors = {
         f"{_PREFIX}.{layer}.{name}": value
         for layer, adapted in layers.items()
@@ -116,71 +123,88 @@ def _config(recipe: Recipe, layers: Mapping[str, _Adapted], whole: Iterable[str]
     # Anchored: PEFT also takes a key for a name's last part.
     ranks = {f"^{re.escape(name)}": adapted.rank for name, adapted in layers.items()}
     rank = next(iter(ranks.values()))
+    if recipe.method == "loha":
+        own: dict[str, Any] = {"peft_type": "LOHA", "alpha": SCALE * rank, "rank_dropout": 0.0}
+        own |= {"module_dropout": 0.0, "use_effective_conv2d": False, "init_weights": True}
+    else:
+        own = {"peft_type": "LORA", "lora_alpha": SCALE * rank, "use_dora": recipe.method == "dora"}
+        own |= {"use_rslora": False, "lora_dropout": 0.0, "bias": "none", "fan_in_fan_out": False}
+        own |= {"init_lora_weights": True}
     return {
-        "peft_type": "LORA",
+        **own,
         "task_type": None,
         "base_model_name_or_path": recipe.base_model,
         "inference_mode": True,
         "r": rank,
-        "lora_alpha": SCALE * rank,
         "rank_pattern": ranks,
         "alpha_pattern": {name: SCALE * rank for name, rank in ranks.items()},
         "target_modules": "|".join(map(re.escape, layers)),
         "modules_to_save": list(dict.fromkeys(whole)),
-        "use_dora": recipe.method == "dora",
-        "use_rslora": False,
-        "lora_dropout": 0.0,
-        "bias": "none",
-        "fan_in_fan_out": False,
-        "init_lora_weights": True,
     }
 
 
 def _adapted(base: nn.Module, name: str, parts: Mapping[str, torch.Tensor]) -> _Adapted:
-    """A, B and the magnitude of one layer."""
+    """One layer's trained tensors, by our names, as PEFT has them."""
+    _refuse_layer(base, name)
     layer: LayerModule = base.get_submodule(name)
-    parts = {key.removeprefix("low_rank."): tensor for key, tensor in parts.items()}
-    magnitude = parts.get("magnitude")
+    own = {re.sub(r"^(low_rank|change)\.", "", key): tensor for key, tensor in parts.items()}
     groups = getattr(layer, "groups", 1)
-    _refuse_layer(name, layer, {*parts}, groups, is_dora=magnitude is not None)
-    down, up = parts["down.weight"], parts["up.weight"]
-    tensors = {"lora_A.weight": _ungrouped(down, groups), "lora_B.weight": up}
-    if magnitude is not None:
+    if "first.down.weight" in own:
+        return _hadamard(own, groups)
+    if "down.weight" not in own:
+        raise _InexpressibleError(f"{name} has a factorised kernel, which PEFT doesn't know")
+    down = own["down.weight"]
+    tensors = {"lora_A.weight": _ungrouped(down, groups), "lora_B.weight": own["up.weight"]}
+    if not isinstance(layer, nn.Linear) and any(step != 1 for step in layer.dilation):
+        raise _InexpressibleError(f"{name} is dilated, which PEFT's bypass is not")
+    if "magnitude" in own:
+        if groups > 1:
+            raise _InexpressibleError(f"{name} has groups, which PEFT's DoRA doesn't know")
         spread = (1, -1, *[1] * (down.ndim - 2)) if down.ndim > 2 else (-1,)
-        tensors["lora_magnitude_vector"] = magnitude.view(spread)
+        tensors["lora_magnitude_vector"] = own["magnitude"].view(spread)
     return _Adapted(down.shape[0], tensors)
 
 
-def _refuse_layer(name: str, layer: LayerModule, parts: set[str], groups: int, *, is_dora: bool) -> None:
-    """Raises _InexpressibleError where PEFT would compute something else."""
+def _refuse_layer(base: nn.Module, name: str) -> None:
+    """Raises _InexpressibleError where PEFT adapts no such layer, or not alike."""
     if not name:
         raise _InexpressibleError("the model is a single layer")
-    if not {"down.weight", "up.weight"} <= parts:
-        raise _InexpressibleError(f"{name} has a factorised kernel, which PEFT doesn't know")
-    if not isinstance(layer, (nn.Linear, *CONVOLUTIONS)) or not is_plain(layer):
+    layer: LayerModule = base.get_submodule(name)
+    if not isinstance(layer, (nn.Linear, nn.Conv1d, nn.Conv2d)) or not is_plain(layer):
         raise _InexpressibleError(f"{name} is {type(layer).__name__}, which PEFT can't adapt alike")
-    if is_dora and groups > 1:
-        raise _InexpressibleError(f"{name} has groups, which PEFT's DoRA doesn't know")
-    if isinstance(layer, nn.Linear):
-        return
-    if any(step != 1 for step in layer.dilation):
-        raise _InexpressibleError(f"{name} is dilated, which PEFT's bypass is not")
-    if layer.padding_mode != "zeros":
-        raise _InexpressibleError(f"{name} pads with {layer.padding_mode}, PEFT's bypass with zeros")
+    if not isinstance(layer, nn.Linear) and layer.padding_mode != "zeros":
+        raise _InexpressibleError(f"{name} pads with {layer.padding_mode}, PEFT's change of it with zeros")
 
 
-def _ungrouped(down: torch.Tensor, groups: int) -> torch.Tensor:
-    """A for all input channels, zero outside its group: PEFT's A has no groups."""
+def _hadamard(own: Mapping[str, torch.Tensor], groups: int) -> _Adapted:
+    """(B1 A1) * (B2 A2) as matrices of a row for each output."""
+    tensors: dict[str, torch.Tensor] = {}
+    for number, part in ((1, "first"), (2, "second")):
+        up, down = own[f"{part}.up.weight"].flatten(1), own[f"{part}.down.weight"].flatten(1)
+        tensors |= {f"hada_w{number}_a": _ungrouped(up, groups), f"hada_w{number}_b": down}
+    return _Adapted(down.shape[0], tensors)
+
+
+def _ungrouped(weight: torch.Tensor, groups: int) -> torch.Tensor:
+    """A grouped layer's weight for all inputs, (C_out, C_in, ...): zero outside its group."""
     if groups == 1:
-        return down
-    rank, inputs, *kernel = down.shape
-    dense = down.new_zeros(groups, rank // groups, groups, inputs, *kernel)
+        return weight
+    outputs, inputs, *kernel = weight.shape
+    dense = weight.new_zeros(groups, outputs // groups, groups, inputs, *kernel)
     every = torch.arange(groups)
-    dense[every, :, every] = down.unflatten(0, (groups, -1))
+    dense[every, :, every] = weight.unflatten(0, (groups, -1))
     return dense.flatten(2, 3).flatten(0, 1)
 
 
-def _saved_whole(base: nn.Module, names: Iterable[str], adapted: Iterable[str]) -> list[str]:
+def _pefts_own(method: str) -> tuple[str, ...]:
+    if method == "loha":
+        return (*_EVERYWHERE, *(f"hada_{part}" for part in _HADAMARD_PARTS))
+    return (*_EVERYWHERE, *(f"lora_{part}" for part in _LORA_PARTS))
+
+
+def _saved_whole(
+    base: nn.Module, names: Iterable[str], adapted: Iterable[str], pefts_own: Iterable[str]
+) -> list[str]:
     """All modules that PEFT would take for one of `names`: it compares the ends of paths.
 
     Raises _InexpressibleError where it would take an adapted layer, or what holds one, along.
@@ -193,8 +217,9 @@ def _saved_whole(base: nn.Module, names: Iterable[str], adapted: Iterable[str]) 
         # What PEFT leaves unadapted because it is saved, with a path for a regular expression.
         excluded = re.compile(rf"(^|.*\.){name}($|\..*)")
         clash = next((layer for layer in adapted if excluded.match(layer)), None)
-        if clash is not None or _PREFIX.endswith(name) or not name:
-            raise _InexpressibleError(f"PEFT can't tell {name or 'the model itself'} from {clash or _PREFIX}")
+        clash = clash or next((own for own in pefts_own if own.endswith(name)), None)
+        if clash is not None:
+            raise _InexpressibleError(f"PEFT can't tell {name or 'the model itself'} from {clash}")
     for path in taken:
         if path in adapted or path not in leaves:
             raise _InexpressibleError(f"PEFT can't tell {path} from a layer that is saved whole")

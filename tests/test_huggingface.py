@@ -76,6 +76,8 @@ def through_peft(base, folder):
         ("lora", {"stride": 2, "padding": 1}),
         ("lora", {"padding": "same"}),
         ("dora", {"grouped": 1}),
+        ("loha", {}),
+        ("loha", {"dilation": 2, "stride": 2}),
     ],
 )
 def test_peft_answers_the_same(tmp_path, method, options):
@@ -88,14 +90,24 @@ def test_peft_answers_the_same(tmp_path, method, options):
         assert (adapted(x) - base(x)).abs().max() > 1e-2
 
 
-def test_peft_answers_the_same_where_layers_have_numbers_for_names(tmp_path):
-    torch.manual_seed(0)
+def numbered():
     layers = [nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 12, 3), nn.BatchNorm2d(12)]
-    model = nn.Sequential(*layers, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 5))
-    base, adapted, _ = written(tmp_path, model, "lora")
+    return nn.Sequential(*layers, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 5))
+
+
+@pytest.mark.parametrize("method", ["lora", "dora"])
+def test_peft_answers_the_same_where_layers_have_numbers_for_names(tmp_path, method):
+    torch.manual_seed(0)
+    base, adapted, _ = written(tmp_path, numbered(), method)
     x = torch.randn(5, *SIZE)
     with torch.no_grad():
         torch.testing.assert_close(through_peft(base, tmp_path)(x), adapted(x), rtol=1e-5, atol=1e-5)
+
+
+def test_a_name_that_ends_one_of_pefts_own_is_not_written(tmp_path):
+    """The BatchNorm `1`: PEFT would save its own `hada_t1` along, and fail."""
+    *_, note = written(tmp_path, numbered(), "loha")
+    assert "PEFT can't tell 1 from hada_t1" in note
 
 
 @pytest.mark.parametrize(
@@ -105,7 +117,9 @@ def test_peft_answers_the_same_where_layers_have_numbers_for_names(tmp_path):
         ("lora", {"padding_mode": "reflect", "padding": 1}, {}, "other pads with reflect"),
         ("lora", {}, {"depthwise": "factor"}, "block.0 has a factorised kernel"),
         ("dora", {}, {}, "grouped has groups"),
-        ("loha", {}, {}, "not written yet"),
+        ("dora", {"grouped": 1, "dilation": 2}, {}, "other is dilated"),
+        ("loha", {"padding_mode": "circular", "padding": 1}, {}, "other pads with circular"),
+        ("lokr", {}, {}, "splits a weight into other Kronecker factors"),
     ],
 )
 def test_what_peft_computes_otherwise_is_not_written(tmp_path, method, options, more, message):

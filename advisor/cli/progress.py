@@ -21,7 +21,7 @@ _STAGES = {
     "probe": "Probing on your data",
     "verify": "Running the choice under the limit",
     "train": "Training",
-    "write": "Writing",
+    "write": "Judging and writing",
 }
 
 

@@ -59,6 +59,8 @@ def test_it_trains_writes_and_tells(run, tmp_path):
     assert code == 0, err
     assert err.count("Epoch ") == 2
     assert "Epoch 1 of 2: " in err
+    told = json.loads(Path("advice.json").read_text())["warnings"]
+    assert not [warning for warning in told if warning in err]
     for name in ("adapter.safetensors", "recipe.json", "merged.pt"):
         assert f"{out / name}" in stdout
         assert (out / name).is_file()
