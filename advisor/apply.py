@@ -142,13 +142,13 @@ class _Run:
                 break
             correct = self.fine_tune.judge()
             self.epochs_run += 1
-            better = not self.best or sum(correct) > sum(self.best_correct)
+            better = not self.best_epoch or sum(correct) > sum(self.best_correct)
             if better:
                 self.best_epoch, self.best_correct = self.epochs_run, correct
                 self.best = {n: t.detach().clone() for n, t in self.fine_tune.trainable.delta().items()}
             self._save()
             on_epoch(self.epochs_run, sum(correct) / len(correct), better)
-        if not self.best:
+        if not self.best_epoch:
             raise InputError(
                 "training diverged in its first epoch: the loss or a weight is no longer finite; "
                 "give a lower --learning-rate"
