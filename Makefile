@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint study-memory study-flops study-layer-types study-pricing study-peers clean
+.PHONY: demo test lint study-memory study-flops study-layer-types study-pricing study-peers study-regret clean
 
 demo: $(VENV)/.installed
 	$(BIN)/peft-advisor demo
@@ -29,6 +29,11 @@ study-pricing: $(VENV)/.installed-studies
 
 study-peers: $(VENV)/.installed-peers
 	$(BIN)/python -m measurements.peers $(STUDY)
+
+# DATA: a folder with CIFAR-10 as JPEG files in train/ and test/. MODELS: one with the ResNets' checkpoints.
+study-regret: $(VENV)/.installed-studies
+	$(if $(and $(DATA),$(MODELS)),,$(error give DATA=FOLDER (CIFAR-10 JPEG: train/, test/) and MODELS=FOLDER))
+	$(BIN)/python -m measurements.regret --data $(DATA) --models $(MODELS) $(STUDY)
 
 $(VENV)/.installed-peers: $(VENV)/.installed-studies
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[peers]'

@@ -23,8 +23,11 @@ from advisor.costs import (
 from advisor.errors import ModelError
 from advisor.methods import get_method, methods
 from advisor.probes import (
+    CrossValidation,
+    Dataset,
     Trainer,
     executor_for,
+    fold_count,
     race,
     trained_as,
 )
@@ -182,9 +185,9 @@ def _probe_all(
     assert dataset is not None  # noqa: S101 - the caller has both
     assert situation is not None  # noqa: S101
     base: Accuracy | None = None
+    trainer = _trainer(story, dataset, request.batch_size)
     seconds, probes_run, probes_recalled = 0.0, 0, 0
     if request.probe_seconds is not None:
-        trainer = Trainer(story.loaded.module, story.census, dataset, request.batch_size)
         fitting = [evaluation for evaluation in cheapest_first(evaluations, budget) if evaluation.fits]
         most = _SAFE_SHARE * available_bytes()
         risky = {trained_as(e.candidate, story.census) for e in fitting if e.cost.peak_memory_bytes > most}
@@ -196,7 +199,7 @@ def _probe_all(
                 trainer,
                 {evaluation.candidate: evaluation.cost for evaluation in fitting},
                 seconds=request.probe_seconds,
-                updates=request.epochs * max(len(dataset.train) // request.batch_size, 1),
+                updates=request.epochs * max(len(trainer.dataset.train) // request.batch_size, 1),
                 seed=request.seed,
                 judge_base=not situation.head_replaced,
                 store=store,
@@ -224,8 +227,9 @@ def _probe_all(
         scenario=situation.scenario,
         classes=len(dataset.class_names),
         new_classes=situation.new_classes,
-        train_samples=len(dataset.train),
-        validation_samples=len(dataset.validation),
+        train_samples=len(trainer.dataset.train),
+        validation_samples=len(trainer.dataset.validation),
+        folds=fold_count(dataset),
         base_accuracy=base,
         probe_seconds=seconds,
         probes_run=probes_run,
@@ -236,6 +240,16 @@ def _probe_all(
         rehearse=request.rehearse,
     )
     return evaluations, summary
+
+
+def _trainer(story: Story, dataset: Dataset, batch_size: int) -> Trainer:
+    """What the race trains with: on one split, or where images are few, on several."""
+    module, census, situation = story.loaded.module, story.census, story.situation
+    folds = fold_count(dataset)
+    if folds == 1 or situation is None:
+        return Trainer(module, census, dataset, batch_size)
+    new_rows = situation.classes - situation.new_classes if situation.new_classes else None
+    return CrossValidation(module, census, dataset, batch_size, folds, new_rows)
 
 
 def _verify(

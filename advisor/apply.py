@@ -443,7 +443,12 @@ def _warnings(run: _Run, story: Story, evaluation: Evaluation, recommendation: R
     found = [warning for warning in story.warnings if warning not in recommendation.warnings]
     known = recommendation.data
     assert story.dataset is not None  # noqa: S101 - the request names the data
-    if known is not None and len(story.dataset.validation) != known.validation_samples:
+    cross_validated = known is not None and known.folds > 1  # the probe held out all images in turn
+    if (
+        known is not None
+        and not cross_validated
+        and len(story.dataset.validation) != known.validation_samples
+    ):
         found.append(
             f"held out are {len(story.dataset.validation):,} images, not the {known.validation_samples:,} of "
             "the probe: other data was given, so its prediction is of other images"

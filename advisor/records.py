@@ -343,6 +343,7 @@ class DataSummary:
     probe_seconds: float  # wall clock that the race took
     probes_run: int = 0  # now
     probes_recalled: int = 0  # from the store
+    folds: int = 1  # of cross-validation: with several, every image is held out once
     class_names: tuple[str, ...] | None = None  # the model's, as given with --classes
     mean: tuple[float, ...] = ()  # of the images in [0, 1] that the model was given, by channel
     std: tuple[float, ...] = ()

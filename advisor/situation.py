@@ -121,7 +121,7 @@ def prepare(model: str | nn.Module, request: Request, progress: Progress) -> Sto
         if situation.classes != census.classes or situation.head_replaced:
             if census.head is None:
                 raise ModelError("the model has no classifier layer that could learn the new classes")
-            adapt_head(loaded.module, census.head, situation, seed=request.seed)
+            adapt_head(loaded.module, census.head, situation, data=dataset, seed=request.seed)
             census = take_census(loaded.module, input_size)
     progress("load", 1.0, "")
     return Story(loaded, census, dataset, situation, known, base, warnings, {})

@@ -46,7 +46,7 @@ from advisor.probes import (
 from advisor.probes.data import LabelledImages
 from advisor.records import Budget, Candidate, Cost, Levers, Recommendation
 from advisor.situation import Request
-from advisor.store import Store
+from advisor.store import Store, default_path
 from measurements.cifar_mobilenet import pretrained
 from measurements.tables import README, table, write_tables
 
@@ -86,7 +86,7 @@ class Size:
 TASKS = (
     Task("resnet20", "gaussian-noise:3", reported=False),
     Task("resnet20", "8+2", reported=False),
-    Task("resnet20", "jpeg"),
+    Task("resnet20", "jpeg", reported=False),
     Task("mobilenet", "gaussian-noise:3"),
     Task("mobilenet", "5+5"),
     Task("resnet20", "defocus-blur:4"),
@@ -137,7 +137,7 @@ class Prepared:
         census = take_census(model, SIZE)
         if situation.classes != census.classes:
             assert census.head is not None
-            adapt_head(model, census.head, situation, seed=0)
+            adapt_head(model, census.head, situation, data=dataset, seed=0)
             census = take_census(model, SIZE)
         self.dataset, self.census = dataset, census
         self.trainer = Trainer(model, census, dataset, size.batch)
@@ -209,7 +209,7 @@ def truth(task: Prepared, candidates: Sequence[Candidate], executor: Any) -> lis
                 "learning_rate": best[candidate],
                 "accuracies": accuracies,
                 "accuracy": statistics.fmean(accuracies),
-                "trained_parameters": cost.trained_parameters,
+                "trained_parameters": cost.trainable_parameters,
                 "peak_memory_bytes": cost.peak_memory_bytes,
                 "flops": cost.flops.total,
             }
@@ -292,8 +292,8 @@ def rules(rows: Sequence[Mapping[str, Any]], budget: Budget) -> dict[str, float 
 
     largest = max(feasible, key=lambda row: row["trained_parameters"])
     return {
-        "always LoRA, rank 8": accuracy("lora/rank=8"),
-        "full if it fits, else LoRA": accuracy("full") or accuracy("lora/rank=8"),
+        "always LoRA, rank 8": accuracy("lora-rank=8"),
+        "full if it fits, else LoRA": accuracy("full") or accuracy("lora-rank=8"),
         "head only": accuracy("head"),
         "the most parameters that fit": largest["accuracy"],
         "any that fits": statistics.fmean(row["accuracy"] for row in feasible),
@@ -460,10 +460,12 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="CIFAR-10 JPEG: train/ and test/")
     parser.add_argument("--models", type=Path, required=True, help="the folder of the ResNets' checkpoints")
     parser.add_argument("--quick", action="store_true", help="one small task, printed, nothing written")
-    parser.add_argument("--kept", type=Path, help="where finished work is kept, and found again")
+    parser.add_argument(
+        "--kept", type=Path, default=default_path().parent / "regret", help="where finished work is kept"
+    )
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        kept = given.kept or Path(folder)
+        kept = Path(folder) if given.quick else given.kept
         kept.mkdir(parents=True, exist_ok=True)
         where = (given.data, given.models, kept)
         if given.quick:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -75,3 +76,23 @@ def test_a_wrong_request_is_refused(wrong):
 
     with pytest.raises(InputError):
         profile(network(), replace(REQUEST, **wrong))
+
+
+def test_few_images_are_all_held_out_in_turn(tmp_path):
+    torch.manual_seed(0)
+    labels = np.arange(20) % 4
+    images = np.random.default_rng(0).random((20, 3, 12, 12)) * 60 + 40 * labels[:, None, None, None]
+    np.savez(tmp_path / "few.npz", images=images.astype(np.uint8), labels=labels)
+    request = Request(
+        batch_size=4,
+        input_size=(3, 12, 12),
+        data=str(tmp_path / "few.npz"),
+        methods=("head", "norm"),
+        probe_seconds=20.0,
+        epochs=1,
+        verify=False,
+    )
+    found = recommend(network(), request=request)
+    assert (found.data.folds, found.data.validation_samples, found.data.train_samples) == (5, 20, 16)
+    chosen = found.evaluation(found.recommended)
+    assert chosen.accuracy.samples == 20

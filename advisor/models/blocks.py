@@ -184,8 +184,11 @@ def has_replaceable_front(census: Census, scope: int | None) -> bool:
     """Whether the blocks before the last `scope` can be left out once their output is known."""
     if not front_modules(census, scope):
         return False
-    # What the census's pass in eval mode never called may be called in training, and read any layer.
-    if any(layer.calls == 0 and layer.parameters for layer in census.layers):
+    # What the census's pass in eval mode never called may be called in training, and read any layer;
+    # inside a block it is the block's own, whose code reads its weights.
+    blocks = [name for block in census.blocks for name in block.modules]
+    uncalled = [layer.name for layer in census.layers if layer.calls == 0 and layer.parameters]
+    if not all(_is_inside(name, blocks) for name in uncalled):
         return False
     return census.blocks[len(census.blocks) - (scope or 0) - 1].replaceable
 

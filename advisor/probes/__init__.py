@@ -3,12 +3,14 @@
 from advisor.probes.corruptions import Corruption, corrupt, parse_corruption
 from advisor.probes.data import Dataset, Normalisation, load_data
 from advisor.probes.executor import executor_for
+from advisor.probes.folds import CrossValidation, fold_count
 from advisor.probes.race import RaceResult, race
 from advisor.probes.scenarios import Situation, adapt_head, relabel, situate
 from advisor.probes.train import FineTune, Trainer, Trial, accuracy_of, trained_as
 
 __all__ = [
     "Corruption",
+    "CrossValidation",
     "Dataset",
     "FineTune",
     "Normalisation",
@@ -20,6 +22,7 @@ __all__ = [
     "adapt_head",
     "corrupt",
     "executor_for",
+    "fold_count",
     "load_data",
     "parse_corruption",
     "race",

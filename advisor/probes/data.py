@@ -79,6 +79,7 @@ class Dataset:
     validation: LabelledImages
     normalisation: Normalisation
     named: bool  # the names come from the data, not made up from label numbers
+    is_split_drawn: bool = False  # the data came without a split of its own
 
 
 def load_data(
@@ -125,6 +126,7 @@ def load_data(
         validation=_labelled(held_out, validation),
         normalisation=normalisation,
         named=found.named,
+        is_split_drawn=found.held_out is None,
     )
 
 

@@ -1,10 +1,11 @@
 """The race: short fine-tunes of candidates, losers dropped early, inside a wall-clock budget.
 
-Successive halving in four rungs, each with fewer entries that train for longer, always from scratch:
-the methods, each at its plainest middle setting and every learning rate; the better methods' other
-settings and levers; the best of all, at learning rates around their best; and the finalists, for as
-long as a real fine-tune. A place in the next rung goes to the most accurate, and to the cheapest that
-may be as good; what is dearer and surely worse is dropped.
+Successive halving, always from scratch. Three rungs screen, all with the same number of updates: the
+methods, whole and with half of the network trained, those first that did well elsewhere; the better
+ones' other settings and levers; the best of all at learning rates around their best. The last rung
+trains the finalists for as long as a real fine-tune. A place in the next rung goes to the most accurate
+of those that can't be told from the leader, then to the others; what is dearer and surely worse is
+dropped.
 
 What the clock decides is written into the store with what was found, so that a race that was killed
 goes on as it was planned, and one that ended is only read.
@@ -12,10 +13,11 @@ goes on as it was planned, and one that ended is only read.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import zip_longest
+from itertools import islice, zip_longest
 from typing import Any, TypeVar
 
 from advisor.errors import DataError
@@ -32,13 +34,19 @@ _Item = TypeVar("_Item")
 _Entry = tuple[Candidate, float]  # and a learning rate
 
 _RUNGS = ("methods", "variants", "learning rates", "finalists")
-_SHARES = (0.2, 0.25, 0.2, 0.35)  # of the time
-_LEAST_KEPT = 4  # candidates that reach the last but one rung
-_NEARBY = (1.0, 5**-0.5, 5**0.5)  # learning rates around the best: half a step of most methods' grids
+_SHARES = (0.35, 0.2, 0.15, 0.3)  # of the time
+_LEAST_METHODS = 4  # that are screened, however short that must be
+_LEAST_LEADERS, _TUNED, _FINALISTS = 2, 4, 8  # go on to the second, third and last rung
+_SCREENING = 0.2  # of a whole fine-tune's updates
+_NEARBY = (5**-0.5, 5**0.5)  # learning rates around the best: half a step of most methods' grids
 _LEAST_UPDATES = 12  # a probe of fewer says nothing
-_TELLING_UPDATES = 40  # more entries are admitted only where each can have as many
-_EVALUATION_SHARE = 0.25  # of a rung's time, at most
+_EVALUATION_SHARE = 0.25  # of a screening probe's time, at most
 _LEAST_SAMPLES = 40  # judged on fewer, nothing can be told apart
+_TIMED = 3  # candidates, beforehand; what others take is told from FLOPs, then from their probes
+# What goes first while there is little time: what came out well on the tasks that the race was
+# developed on (measurements/regret.py). Methods that aren't named follow in order of cost.
+_WHOLE = ("norm", "head", "full", "ssf", "lora", "bias", "galore", "dora", "ia3", "sparse", "adapter")
+_HALF = ("full", "lora", "norm", "galore", "ssf", "dora", "sparse", "bias")
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +126,8 @@ class _Race:
         self._warnings: list[str] = []
         self._pace = _Pace(self._costs)
         self._start = time.perf_counter()
+        self._screening: tuple[int, int] | None = None  # updates and held-out images of a probe
+        self._screened: dict[Candidate, Probe] = {}  # the best of each candidate
         self._recalled_seconds = 0.0  # that probes found in the store once took
         self._probes_run = self._probes_recalled = 0
 
@@ -162,7 +172,8 @@ class _Race:
                 self._trainer.judge_base(few)
                 fastest = min(fastest, time.perf_counter() - start)
             self._pace.per_image = fastest / few
-            samples = self._affordable_samples(_LEAST_KEPT, _SHARES[-1] * self._seconds)
+            affordable = int(_EVALUATION_SHARE * _SHARES[-1] * self._seconds * few / fastest)
+            samples = min(len(self._trainer.dataset.validation), max(affordable, _LEAST_SAMPLES))
             right = self._trainer.judge_base(samples)
             return {"seconds_per_image": fastest / few, "correct": right.hex()}
 
@@ -173,24 +184,10 @@ class _Race:
     def _run_rungs(self, samples: int) -> None:
         self._judge_untrained(samples)
         entries = self._opening()
-        for rung, name in enumerate(_RUNGS):
-            if not entries:
-                return
-
-            def planned(rung: int = rung, entries: list[_Entry] = entries) -> dict[str, Any]:
-                return self._plan(rung, entries, samples)
-
-            plan = self._remembered("plan", self._race_key | {"rung": name}, planned)
-            if plan["updates"] < _LEAST_UPDATES and rung == 0:
-                self._warnings.append(
-                    f"--probe-time allows fewer than {_LEAST_UPDATES} updates a probe: "
-                    "the accuracies say little; allow more time"
-                )
-            trials = [
-                Trial(candidate, rate, plan["updates"], plan["samples"], self._seed)
-                for candidate, rate in entries[: plan["entries"]]
-            ]
-            entries = self._promoted(rung, self._run_rung(name, trials))
+        for rung in range(len(_RUNGS)):
+            if entries:
+                self._run_rung(rung, entries, samples)
+            entries = self._promoted(rung)
 
     def _judge_untrained(self, samples: int) -> None:
         """One probe for each candidate that has no learning rate."""
@@ -204,43 +201,55 @@ class _Race:
         self._judged(trials, last=True)
 
     def _opening(self) -> list[_Entry]:
-        """Each method's plainest middle setting: at its middle learning rate, then at the others."""
-        each = ((c, learning_rates(c)) for c in _middles(self._costs))
-        turns = zip_longest(*([(c, rate) for rate in _middle_first(rates)] for c, rates in each if rates))
-        return [entry for turn in turns for entry in turn if entry is not None]
+        """Each method whole and with half of the network trained, the promising first; then other rates."""
+        whole = _in_order(_middles(c for c in self._costs if not c.levers.scope), _WHOLE)
+        half = _in_order(_widest(c for c in self._costs if c.levers.scope), _HALF)
+        first = [c for turn in zip_longest(whole, half) for c in turn if c is not None]
+        each = [[(c, rate) for rate in _middle_first(learning_rates(c))] for c in first if learning_rates(c)]
+        return [entry for turn in zip_longest(*each) for entry in turn if entry is not None]
 
     def _plan(self, rung: int, entries: Sequence[_Entry], samples: int) -> dict[str, int]:
         """How many of the entries get how many updates and held-out images, in the time of the rung."""
-        last = rung == len(_RUNGS) - 1
         self._time(candidate for candidate, _ in entries)
         seconds = self._left() * _SHARES[rung] / sum(_SHARES[rung:]) * self._executor.workers
-        # A whole fine-tune of a few finalists tells more than parts of many.
-        wanted = self._updates if last else _TELLING_UPDATES
-        least = min(len(entries), 2 if last else _LEAST_KEPT)
-        if rung == 0:
-            least = len({candidate for candidate, _ in entries})
+        candidates = [candidate for candidate, _ in entries]
+        if rung == len(_RUNGS) - 1:
+            wanted, judged, least = self._updates, samples, 1
+        elif self._screening is not None:
+            (wanted, judged), least = self._screening, 1
+        else:
+            least = min(_LEAST_METHODS, len(entries))
+            wanted = min(max(round(_SCREENING * self._updates), _LEAST_UPDATES), self._updates)
+            judged = min(samples, self._pace.affordable_samples(candidates[0], wanted))
         admitted = len(entries)
-        while True:
-            judged = samples if last else min(samples, self._affordable_samples(admitted, seconds))
-            updates = self._pace.updates([c for c, _ in entries[:admitted]], judged, seconds)
-            if admitted <= least or updates >= wanted:
-                break
+        while admitted > least and self._pace.updates(candidates[:admitted], judged, seconds) < wanted:
             admitted -= 1
-        most = max(self._updates // 2 ** (len(_RUNGS) - 1 - rung), 1)
-        return {
-            "entries": admitted,
-            "updates": min(max(updates, _LEAST_UPDATES // 3), most),
-            "samples": judged,
-        }
+        updates = wanted
+        if self._screening is None or rung == len(_RUNGS) - 1:
+            affordable = self._pace.updates(candidates[:admitted], judged, seconds)
+            updates = min(max(affordable, _LEAST_UPDATES // 3), wanted)
+        return {"entries": admitted, "updates": updates, "samples": judged}
 
-    def _run_rung(self, name: str, trials: Sequence[Trial]) -> dict[Candidate, Probe]:
-        """Each candidate's best probe; where the rung once ended, of those that it had then."""
+    def _run_rung(self, rung: int, entries: Sequence[_Entry], samples: int) -> None:
+        """Probe as many of the entries as there is time for; if the rung once ended, those of then."""
+        name = _RUNGS[rung]
         key = self._race_key | {"rung": name}
+        plan = self._remembered("plan", key, lambda: self._plan(rung, entries, samples))
+        if rung == 0:
+            self._screening = plan["updates"], plan["samples"]
+            if plan["updates"] < min(_LEAST_UPDATES, self._updates):
+                self._warnings.append(
+                    f"--probe-time allows fewer than {_LEAST_UPDATES} updates a probe: "
+                    "the accuracies say little; allow more time"
+                )
+        trials = [
+            Trial(candidate, rate, plan["updates"], plan["samples"], self._seed)
+            for candidate, rate in entries[: plan["entries"]]
+        ]
         ended = self._recall("rung", key)
         if ended is not None:
             trials = [trial for trial in trials if _trial_key(trial) in ended["trials"]]
-        probes, best = self._judged(trials, last=name == _RUNGS[-1])
-        self._pace.learn(probes)
+        probes = self._judged(trials, last=name == _RUNGS[-1])
         self._keep("rung", key, {"trials": [_trial_key(probe.trial) for probe in probes]})
         if len(probes) < len(trials):
             self._warnings.append(
@@ -248,18 +257,17 @@ class _Race:
                 f"probes of the rung of {name} were left out; allow more --probe-time, or leave the "
                 "machine alone"
             )
-        return best
 
-    def _judged(self, trials: Sequence[Trial], *, last: bool) -> tuple[list[Probe], dict[Candidate, Probe]]:
-        """The trials' probes in their order, and each candidate's best, judged even if interrupted."""
+    def _judged(self, trials: Sequence[Trial], *, last: bool) -> list[Probe]:
+        """The trials' probes in their order, judged even if interrupted."""
         finished: dict[Trial, Probe] = {}
         try:
             for probe in self._probes(trials):
                 finished[probe.trial] = probe
         finally:
             probes = [finished[trial] for trial in trials if trial in finished]
-            best = self._judge(probes, last=last)
-        return probes, best
+            self._judge(probes, last=last)
+        return probes
 
     def _probes(self, trials: Sequence[Trial]) -> Iterator[Probe]:
         """Those in the store, then the others as they finish, while there is time."""
@@ -283,6 +291,7 @@ class _Race:
 
         for probe in self._executor.run(in_time()):
             self._probes_run += 1
+            self._pace.learn(probe)
             value = {
                 "correct": None if probe.correct is None else probe.correct.hex(),
                 "seconds": probe.seconds,
@@ -293,45 +302,45 @@ class _Race:
                 self._keep("probe", _trial_key(probe.trial), value)
             yield probe
 
-    def _judge(self, probes: Sequence[Probe], *, last: bool) -> dict[Candidate, Probe]:
-        """Each candidate's best probe, written down as its accuracy; why the others have none."""
-        best: dict[Candidate, Probe] = {}
+    def _judge(self, probes: Sequence[Probe], *, last: bool) -> None:
+        """Each candidate's best probe is its accuracy; why the others have none."""
+        best: dict[Candidate, Probe] = {} if last else self._screened
         for probe in probes:
             candidate = probe.trial.candidate
             known = best.get(candidate)
             if probe.correct is None:
                 self._failures[candidate] = _failure(probe)
-                self._accuracies.pop(candidate, None)  # shorter training that went well says too little
+                if last:  # shorter training that went well says too little
+                    self._accuracies.pop(candidate, None)
             elif known is None or _score(probe) > _score(known):
                 best[candidate] = probe
-        for candidate, probe in best.items():
+        for candidate in {probe.trial.candidate for probe in probes} & best.keys():
             self._failures.pop(candidate, None)
             self._accuracies[candidate] = accuracy_of(
-                probe.correct or b"",
-                learning_rate=probe.trial.learning_rate,
-                updates=probe.trial.updates,
+                best[candidate].correct or b"",
+                learning_rate=best[candidate].trial.learning_rate,
+                updates=best[candidate].trial.updates,
                 finalist=last,
             )
-        # In order of cost, whatever finished first.
-        return {candidate: best[candidate] for candidate in self._costs if candidate in best}
 
-    def _promoted(self, rung: int, best: Mapping[Candidate, Probe]) -> list[_Entry]:
+    def _promoted(self, rung: int) -> list[_Entry]:
         """The next rung's entries, the most promising first."""
-        contenders = self._undominated(best)
-        order = _by_promise(contenders)
+        screened = {c: self._screened[c] for c in self._costs if c in self._screened}  # in order of cost
+        order = _by_promise(self._undominated(screened))
+        rates = {c: self._screened[c].trial.learning_rate or 0.0 for c in order}
         if rung == 0:
-            kept = order[: max(-(-len(order) // 2), _LEAST_KEPT)]
-            rates = {one.method: best[one].trial.learning_rate for one in kept}
-            groups = [[one, *(c for c in self._costs if c.method == one.method and c != one)] for one in kept]
-            turns = [c for turn in zip_longest(*groups) for c in turn if c is not None]
-            return [(c, rate) for c in turns if (rate := rates[c.method]) is not None]
-        if rung == len(_RUNGS) - 1:
-            return []
-        kept = order[: max(len(order) // 8, _LEAST_KEPT)]
-        around = _NEARBY if _RUNGS[rung + 1] == "learning rates" else (1.0,)
-        return [
-            (c, rate * factor) for c in kept for factor in around if (rate := best[c].trial.learning_rate)
-        ]
+            entries: dict[Candidate, float] = {}
+            leaders = order[: max(-(-len(order) // 3), _LEAST_LEADERS)]
+            unseen = [c for c in self._costs if c not in screened]
+            unseen.sort(key=lambda c: -math.inf if c.levers.scope is None else -c.levers.scope)  # whole first
+            for turn in zip_longest(*([c for c in unseen if c.method == one.method] for one in leaders)):
+                for leader, candidate in zip(leaders, turn, strict=True):
+                    if candidate is not None:
+                        entries.setdefault(candidate, rates[leader])
+            return list(entries.items())
+        if rung == 1:
+            return [(c, rates[c] * factor) for c in order[:_TUNED] for factor in _NEARBY]
+        return [(c, rates[c]) for c in order[:_FINALISTS]] if rung == 2 else []
 
     def _undominated(self, best: Mapping[Candidate, Probe]) -> dict[Candidate, Probe]:
         """Without those that another one beats in memory, FLOPs and, surely, in accuracy."""
@@ -349,10 +358,9 @@ class _Race:
         return {candidate: probe for candidate, probe in best.items() if not beaten(candidate)}
 
     def _time(self, candidates: Iterable[Candidate]) -> None:
-        """Learn how long an update takes, of one candidate of each method."""
-        for candidate in dict.fromkeys(candidates):
-            if self._pace.knows(candidate) or self._executor.is_risky(candidate):
-                continue
+        """Learn how long an update of the first few takes."""
+        safe = (candidate for candidate in candidates if not self._executor.is_risky(candidate))
+        for candidate in islice(dict.fromkeys(safe), max(_TIMED - len(self._pace.timed), 0)):
 
             def timed(candidate: Candidate = candidate) -> dict[str, Any]:
                 self._tell(f"timing {candidate.id}")
@@ -364,11 +372,6 @@ class _Race:
 
             found = self._remembered("timing", {"candidate": candidate.id}, timed)
             self._pace.timed[candidate] = found["setup_seconds"], found["update_seconds"]
-
-    def _affordable_samples(self, probes: int, seconds: float) -> int:
-        """How many held-out samples that many probes can be judged on."""
-        affordable = int(seconds * _EVALUATION_SHARE / (self._pace.per_image * max(probes, 1)))
-        return min(len(self._trainer.dataset.validation), max(affordable, _LEAST_SAMPLES))
 
     def _spent(self) -> float:
         return time.perf_counter() - self._start + self._recalled_seconds
@@ -400,39 +403,48 @@ class _Pace:
         self.per_image = 0.0  # seconds to classify one
         self.timed: dict[Candidate, tuple[float, float]] = {}  # seconds before the first update, and of one
         self._costs = costs
-        self._factor = 1.0  # what probes took against what was expected
-
-    def knows(self, candidate: Candidate) -> bool:
-        """Whether one of its method was timed."""
-        return any(known.method == candidate.method for known in self.timed)
 
     def expected(self, trial: Trial) -> float:
         """Seconds of the trial."""
         setup, each = self._of(trial.candidate)
-        return self._factor * (setup + trial.updates * each + trial.samples * self.per_image)
+        return setup + trial.updates * each + trial.samples * self.per_image
 
     def updates(self, candidates: Sequence[Candidate], samples: int, seconds: float) -> int:
         """How many updates each of the candidates can have."""
         setups, each = (sum(part) for part in zip(*map(self._of, candidates), strict=True))
-        left = seconds / self._factor - setups - len(candidates) * samples * self.per_image
+        left = seconds - setups - len(candidates) * samples * self.per_image
         return max(int(left / max(each, 1e-6)), 0)
 
-    def learn(self, probes: Sequence[Probe]) -> None:
-        """Expect what comes to be as much slower or faster as these were."""
-        trained = [probe for probe in probes if probe.correct and self.knows(probe.trial.candidate)]
-        expected = sum(self.expected(probe.trial) for probe in trained)
-        if expected:
-            self._factor *= sum(probe.seconds for probe in trained) / expected
+    def affordable_samples(self, candidate: Candidate, updates: int) -> int:
+        """How many held-out images a probe of so many updates can be judged on."""
+        training = updates * self._of(candidate)[1]
+        share = _EVALUATION_SHARE / (1 - _EVALUATION_SHARE)
+        return max(int(share * training / max(self.per_image, 1e-9)), _LEAST_SAMPLES)
+
+    def learn(self, probe: Probe) -> None:
+        """Expect of the candidate, and of those like it, what its probe took."""
+        trial = probe.trial
+        if probe.correct is not None and trial.learning_rate is not None:
+            setup = self.timed.get(trial.candidate, (0.0, 0.0))[0]
+            training = probe.seconds - setup - trial.samples * self.per_image
+            self.timed.pop(trial.candidate, None)
+            self.timed[trial.candidate] = setup, max(training, 0.0) / trial.updates
 
     def _of(self, candidate: Candidate) -> tuple[float, float]:
-        """The candidate's timing, or by FLOPs that of another one, of its method if there is one."""
+        """The candidate's times, or by FLOPs those of the most alike, the last one first."""
         if candidate in self.timed:
             return self.timed[candidate]
-        alike = sorted(self.timed, key=lambda known: known.method != candidate.method)
-        if not alike:
+        if not self.timed:
             return 0.0, 0.0
-        setup, each = self.timed[alike[0]]
-        return setup, each * self._costs[candidate].flops.total / self._costs[alike[0]].flops.total
+        alike = max(
+            reversed(self.timed),
+            key=lambda known: (
+                known.method == candidate.method,
+                known.levers.cached_prefix == candidate.levers.cached_prefix,
+            ),
+        )
+        setup, each = self.timed[alike]
+        return setup, each * self._costs[candidate].flops.total / self._costs[alike].flops.total
 
 
 def _trial_key(trial: Trial) -> dict[str, Any]:
@@ -455,15 +467,31 @@ def _failure(probe: Probe) -> str:
 
 def _middles(candidates: Iterable[Candidate]) -> list[Candidate]:
     """Each method's middle setting with the fewest levers."""
-    by_method: dict[str, list[Candidate]] = {}
-    for candidate in candidates:
-        by_method.setdefault(candidate.method, []).append(candidate)
     middles = []
-    for group in by_method.values():
+    for group in _by_method(candidates):
         fewest = min(len(candidate.levers.described()) for candidate in group)
-        plainest = [c for c in group if len(c.levers.described()) == fewest]
-        middles.append(_middle(plainest))
+        middles.append(_middle([c for c in group if len(c.levers.described()) == fewest]))
     return middles
+
+
+def _widest(candidates: Iterable[Candidate]) -> list[Candidate]:
+    """Of each method, the one that trains the most blocks, with the fewest other levers."""
+    return [
+        max(group, key=lambda c: (c.levers.scope or 0, -len(c.levers.described())))
+        for group in _by_method(candidates)
+    ]
+
+
+def _by_method(candidates: Iterable[Candidate]) -> list[list[Candidate]]:
+    groups: dict[str, list[Candidate]] = {}
+    for candidate in candidates:
+        groups.setdefault(candidate.method, []).append(candidate)
+    return list(groups.values())
+
+
+def _in_order(candidates: Iterable[Candidate], methods: Sequence[str]) -> list[Candidate]:
+    """By the method's place in the list; the others behind, as they come."""
+    return sorted(candidates, key=lambda c: methods.index(c.method) if c.method in methods else len(methods))
 
 
 def _middle(items: Sequence[_Item]) -> _Item:
@@ -476,17 +504,16 @@ def _middle_first(items: Sequence[_Item]) -> list[_Item]:
 
 
 def _by_promise(best: Mapping[Candidate, Probe]) -> list[Candidate]:
-    """In turn the most accurate that is left and the cheapest that may be as good as the best.
+    """Those that can't be told from the most accurate, by accuracy; then the others.
 
-    `best` is in order of cost. May be as good: the paired interval of the difference holds zero.
+    Can't be told: the paired interval of the difference holds zero. `best` is in order of cost, which
+    decides ties.
     """
     by_accuracy = sorted(best, key=lambda candidate: _score(best[candidate]), reverse=True)
     if not by_accuracy:
         return []
     leader = accuracy_of(best[by_accuracy[0]].correct or b"")
-    cheapest = [c for c in best if paired_gap(leader, accuracy_of(best[c].correct or b""))[0] <= 0]
-    turns = [c for turn in zip_longest(by_accuracy, cheapest) for c in turn if c is not None]
-    return list(dict.fromkeys(turns))
+    return sorted(by_accuracy, key=lambda c: paired_gap(leader, accuracy_of(best[c].correct or b""))[0] > 0)
 
 
 def _score(probe: Probe) -> float:

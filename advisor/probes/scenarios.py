@@ -15,9 +15,12 @@ import torch
 from torch import nn
 
 from advisor.errors import DataError, ModelError
+from advisor.models.blocks import evaluating
+from advisor.models.layers import logits
 from advisor.probes.data import Dataset, LabelledImages
 
 _NOISE = 0.1  # of the old rows' mean norm: a new row's own part
+_LOOKED_AT, _BATCH = 512, 64  # images, to imprint new rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +88,9 @@ def relabel(dataset: Dataset, situation: Situation) -> Dataset:
     return replace(dataset, train=mapped(dataset.train), validation=mapped(dataset.validation))
 
 
-def adapt_head(model: nn.Module, head: str, situation: Situation, *, seed: int = 0) -> nn.Module:
+def adapt_head(
+    model: nn.Module, head: str, situation: Situation, *, data: Dataset | None = None, seed: int = 0
+) -> nn.Module:
     """Give the classifier at path `head` a row for each of the situation's classes, in place.
 
     Old rows are kept bit for bit. A new row is the mean of the old ones plus a small random part,
@@ -94,6 +99,14 @@ def adapt_head(model: nn.Module, head: str, situation: Situation, *, seed: int =
     old ones. The random part tells new classes apart. (The least of the old biases would be safer
     still, but leaves a classifier that ends in a ReLU, such as SqueezeNet's, without a gradient.) A
     replaced head starts as a fresh layer does.
+
+    With data, new rows are imprinted (Qi et al., arXiv 1712.07136) where that gets more of its images
+    right: a class's row is how far the mean of its features is from the mean of all, as long as the old
+    rows' own distances from their mean; or, without old rows, by the features' variance in a class, as
+    linear discriminant analysis has it.
+
+    Args:
+        data: relabelled; some of its training images are looked at.
 
     Returns:
         The model. Its `num_classes`, and that of the modules on the way to the head, follow.
@@ -124,7 +137,73 @@ def adapt_head(model: nn.Module, head: str, situation: Situation, *, seed: int =
             new = _uniform((situation.classes - kept,), weight, generator)
             layer.bias = _joined(bias, kept, new.fill_(bias.float().mean()) if kept else new)
     _tell_outputs(model, head, old, situation.classes)
+    if data is not None:
+        _imprint_where_better(model, layer, kept, data)
     return model
+
+
+def imprint(model: nn.Module, head: str, kept: int, data: Dataset) -> None:
+    """Imprint the head's rows from `kept` on, in place, as `adapt_head` does where it is better."""
+    layer = _head_layer(model, head)
+    features, _ = _seen_by(model, layer, data)
+    _imprint(layer, kept, features, data.train.labels[: len(features)])
+
+
+def _imprint_where_better(model: nn.Module, layer: nn.Linear | nn.Conv2d, kept: int, data: Dataset) -> None:
+    features, plain = _seen_by(model, layer, data)
+    state = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
+    _imprint(layer, kept, features, data.train.labels[: len(features)])
+    if _seen_by(model, layer, data)[1] <= plain:
+        layer.load_state_dict(state)
+
+
+def _seen_by(model: nn.Module, layer: nn.Linear | nn.Conv2d, data: Dataset) -> tuple[torch.Tensor, int]:
+    """The features (N, F) that reach the head from some training images, and how many it gets right."""
+    count = min(len(data.train), max(_LOOKED_AT // layer.weight.shape[0], 1) * layer.weight.shape[0])
+    features: list[torch.Tensor] = []
+
+    def remember(_module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        x = args[0].float()
+        # (N, F), or of each place: (N, F, H, W) before a convolution, (N, ..., F) before a Linear.
+        x = x.flatten(2) if isinstance(layer, nn.Conv2d) else x.reshape(len(x), -1, x.shape[-1]).mT
+        features.append(x.mean(2))
+
+    handle = layer.register_forward_pre_hook(remember)
+    right = 0
+    try:
+        with torch.no_grad(), evaluating(model):
+            for part in torch.arange(count).split(_BATCH):
+                images, labels = data.train.batch(part, data.normalisation)
+                right += int((logits(model(images)).argmax(1) == labels).sum())
+    finally:
+        handle.remove()
+    return torch.cat(features), right
+
+
+def _imprint(layer: nn.Linear | nn.Conv2d, kept: int, features: torch.Tensor, labels: torch.Tensor) -> None:
+    """Set the rows from `kept` on, from features (N, F) of images of all classes."""
+    present = labels.unique().tolist()
+    means = {label: features[labels == label].mean(0) for label in present}
+    centre = torch.stack(list(means.values())).mean(0)
+    new = [label for label in present if label >= kept]
+    if not new:
+        return
+    directions = torch.stack([means[label] - centre for label in new])
+    with torch.no_grad():
+        rows = layer.weight.flatten(1)
+        if kept:
+            middle = rows[:kept].float().mean(0)
+            length = (rows[:kept].float() - middle).norm(dim=1).mean()
+            scale = length / directions.norm(dim=1).mean().clamp(min=1e-12)
+        else:
+            middle = torch.zeros_like(centre)
+            inside = torch.stack([means[int(label)] for label in labels])
+            scale = 1 / (features - inside).var(unbiased=False).clamp(min=1e-12)
+        rows[new] = (middle + scale * directions).to(rows.dtype)
+        if layer.bias is not None:
+            level = layer.bias[:kept].float().mean() if kept else 0.0
+            # At the centre, no class is more likely than the old ones are on average.
+            layer.bias[new] = (level - scale * directions @ centre).to(layer.bias.dtype)
 
 
 # Matching classes

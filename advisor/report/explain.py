@@ -66,7 +66,7 @@ def asked(recommendation: Recommendation) -> list[tuple[str, str]]:
         lines += [
             ("Data", data.source),
             ("Scenario", f"{data.scenario}: {data.classes} classes{new}"),
-            ("Samples", f"{data.train_samples:,} to train, {data.validation_samples:,} held out"),
+            ("Samples", f"{data.train_samples:,} to train, {view.held_out_text(data)}"),
             ("Accuracy as it is", _base(recommendation)),
         ]
     limits = []

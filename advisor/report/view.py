@@ -14,6 +14,7 @@ from advisor.records import (
     MULTIPLY_ADD_TYPES,
     Accuracy,
     Candidate,
+    DataSummary,
     Evaluation,
     Recommendation,
     Violation,
@@ -166,6 +167,13 @@ def short_names(evaluations: Iterable[Evaluation]) -> dict[str, str]:
         )
         for candidate in candidates
     }
+
+
+def held_out_text(data: DataSummary) -> str:
+    """`250 held out`, or how every image came to be."""
+    if data.folds == 1:
+        return f"{data.validation_samples:,} held out"
+    return f"each of {data.validation_samples:,} held out once in {data.folds} folds"
 
 
 def accuracy_text(accuracy: Accuracy | None) -> str:

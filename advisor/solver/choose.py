@@ -7,12 +7,15 @@ from collections.abc import Sequence
 from advisor.paired import paired_gap
 from advisor.records import Budget, Evaluation
 
+_TRUE_SPREAD = 0.02  # accuracy; of finalists on the tasks of measurements/regret.py
+_Z95 = 1.959964  # the normal distribution's 97.5 % quantile
+
 
 def rank(evaluations: Sequence[Evaluation], budget: Budget) -> list[Evaluation]:
     """The fitting candidates, the choice first, each later one the choice if all before it fail.
 
     With accuracies: the most accurate finalist of the race sets the mark; those within the tolerance
-    of it, or statistically indistinguishable from it, come by cost; the others follow by accuracy.
+    of it come by cost; the others follow by accuracy.
     Candidates that the race dropped early come after all finalists. Without: by cost.
     """
     feasible = [evaluation for evaluation in evaluations if evaluation.fits]
@@ -44,12 +47,21 @@ def cheapest_first(evaluations: Sequence[Evaluation], budget: Budget) -> list[Ev
 
 
 def is_as_good(evaluation: Evaluation, best: Evaluation, tolerance: float) -> bool:
-    """Whether the accuracy is within the tolerance of the best, or not distinguishable from it."""
-    if _mean(evaluation) >= _mean(best) - tolerance:
+    """Whether no more than the tolerance is lost with it, as far as can be expected.
+
+    Of a gap seen on few samples, most is chance: its expectation is the gap times s^2 / (s^2 + e^2),
+    with e its standard error and s how far finalists truly lie apart (normal prior and likelihood).
+    Being indistinguishable is not enough: where 200 samples tell nothing less than 4 points apart, the
+    cheapest indistinguishable candidate would lose 2 points on average.
+    """
+    gap = _mean(best) - _mean(evaluation)
+    if gap <= tolerance:
         return True
     assert evaluation.accuracy is not None  # noqa: S101 - the caller ranks only those that have one
     assert best.accuracy is not None  # noqa: S101
-    return paired_gap(best.accuracy, evaluation.accuracy)[0] <= 0
+    low, high = paired_gap(best.accuracy, evaluation.accuracy)
+    error = (high - low) / (2 * _Z95)
+    return gap * _TRUE_SPREAD**2 / (_TRUE_SPREAD**2 + error**2) <= tolerance
 
 
 def pareto_front(evaluations: Sequence[Evaluation]) -> list[Evaluation]:

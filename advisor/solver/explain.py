@@ -43,7 +43,8 @@ def answer(
         )
     gained = ""
     if data is not None and data.base_accuracy is not None:
-        gained = f", up from {data.base_accuracy.mean:.1%} unadapted"
+        before = "unadapted" if data.scenario == "shift" else "before training"
+        gained = f", up from {data.base_accuracy.mean:.1%} {before}"
     interval = f"{accuracy.low:.1%} to {accuracy.high:.1%}"
     return (
         f"Use {describe(chosen)}: {accuracy.mean:.1%} of {accuracy.samples:,} held-out images right "

@@ -13,11 +13,11 @@ from advisor.costs import Simulator
 from advisor.errors import DataError
 from advisor.methods import _registry, get_method
 from advisor.models.layers import take_census
-from advisor.probes.race import _by_promise, _middles, race
+from advisor.probes.race import _by_promise, _middles, _Race, race
 from advisor.probes.train import Probe, Trainer, Trial, trained_as
 from advisor.records import Candidate, Levers
 from advisor.store import Store
-from tests.probes.test_train import SIZE, dataset, network
+from tests.probes.test_train import SIZE, blocks, dataset, network
 
 CANDIDATES = [
     Candidate("recalibrate"),
@@ -193,10 +193,28 @@ def result(candidate, right, samples=200):
     return Probe(Trial(candidate, 1e-3, 10, samples, 0), bytes([1] * right + [0] * (samples - right)), 0.1)
 
 
-def test_promotion_takes_in_turn_the_best_and_the_cheapest_that_may_be_as_good():
-    names = ["cheap", "hopeless", "middle", "good", "best"]  # in order of cost
-    right = {"cheap": 172, "hopeless": 40, "middle": 170, "good": 178, "best": 180}
+def test_promotion_takes_those_that_may_be_the_best_first():
+    names = ["cheap", "hopeless", "middle", "good", "as-good", "best"]  # in order of cost
+    right = {"cheap": 172, "hopeless": 40, "middle": 170, "good": 178, "as-good": 178, "best": 180}
     best = {Candidate(name): result(Candidate(name), right[name]) for name in names}
     order = [candidate.method for candidate in _by_promise(best)]
-    # All differ in the last samples only, so that even small differences are sure.
-    assert order == ["best", "good", "cheap", "middle", "hopeless"]
+    assert order == ["best", "good", "as-good", "cheap", "middle", "hopeless"]
+    # One that is better by chance doesn't go before one that may be as good as the leader.
+    wavering = Probe(Trial(Candidate("wavering"), 1e-3, 10, 200, 0), bytes([0, 1] * 100), 0.1)
+    assert _by_promise({Candidate("wavering"): wavering, **best})[-1] == Candidate("hopeless")
+
+
+def test_the_opening_takes_promising_methods_first_whole_and_half():
+    ranks = [Candidate.of("lora", {"rank": rank}, Levers()) for rank in (2, 4)]
+    narrow = [Candidate("full", levers=Levers(scope=scope)) for scope in (1, 2)]
+    candidates = [Candidate("loha"), *ranks, Candidate("full"), Candidate("norm"), *narrow]
+    trainer = Trainer(blocks(), take_census(blocks(), SIZE), dataset(), 8)
+    costs = dict.fromkeys(candidates, SIMULATED)
+    opening = _Race(trainer, costs, 1.0, 8, 0, None, {}, None, lambda *_: None)._opening()
+    order = list(dict.fromkeys(candidate for candidate, _ in opening))
+    assert [(c.method, c.levers.scope) for c in order] == [
+        *(("norm", None), ("full", 2), ("full", None), ("lora", None), ("loha", None))
+    ]
+    # The other learning rates come when each has had its middle one.
+    assert [rate for candidate, rate in opening if candidate == order[0]] == [5e-3, 1e-3, 2e-2]
+    assert len({candidate for candidate, _ in opening[: len(order)]}) == len(order)

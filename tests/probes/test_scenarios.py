@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from advisor.errors import DataError, ModelError
-from advisor.probes.data import Dataset, LabelledImages, default_normalisation, load_data
+from advisor.probes.data import Dataset, LabelledImages, Normalisation, default_normalisation, load_data
 from advisor.probes.scenarios import Situation, adapt_head, relabel, situate
 
 
@@ -444,3 +444,58 @@ def test_missing_head():
 def test_head_of_another_size():
     with pytest.raises(ModelError, match="has 3 outputs, the data was matched to 5"):
         adapt_head(small_model(3), "4", grown(5, 1))
+
+
+def clusters(classes, seed=0, count=40):
+    """Images (N, 1, 4, 4) of each class around a pattern of its own."""
+    generator = torch.Generator().manual_seed(seed)
+    patterns = torch.rand(classes, 1, 4, 4, generator=torch.Generator().manual_seed(9)) * 160 + 40
+    labels = torch.arange(classes).repeat(count)
+    images = patterns[labels] + 12 * torch.randn(len(labels), 1, 4, 4, generator=generator)
+    part = LabelledImages(images.clamp(0, 255).to(torch.uint8), labels)
+    names = tuple(f"c{label}" for label in range(classes))
+    return Dataset("made", names, part, part, Normalisation((0.5,), (0.5,)), True)
+
+
+def right(model, data):
+    images, labels = data.validation.batch(torch.arange(len(data.validation)), data.normalisation)
+    return (model(images).argmax(1) == labels).float().mean().item()
+
+
+@pytest.mark.parametrize("known", [3, 0])
+def test_imprinted_rows_tell_new_classes_before_any_training(known):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, max(known, 2)))
+    data, held_out = clusters(5), clusters(5, seed=1)
+    if known:  # a head that knows them: the patterns' own directions
+        means = torch.stack([data.train.images[data.train.labels == c].float().mean(0) for c in range(known)])
+        rows = (means / 255 - 0.5).flatten(1) / 0.5
+        with torch.no_grad():
+            model[1].weight.copy_(rows - rows.mean(0))
+            model[1].bias.copy_(-(rows - rows.mean(0)) @ rows.mean(0))
+    before = model[1].weight.detach().clone()
+    situation = Situation("new-classes", 5, 5 - known, not known, tuple(range(5)))
+    adapt_head(model, "1", situation, data=data)
+    assert right(model, held_out) > 0.95
+    assert torch.equal(model[1].weight[:known], before[:known])
+
+
+def test_rows_are_not_imprinted_where_that_gets_less_right(monkeypatch):
+    data = clusters(5)
+    plain = adapt_head(nn.Sequential(nn.Flatten(), nn.Linear(16, 3)), "1", grown(3, 2))
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
+    model.load_state_dict({"1.weight": plain[1].weight[:3], "1.bias": plain[1].bias[:3]})
+
+    def worse(layer, kept, features, labels):
+        with torch.no_grad():
+            layer.bias[kept:] = 1e9  # all are of the last class
+
+    monkeypatch.setattr("advisor.probes.scenarios._imprint", worse)
+    adapt_head(model, "1", grown(3, 2), data=replace(data, train=first_of(data.train, 3)))
+    assert torch.equal(model[1].weight, plain[1].weight)
+    assert torch.equal(model[1].bias, plain[1].bias)
+
+
+def first_of(images, classes):
+    kept = images.labels < classes
+    return LabelledImages(images.images[kept], images.labels[kept])

@@ -53,11 +53,20 @@ def test_within_the_tolerance_the_cheapest_wins():
     assert rank([cheap, good], Budget(tolerance=0.01))[0] is cheap
 
 
-def test_indistinguishable_counts_as_within_the_tolerance():
-    few = 40
-    good = replace(evaluation("good"), accuracy=accuracy(30, few))
-    cheap = replace(evaluation("cheap", memory=1), accuracy=accuracy(29, few))
-    assert rank([good, cheap], Budget(tolerance=0.0))[0] is cheap
+def test_a_gap_on_few_samples_is_mostly_chance():
+    def pair(right, other, samples):
+        good = replace(evaluation("good"), accuracy=accuracy(right, samples))
+        # Wrong on other samples than the first.
+        found = accuracy(other, samples)
+        found = replace(found, correct=found.correct[::-1])
+        return good, replace(evaluation("cheap", memory=1), accuracy=found)
+
+    good, cheap = pair(30, 29, 40)  # 2.5 points
+    assert rank([good, cheap], Budget(tolerance=0.01))[0] is cheap
+    good, cheap = pair(3000, 2900, 4000)  # the same, and sure
+    assert rank([good, cheap], Budget(tolerance=0.01))[0] is good
+    good, cheap = pair(30, 29, 40)
+    assert rank([good, cheap], Budget(tolerance=0.0))[0] is good
 
 
 def test_a_bare_flops_budget_prefers_fewest_flops():

@@ -1,0 +1,114 @@
+"""Cross-validation where there are too few images to hold a part of them out."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from advisor.probes.data import Dataset, LabelledImages
+from advisor.probes.scenarios import imprint
+from advisor.probes.train import Probe, Trainer, Trial
+from advisor.records import Candidate, Census
+
+_FEW = 300  # images: of fewer, 30 % tell too little apart
+_FOLDS = 5
+
+
+def fold_count(dataset: Dataset) -> int:
+    """Of how many parts each is to be held out once; 1: the split is good as it is.
+
+    A split that came with the data is kept, however small it is.
+    """
+    if not dataset.is_split_drawn or len(dataset.train) + len(dataset.validation) >= _FEW:
+        return 1
+    labels = torch.cat([dataset.train.labels, dataset.validation.labels])
+    return min(_FOLDS, int(labels.unique(return_counts=True)[1].min()))
+
+
+class CrossValidation(Trainer):
+    """Judges on every image, each time by a network that was trained on the other folds.
+
+    To the race it is a trainer: a trial is one training for each fold, and its answers are those of all
+    folds put together.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        census: Census,
+        dataset: Dataset,
+        batch_size: int,
+        folds: int,
+        new_rows: int | None = None,
+    ) -> None:
+        """Ready to judge.
+
+        Args:
+            dataset: its labels are the model's outputs; its split is not used.
+            new_rows: the first of the head's rows that were made for this data, if any were: they are
+                imprinted anew for each fold, from images that it doesn't hold out.
+        """
+        images, self._fold_of = _spread(dataset, folds)
+        self._trainers = []
+        for fold in range(folds):
+            own = self._fold_of == fold
+            part = replace(dataset, train=_those(images, ~own), validation=_those(images, own))
+            base = model
+            if new_rows is not None and census.head is not None:
+                base = copy.deepcopy(model)
+                imprint(base, census.head, new_rows, part)
+            self._trainers.append(Trainer(base, census, part, batch_size))
+        part = self._trainers[0].dataset
+        super().__init__(model, census, replace(part, validation=images), batch_size)
+
+    def probe(self, trial: Trial) -> Probe:
+        """Train as many copies as there are folds; the first held-out images are of all folds."""
+        answers, seconds = [], 0.0
+        for trainer, samples in zip(self._trainers, self._shares(trial.samples), strict=True):
+            found = trainer.probe(replace(trial, samples=samples))
+            seconds += found.seconds
+            if found.correct is None:
+                return Probe(trial, None, seconds, found.failure)
+            answers.append(found.correct)
+        return Probe(trial, self._joined(answers), seconds)
+
+    def judge_base(self, samples: int) -> bytes:
+        """Which of the first held-out samples the model classifies right as it is."""
+        shares = zip(self._trainers, self._shares(samples), strict=True)
+        return self._joined([trainer.judge_base(share) for trainer, share in shares])
+
+    def _shares(self, samples: int) -> list[int]:
+        """How many of the first held-out images are of each fold."""
+        shown = self._fold_of[:samples]
+        return [int((shown == fold).sum()) for fold in range(len(self._trainers))]
+
+    def _joined(self, answers: Sequence[bytes]) -> bytes:
+        each = [iter(of_fold) for of_fold in answers]
+        return bytes(next(each[fold]) for fold in self._fold_of[: sum(map(len, answers))].tolist())
+
+    def time_updates(self, candidate: Candidate) -> tuple[float, float]:
+        """Of all folds together."""
+        setup, each = self._trainers[0].time_updates(candidate)
+        return setup * len(self._trainers), each * len(self._trainers)
+
+
+def _spread(dataset: Dataset, folds: int) -> tuple[LabelledImages, torch.Tensor]:
+    """All images, so that any first part holds the classes in proportion, and each one's fold."""
+    images = torch.cat([dataset.train.images, dataset.validation.images])
+    labels = torch.cat([dataset.train.labels, dataset.validation.labels])
+    place, fold_of = torch.zeros(len(labels)), torch.zeros(len(labels), dtype=torch.int64)
+    for number, label in enumerate(labels.unique().tolist()):
+        members = (labels == label).nonzero()[:, 0]
+        place[members] = (torch.arange(len(members)) + 0.5) / len(members)
+        # Classes begin at different folds, or the first folds would be larger than the last.
+        fold_of[members] = (torch.arange(len(members)) + number) % folds
+    order = place.argsort(stable=True)
+    return LabelledImages(images[order], labels[order]), fold_of[order]
+
+
+def _those(images: LabelledImages, wanted: torch.Tensor) -> LabelledImages:
+    return LabelledImages(images.images[wanted], images.labels[wanted])

@@ -1,0 +1,80 @@
+"""Cross-validation: every image is held out once, by a network that never saw it."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from advisor.models.layers import take_census
+from advisor.probes.data import LabelledImages
+from advisor.probes.folds import CrossValidation, fold_count
+from advisor.probes.train import Trial
+from advisor.records import Candidate
+from tests.probes.test_train import SIZE, dataset, network
+
+
+def few(count, drawn=True):
+    return replace(dataset(samples=count), is_split_drawn=drawn)
+
+
+def test_only_few_images_without_a_split_of_their_own_are_cross_validated():
+    assert fold_count(few(50)) == 5
+    assert fold_count(few(50, drawn=False)) == 1
+    assert fold_count(few(400)) == 1
+    data = few(50)
+    lonely = LabelledImages(data.train.images[:3], torch.tensor([0, 0, 1]))
+    assert fold_count(replace(data, train=lonely, validation=lonely)) == 2  # two images of class 1
+
+
+@given(st.integers(12, 80), st.integers(2, 5), st.integers(0, 5))
+@settings(max_examples=20, deadline=None)
+def test_every_image_is_held_out_once_and_classes_are_spread(count, folds, seed):
+    data = dataset(samples=count, seed=seed)
+    trainer = CrossValidation(network(), take_census(network(), SIZE), data, 4, folds)
+    parts = [one.dataset for one in trainer._trainers]
+    assert sum(len(part.validation) for part in parts) == len(trainer.dataset.validation)
+    for part in parts:
+        assert len(part.train) + len(part.validation) == len(data.train) + len(data.validation)
+        for label in (0, 1):
+            share = int((part.validation.labels == label).sum()) * folds
+            assert abs(share - int((trainer.dataset.validation.labels == label).sum())) < folds
+
+
+@pytest.mark.parametrize("samples", [7, 60])
+def test_a_probe_puts_the_folds_answers_in_the_images_order(samples):
+    data = few(60)
+    trainer = CrossValidation(network(), take_census(network(), SIZE), data, 4, 3)
+    trial = Trial(Candidate("full"), 1e-2, 12, samples, 0)
+    found = trainer.probe(trial)
+    assert len(found.correct) == samples
+    fold_of = trainer._fold_of[:samples].tolist()
+    for fold, own in enumerate(trainer._trainers):
+        mine = [byte for byte, of in zip(found.correct, fold_of, strict=True) if of == fold]
+        assert bytes(mine) == own.probe(replace(trial, samples=len(mine))).correct
+
+
+def test_a_fold_that_fails_fails_the_trial():
+    trainer = CrossValidation(network(), take_census(network(), SIZE), few(40), 4, 2)
+    found = trainer.probe(Trial(Candidate("full"), 1e30, 4, 40, 0))
+    assert found.correct is None
+    assert found.failure == "diverged"
+
+
+def test_new_rows_are_imprinted_without_the_images_held_out():
+    data = few(30)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(36, 2))
+    adapted = copy.deepcopy(model)
+    trainer = CrossValidation(adapted, take_census(adapted, SIZE), data, 4, 3, new_rows=0)
+    rows = [one.model[1].weight for one in trainer._trainers]
+    assert not torch.equal(rows[0], rows[1])
+    assert not torch.equal(rows[0], model[1].weight)
+    # Each fold's own network judges what it held out.
+    correct = trainer.judge_base(len(trainer.dataset.validation))
+    first = [right for right, fold in zip(correct, trainer._fold_of.tolist(), strict=True) if fold == 0]
+    assert bytes(first) == trainer._trainers[0].judge_base(len(first))
