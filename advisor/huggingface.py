@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,7 +62,8 @@ def save_for_peft(
         InputError: the folder can't be written to.
     """
     target = folder / FOLDER
-    shutil.rmtree(target, ignore_errors=True)  # of a former run
+    files = target / "adapter_config.json", target / "adapter_model.safetensors"
+    _remove(target, files)
     if recipe.method not in (*_EXPRESSIBLE, *_DIFFERENCES):
         return (), ""
     try:
@@ -71,13 +71,23 @@ def save_for_peft(
     except _InexpressibleError as reason:
         return (), f"no {FOLDER}/: {reason}"
     try:
-        target.mkdir()
+        target.mkdir(exist_ok=True)
     except OSError as error:
         raise InputError(f"{target}: can't be made ({error.strerror}); move what is there away") from error
-    files = target / "adapter_config.json", target / "adapter_model.safetensors"
     write_whole(files[0], json.dumps(config, indent=2) + "\n")
     write_whole(files[1], save_tensors(tensors, metadata={"format": "pt"}))
     return files, ""
+
+
+def _remove(target: Path, files: Iterable[Path]) -> None:
+    """What a former run wrote: a folder of that name may hold the user's own files, too."""
+    try:
+        for file in files:
+            file.unlink(missing_ok=True)
+        if target.is_dir() and not any(target.iterdir()):
+            target.rmdir()
+    except OSError as error:
+        raise InputError(f"{target}: can't be written to ({error.strerror}); move it away") from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -306,8 +306,41 @@ def test_another_recipes_checkpoint(situation, advice, tmp_path):
 @pytest.mark.parametrize("content", [b"", b"nothing that torch wrote"])
 def test_a_damaged_checkpoint(situation, advice, tmp_path, content):
     (tmp_path / CHECKPOINT).write_bytes(content)
-    with pytest.raises(InputError, match="no checkpoint that can be gone on from; give --restart"):
+    with pytest.raises(InputError, match=r"no checkpoint of apply, or a damaged one; .*--restart"):
         carried_out(situation, advice, tmp_path, "norm")
+
+
+@pytest.mark.parametrize("missing", ["format", "key", "best", "state"])
+def test_a_checkpoint_without_a_part(situation, advice, tmp_path, missing):
+    carried_out(situation, advice, tmp_path, "norm", epochs=1)
+    saved = torch.load(tmp_path / CHECKPOINT, weights_only=True)
+    del saved[missing]
+    torch.save(saved, tmp_path / CHECKPOINT)
+    with pytest.raises(InputError, match="no checkpoint of apply, or a damaged one"):
+        carried_out(situation, advice, tmp_path, "norm", epochs=1)
+
+
+@pytest.mark.parametrize("name", [CHECKPOINT, "merged.pt", "link to the folder/merged.pt"])
+def test_the_model_that_is_given_is_never_written_over(situation, advice, tmp_path, name):
+    (tmp_path / "link to the folder").symlink_to(tmp_path)
+    model = tmp_path / name
+    model.write_bytes((situation / "model.pt").read_bytes())
+    for restart in (False, True):
+        with pytest.raises(InputError, match="apply would write over it; give another --output"):
+            apply_advice(str(model), advice, Application(tmp_path, candidate="norm", restart=restart))
+    assert model.read_bytes() == (situation / "model.pt").read_bytes()
+
+
+@pytest.mark.parametrize("candidate", ["norm", "lora-rank=2"])
+def test_what_others_keep_in_the_folder_stays(situation, advice, tmp_path, candidate):
+    own = tmp_path / "huggingface" / "hub" / "model.bin"
+    own.parent.mkdir(parents=True)
+    own.write_text("mine")
+    carried_out(situation, advice, tmp_path, "lora-rank=2", epochs=1)
+    assert (tmp_path / "huggingface" / "adapter_config.json").is_file()
+    carried_out(situation, advice, tmp_path, candidate, epochs=1, restart=True)
+    assert own.read_text() == "mine"
+    assert (tmp_path / "huggingface" / "adapter_config.json").exists() == (candidate != "norm")
 
 
 def test_divergence(situation, advice, tmp_path):
