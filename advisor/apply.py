@@ -311,6 +311,7 @@ def _recorded(data: DataSummary) -> dict[str, Any]:
         "class_names": data.class_names,
         "rehearse": data.rehearse,
         "scenario": data.scenario,
+        "data_classes": data.data_classes or None,
     }
     if data.mean and data.std:
         found["normalisation"] = Normalisation(data.mean, data.std)

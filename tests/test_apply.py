@@ -57,7 +57,7 @@ def situation(tmp_path_factory):
 
 
 def advised(situation, model="model.pt", **more):
-    request = replace(REQUEST, data=str(situation / "data.npz"), **more)
+    request = replace(REQUEST, **{"data": str(situation / "data.npz")} | more)
     return recommend(str(situation / model), Budget(), request)
 
 
@@ -274,6 +274,36 @@ def test_another_model(situation, advice, tmp_path):
     torch.save(network(), situation / "other.pt")
     with pytest.raises(InputError, match="other weights than"):
         carried_out(situation, advice, tmp_path, model="other.pt")
+
+
+def other_data(folder, digits, names=None):
+    known = load_digits()
+    among = np.isin(known.target, digits)
+    more = {} if names is None else {"class_names": np.array(names)}
+    labels = known.target[among]
+    np.savez(folder / "other.npz", images=known.images[among] / 16, labels=labels, **more)
+    return str(folder / "other.npz")
+
+
+@pytest.mark.parametrize(
+    ("digits", "names", "message"),
+    [
+        (range(7), None, "not 7, 8, 9; give data of the same classes"),
+        (range(10), list("abcdefghij"), "a, b, c, d and 6 others more and not 0, 1, 2, 3 and 6 others;"),
+        (range(10), list("1023456789"), "the same ones in another order;"),
+    ],
+)
+def test_data_of_other_classes(situation, advice, tmp_path, digits, names, message):
+    with pytest.raises(InputError) as found:
+        carried_out(situation, advice, tmp_path, "norm", data=other_data(tmp_path, digits, names))
+    assert message in str(found.value)
+    assert "--scenario" not in str(found.value)
+
+
+def test_data_with_a_class_more(situation, tmp_path):
+    seven = advised(situation, data=other_data(tmp_path, range(7)))
+    with pytest.raises(InputError, match=r"not those of the report's data: 7, 8, 9 more; give data"):
+        carried_out(situation, seven, tmp_path, "norm", data=str(situation / "data.npz"))
 
 
 def test_a_report_without_data(situation, advice, tmp_path):
