@@ -63,7 +63,7 @@ class Applied:
     warnings: tuple[str, ...]
 
 
-EpochReport = Callable[[int, float, bool], None]  # epoch from 1, held-out accuracy, whether the best
+EpochReport = Callable[[int, int, float, bool], None]  # epoch from 1, of how many, accuracy, whether the best
 
 
 def apply_advice(
@@ -71,7 +71,7 @@ def apply_advice(
     recommendation: Recommendation,
     application: Application,
     progress: Progress = lambda stage, fraction, running: None,
-    on_epoch: EpochReport = lambda epoch, accuracy, best: None,
+    on_epoch: EpochReport = lambda epoch, epochs, accuracy, best: None,
 ) -> Applied:
     """Train the recommended candidate on all training images and write what it became.
 
@@ -149,7 +149,7 @@ class _Run:
                 self.best_epoch, self.best_correct = self.epochs_run, correct
                 self.best = {n: t.detach().clone() for n, t in self.fine_tune.trainable.delta().items()}
             self._save()
-            on_epoch(self.epochs_run, sum(correct) / len(correct), better)
+            on_epoch(self.epochs_run, self.epochs, sum(correct) / len(correct), better)
         if not self.best_epoch:
             raise InputError(
                 "training diverged in its first epoch: the loss or a weight is no longer finite; "

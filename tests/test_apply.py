@@ -189,6 +189,15 @@ def test_a_finished_run_is_not_trained_again(situation, advice, tmp_path):
     assert again.accuracy == first.accuracy
 
 
+def test_statistics_are_re_estimated_in_one_epoch(situation, advice, tmp_path):
+    told = []
+    application = Application(tmp_path, candidate="recalibrate", epochs=5)
+    applied = apply_advice(
+        str(situation / "model.pt"), advice, application, on_epoch=lambda *epoch: told.append(epoch)
+    )
+    assert told == [(1, 1, applied.accuracy.mean, True)]
+
+
 def test_the_best_epoch_is_kept_and_patience_ends_the_training(situation, advice, tmp_path, monkeypatch):
     found = iter([5, 9, 7, 8, 9, 10])
     judge = advisor.apply.FineTune.judge

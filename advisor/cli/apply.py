@@ -61,10 +61,10 @@ def command(
     try:
         with ProgressBars() as progress:
 
-            def on_epoch(epoch: int, accuracy: float, best: bool) -> None:
+            def on_epoch(epoch: int, of: int, accuracy: float, best: bool) -> None:
                 so_far = ", the best so far" if best else ""
                 progress.say(
-                    f"Epoch {epoch} of {epochs}: {100 * accuracy:.1f} % right of held-out images{so_far}"
+                    f"Epoch {epoch} of {of}: {100 * accuracy:.1f} % right of held-out images{so_far}"
                 )
 
             applied = apply_advice(model, recommendation, application, progress, on_epoch)
