@@ -5,12 +5,12 @@ from __future__ import annotations
 
 def command() -> None:
     """List the methods: what each one trains, its formula, its source."""
-    from rich.console import Console
     from rich.text import Text
 
     from advisor.methods import methods
+    from advisor.report.terminal import Output
 
-    console = Console()
+    console = Output()
     for name, method in methods().items():
         console.print(Text(name, style="bold"), highlight=False)
         for line in (method.summary, method.formula, method.source):

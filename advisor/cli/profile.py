@@ -51,7 +51,7 @@ def command(
 
     from advisor.report import print_layer_types, print_profile, write_json
 
+    if json:
+        write_json(recommendation, json)  # first: whoever reads the rest may stop reading
     if json != "-":
         (print_profile if by == "method" else print_layer_types)(recommendation)
-    if json:
-        write_json(recommendation, json)

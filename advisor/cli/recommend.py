@@ -158,15 +158,17 @@ def command(
 
     from advisor.report import print_recommendation, write_html, write_json
 
-    if json == "-":
-        write_json(recommendation, json)
-    else:
-        print_recommendation(recommendation)
-        if json:
-            write_json(recommendation, json)
+    # Files first: whoever reads the rest may stop reading.
     if report:
         write_html(recommendation, report)
         typer.echo(f"Report: {report}", err=True)
+    if json:
+        write_json(recommendation, json)
+    if json != "-":
+        print_recommendation(recommendation)
+    if json and json != "-" and data and recommendation.recommended is not None:
+        command = shlex.join(["peft-advisor", "apply", model, json])
+        typer.echo(f"To carry it out: {command} --output FOLDER", err=True)
     if recommendation.recommended is None:
         typer.echo(f"peft-advisor: {recommendation.answer}", err=True)
         raise typer.Exit(EXIT_NOTHING_FITS)

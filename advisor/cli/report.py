@@ -21,7 +21,7 @@ def command(
     from advisor.report import print_recommendation, read_json, write_html
 
     recommendation = read_json(path)
-    print_recommendation(recommendation)
-    if report:
+    if report:  # first: whoever reads the rest may stop reading
         write_html(recommendation, report)
         typer.echo(f"Report: {report}", err=True)
+    print_recommendation(recommendation)

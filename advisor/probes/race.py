@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice, zip_longest
 from typing import Any, TypeVar
 
@@ -38,6 +38,7 @@ _SHARES = (0.35, 0.2, 0.15, 0.3)  # of the time
 _LEAST_METHODS = 4  # that are screened, however short that must be
 _LEAST_LEADERS, _TUNED, _FINALISTS = 2, 4, 8  # go on to the second, third and last rung
 _SCREENING = 0.2  # of a whole fine-tune's updates
+_WORTHWHILE = 1.5  # times the screening's updates: what a finalist must be trained for at least
 _NEARBY = (5**-0.5, 5**0.5)  # learning rates around the best: half a step of most methods' grids
 _LEAST_UPDATES = 12  # a probe of fewer says nothing
 _EVALUATION_SHARE = 0.25  # of a screening probe's time, at most
@@ -140,6 +141,7 @@ class _Race:
         except KeyboardInterrupt:
             self._warnings.append("interrupted: what was found until then is all that is known")
         self._warnings += self._executor.losses
+        self._settle_for_screened()
         if self._costs and not self._accuracies and any("diverged" in f for f in self._failures.values()):
             raise DataError(
                 "every probe diverged (the loss became NaN): check the images' range and --mean/--std, "
@@ -158,6 +160,18 @@ class _Race:
             tuple(self._warnings),
             self._probes_run,
             self._probes_recalled,
+        )
+
+    def _settle_for_screened(self) -> None:
+        """Where no finalist was trained, what was screened is all that is known: it is judged alike."""
+        trained = {c: a for c, a in self._accuracies.items() if a.learning_rate is not None}
+        if not trained or any(accuracy.finalist for accuracy in trained.values()):
+            return
+        self._accuracies |= {c: replace(accuracy, finalist=True) for c, accuracy in trained.items()}
+        updates = max(accuracy.updates for accuracy in trained.values())
+        self._warnings.append(
+            f"there was no time to train a finalist for as long as a real fine-tune: accuracies are those "
+            f"after {updates:,} of its {self._updates:,} updates; allow more --probe-time"
         )
 
     def _base(self) -> bytes:
@@ -213,22 +227,30 @@ class _Race:
         self._time(candidate for candidate, _ in entries)
         seconds = self._left() * _SHARES[rung] / sum(_SHARES[rung:]) * self._executor.workers
         candidates = [candidate for candidate, _ in entries]
-        if rung == len(_RUNGS) - 1:
-            wanted, judged, least = self._updates, samples, 1
-        elif self._screening is not None:
-            (wanted, judged), least = self._screening, 1
+        if self._screening is None:
+            updates = min(max(round(_SCREENING * self._updates), _LEAST_UPDATES), self._updates)
+            samples = min(samples, self._pace.affordable_samples(candidates[0], updates))
+            admitted = max(self._admitted(candidates, updates, samples, seconds), _LEAST_METHODS)
+            affordable = self._pace.updates(candidates[:admitted], samples, seconds)
+            updates = min(max(affordable, _LEAST_UPDATES // 3), updates)
+        elif rung < len(_RUNGS) - 1:
+            updates, samples = self._screening
+            admitted = self._admitted(candidates, updates, samples, seconds)
         else:
-            least = min(_LEAST_METHODS, len(entries))
-            wanted = min(max(round(_SCREENING * self._updates), _LEAST_UPDATES), self._updates)
-            judged = min(samples, self._pace.affordable_samples(candidates[0], wanted))
-        admitted = len(entries)
-        while admitted > least and self._pace.updates(candidates[:admitted], judged, seconds) < wanted:
+            admitted = self._admitted(candidates, self._updates, samples, seconds)
+            affordable = self._pace.updates(candidates[:admitted], samples, seconds)
+            updates = min(affordable, self._updates)
+            # A finalist that trains hardly longer than it did would say less than what is known.
+            if updates < min(_WORTHWHILE * self._screening[0], self._updates):
+                admitted = 0
+        return {"entries": admitted, "updates": updates, "samples": samples}
+
+    def _admitted(self, candidates: Sequence[Candidate], updates: int, samples: int, seconds: float) -> int:
+        """How many of the first there is time for, one at least."""
+        admitted = len(candidates)
+        while admitted > 1 and self._pace.updates(candidates[:admitted], samples, seconds) < updates:
             admitted -= 1
-        updates = wanted
-        if self._screening is None or rung == len(_RUNGS) - 1:
-            affordable = self._pace.updates(candidates[:admitted], judged, seconds)
-            updates = min(max(affordable, _LEAST_UPDATES // 3), wanted)
-        return {"entries": admitted, "updates": updates, "samples": judged}
+        return admitted
 
     def _run_rung(self, rung: int, entries: Sequence[_Entry], samples: int) -> None:
         """Probe as many of the entries as there is time for; if the rung once ended, those of then."""

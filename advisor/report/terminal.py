@@ -29,12 +29,20 @@ GAP = 2  # columns between two cells: rich's padding and divider
 Row = tuple[str, Sequence[str]]  # style, cells
 
 
+class Output(Console):
+    """Standard output; a reader who stops reading is not rich's to judge: the command line exits with 0."""
+
+    def on_broken_pipe(self) -> None:
+        """Leave it to the caller."""
+        raise BrokenPipeError
+
+
 def print_recommendation(recommendation: Recommendation, console: Console | None = None) -> None:
     """The answer, budgets against use, every candidate, and what would change the answer.
 
     To stdout unless a console is given; so does `print_profile`.
     """
-    console = console or Console(highlight=False)
+    console = console or Output(highlight=False)
     answer = recommendation.answer or "No answer was worked out."
     style = "green" if recommendation.recommended else "red"
     console.print(Panel(_text(answer, "bold"), border_style=style, padding=(0, 1)))
@@ -50,7 +58,7 @@ def print_recommendation(recommendation: Recommendation, console: Console | None
 
 def print_profile(recommendation: Recommendation, console: Console | None = None) -> None:
     """The base model by layer type, and every method's cost; no data, no choice."""
-    console = console or Console(highlight=False)
+    console = console or Output(highlight=False)
     _print_subject(recommendation, console)
     _print_layer_types(recommendation, console)
     _print_costs(recommendation, console)
@@ -60,7 +68,7 @@ def print_profile(recommendation: Recommendation, console: Console | None = None
 
 def print_layer_types(recommendation: Recommendation, console: Console | None = None) -> None:
     """One update of each method, with its settings as they are, split by layer type."""
-    console = console or Console(highlight=False)
+    console = console or Output(highlight=False)
     _print_subject(recommendation, console)
     _print_layer_types(recommendation, console)
     for item in recommendation.evaluations:

@@ -75,6 +75,18 @@ def test_recommend_answers_runs_and_writes(run, tmp_path):
     assert (tmp_path / "again.html").exists()
 
 
+def test_files_are_written_though_nobody_reads_the_rest(folder, tmp_path):
+    out, report = tmp_path / "o.json", tmp_path / "r.html"
+    command = [sys.executable, "-m", "advisor", "recommend", "model.pt", "--no-probe", "--no-verify"]
+    command += ["--input-size", "1x8x8", "--methods", "head", "--json", str(out), "--report", str(report)]
+    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    assert process.wait() == 0, process.stderr.read()
+    process.stderr.close()
+    assert json.loads(out.read_text())["recommended"] == "head"
+    assert report.exists()
+
+
 def test_recommend_new_classes_grows_the_head(run, tmp_path):
     make_situation(tmp_path, scenario="new-classes", seed=0)
     code, stdout, _ = run(

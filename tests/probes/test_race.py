@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 import time
 
@@ -78,6 +79,17 @@ def test_too_little_time_is_said():
     assert found.warnings
     assert found.failures
     assert all("--probe-time" in reason for reason in found.failures.values())
+
+
+def test_without_time_for_a_finalist_what_was_screened_is_judged_alike(monkeypatch):
+    monkeypatch.setattr(sys.modules["advisor.probes.race"], "_WORTHWHILE", 1e9)
+    candidates = [Candidate("recalibrate"), Candidate("head"), Candidate("norm")]
+    found = run(candidates, seconds=3.0, updates=10**6)
+    assert any("no time to train a finalist" in warning for warning in found.warnings)
+    trained = [found.accuracies[c] for c in candidates[1:] if c in found.accuracies]
+    assert trained
+    assert all(accuracy.finalist for accuracy in trained)
+    assert max(accuracy.updates for accuracy in trained) < 10**6
 
 
 def test_all_diverged_is_a_data_error():
