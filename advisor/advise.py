@@ -238,6 +238,7 @@ def _probe_all(
         mean=dataset.normalisation.mean,
         std=dataset.normalisation.std,
         rehearse=request.rehearse,
+        data_classes=dataset.class_names,
     )
     return evaluations, summary
 

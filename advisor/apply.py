@@ -21,7 +21,7 @@ from advisor.adapters import RECIPE, TENSORS, Recipe, save_adapter
 from advisor.costs import available_bytes
 from advisor.errors import InputError
 from advisor.huggingface import save_for_peft
-from advisor.merged import save_merged
+from advisor.merged import NAMES, save_merged
 from advisor.methods import learning_rates
 from advisor.probes import FineTune, Normalisation, Trainer, accuracy_of
 from advisor.records import Accuracy, Candidate, DataSummary, Evaluation, Recommendation
@@ -30,6 +30,7 @@ from advisor.situation import Progress, Request, Story, prepare, versions
 PATIENCE = 3  # epochs without a better one, after which training ends
 CHECKPOINT = "checkpoint.pt"
 _CHECKPOINT_FORMAT = "peft-advisor checkpoint 1"
+_CHECKPOINT_KEYS = {"key", "epochs", "best_epoch", "best", "best_correct", "state"}
 _PIECES = 20  # of an epoch: how often progress is told
 _SHARE_FOR_IMAGES = 0.5  # of the memory that is left
 
@@ -62,7 +63,7 @@ class Applied:
     warnings: tuple[str, ...]
 
 
-EpochReport = Callable[[int, float, bool], None]  # epoch from 1, held-out accuracy, whether the best
+EpochReport = Callable[[int, int, float, bool], None]  # epoch from 1, of how many, accuracy, whether the best
 
 
 def apply_advice(
@@ -70,7 +71,7 @@ def apply_advice(
     recommendation: Recommendation,
     application: Application,
     progress: Progress = lambda stage, fraction, running: None,
-    on_epoch: EpochReport = lambda epoch, accuracy, best: None,
+    on_epoch: EpochReport = lambda epoch, epochs, accuracy, best: None,
 ) -> Applied:
     """Train the recommended candidate on all training images and write what it became.
 
@@ -91,6 +92,7 @@ def apply_advice(
     if application.epochs < 1:
         raise InputError(f"--epochs {application.epochs} must be at least 1")
     _make_folder(application.output)
+    _keep_input(model, application.output)
     story = prepare(model, _request(recommendation, evaluation.candidate, application), progress)
     _check_model(story, recommendation)
     assert story.dataset is not None  # noqa: S101 - the request names the data
@@ -147,7 +149,7 @@ class _Run:
                 self.best_epoch, self.best_correct = self.epochs_run, correct
                 self.best = {n: t.detach().clone() for n, t in self.fine_tune.trainable.delta().items()}
             self._save()
-            on_epoch(self.epochs_run, sum(correct) / len(correct), better)
+            on_epoch(self.epochs_run, self.epochs, sum(correct) / len(correct), better)
         if not self.best_epoch:
             raise InputError(
                 "training diverged in its first epoch: the loss or a weight is no longer finite; "
@@ -309,6 +311,7 @@ def _recorded(data: DataSummary) -> dict[str, Any]:
         "class_names": data.class_names,
         "rehearse": data.rehearse,
         "scenario": data.scenario,
+        "data_classes": data.data_classes or None,
     }
     if data.mean and data.std:
         found["normalisation"] = Normalisation(data.mean, data.std)
@@ -346,14 +349,28 @@ def _make_folder(folder: Path) -> None:
         raise InputError(f"--output {folder}: can't be written to ({reason}); give another folder") from error
 
 
+def _keep_input(model: str, folder: Path) -> None:
+    """Refuse to write over the model that is given."""
+    for name in (CHECKPOINT, TENSORS, *NAMES):
+        try:
+            taken = (folder / name).samefile(model)
+        except (OSError, ValueError):  # one of them is no file
+            continue
+        if taken:
+            raise InputError(f"{model} lies where apply would write over it; give another --output")
+
+
 def _read_checkpoint(path: Path) -> dict[str, Any]:
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
         if saved["format"] != _CHECKPOINT_FORMAT or not isinstance(saved["key"], dict):
             raise ValueError("another format")
+        if missing := _CHECKPOINT_KEYS - saved.keys():
+            raise ValueError(f"without {missing}")
     except Exception as error:  # whatever the file may hold
         raise InputError(
-            f"{path}: is no checkpoint that can be gone on from; give --restart to begin anew"
+            f"{path}: is no checkpoint of apply, or a damaged one; give another --output, or --restart to "
+            "have it replaced"
         ) from error
     return cast(dict[str, Any], saved)
 

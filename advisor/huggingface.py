@@ -8,8 +8,8 @@ and normalisation layers whose statistics moved go along whole (`modules_to_save
 from __future__ import annotations
 
 import json
+import math
 import re
-import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,21 +24,18 @@ from advisor.errors import InputError
 from advisor.files import write_whole
 from advisor.methods.base import BYPASS, LayerModule, Trainable
 from advisor.methods.lora import SCALE
-from advisor.models.layers import is_plain
+from advisor.models.layers import is_plain, layer_type
 
 FOLDER = "huggingface"
-_EXPRESSIBLE = ("lora", "dora", "loha")
-_DIFFERENCES = {
-    "lokr": "splits a weight into other Kronecker factors",
-    "ia3": "scales a layer's output before the BatchNorm, not after it",
-}
+_EXPRESSIBLE = ("lora", "dora", "loha", "lokr", "ia3")
 _PREFIX = "base_model.model"  # where PEFT holds the base model
 # The names of what PEFT puts around the model and into a layer.
 _EVERYWHERE = (_PREFIX, "base_layer", "default")
 _LORA_PARTS = ("dropout", "A", "B", "embedding_A", "embedding_B", "magnitude_vector")
 _HADAMARD_PARTS = ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2")
-# Inside a layer: a bypass of ours, or DoRA's recomposed weight.
-_ADAPTED = re.compile(rf"^(.*?)\.?({BYPASS}|parametrizations\.weight\.0)\.(.*)$")
+_KRONECKER_PARTS = ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b", "t2")
+# Inside a layer: a bypass of ours, or what its weight, and (IA)^3's bias, is recomposed with.
+_ADAPTED = re.compile(rf"^(.*?)\.?({BYPASS}|parametrizations\.(?:weight|bias)\.0)\.(.*)$")
 
 
 class _InexpressibleError(Exception):
@@ -63,46 +60,59 @@ def save_for_peft(
         InputError: the folder can't be written to.
     """
     target = folder / FOLDER
-    shutil.rmtree(target, ignore_errors=True)  # of a former run
-    if recipe.method not in (*_EXPRESSIBLE, *_DIFFERENCES):
+    files = target / "adapter_config.json", target / "adapter_model.safetensors"
+    _remove(target, files)
+    if recipe.method not in _EXPRESSIBLE:
         return (), ""
     try:
         config, tensors = _translated(base, trainable, recipe)
     except _InexpressibleError as reason:
         return (), f"no {FOLDER}/: {reason}"
     try:
-        target.mkdir()
+        target.mkdir(exist_ok=True)
     except OSError as error:
         raise InputError(f"{target}: can't be made ({error.strerror}); move what is there away") from error
-    files = target / "adapter_config.json", target / "adapter_model.safetensors"
     write_whole(files[0], json.dumps(config, indent=2) + "\n")
     write_whole(files[1], save_tensors(tensors, metadata={"format": "pt"}))
     return files, ""
 
 
+def _remove(target: Path, files: Iterable[Path]) -> None:
+    """What a former run wrote: a folder of that name may hold the user's own files, too."""
+    try:
+        for file in files:
+            file.unlink(missing_ok=True)
+        if target.is_dir() and not any(target.iterdir()):
+            target.rmdir()
+    except OSError as error:
+        raise InputError(f"{target}: can't be written to ({error.strerror}); move it away") from error
+
+
 @dataclass(frozen=True, slots=True)
 class _Adapted:
-    """One layer's low-rank change, in PEFT's shapes."""
+    """One layer's change, in PEFT's shapes."""
 
-    rank: int
+    rank: int  # 0 where the method has none
     tensors: Mapping[str, torch.Tensor]
 
 
 def _translated(
     base: nn.Module, trainable: Trainable, recipe: Recipe
 ) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    if recipe.method not in _EXPRESSIBLE:
-        raise _InexpressibleError(f"PEFT {_DIFFERENCES[recipe.method]}")
     if recipe.base_classes is not None:
         raise _InexpressibleError("the head has other classes than the base model's, which PEFT would keep")
     by_layer: dict[str, dict[str, torch.Tensor]] = {}
     whole: list[str] = []
     for name, tensor in trainable.delta().items():
         adapted = _ADAPTED.match(name)
-        if adapted is not None:
+        if adapted is not None and layer_type(base.get_submodule(adapted[1])) == "norm":
+            whole.append(adapted[1])  # (IA)^3's scale is a part of its weight and bias
+        elif adapted is not None:
             by_layer.setdefault(adapted[1], {})[adapted[3]] = tensor.detach()
         else:
             whole.append(name.rpartition(".")[0])
+    if not by_layer:
+        raise _InexpressibleError("every scale is behind a BatchNorm, and PEFT's are before it")
     layers = {name: _adapted(base, name, parts) for name, parts in by_layer.items()}
     saved = _saved_whole(base, dict.fromkeys(whole), layers, _pefts_own(recipe.method))
     tensors = {
@@ -111,8 +121,9 @@ def _translated(
         for name, value in adapted.tensors.items()
     }
     for name in saved:
-        state = trainable.model.get_submodule(name).state_dict()
-        tensors |= {f"{_PREFIX}.{name}.{key}": value for key, value in state.items()}
+        module = trainable.model.get_submodule(name)
+        for key in base.get_submodule(name).state_dict():
+            tensors[f"{_PREFIX}.{name}.{key}"] = getattr(module, key)
     copies = {
         name: value.detach().clone(memory_format=torch.contiguous_format) for name, value in tensors.items()
     }
@@ -120,24 +131,30 @@ def _translated(
 
 
 def _config(recipe: Recipe, layers: Mapping[str, _Adapted], whole: Iterable[str]) -> dict[str, Any]:
-    # Anchored: PEFT also takes a key for a name's last part.
-    ranks = {f"^{re.escape(name)}": adapted.rank for name, adapted in layers.items()}
-    rank = next(iter(ranks.values()))
-    if recipe.method == "loha":
-        own: dict[str, Any] = {"peft_type": "LOHA", "alpha": SCALE * rank, "rank_dropout": 0.0}
-        own |= {"module_dropout": 0.0, "use_effective_conv2d": False, "init_weights": True}
+    own: dict[str, Any]
+    if recipe.method == "ia3":
+        own = {"peft_type": "IA3", "feedforward_modules": [], "fan_in_fan_out": False}
+        own |= {"init_ia3_weights": True}
     else:
-        own = {"peft_type": "LORA", "lora_alpha": SCALE * rank, "use_dora": recipe.method == "dora"}
-        own |= {"use_rslora": False, "lora_dropout": 0.0, "bias": "none", "fan_in_fan_out": False}
-        own |= {"init_lora_weights": True}
+        # Anchored: PEFT also takes a key for a name's last part.
+        ranks = {f"^{re.escape(name)}": adapted.rank for name, adapted in layers.items()}
+        rank = next(iter(ranks.values()))
+        own = {"r": rank, "rank_pattern": ranks}
+        own["alpha_pattern"] = {name: SCALE * rank for name, rank in ranks.items()}
+        if recipe.method in ("loha", "lokr"):
+            own |= {"peft_type": recipe.method.upper(), "alpha": SCALE * rank, "rank_dropout": 0.0}
+            own |= {"module_dropout": 0.0, "use_effective_conv2d": False, "init_weights": True}
+            if recipe.method == "lokr":
+                own |= {"decompose_both": False, "decompose_factor": -1, "rank_dropout_scale": False}
+        else:
+            own |= {"peft_type": "LORA", "lora_alpha": SCALE * rank, "use_dora": recipe.method == "dora"}
+            own |= {"use_rslora": False, "lora_dropout": 0.0, "bias": "none", "fan_in_fan_out": False}
+            own |= {"init_lora_weights": True}
     return {
         **own,
         "task_type": None,
         "base_model_name_or_path": recipe.base_model,
         "inference_mode": True,
-        "r": rank,
-        "rank_pattern": ranks,
-        "alpha_pattern": {name: SCALE * rank for name, rank in ranks.items()},
         "target_modules": "|".join(map(re.escape, layers)),
         "modules_to_save": list(dict.fromkeys(whole)),
     }
@@ -145,12 +162,18 @@ def _config(recipe: Recipe, layers: Mapping[str, _Adapted], whole: Iterable[str]
 
 def _adapted(base: nn.Module, name: str, parts: Mapping[str, torch.Tensor]) -> _Adapted:
     """One layer's trained tensors, by our names, as PEFT has them."""
-    _refuse_layer(base, name)
+    _refuse_layer(base, name, scaled="scale" in parts)
     layer: LayerModule = base.get_submodule(name)
     own = {re.sub(r"^(low_rank|change)\.", "", key): tensor for key, tensor in parts.items()}
     groups = getattr(layer, "groups", 1)
+    if "scale" in own:
+        scale = own["scale"]
+        spread = (-1, 1) if isinstance(layer, nn.Linear) else (1, -1, *[1] * len(layer.kernel_size))
+        return _Adapted(0, {"ia3_l": scale.view(spread)})
     if "first.down.weight" in own:
         return _hadamard(own, groups)
+    if "left" in own:
+        return _kronecker(own, layer)
     if "down.weight" not in own:
         raise _InexpressibleError(f"{name} has a factorised kernel, which PEFT doesn't know")
     down = own["down.weight"]
@@ -165,14 +188,15 @@ def _adapted(base: nn.Module, name: str, parts: Mapping[str, torch.Tensor]) -> _
     return _Adapted(down.shape[0], tensors)
 
 
-def _refuse_layer(base: nn.Module, name: str) -> None:
+def _refuse_layer(base: nn.Module, name: str, *, scaled: bool) -> None:
     """Raises _InexpressibleError where PEFT adapts no such layer, or not alike."""
     if not name:
         raise _InexpressibleError("the model is a single layer")
     layer: LayerModule = base.get_submodule(name)
-    if not isinstance(layer, (nn.Linear, nn.Conv1d, nn.Conv2d)) or not is_plain(layer):
+    known = (nn.Linear, nn.Conv2d) if scaled else (nn.Linear, nn.Conv1d, nn.Conv2d)
+    if not isinstance(layer, known) or not is_plain(layer):
         raise _InexpressibleError(f"{name} is {type(layer).__name__}, which PEFT can't adapt alike")
-    if not isinstance(layer, nn.Linear) and layer.padding_mode != "zeros":
+    if not scaled and not isinstance(layer, nn.Linear) and layer.padding_mode != "zeros":
         raise _InexpressibleError(f"{name} pads with {layer.padding_mode}, PEFT's change of it with zeros")
 
 
@@ -183,6 +207,20 @@ def _hadamard(own: Mapping[str, torch.Tensor], groups: int) -> _Adapted:
         up, down = own[f"{part}.up.weight"].flatten(1), own[f"{part}.down.weight"].flatten(1)
         tensors |= {f"hada_w{number}_a": _ungrouped(up, groups), f"hada_w{number}_b": down}
     return _Adapted(down.shape[0], tensors)
+
+
+def _kronecker(own: Mapping[str, torch.Tensor], layer: LayerModule) -> _Adapted:
+    """C ⊗ D, split as in PEFT, which holds D whole from another rank on."""
+    kernel = tuple(getattr(layer, "kernel_size", ()))
+    right = own["right"] if "right" in own else own["up"] @ own["down"]
+    longer = max(right.shape[0], right.shape[1] // math.prod(kernel))
+    if "right" not in own and 2 * own["up"].shape[1] < longer:
+        tensors = {"lokr_w1": own["left"], "lokr_w2_a": own["up"], "lokr_w2_b": own["down"]}
+        return _Adapted(own["up"].shape[1], tensors)
+    if len(kernel) == 1:
+        raise _InexpressibleError("PEFT multiplies the Kronecker factors of a 1-d convolution otherwise")
+    tensors = {"lokr_w1": own["left"], "lokr_w2": right.unflatten(1, (-1, *kernel)) if kernel else right}
+    return _Adapted(longer, tensors)  # at that rank it is whole
 
 
 def _ungrouped(weight: torch.Tensor, groups: int) -> torch.Tensor:
@@ -197,8 +235,12 @@ def _ungrouped(weight: torch.Tensor, groups: int) -> torch.Tensor:
 
 
 def _pefts_own(method: str) -> tuple[str, ...]:
+    if method == "ia3":
+        return (*_EVERYWHERE, "ia3_l")
     if method == "loha":
         return (*_EVERYWHERE, *(f"hada_{part}" for part in _HADAMARD_PARTS))
+    if method == "lokr":
+        return (*_EVERYWHERE, *(f"lokr_{part}" for part in _KRONECKER_PARTS))
     return (*_EVERYWHERE, *(f"lora_{part}" for part in _LORA_PARTS))
 
 

@@ -348,6 +348,7 @@ class DataSummary:
     mean: tuple[float, ...] = ()  # of the images in [0, 1] that the model was given, by channel
     std: tuple[float, ...] = ()
     rehearse: str | None = None  # the corruption that the images were given, such as fog:3
+    data_classes: tuple[str, ...] = ()  # the data's own, in its order; label numbers where it has no names
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from advisor.errors import InputError, ModelError
+from advisor.errors import DataError, InputError, ModelError
 from advisor.models import LoadedModel, load_model, take_census
 from advisor.models.fingerprint import model_fingerprint
 from advisor.probes import (
@@ -46,6 +46,7 @@ class Request:
     optimizer: str = "adam"
     data: str | None = None
     train_images: int = 2048  # at most; a larger set is sampled
+    data_classes: tuple[str, ...] | None = None  # that the data must have, in that order; None: any
     class_names: tuple[str, ...] | None = None  # the model's, in the order of its outputs
     normalisation: Normalisation | None = None  # None: ImageNet's for 3 channels
     rehearse: str | None = None  # a corruption of the images, see `parse_corruption`
@@ -109,6 +110,8 @@ def prepare(model: str | nn.Module, request: Request, progress: Progress) -> Sto
             max_train=request.train_images,
             seed=request.seed,
         )
+        if request.data_classes is not None and dataset.class_names != request.data_classes:
+            raise DataError(_other_classes(dataset, request.data_classes))
         if corruption is not None:
             dataset = corrupt(dataset, corruption, request.seed)
         names = request.class_names or loaded.class_names
@@ -142,6 +145,22 @@ def _load(model: str | nn.Module, request: Request) -> LoadedModel:
         class_names=None,
         has_trained_weights=True,
     )
+
+
+def _other_classes(dataset: Dataset, wanted: tuple[str, ...]) -> str:
+    new = [name for name in dataset.class_names if name not in wanted]
+    lacking = [name for name in wanted if name not in dataset.class_names]
+    found = [f"{_listed(new)} more"] if new else []
+    found += [f"not {_listed(lacking)}"] if lacking else []
+    which = " and ".join(found) or "the same ones in another order"
+    return (
+        f"data {dataset.source}: its classes are not those of the report's data: {which}; give data of the "
+        "same classes, or run recommend on this"
+    )
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} others" if len(names) > 4 else "")
 
 
 def versions() -> dict[str, str]:

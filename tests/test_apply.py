@@ -57,7 +57,7 @@ def situation(tmp_path_factory):
 
 
 def advised(situation, model="model.pt", **more):
-    request = replace(REQUEST, data=str(situation / "data.npz"), **more)
+    request = replace(REQUEST, **{"data": str(situation / "data.npz")} | more)
     return recommend(str(situation / model), Budget(), request)
 
 
@@ -189,6 +189,15 @@ def test_a_finished_run_is_not_trained_again(situation, advice, tmp_path):
     assert again.accuracy == first.accuracy
 
 
+def test_statistics_are_re_estimated_in_one_epoch(situation, advice, tmp_path):
+    told = []
+    application = Application(tmp_path, candidate="recalibrate", epochs=5)
+    applied = apply_advice(
+        str(situation / "model.pt"), advice, application, on_epoch=lambda *epoch: told.append(epoch)
+    )
+    assert told == [(1, 1, applied.accuracy.mean, True)]
+
+
 def test_the_best_epoch_is_kept_and_patience_ends_the_training(situation, advice, tmp_path, monkeypatch):
     found = iter([5, 9, 7, 8, 9, 10])
     judge = advisor.apply.FineTune.judge
@@ -276,6 +285,36 @@ def test_another_model(situation, advice, tmp_path):
         carried_out(situation, advice, tmp_path, model="other.pt")
 
 
+def other_data(folder, digits, names=None):
+    known = load_digits()
+    among = np.isin(known.target, digits)
+    more = {} if names is None else {"class_names": np.array(names)}
+    labels = known.target[among]
+    np.savez(folder / "other.npz", images=known.images[among] / 16, labels=labels, **more)
+    return str(folder / "other.npz")
+
+
+@pytest.mark.parametrize(
+    ("digits", "names", "message"),
+    [
+        (range(7), None, "not 7, 8, 9; give data of the same classes"),
+        (range(10), list("abcdefghij"), "a, b, c, d and 6 others more and not 0, 1, 2, 3 and 6 others;"),
+        (range(10), list("1023456789"), "the same ones in another order;"),
+    ],
+)
+def test_data_of_other_classes(situation, advice, tmp_path, digits, names, message):
+    with pytest.raises(InputError) as found:
+        carried_out(situation, advice, tmp_path, "norm", data=other_data(tmp_path, digits, names))
+    assert message in str(found.value)
+    assert "--scenario" not in str(found.value)
+
+
+def test_data_with_a_class_more(situation, tmp_path):
+    seven = advised(situation, data=other_data(tmp_path, range(7)))
+    with pytest.raises(InputError, match=r"not those of the report's data: 7, 8, 9 more; give data"):
+        carried_out(situation, seven, tmp_path, "norm", data=str(situation / "data.npz"))
+
+
 def test_a_report_without_data(situation, advice, tmp_path):
     with pytest.raises(InputError, match="without data; give the images"):
         carried_out(situation, replace(advice, data=None), tmp_path)
@@ -306,8 +345,41 @@ def test_another_recipes_checkpoint(situation, advice, tmp_path):
 @pytest.mark.parametrize("content", [b"", b"nothing that torch wrote"])
 def test_a_damaged_checkpoint(situation, advice, tmp_path, content):
     (tmp_path / CHECKPOINT).write_bytes(content)
-    with pytest.raises(InputError, match="no checkpoint that can be gone on from; give --restart"):
+    with pytest.raises(InputError, match=r"no checkpoint of apply, or a damaged one; .*--restart"):
         carried_out(situation, advice, tmp_path, "norm")
+
+
+@pytest.mark.parametrize("missing", ["format", "key", "best", "state"])
+def test_a_checkpoint_without_a_part(situation, advice, tmp_path, missing):
+    carried_out(situation, advice, tmp_path, "norm", epochs=1)
+    saved = torch.load(tmp_path / CHECKPOINT, weights_only=True)
+    del saved[missing]
+    torch.save(saved, tmp_path / CHECKPOINT)
+    with pytest.raises(InputError, match="no checkpoint of apply, or a damaged one"):
+        carried_out(situation, advice, tmp_path, "norm", epochs=1)
+
+
+@pytest.mark.parametrize("name", [CHECKPOINT, "merged.pt", "link to the folder/merged.pt"])
+def test_the_model_that_is_given_is_never_written_over(situation, advice, tmp_path, name):
+    (tmp_path / "link to the folder").symlink_to(tmp_path)
+    model = tmp_path / name
+    model.write_bytes((situation / "model.pt").read_bytes())
+    for restart in (False, True):
+        with pytest.raises(InputError, match="apply would write over it; give another --output"):
+            apply_advice(str(model), advice, Application(tmp_path, candidate="norm", restart=restart))
+    assert model.read_bytes() == (situation / "model.pt").read_bytes()
+
+
+@pytest.mark.parametrize("candidate", ["norm", "lora-rank=2"])
+def test_what_others_keep_in_the_folder_stays(situation, advice, tmp_path, candidate):
+    own = tmp_path / "huggingface" / "hub" / "model.bin"
+    own.parent.mkdir(parents=True)
+    own.write_text("mine")
+    carried_out(situation, advice, tmp_path, "lora-rank=2", epochs=1)
+    assert (tmp_path / "huggingface" / "adapter_config.json").is_file()
+    carried_out(situation, advice, tmp_path, candidate, epochs=1, restart=True)
+    assert own.read_text() == "mine"
+    assert (tmp_path / "huggingface" / "adapter_config.json").exists() == (candidate != "norm")
 
 
 def test_divergence(situation, advice, tmp_path):

@@ -78,6 +78,10 @@ def through_peft(base, folder):
         ("dora", {"grouped": 1}),
         ("loha", {}),
         ("loha", {"dilation": 2, "stride": 2}),
+        ("lokr", {}),
+        ("lokr", {"dilation": 2, "stride": 2}),
+        ("ia3", {}),
+        ("ia3", {"dilation": 2, "padding": 2, "padding_mode": "reflect"}),
     ],
 )
 def test_peft_answers_the_same(tmp_path, method, options):
@@ -119,12 +123,37 @@ def test_a_name_that_ends_one_of_pefts_own_is_not_written(tmp_path):
         ("dora", {}, {}, "grouped has groups"),
         ("dora", {"grouped": 1, "dilation": 2}, {}, "other is dilated"),
         ("loha", {"padding_mode": "circular", "padding": 1}, {}, "other pads with circular"),
-        ("lokr", {}, {}, "splits a weight into other Kronecker factors"),
+        ("lokr", {"padding_mode": "reflect", "padding": 1}, {}, "other pads with reflect"),
     ],
 )
 def test_what_peft_computes_otherwise_is_not_written(tmp_path, method, options, more, message):
     *_, note = written(tmp_path, Network(**options), method, **more)
     assert message in note
+    assert not (tmp_path / FOLDER).exists()
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3, 4, 6, 8, 20])
+@pytest.mark.parametrize("hidden", [12, 13, 64])
+def test_kronecker_factors_are_the_same_at_every_rank(tmp_path, rank, hidden):
+    """From some rank on PEFT, and from another on we, hold the second factor whole."""
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, hidden, 3), nn.ReLU(), nn.Conv2d(hidden, 9, (3, 1)), nn.AdaptiveAvgPool2d(1)]
+    model = nn.Sequential()
+    for name, layer in zip("abcd", layers, strict=True):
+        model.add_module(f"layer_{name}", layer)
+    model.add_module("flat", nn.Flatten())
+    model.add_module("hidden", nn.Linear(9, hidden))
+    model.add_module("fc", nn.Linear(hidden, 5))
+    base, adapted, _ = written(tmp_path, model, "lokr", rank=rank)
+    x = torch.randn(5, *SIZE)
+    with torch.no_grad():
+        torch.testing.assert_close(through_peft(base, tmp_path)(x), adapted(x), rtol=1e-5, atol=1e-5)
+        assert (adapted(x) - base(x)).abs().max() > 1e-3
+
+
+def test_scales_behind_batch_norms_alone_are_not_written(tmp_path):
+    *_, note = written(tmp_path, numbered(), "ia3")
+    assert "every scale is behind a BatchNorm" in note
     assert not (tmp_path / FOLDER).exists()
 
 

@@ -61,16 +61,18 @@ def command(
     try:
         with ProgressBars() as progress:
 
-            def on_epoch(epoch: int, accuracy: float, best: bool) -> None:
+            def on_epoch(epoch: int, of: int, accuracy: float, best: bool) -> None:
                 so_far = ", the best so far" if best else ""
                 progress.say(
-                    f"Epoch {epoch} of {epochs}: {100 * accuracy:.1f} % right of held-out images{so_far}"
+                    f"Epoch {epoch} of {of}: {100 * accuracy:.1f} % right of held-out images{so_far}"
                 )
 
             applied = apply_advice(model, recommendation, application, progress, on_epoch)
     except KeyboardInterrupt:
-        kept = (output / CHECKPOINT).exists()
-        go_on = "the same command goes on from the last whole epoch" if kept else "no epoch was whole yet"
+        go_on = "no epoch was whole yet"
+        if (output / CHECKPOINT).exists():
+            same = "the same command without --restart" if restart else "the same command"
+            go_on = f"{same} goes on from the last whole epoch"
         typer.echo(f"peft-advisor: interrupted; {go_on}", err=True)
         raise typer.Exit(130) from None
     for warning in applied.warnings:

@@ -108,11 +108,12 @@ def test_what_can_not_be_used_is_one_line(run, tmp_path, arguments, message):
     assert not stdout
 
 
-def test_an_interrupted_run_says_how_to_go_on(folder, tmp_path):
+@pytest.mark.parametrize(("more", "how"), [((), ""), (("--restart",), " without --restart")])
+def test_an_interrupted_run_says_how_to_go_on(folder, tmp_path, more, how):
     out = tmp_path / "out"
     command = [sys.executable, "-m", "advisor", "apply", "model.pt", "advice.json", "--output", str(out)]
     process = subprocess.Popen(
-        [*command, "--epochs", "500"],
+        [*command, "--epochs", "500", *more],
         cwd=folder,
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
@@ -124,6 +125,6 @@ def test_an_interrupted_run_says_how_to_go_on(folder, tmp_path):
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
-    assert "interrupted; the same command goes on from the last whole epoch" in err
+    assert f"interrupted; the same command{how} goes on from the last whole epoch" in err
     assert "Traceback" not in err
     assert (out / "checkpoint.pt").is_file()
