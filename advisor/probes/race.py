@@ -361,7 +361,7 @@ class _Race:
                         entries.setdefault(candidate, rates[leader])
             return list(entries.items())
         if rung == 1:
-            return [(c, rates[c] * factor) for c in order[:_TUNED] for factor in _NEARBY]
+            return [(c, float(f"{rates[c] * factor:.2g}")) for c in order[:_TUNED] for factor in _NEARBY]
         return [(c, rates[c]) for c in order[:_FINALISTS]] if rung == 2 else []
 
     def _undominated(self, best: Mapping[Candidate, Probe]) -> dict[Candidate, Probe]:
