@@ -82,8 +82,8 @@ def recommend(
     budget, request = budget or Budget(), request or Request()
     with ExitStack() as cleanup:
         waiting = None
-        if request.verify and (request.probe_seconds is None or request.data is None):
-            # Nothing else takes long: start the process that will run the choice now.
+        if request.verify:
+            # It imports while candidates are priced: the same question asked again should wait for little.
             waiting = WaitingChild()
             cleanup.callback(waiting.stop)
         return _recommend(model, budget, request, progress, waiting)
