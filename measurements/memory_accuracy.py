@@ -1,6 +1,6 @@
 """Study: simulated peak memory of an update against the CPU allocator's own events.
 
-    python -m measurements.memory_accuracy             # torchvision's classifiers, about 18 minutes
+    python -m measurements.memory_accuracy             # torchvision's classifiers, about 16 minutes
     python -m measurements.memory_accuracy --quick     # five of them, under 2 minutes
     python -m measurements.memory_accuracy --minutes 240   # more models, methods and batches
 
@@ -232,7 +232,7 @@ def tables(summary: dict[str, float], compared: list[dict[str, Any]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="five models, printed, nothing written")
-    parser.add_argument("--minutes", type=float, default=16.0, help="wall clock for the models in turn")
+    parser.add_argument("--minutes", type=float, default=14.0, help="wall clock for the models in turn")
     given = parser.parse_args()
     rows, left_out = study(
         list(QUICK) if given.quick else models(), 60 * (1 if given.quick else given.minutes)
