@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import math
-import os
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -20,6 +19,7 @@ import torch
 from advisor.adapters import RECIPE, TENSORS, Recipe, save_adapter
 from advisor.costs import available_bytes
 from advisor.errors import InputError
+from advisor.files import replacing
 from advisor.huggingface import save_for_peft
 from advisor.merged import NAMES, save_merged
 from advisor.methods import learning_rates
@@ -197,13 +197,9 @@ class _Run:
             "best_correct": torch.tensor(list(self.best_correct), dtype=torch.uint8),
             "state": self.fine_tune.state(),
         }
-        temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}.tmp")
         try:
-            try:
+            with replacing(self._path) as temporary:
                 torch.save(saved, temporary)
-                temporary.replace(self._path)
-            finally:
-                temporary.unlink(missing_ok=True)
         except (OSError, RuntimeError) as error:  # torch says RuntimeError where the disk is full
             raise InputError(
                 f"{self._path}: the checkpoint can't be written ({str(error).splitlines()[0]}); "

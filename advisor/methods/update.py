@@ -23,6 +23,11 @@ from advisor.records import Candidate, Census
 RECALIBRATION_SAMPLES = 512  # images at most, to re-estimate statistics on
 
 
+def reestimation_updates(images: int, batch_size: int) -> int:
+    """How many batches the statistics are re-estimated on, of so many images."""
+    return max(min(images, RECALIBRATION_SAMPLES) // batch_size, 1)
+
+
 def begin(
     model: nn.Module, census: Census, candidate: Candidate, learning_rate: float
 ) -> tuple[Trainable, torch.optim.Optimizer | None]:

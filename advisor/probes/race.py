@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 
 from advisor.errors import DataError
 from advisor.methods import learning_rates
-from advisor.methods.update import RECALIBRATION_SAMPLES
+from advisor.methods.update import reestimation_updates
 from advisor.paired import paired_gap
 from advisor.probes.executor import Executor, InProcess
 from advisor.probes.train import Probe, Trainer, Trial, accuracy_of, trained_as
@@ -79,14 +79,14 @@ def race(
     """Probe the candidates for about `seconds` of wall clock.
 
     Args:
-        costs: of those that the budget admits, cheapest first: among those that may be as good as the
-            best, cheaper ones are kept.
+        costs: of those that the budget admits, cheapest first: of equally accurate ones, the cheaper goes
+            before.
         updates: of a whole fine-tune: what the finalists train for, if there is time.
         judge_base: whether the model's own accuracy on the held-out samples means anything.
         store: where probes are looked for and kept.
         key: of the model, the data and the environment, in the store.
         executor: what runs the probes; None: this process.
-        report: called after each probe.
+        report: called before each probe.
 
     Raises:
         DataError: every probe of every candidate diverged.
@@ -205,8 +205,7 @@ class _Race:
 
     def _judge_untrained(self, samples: int) -> None:
         """One probe for each candidate that has no learning rate."""
-        images = min(len(self._trainer.dataset.train), RECALIBRATION_SAMPLES)
-        updates = max(images // self._trainer.batch_size, 1)
+        updates = reestimation_updates(len(self._trainer.dataset.train), self._trainer.batch_size)
         trials = [
             Trial(candidate, None, updates, samples, 0)
             for candidate in self._costs
@@ -347,9 +346,11 @@ class _Race:
 
     def _promoted(self, rung: int) -> list[_Entry]:
         """The next rung's entries, the most promising first."""
-        screened = {c: self._screened[c] for c in self._costs if c in self._screened}  # in order of cost
+        if rung == len(_RUNGS) - 1:
+            return []
+        screened = {c: self._accuracies[c] for c in self._costs if c in self._screened}  # in order of cost
         order = _by_promise(self._undominated(screened))
-        rates = {c: self._screened[c].trial.learning_rate or 0.0 for c in order}
+        rates = {c: screened[c].learning_rate or 0.0 for c in order}
         if rung == 0:
             entries: dict[Candidate, float] = {}
             leaders = order[: max(-(-len(order) // 3), _LEAST_LEADERS)]
@@ -362,22 +363,22 @@ class _Race:
             return list(entries.items())
         if rung == 1:
             return [(c, float(f"{rates[c] * factor:.2g}")) for c in order[:_TUNED] for factor in _NEARBY]
-        return [(c, rates[c]) for c in order[:_FINALISTS]] if rung == 2 else []
+        return [(c, rates[c]) for c in order[:_FINALISTS]]
 
-    def _undominated(self, best: Mapping[Candidate, Probe]) -> dict[Candidate, Probe]:
+    def _undominated(self, screened: Mapping[Candidate, Accuracy]) -> dict[Candidate, Accuracy]:
         """Without those that another one beats in memory, FLOPs and, surely, in accuracy."""
 
         def beaten(candidate: Candidate) -> bool:
-            own, accuracy = self._costs[candidate], accuracy_of(best[candidate].correct or b"")
+            own = self._costs[candidate]
             return any(
                 cost.peak_memory_bytes <= own.peak_memory_bytes
                 and cost.flops.total <= own.flops.total
-                and paired_gap(accuracy_of(best[other].correct or b""), accuracy)[0] > 0
-                for other in best
+                and paired_gap(screened[other], screened[candidate])[0] > 0
+                for other in screened
                 if other != candidate and (cost := self._costs[other])
             )
 
-        return {candidate: probe for candidate, probe in best.items() if not beaten(candidate)}
+        return {candidate: accuracy for candidate, accuracy in screened.items() if not beaten(candidate)}
 
     def _time(self, candidates: Iterable[Candidate]) -> None:
         """Learn how long an update of the first few takes."""
@@ -525,17 +526,17 @@ def _middle_first(items: Sequence[_Item]) -> list[_Item]:
     return [middle, *(item for item in items if item != middle)]
 
 
-def _by_promise(best: Mapping[Candidate, Probe]) -> list[Candidate]:
+def _by_promise(screened: Mapping[Candidate, Accuracy]) -> list[Candidate]:
     """Those that can't be told from the most accurate, by accuracy; then the others.
 
-    Can't be told: the paired interval of the difference holds zero. `best` is in order of cost, which
-    decides ties.
+    Can't be told: the paired interval of the difference holds zero. `screened` is in order of cost,
+    which decides ties.
     """
-    by_accuracy = sorted(best, key=lambda candidate: _score(best[candidate]), reverse=True)
+    by_accuracy = sorted(screened, key=lambda candidate: screened[candidate].mean, reverse=True)
     if not by_accuracy:
         return []
-    leader = accuracy_of(best[by_accuracy[0]].correct or b"")
-    return sorted(by_accuracy, key=lambda c: paired_gap(leader, accuracy_of(best[c].correct or b""))[0] > 0)
+    leader = screened[by_accuracy[0]]
+    return sorted(by_accuracy, key=lambda candidate: paired_gap(leader, screened[candidate])[0] > 0)
 
 
 def _score(probe: Probe) -> float:

@@ -13,44 +13,20 @@ from pathlib import Path
 import pytest
 
 from advisor.cli import main
-from advisor.demo import make_situation
+from tests.cli.test_cli import one_line
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(folder):
     """A trained model, its changed situation, and the advice for it."""
-    path = tmp_path_factory.mktemp("demo")
-    make_situation(path, scenario="shift", seed=0)
-    advice = ("recommend", path / "model.pt", "--data", path / "new-data.npz", "--json", path / "advice.json")
+    paths = (folder / "model.pt", "--data", folder / "new-data.npz", "--json", folder / "advice.json")
     quick = ("--input-size", "1x8x8", "--methods", "norm,lora", "--ranks", "2", "--probe-time", "4s")
     with pytest.raises(SystemExit) as done:
-        main([*map(str, advice), *quick, "--no-store", "--no-verify"])
+        main(["recommend", *map(str, paths), *quick, "--no-store", "--no-verify"])
     assert not done.value.code
-    return path
-
-
-@pytest.fixture
-def run(capfd, monkeypatch, folder):
-    """Run a command line in this process, in the demo's folder: (exit code, stdout, stderr)."""
-    monkeypatch.chdir(folder)
-
-    def go(*arguments):
-        with pytest.raises(SystemExit) as done:
-            main([str(argument) for argument in arguments])
-        out, err = capfd.readouterr()
-        return done.value.code or 0, out, err
-
-    return go
-
-
-def one_line(err):
-    lines = [line for line in err.splitlines() if line.startswith("peft-advisor: error: ")]
-    assert len(lines) == 1, err
-    assert "Traceback" not in err
-    assert "unexpected" not in lines[0]
-    return lines[0]
+    return folder
 
 
 def test_it_trains_writes_and_tells(run, tmp_path):

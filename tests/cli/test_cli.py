@@ -12,32 +12,9 @@ import pytest
 import torch
 from torch import nn
 
-from advisor.cli import expand_bare_flops_budget, main
+from advisor.cli import expand_bare_flops_budget
 from advisor.demo import make_situation
 from advisor.probes import data as _data  # noqa: F401 - imported early: the runs below fork nothing
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A trained model and its changed situation, as `demo` makes them."""
-    path = tmp_path_factory.mktemp("demo")
-    make_situation(path, scenario="shift", seed=0)
-    return path
-
-
-@pytest.fixture
-def run(capfd, monkeypatch, folder):
-    """Run a command line in this process, in the demo's folder: (exit code, stdout, stderr)."""
-    monkeypatch.chdir(folder)
-
-    def go(*arguments):
-        with pytest.raises(SystemExit) as done:
-            main([str(argument) for argument in arguments])
-        out, err = capfd.readouterr()
-        return done.value.code or 0, out, err
-
-    return go
-
 
 QUICK = ("--input-size", "1x8x8", "--methods", "head,norm,lora", "--ranks", "2", "--probe-time", "4s")
 

@@ -7,8 +7,6 @@ import json
 
 import pytest
 
-from advisor.cli import main
-from advisor.demo import make_situation
 from advisor.store import Store, default_path
 
 QUICK = (
@@ -22,27 +20,6 @@ QUICK = (
     "1",
     "--no-verify",
 )
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    path = tmp_path_factory.mktemp("demo")
-    make_situation(path, scenario="shift", seed=0)
-    return path
-
-
-@pytest.fixture
-def run(capfd, monkeypatch, tmp_path):
-    """Run a command line in this process: (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-
-    def go(*arguments):
-        with pytest.raises(SystemExit) as done:
-            main([str(argument) for argument in arguments])
-        out, err = capfd.readouterr()
-        return done.value.code or 0, out, err
-
-    return go
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from advisor.errors import DataError
 from advisor.methods import _registry, get_method
 from advisor.models.layers import take_census
 from advisor.probes.race import _by_promise, _middles, _Race, race
-from advisor.probes.train import Probe, Trainer, Trial, trained_as
+from advisor.probes.train import Trainer, accuracy_of, trained_as
 from advisor.records import Candidate, Levers
 from advisor.store import Store
 from tests.probes.test_train import SIZE, blocks, dataset, network
@@ -201,18 +201,18 @@ def test_what_trains_alike_is_raced_once():
     assert trained_as(twice, census) == plain
 
 
-def result(candidate, right, samples=200):
-    return Probe(Trial(candidate, 1e-3, 10, samples, 0), bytes([1] * right + [0] * (samples - right)), 0.1)
+def result(right, samples=200):
+    return accuracy_of(bytes([1] * right + [0] * (samples - right)))
 
 
 def test_promotion_takes_those_that_may_be_the_best_first():
     names = ["cheap", "hopeless", "middle", "good", "as-good", "best"]  # in order of cost
     right = {"cheap": 172, "hopeless": 40, "middle": 170, "good": 178, "as-good": 178, "best": 180}
-    best = {Candidate(name): result(Candidate(name), right[name]) for name in names}
+    best = {Candidate(name): result(right[name]) for name in names}
     order = [candidate.method for candidate in _by_promise(best)]
     assert order == ["best", "good", "as-good", "cheap", "middle", "hopeless"]
     # One that is better by chance doesn't go before one that may be as good as the leader.
-    wavering = Probe(Trial(Candidate("wavering"), 1e-3, 10, 200, 0), bytes([0, 1] * 100), 0.1)
+    wavering = accuracy_of(bytes([0, 1] * 100))
     assert _by_promise({Candidate("wavering"): wavering, **best})[-1] == Candidate("hopeless")
 
 

@@ -1,0 +1,30 @@
+"""What the tests of all commands run, and where."""
+
+from __future__ import annotations
+
+import pytest
+
+from advisor.cli import main
+from advisor.demo import make_situation
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A trained model and its changed situation, as `demo` makes them."""
+    path = tmp_path_factory.mktemp("demo")
+    make_situation(path, scenario="shift", seed=0)
+    return path
+
+
+@pytest.fixture
+def run(capfd, monkeypatch, folder):
+    """Run a command line in this process, in the demo's folder: (exit code, stdout, stderr)."""
+    monkeypatch.chdir(folder)
+
+    def go(*arguments):
+        with pytest.raises(SystemExit) as done:
+            main([str(argument) for argument in arguments])
+        out, err = capfd.readouterr()
+        return done.value.code or 0, out, err
+
+    return go
