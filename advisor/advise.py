@@ -28,6 +28,7 @@ from advisor.probes import (
     Trainer,
     executor_for,
     fold_count,
+    in_quick_layout,
     race,
     trained_as,
 )
@@ -185,9 +186,11 @@ def _probe_all(
     assert dataset is not None  # noqa: S101 - the caller has both
     assert situation is not None  # noqa: S101
     base: Accuracy | None = None
-    trainer = _trainer(story, dataset, request.batch_size)
+    train, validation, folds = len(dataset.train), len(dataset.validation), 1
     seconds, probes_run, probes_recalled = 0.0, 0, 0
     if request.probe_seconds is not None:
+        trainer, folds = _trainer(story, dataset, request.batch_size)
+        train, validation = len(trainer.dataset.train), len(trainer.dataset.validation)
         fitting = [evaluation for evaluation in cheapest_first(evaluations, budget) if evaluation.fits]
         most = _SAFE_SHARE * available_bytes()
         risky = {trained_as(e.candidate, story.census) for e in fitting if e.cost.peak_memory_bytes > most}
@@ -199,7 +202,7 @@ def _probe_all(
                 trainer,
                 {evaluation.candidate: evaluation.cost for evaluation in fitting},
                 seconds=request.probe_seconds,
-                updates=request.epochs * max(len(trainer.dataset.train) // request.batch_size, 1),
+                updates=request.epochs * max(train // request.batch_size, 1),
                 seed=request.seed,
                 judge_base=not situation.head_replaced,
                 store=store,
@@ -227,9 +230,9 @@ def _probe_all(
         scenario=situation.scenario,
         classes=len(dataset.class_names),
         new_classes=situation.new_classes,
-        train_samples=len(trainer.dataset.train),
-        validation_samples=len(trainer.dataset.validation),
-        folds=fold_count(dataset),
+        train_samples=train,
+        validation_samples=validation,
+        folds=folds,
         base_accuracy=base,
         probe_seconds=seconds,
         probes_run=probes_run,
@@ -243,14 +246,15 @@ def _probe_all(
     return evaluations, summary
 
 
-def _trainer(story: Story, dataset: Dataset, batch_size: int) -> Trainer:
-    """What the race trains with: on one split, or where images are few, on several."""
-    module, census, situation = story.loaded.module, story.census, story.situation
+def _trainer(story: Story, dataset: Dataset, batch_size: int) -> tuple[Trainer, int]:
+    """What the race trains with, and on how many splits: on several where images are few."""
+    census, situation = story.census, story.situation
+    module = in_quick_layout(story.loaded.module, dataset)
     folds = fold_count(dataset)
     if folds == 1 or situation is None:
-        return Trainer(module, census, dataset, batch_size)
+        return Trainer(module, census, dataset, batch_size), 1
     new_rows = situation.classes - situation.new_classes if situation.new_classes else None
-    return CrossValidation(module, census, dataset, batch_size, folds, new_rows)
+    return CrossValidation(module, census, dataset, batch_size, folds, new_rows), folds
 
 
 def _verify(

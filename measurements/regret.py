@@ -31,21 +31,20 @@ from torch import nn
 from advisor.advise import recommend
 from advisor.costs import Simulator
 from advisor.methods import learning_rates
-from advisor.models import load_model, take_census
+from advisor.methods.update import reestimation_updates
+from advisor.models import load_model
 from advisor.probes import (
     Trainer,
     Trial,
-    adapt_head,
-    corrupt,
     executor_for,
+    in_quick_layout,
     load_data,
     parse_corruption,
-    relabel,
-    situate,
 )
+from advisor.probes.corruptions import corrupted
 from advisor.probes.data import LabelledImages
 from advisor.records import Budget, Candidate, Cost, Levers, Recommendation
-from advisor.situation import Request
+from advisor.situation import Request, prepare
 from advisor.store import Store, default_path
 from measurements.cifar_mobilenet import pretrained
 from measurements.tables import README, table, write_tables
@@ -126,30 +125,38 @@ class Prepared:
     def __init__(self, task: Task, size: Size, data: Path, models: Path, kept: Path, store: Store) -> None:
         self.task, self.size, self._store = task, size, store
         self.npz, test = _images(task, size, data, kept)
-        self.base = _network(task, data, models, kept)
-        dataset = load_data(str(self.npz), SIZE)
-        situation = situate(dataset, task.known_classes, model_class_names=CLASSES[: task.known_classes])
-        # Judged on images that neither training nor the advisor sees.
-        dataset = relabel(replace(dataset, validation=test), situation)
+        story = prepare(_network(task, data, models, kept), self.request, lambda *_: None)
+        assert story.dataset is not None
+        assert story.situation is not None
+        # Judged on images that neither training nor the advisor sees. Their labels are the outputs' numbers.
         if self.rehearse:
-            dataset = corrupt(dataset, parse_corruption(self.rehearse), seed=0)
-        model = _network(task, data, models, kept)
-        census = take_census(model, SIZE)
-        if situation.classes != census.classes:
-            assert census.head is not None
-            adapt_head(model, census.head, situation, data=dataset, seed=0)
-            census = take_census(model, SIZE)
-        self.dataset, self.census = dataset, census
-        self.trainer = Trainer(model, census, dataset, size.batch)
+            test = replace(test, images=corrupted(test.images, parse_corruption(self.rehearse), seed=1))
+        self.dataset, self.census = replace(story.dataset, validation=test), story.census
+        model = story.loaded.module
+        self.trainer = Trainer(in_quick_layout(model, self.dataset), self.census, self.dataset, size.batch)
         # Hours of training outlast edits of the code; without the file they are done anew.
         self.key = {name: value for name, value in self.trainer.key().items() if name != "code"}
         self.key |= {"study": "regret"}
-        self.simulator = Simulator(model, census, len(dataset.train))
+        self.simulator = Simulator(model, self.census, len(self.dataset.train))
         self.seconds = 0.0  # that training took, on one core, whenever that was
 
     @property
     def rehearse(self) -> str | None:
         return self.task.situation if ":" in self.task.situation else None
+
+    @property
+    def request(self) -> Request:
+        """What somebody asks who has the network and the images."""
+        return Request(
+            batch_size=self.size.batch,
+            input_size=SIZE,
+            data=str(self.npz),
+            rehearse=self.rehearse,
+            class_names=CLASSES[: self.task.known_classes],
+            probe_seconds=self.size.probe_seconds,
+            epochs=self.size.epochs,
+            verify=False,
+        )
 
     @property
     def updates(self) -> int:
@@ -162,7 +169,8 @@ class Prepared:
         return self._mean(self.trainer.judge_base(self.size.tests))
 
     def trial(self, candidate: Candidate, rate: float | None, seed: int) -> Trial:
-        updates = self.updates if rate is not None else 512 // self.size.batch
+        once = reestimation_updates(len(self.dataset.train), self.size.batch)
+        updates = self.updates if rate is not None else once
         return Trial(candidate, rate, updates, self.size.tests, seed)
 
     def accuracies(self, trials: Sequence[Trial], executor: Any) -> dict[Trial, float]:
@@ -246,19 +254,8 @@ def fits(row: Mapping[str, Any], budget: Budget) -> bool:
 
 
 def advice(task: Prepared, budget: Budget, data: Path, models: Path, kept: Path) -> Recommendation:
-    """What the tool says to somebody who has the network and the images."""
-    known = task.task.known_classes
-    request = Request(
-        batch_size=task.size.batch,
-        input_size=SIZE,
-        data=str(task.npz),
-        rehearse=task.rehearse,
-        class_names=CLASSES[:known],
-        probe_seconds=task.size.probe_seconds,
-        epochs=task.size.epochs,
-        verify=False,
-    )
-    return recommend(_network(task.task, data, models, kept), budget, request)
+    """What the tool says."""
+    return recommend(_network(task.task, data, models, kept), budget, task.request)
 
 
 def picked(task: Prepared, budget: Budget, advised: Recommendation, executor: Any) -> dict[str, Any]:

@@ -13,9 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from advisor.methods import get_method, methods
 from advisor.models.layers import take_census
 from advisor.probes.data import Dataset, LabelledImages, Normalisation
-from advisor.probes.train import FineTune, Trainer, Trial, accuracy_of, evaluate
+from advisor.probes.train import FineTune, Trainer, Trial, accuracy_of, evaluate, in_quick_layout
 from advisor.records import Candidate, Levers
 
 SIZE = (1, 6, 6)
@@ -189,3 +190,41 @@ def test_its_key_follows_the_model_and_the_data():
     assert trainer_of(network(), dataset()).key() == key
     assert trainer_of(network(seed=1), dataset()).key()["model"] != key["model"]
     assert trainer_of(network(), dataset(seed=1)).key()["data"] != key["data"]
+
+
+def separable():
+    """Convolutions of every layer type, with their norms."""
+    torch.manual_seed(0)
+    convolutions = (
+        *(nn.Conv2d(1, 16, 3), nn.Conv2d(16, 16, 3, padding=1), nn.Conv2d(16, 16, 3, groups=16)),
+        *(nn.Conv2d(16, 16, 1), nn.Conv2d(16, 16, 2, groups=2)),
+    )
+    layers = [layer for conv in convolutions for layer in (conv, nn.BatchNorm2d(16), nn.ReLU())]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 2)).eval()
+
+
+@pytest.mark.parametrize("method", methods())
+def test_channels_last_every_method_learns_the_same(method):
+    model, data = separable(), dataset()
+    quick = in_quick_layout(model, data)
+    assert quick[3].weight.stride() != model[3].weight.stride()
+    assert not any(parameter.grad is not None for parameter in [*quick.parameters(), *model.parameters()])
+    settings = list(get_method(method).settings(take_census(model, SIZE), (2, 4)))
+    images, _ = data.validation.batch(torch.arange(40), data.normalisation)
+    for setting in settings[:2]:
+        candidate = Candidate.of(method, setting, Levers())
+        trained = [run(one, candidate, data, 1e-3, updates=3).model.eval() for one in (model, quick)]
+        with torch.no_grad():
+            plain, fast = (one(images) for one in trained)
+        assert torch.allclose(plain, fast, rtol=1e-2, atol=1e-3)
+
+
+def test_a_model_that_cannot_run_channels_last_stays_as_it_is():
+    class Viewing(nn.Sequential):
+        def forward(self, x):
+            x = self[1](self[0](x))
+            return self[2](x.view(len(x), -1))
+
+    torch.manual_seed(0)
+    model = Viewing(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Linear(64, 2)).eval()
+    assert in_quick_layout(model, dataset()) is model
