@@ -98,13 +98,15 @@ def _recommend(
     waiting: WaitingChild | None,
 ) -> Recommendation:
     story = prepare(model, request, progress)
-    evaluations = [
-        replace(evaluation, violations=violations(budget, evaluation.cost))
-        for evaluation in _cost_all(story, request, progress, allowed_memory(budget))
-    ]
-    data_summary = None
-    if story.dataset is not None and story.situation is not None:
-        evaluations, data_summary = _probe_all(story, evaluations, budget, request, progress)
+    with Store(request.store) as store:
+        evaluations = [
+            replace(evaluation, violations=violations(budget, evaluation.cost))
+            for evaluation in _cost_all(story, request, progress, allowed_memory(budget), store)
+        ]
+        data_summary = None
+        if story.dataset is not None and story.situation is not None:
+            evaluations, data_summary = _probe_all(story, evaluations, budget, request, progress, store)
+        story.warnings += [store.trouble] if store.trouble else []
     chosen, evaluations = _verify(story, evaluations, budget, request, progress, waiting)
     return replace(
         _summary(story, evaluations, request),
@@ -136,7 +138,11 @@ def profile(
 
 
 def _cost_all(
-    story: Story, request: Request, progress: Progress, allowed_bytes: int | None = None
+    story: Story,
+    request: Request,
+    progress: Progress,
+    allowed_bytes: int | None = None,
+    store: Store | None = None,
 ) -> list[Evaluation]:
     """Price what is worth pricing of every method asked for; why the others are not."""
     images = len(story.dataset.train) if story.dataset is not None else 0
@@ -147,6 +153,7 @@ def _cost_all(
         batch_size=request.batch_size,
         allowed_bytes=allowed_bytes,
         images=images,
+        store=store,
     )
     levers = Levers(optimizer=request.optimizer)  # type: ignore[arg-type]
     unseen = story.situation is not None and story.situation.scenario == "new-classes"
@@ -180,6 +187,7 @@ def _probe_all(
     budget: Budget,
     request: Request,
     progress: Progress,
+    store: Store,
 ) -> tuple[list[Evaluation], DataSummary]:
     """Race the candidates that the limits admit."""
     dataset, situation = story.dataset, story.situation
@@ -194,10 +202,7 @@ def _probe_all(
         fitting = [evaluation for evaluation in cheapest_first(evaluations, budget) if evaluation.fits]
         most = _SAFE_SHARE * available_bytes()
         risky = {trained_as(e.candidate, story.census) for e in fitting if e.cost.peak_memory_bytes > most}
-        with (
-            Store(request.store) as store,
-            executor_for(request.executor, trainer, risky.__contains__) as executor,
-        ):
+        with executor_for(request.executor, trainer, risky.__contains__) as executor:
             result = race(
                 trainer,
                 {evaluation.candidate: evaluation.cost for evaluation in fitting},
@@ -210,8 +215,6 @@ def _probe_all(
                 executor=executor,
                 report=lambda fraction, running: progress("probe", fraction, running),
             )
-            trouble = store.trouble
-        story.warnings += [trouble] if trouble else []
         progress("probe", 1.0, "")
         story.warnings += result.warnings
         base, seconds = result.base, result.seconds

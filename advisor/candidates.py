@@ -16,7 +16,9 @@ from advisor.costs import Simulator
 from advisor.errors import InputError
 from advisor.methods import Method, Setting
 from advisor.models.blocks import has_replaceable_front, trained_part
+from advisor.plain import decode, encode
 from advisor.records import Candidate, Census, Cost, Levers, StatisticsPolicy
+from advisor.store import Store
 
 _Levers = dict[str, Any]
 
@@ -25,9 +27,22 @@ class Proposals:
     """Prices candidates as it proposes them; what can't be run is left in `failures`, with the reason."""
 
     def __init__(
-        self, simulator: Simulator, census: Census, *, batch_size: int, allowed_bytes: int | None, images: int
+        self,
+        simulator: Simulator,
+        census: Census,
+        *,
+        batch_size: int,
+        allowed_bytes: int | None,
+        images: int,
+        store: Store | None = None,
     ) -> None:
-        """`images`: how many there are to train on; 0 where no data is given."""
+        """Prepare to propose.
+
+        Args:
+            images: how many there are to train on; 0 where no data is given.
+            store: where costs are looked for and kept; None: only for this run.
+        """
+        self._store, self._key = store, simulator.key() | {"batch_size": batch_size} if store else {}
         self._simulator, self._census = simulator, census
         self._batch_size, self._allowed, self._images = batch_size, allowed_bytes, images
         self._costs: dict[Candidate, Cost | None] = {}
@@ -165,7 +180,7 @@ class Proposals:
     def _cost(self, candidate: Candidate) -> Cost | None:
         if candidate not in self._costs:
             try:
-                self._costs[candidate] = self._simulator.cost(candidate, self._batch_size)
+                self._costs[candidate] = self._known_or_simulated(candidate)
             except Exception as error:  # noqa: BLE001 - what a model breaks must not end the others
                 first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
                 if not isinstance(error, InputError):
@@ -175,6 +190,17 @@ class Proposals:
                     self.failures[candidate.id] = first_line
                 self._costs[candidate] = None
         return self._costs[candidate]
+
+    def _known_or_simulated(self, candidate: Candidate) -> Cost:
+        if self._store is None:
+            return self._simulator.cost(candidate, self._batch_size)
+        key = self._key | {"candidate": candidate.id}
+        known = self._store.get("cost", key)
+        if known is not None:
+            return decode(Cost, known)
+        cost = self._simulator.cost(candidate, self._batch_size)
+        self._store.put("cost", key, encode(cost))
+        return cost
 
 
 _MOST_CACHED = 2**30  # bytes in memory where no limit is given

@@ -53,7 +53,7 @@ class Request:
     scenario: Literal["auto", "shift", "new-classes"] = "auto"
     probe_seconds: float | None = 180.0  # None: no probes
     epochs: int = 10  # of a whole fine-tune: what the race's finalists train for, if there is time
-    store: Path | None = None  # where finished probes are kept; None: nowhere
+    store: Path | None = None  # where finished probes and costs are kept; None: nowhere
     executor: str = "here"  # what runs the probes, see `executor_for`
     verify: bool = True
     seed: int = 0

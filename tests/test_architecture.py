@@ -16,6 +16,7 @@ ORDER = [
     "files",
     "units",
     "records",
+    "plain",
     "paired",
     "store",
     "models",

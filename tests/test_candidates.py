@@ -10,6 +10,7 @@ from advisor.costs import Simulator
 from advisor.methods import get_method, methods
 from advisor.models.layers import take_census
 from advisor.records import Levers
+from advisor.store import Store
 
 SIZE = (3, 32, 32)
 BATCH = 8
@@ -27,11 +28,13 @@ def network() -> nn.Sequential:
     )
 
 
-def proposed(names=None, allowed=None, images=0, model=None):
+def proposed(names=None, allowed=None, images=0, model=None, store=None):
     model = model or network()
     census = take_census(model, SIZE)
     simulator = Simulator(model, census, images, workspace=False)
-    proposals = Proposals(simulator, census, batch_size=BATCH, allowed_bytes=allowed, images=images)
+    proposals = Proposals(
+        simulator, census, batch_size=BATCH, allowed_bytes=allowed, images=images, store=store
+    )
     found = {}
     for name in names or methods():
         settings = list(get_method(name).settings(census, (2, 4)))
@@ -55,6 +58,23 @@ def test_less_of_the_network_never_takes_more_memory():
     assert peaks == sorted(peaks)
     flops = [cost.flops.total for _, cost in by_scope]
     assert flops == sorted(flops)
+
+
+def test_what_was_priced_is_not_priced_again(tmp_path, monkeypatch):
+    model = network()
+    with Store(tmp_path / "store.sqlite") as store:
+        found, _ = proposed(["lora", "galore", "recalibrate"], images=40, model=model, store=store)
+        simulated = []
+        simulate = Simulator.cost
+        monkeypatch.setattr(Simulator, "cost", lambda *args: simulated.append(args[1]) or simulate(*args))
+        again, _ = proposed(["lora", "galore", "recalibrate"], images=40, model=model, store=store)
+        assert again == found
+        assert not simulated
+        proposed(["recalibrate"], images=41, model=model, store=store)
+        assert len(simulated) == 1
+        model[0] = nn.Conv2d(3, 8, 3, padding=1, bias=True)
+        proposed(["recalibrate"], images=40, model=model, store=store)
+        assert len(simulated) == 2
 
 
 def test_cached_prefixes_need_images():

@@ -50,7 +50,9 @@ JsonPath = Annotated[
 StorePath = Annotated[
     str | None,
     typer.Option(
-        "--store", metavar="FILE", help="Where finished probes are kept; default: in the user's cache folder."
+        "--store",
+        metavar="FILE",
+        help="Where finished probes and costs are kept; default: in the user's cache folder.",
     ),
 ]
 Seed = Annotated[int, typer.Option(help="Of the data split, the batches and every initialisation.")]

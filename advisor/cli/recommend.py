@@ -76,7 +76,7 @@ def command(
     no_verify: Annotated[bool, typer.Option("--no-verify", help="Don't run the choice under --ram.")] = False,
     store: options.StorePath = None,
     no_store: Annotated[
-        bool, typer.Option("--no-store", help="Neither read nor keep finished probes.")
+        bool, typer.Option("--no-store", help="Neither read nor keep finished work.")
     ] = False,
     executor: Annotated[
         str,

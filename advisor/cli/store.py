@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _PAIRS_SHOWN = 10  # of a model and a data set
 
-app = typer.Typer(help="Show, export or clear what finished probes are remembered.", no_args_is_help=True)
+app = typer.Typer(help="Show, export or clear what finished work is remembered.", no_args_is_help=True)
 
 
 @app.command("show")

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import platform
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -26,6 +27,10 @@ from torch._subclasses.fake_tensor import (
     FakeTensorMode,
 )
 
+import advisor.costs
+import advisor.methods
+import advisor.models
+import advisor.records
 from advisor.costs.memo import DeviceNeededError, OperatorMemo, Remembering
 from advisor.costs.recorder import Recorder, Recording, SkippingWrites, optimizers_in
 from advisor.costs.steps import known_step, make_state
@@ -35,6 +40,7 @@ from advisor.methods import Method, Trainable, get_method
 from advisor.methods.base import Statistics, bypass_of
 from advisor.methods.update import RECALIBRATION_SAMPLES, begin, update
 from advisor.models.blocks import run_front
+from advisor.models.fingerprint import code_fingerprint, fingerprint
 from advisor.records import LAYER_TYPES, Candidate, Census, Cost, Flops, LayerTypeCost, Levers
 
 # In order of speed. Meta tensors know only shapes; fake ones also stand for the CPU where a model's
@@ -72,6 +78,20 @@ class Simulator:
         """
         with without_collector():
             return self._priced(candidate, batch_size, tensors)
+
+    def key(self) -> dict[str, Any]:
+        """All that a cost depends on, besides candidate and batch size: to find it in a store."""
+        own = (advisor.costs, advisor.methods, advisor.models, advisor.records)
+        return {
+            "model": fingerprint(repr(self._model), self._model.state_dict().items()),
+            "input_size": self._census.input_size,
+            "images": self._images,
+            "workspace": self._workspace is not None,
+            "code": code_fingerprint(self._model, *own),
+            "torch": torch.__version__,
+            "threads": torch.get_num_threads(),
+            "machine": platform.machine(),
+        }
 
     def _priced(self, candidate: Candidate, batch_size: int, tensors: Tensors | None) -> Cost:
         if tensors is not None:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import math
 import platform
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ import advisor.models
 from advisor.methods import Trainable
 from advisor.methods.update import begin, reestimation_updates, update
 from advisor.models.blocks import evaluating, front_modules, has_replaceable_front, run_front, without_front
-from advisor.models.fingerprint import fingerprint
+from advisor.models.fingerprint import code_fingerprint, fingerprint
 from advisor.models.layers import logits
 from advisor.probes.data import Dataset, LabelledImages, Normalisation
 from advisor.records import Accuracy, Candidate, Census
@@ -78,7 +77,7 @@ class Trainer:
             "model": fingerprint(repr(self.model), self.model.state_dict().items()),
             "data": fingerprint(repr(data.normalisation), enumerate(images)),
             "batch_size": self.batch_size,
-            "code": _own_code(),
+            "code": code_fingerprint(self.model, advisor.methods, advisor.models, sys.modules[__name__]),
             "torch": torch.__version__,
             "threads": torch.get_num_threads(),
             "machine": platform.machine(),
@@ -325,16 +324,6 @@ def accuracy_of(
         updates=updates,
         finalist=finalist,
     )
-
-
-@cache
-def _own_code() -> str:
-    """Of what a probe runs: one that an earlier version found may not be found again."""
-    digest = hashlib.sha256(Path(__file__).read_bytes())
-    for package in (advisor.methods, advisor.models):
-        for path in sorted(Path(package.__path__[0]).glob("*.py")):
-            digest.update(path.read_bytes())
-    return digest.hexdigest()
 
 
 def _is_reestimated(candidate: Candidate) -> bool:

@@ -1,55 +1,23 @@
-"""A recommendation as JSON, and back. `schema.json` beside this file documents every key.
-
-Within a schema version keys are only ever added, so a reader takes what it knows and a key whose
-record has a default may be missing. Totals and `fits` are written for scripts and worked out again
-when read. The held-out samples' own results (`Accuracy.correct`) are not written.
-"""
+"""A recommendation as JSON, and back. `schema.json` beside this file documents every key."""
 
 from __future__ import annotations
 
 import json
-import math
 import os
-import types
-from collections.abc import Mapping
-from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any
 
 from advisor.errors import InputError
 from advisor.files import write_whole
-from advisor.records import (
-    Accuracy,
-    Candidate,
-    Cost,
-    Evaluation,
-    Flops,
-    LayerTypeCost,
-    Levers,
-    Recommendation,
-)
+from advisor.plain import decode, encode, shortened
+from advisor.records import Recommendation
 
 SCHEMA_VERSION = 1
-LARGEST_INTEGER = 2**63 - 1
-
-# Where a key's name in JSON differs from the record's field.
-_RENAMED: dict[tuple[type, str], str] = {
-    (Cost, "flops"): "update_flops",
-    (LayerTypeCost, "flops"): "update_flops",
-    (Recommendation, "evaluations"): "candidates",
-}
-# Properties that are written for scripts' sake, and not read.
-_DERIVED: dict[type, tuple[str, ...]] = {
-    Flops: ("total",),
-    Cost: ("peak_memory_bytes",),
-    Evaluation: ("fits",),
-}
-_NOT_WRITTEN = {(Accuracy, "correct")}
 
 
 def to_json(recommendation: Recommendation) -> dict[str, Any]:
     """Plain dicts, lists, strings, numbers, booleans and None, in the shape of `schema.json`."""
-    encoded = _encode(recommendation)
+    encoded = encode(recommendation)
     first: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         **{key: encoded[key] for key in ("answer", "recommended")},
@@ -64,10 +32,13 @@ def from_json(document: object) -> Recommendation:
     version = document["schema_version"]
     if version != SCHEMA_VERSION or isinstance(version, bool):
         raise InputError(
-            f"saved recommendation: schema_version is {_shortened(version)}, but this release "
+            f"saved recommendation: schema_version is {shortened(version)}, but this release "
             f"reads {SCHEMA_VERSION}; run the advice again, or use the release that wrote the file"
         )
-    recommendation: Recommendation = _decode(Recommendation, document, "")
+    try:
+        recommendation = decode(Recommendation, document)
+    except InputError as error:
+        raise _not_ours(str(error)) from error
     known = [evaluation.candidate.id for evaluation in recommendation.evaluations]
     if len(set(known)) < len(known):
         raise _not_ours("candidates holds one id twice")
@@ -76,7 +47,7 @@ def from_json(document: object) -> Recommendation:
         ("front", recommendation.front),
     ):
         for missing in (name for name in ids if name is not None and name not in known):
-            raise _not_ours(f"{key} names {_shortened(missing)}, which is not among the candidates")
+            raise _not_ours(f"{key} names {shortened(missing)}, which is not among the candidates")
     return recommendation
 
 
@@ -114,129 +85,9 @@ def read_json(path: str | os.PathLike[str]) -> Recommendation:
         raise InputError(f"{path}: {error}") from error
 
 
-def _encode(value: Any) -> Any:
-    if isinstance(value, Evaluation):
-        candidate = value.candidate
-        head = {"id": candidate.id, "method": candidate.method, "setting": dict(candidate.setting)}
-        rest = _encode_record(value)
-        del rest["candidate"]
-        return head | {"levers": _encode(candidate.levers)} | rest
-    if is_dataclass(value):
-        return _encode_record(value)
-    if isinstance(value, Mapping):
-        return {key: _encode(item) for key, item in value.items()}
-    if isinstance(value, tuple | list):
-        return [_encode(item) for item in value]
-    return value
-
-
-def _encode_record(record: Any) -> dict[str, Any]:
-    kind = type(record)
-    encoded = {
-        _RENAMED.get((kind, item.name), item.name): _encode(getattr(record, item.name))
-        for item in fields(record)
-        if (kind, item.name) not in _NOT_WRITTEN
-    }
-    return encoded | {name: getattr(record, name) for name in _DERIVED.get(kind, ())}
-
-
-def _decode(hint: Any, value: Any, where: str) -> Any:  # noqa: PLR0911 - one for each kind
-    """`value` as `hint` says, checked. Knows the kinds of field that the records have."""
-    if hint is Any:
-        return value
-    origin, arguments = get_origin(hint), get_args(hint)
-    if origin in (Union, types.UnionType):
-        return _decode_union(arguments, value, where)
-    if origin is Literal:
-        if value not in arguments:
-            raise _wrong(where, "one of " + ", ".join(map(str, arguments)), value)
-        return value
-    if origin is tuple:
-        items = _checked(value, list, "a list", where)
-        return tuple(_decode(arguments[0], item, f"{where}[{n}]") for n, item in enumerate(items))
-    if origin is Mapping:
-        pairs = _checked(value, dict, "an object", where).items()
-        return {key: _decode(arguments[1], item, f"{where}.{key}") for key, item in pairs}
-    if hint is Evaluation:
-        return _decode_evaluation(value, where)
-    if is_dataclass(hint):
-        return _decode_record(hint, value, where)
-    return _decode_scalar(hint, value, where)
-
-
-def _decode_union(members: tuple[Any, ...], value: Any, where: str) -> Any:
-    if value is None and types.NoneType in members:
-        return None
-    rest = [member for member in members if member is not types.NoneType]
-    if len(rest) == 1:
-        return _decode(rest[0], value, where)
-    exact = next((member for member in rest if type(value) is member), None)
-    if exact is None:
-        raise _wrong(where, "a number, a string or a boolean", value)
-    return _decode_scalar(exact, value, where)
-
-
-def _decode_evaluation(value: Any, where: str) -> Evaluation:
-    given = _checked(value, dict, "an object", where)
-    setting = given.get("setting")
-    settings = _decode(Mapping[str, int | float | str | bool], setting, f"{where}.setting")
-    method = _decode(str, given.get("method"), f"{where}.method")
-    levers = _decode(Levers, given.get("levers", {}), f"{where}.levers")
-    candidate = Candidate.of(method, settings, levers)
-    decoded: Evaluation = _decode_record(Evaluation, given, where, candidate=candidate)
-    return decoded
-
-
-def _decode_record(kind: Any, value: Any, where: str, **given: Any) -> Any:
-    document = _checked(value, dict, "an object", where)
-    hints = get_type_hints(kind)
-    values = dict(given)
-    for item in fields(kind):
-        key = _RENAMED.get((kind, item.name), item.name)
-        place = f"{where}.{key}".lstrip(".")
-        if item.name in given or (kind, item.name) in _NOT_WRITTEN:
-            continue
-        if key in document:
-            values[item.name] = _decode(hints[item.name], document[key], place)
-        elif item.default is MISSING and item.default_factory is MISSING:
-            raise _not_ours(f"{place} is missing")
-    return kind(**values)
-
-
-def _decode_scalar(hint: Any, value: Any, where: str) -> Any:
-    if hint is float:
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise _wrong(where, "a number", value)
-        if not math.isfinite(value) or abs(value) > LARGEST_INTEGER:
-            raise _wrong(where, "a finite number below 2^63", value)
-        return float(value)
-    if hint is int:
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise _wrong(where, "an integer", value)
-        if abs(value) > LARGEST_INTEGER:
-            raise _wrong(where, "an integer below 2^63", value)
-        return value
-    return _checked(value, hint, {str: "a string", bool: "true or false"}[hint], where)
-
-
 def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is no JSON number")
 
 
-def _checked(value: Any, kind: type, wanted: str, where: str) -> Any:
-    if not isinstance(value, kind):
-        raise _wrong(where, wanted, value)
-    return value
-
-
-def _wrong(where: str, wanted: str, value: object) -> InputError:
-    return _not_ours(f"{where or 'the document'} should be {wanted} but is {_shortened(value)}")
-
-
 def _not_ours(reason: str) -> InputError:
     return InputError(f"not a saved recommendation: {reason}; give a file written with --json")
-
-
-def _shortened(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."
