@@ -45,9 +45,9 @@ def one_error(result):
 def test_what_was_probed_is_not_probed_again(run, folder, tmp_path):
     asked = ("recommend", folder / "model.pt", "--data", folder / "new-data.npz", *QUICK)
     store = tmp_path / "new" / "store"
-    code, _, _ = run(*asked, "--store", store, "--json", "first.json")
+    code, _, _ = run(*asked, "--store", store, "--json", tmp_path / "first.json")
     assert code == 0
-    code, out, _ = run(*asked, "--store", store, "--json", "again.json")
+    code, out, _ = run(*asked, "--store", store, "--json", tmp_path / "again.json")
     assert code == 0
     first, again = (json.loads((tmp_path / name).read_text()) for name in ("first.json", "again.json"))
     probes = first["data"]["probes_run"]
