@@ -7,6 +7,7 @@ import platform
 import time
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import nn
@@ -210,6 +211,7 @@ def _probe_all(
                 updates=request.epochs * max(train // request.batch_size, 1),
                 seed=request.seed,
                 judge_base=not situation.head_replaced,
+                min_retained=budget.min_retained,
                 store=store,
                 key=trainer.key(),
                 executor=executor,
@@ -217,12 +219,14 @@ def _probe_all(
             )
         progress("probe", 1.0, "")
         story.warnings += result.warnings
-        base, seconds = result.base, result.seconds
+        known = situation.classes - situation.new_classes
+        told = partial(_by_class, labels=trainer.dataset.validation.labels, known=known)
+        base, seconds = told(result.base), result.seconds
         probes_run, probes_recalled = result.probes_run, result.probes_recalled
         evaluations = [
             replace(
                 evaluation,
-                accuracy=result.accuracies.get(evaluation.candidate),
+                accuracy=told(result.accuracies.get(evaluation.candidate)),
                 probe_failure=result.failures.get(evaluation.candidate, ""),
                 violations=violations(budget, evaluation.cost, result.accuracies.get(evaluation.candidate)),
             )
@@ -244,9 +248,24 @@ def _probe_all(
         mean=dataset.normalisation.mean,
         std=dataset.normalisation.std,
         rehearse=request.rehearse,
+        retain=request.retain,
         data_classes=dataset.class_names,
     )
     return evaluations, summary
+
+
+def _by_class(accuracy: Accuracy | None, labels: torch.Tensor, known: int) -> Accuracy | None:
+    """With the shares of held-out samples of known classes, labels below `known`, and of new ones."""
+    if accuracy is None:
+        return None
+    correct = torch.tensor(list(accuracy.correct), dtype=torch.float32)
+    is_new = labels[: len(correct)] >= known
+    old, new = correct[~is_new], correct[is_new]
+    return replace(
+        accuracy,
+        known_classes=float(old.mean()) if len(old) else None,
+        new_classes=float(new.mean()) if len(new) else None,
+    )
 
 
 def _trainer(story: Story, dataset: Dataset, batch_size: int) -> tuple[Trainer, int]:

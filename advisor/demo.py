@@ -21,12 +21,15 @@ class MadeSituation:
 
     model: Path
     data: Path
+    old: Path
     before: float  # the model's accuracy on held-out digits of the kind that it was trained on
     change: str
 
 
 def make_situation(folder: Path, *, scenario: str, seed: int = 0) -> MadeSituation:
     """Train on half of scikit-learn's 1,797 digits; write the model, and the other half changed.
+
+    What the model was judged on is written as well: old data, to tell what is forgotten.
 
     `shift`: the same ten classes, blurred and noisy. `new-classes`: trained on 0 to 6, the new data
     holds 7 to 9 too.
@@ -55,10 +58,10 @@ def make_situation(folder: Path, *, scenario: str, seed: int = 0) -> MadeSituati
     torch.save(model, folder / "model.pt")
     if scenario == "shift":
         new = _corrupt(new, np.random.default_rng(seed))
-    np.savez_compressed(
-        folder / "new-data.npz", images=np.round(new * 255).astype(np.uint8), labels=new_labels
-    )
-    return MadeSituation(folder / "model.pt", folder / "new-data.npz", right.float().mean().item(), change)
+    files = folder / "model.pt", folder / "new-data.npz", folder / "old-data.npz"
+    for path, shown, labels in ((files[1], new, new_labels), (files[2], held_out, held_out_labels)):
+        np.savez_compressed(path, images=np.round(shown * 255).astype(np.uint8), labels=labels)
+    return MadeSituation(*files, right.float().mean().item(), change)
 
 
 def small_network(classes: int) -> nn.Sequential:

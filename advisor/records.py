@@ -260,13 +260,16 @@ class Accuracy:
     learning_rate: float | None = None  # the best one; None where nothing is trained
     updates: int = 0  # how many updates the probe trained for
     finalist: bool = True  # False: dropped early in the race, trained for fewer updates
+    retained: Accuracy | None = None  # on the old data, of the same network; None: none was given
+    known_classes: float | None = None  # of held-out samples of classes that the model knew; None: of none
+    new_classes: float | None = None  # of the others
 
 
 @dataclass(frozen=True, slots=True)
 class Violation:
     """A limit that a candidate breaks, and by how much."""
 
-    limit: Literal["ram", "flops", "storage", "min_accuracy", "execution"]
+    limit: Literal["ram", "flops", "storage", "min_accuracy", "min_retained", "execution"]
     value: float
     allowed: float
     reason: str  # in words, with the numbers
@@ -281,6 +284,7 @@ class Budget:
     fewest_flops: bool = False  # a bare --flops-budget
     storage_bytes: int | None = None
     min_accuracy: float | None = None
+    min_retained: float | None = None  # accuracy on the old data
     tolerance: float = 0.01  # of accuracy, as a fraction: within it of the best, the cheapest wins
     runtime_overhead_bytes: int = 0  # taken off ram_bytes
 
@@ -348,6 +352,7 @@ class DataSummary:
     mean: tuple[float, ...] = ()  # of the images in [0, 1] that the model was given, by channel
     std: tuple[float, ...] = ()
     rehearse: str | None = None  # the corruption that the images were given, such as fog:3
+    retain: str | None = None  # the old data, as typed
     data_classes: tuple[str, ...] = ()  # the data's own, in its order; label numbers where it has no names
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import platform
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
@@ -26,10 +27,12 @@ from advisor.probes import (
     relabel,
     situate,
 )
+from advisor.probes.data import LabelledImages
 from advisor.records import Census
 
 Progress = Callable[[str, float, str], None]  # stage, fraction of it done, what is running
 
+_OLD = 1000  # images, at most
 _PACKAGES = ("peft-advisor", "torch", "torchvision", "fvcore", "scikit-learn", "numpy")
 
 
@@ -50,6 +53,7 @@ class Request:
     class_names: tuple[str, ...] | None = None  # the model's, in the order of its outputs
     normalisation: Normalisation | None = None  # None: ImageNet's for 3 channels
     rehearse: str | None = None  # a corruption of the images, see `parse_corruption`
+    retain: str | None = None  # old data, to tell what is forgotten
     scenario: Literal["auto", "shift", "new-classes"] = "auto"
     probe_seconds: float | None = 180.0  # None: no probes
     epochs: int = 10  # of a whole fine-tune: what the race's finalists train for, if there is time
@@ -77,15 +81,8 @@ class Story:
 
 def prepare(model: str | nn.Module, request: Request, progress: Progress) -> Story:
     """Load the model and the data, make the head fit the data's classes, take the census."""
-    if request.batch_size < 1:
-        raise InputError(f"--batch-size {request.batch_size} must be at least 1")
-    if request.epochs < 1:
-        raise InputError(f"--epochs {request.epochs} must be at least 1")
-    if not request.ranks or min(request.ranks) < 1:
-        raise InputError("--ranks takes positive whole numbers such as 2,4,8")
+    _check(request)
     corruption = parse_corruption(request.rehearse) if request.rehearse is not None else None
-    if corruption is not None and request.data is None:
-        raise InputError("--rehearse corrupts the images of --data; give it, too")
     progress("load", 0.0, "model")
     loaded = _load(model, request)
     input_size = request.input_size or loaded.input_size
@@ -121,6 +118,9 @@ def prepare(model: str | nn.Module, request: Request, progress: Progress) -> Sto
         situation = situate(dataset, census.classes, scenario=request.scenario, model_class_names=names)
         warnings += situation.warnings
         dataset = relabel(dataset, situation)
+        if request.retain is not None:
+            old = _old_images(request, input_size, census.classes, names, situation)
+            dataset = replace(dataset, retained=old)
         if situation.classes != census.classes or situation.head_replaced:
             if census.head is None:
                 raise ModelError("the model has no classifier layer that could learn the new classes")
@@ -128,6 +128,50 @@ def prepare(model: str | nn.Module, request: Request, progress: Progress) -> Sto
             census = take_census(loaded.module, input_size)
     progress("load", 1.0, "")
     return Story(loaded, census, dataset, situation, known, base, warnings, {})
+
+
+def _check(request: Request) -> None:
+    """What can be told before anything is loaded."""
+    if request.batch_size < 1:
+        raise InputError(f"--batch-size {request.batch_size} must be at least 1")
+    if request.epochs < 1:
+        raise InputError(f"--epochs {request.epochs} must be at least 1")
+    if not request.ranks or min(request.ranks) < 1:
+        raise InputError("--ranks takes positive whole numbers such as 2,4,8")
+    if request.data is None:
+        if request.rehearse is not None:
+            raise InputError("--rehearse corrupts the images of --data; give it, too")
+        if request.retain is not None:
+            raise InputError("--retain tells what is forgotten for the sake of --data; give it, too")
+
+
+def _old_images(
+    request: Request,
+    input_size: tuple[int, int, int],
+    classes: int,
+    class_names: tuple[str, ...] | None,
+    situation: Situation,
+) -> LabelledImages:
+    """Images of the old data, with the model's outputs for labels. They are not corrupted."""
+    assert request.retain is not None  # noqa: S101 - the caller has seen it
+    if situation.head_replaced:
+        raise InputError("--retain: the model's head is replaced, so nothing of it can be retained")
+    old = load_data(
+        request.retain, input_size, normalisation=request.normalisation, max_train=_OLD, seed=request.seed
+    )
+    known = situate(old, classes, model_class_names=class_names)
+    if known.new_classes or known.head_replaced:
+        raise DataError(
+            f"--retain {request.retain}: holds classes that the model has never seen; "
+            "give data of the classes it was trained on"
+        )
+    old = relabel(old, known)
+    if not old.is_split_drawn:
+        return old.validation  # what the model was trained on would seem better remembered than it is
+    parts = (old.train, old.validation)
+    return LabelledImages(
+        torch.cat([part.images for part in parts]), torch.cat([part.labels for part in parts])
+    )
 
 
 def _load(model: str | nn.Module, request: Request) -> LoadedModel:
@@ -138,7 +182,7 @@ def _load(model: str | nn.Module, request: Request) -> LoadedModel:
             return load_model(model, arch=request.arch, trust=request.trust)
     name = type(model).__name__
     return LoadedModel(
-        module=model,
+        module=copy.deepcopy(model),  # its head may have to grow
         name=name,
         source=name,
         input_size=None,

@@ -22,8 +22,8 @@ def command(
 ) -> None:
     """Train a small network on real digits, change the situation, and ask for advice.
 
-    Everything it needs is installed with it. It writes model.pt, new-data.npz, report.html and
-    advice.json into the folder.
+    Everything it needs is installed with it. It writes model.pt, new-data.npz, old-data.npz,
+    report.html and advice.json into the folder.
     """
     if scenario not in ("shift", "new-classes"):
         raise InputError(f"--scenario {scenario!r} is not known; use shift or new-classes")
@@ -38,9 +38,12 @@ def command(
     typer.echo("Training a small depthwise-separable network on clean digits ...", err=True)
     made = make_situation(folder, scenario=scenario, seed=seed)
     typer.echo(f"{made.model}: {made.before:.1%} right on digits as it knows them", err=True)
+    typer.echo(f"{made.old}: those digits", err=True)
     typer.echo(f"{made.data}: the new situation, {made.change}", err=True)
     arguments = ["recommend", str(made.model), "--data", str(made.data), "--input-size", "1x8x8"]
     arguments += [
+        "--retain",
+        str(made.old),
         "--ram",
         "3MB",
         "--flops-budget",

@@ -32,6 +32,15 @@ def command(
     ] = None,
     storage: Annotated[str | None, typer.Option(help="Most bytes to ship, such as 1MB.")] = None,
     min_accuracy: Annotated[float | None, typer.Option(help="Least accuracy, such as 0.8.")] = None,
+    retain: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DATA", help="Old data: of each candidate, tell the accuracy on it (forgetting)."
+        ),
+    ] = None,
+    min_retained: Annotated[
+        float | None, typer.Option(help="Least accuracy on --retain's data, such as 0.9.")
+    ] = None,
     tolerance: Annotated[
         float, typer.Option(help="Percentage points below the best that count as as good.")
     ] = 1.0,
@@ -108,6 +117,7 @@ def command(
         fewest_flops=fewest,
         storage=storage,
         min_accuracy=min_accuracy,
+        min_retained=min_retained,
         tolerance_points=tolerance,
         runtime_overhead=runtime_overhead,
     )
@@ -119,6 +129,10 @@ def command(
         raise InputError(f"--epochs {epochs} must be at least 1")
     if no_store and store is not None:
         raise InputError("--store and --no-store exclude each other; leave one out")
+    if min_retained is not None and retain is None:
+        raise InputError("--min-retained is the least accuracy on the old data; give it with --retain")
+    if retain is not None and (data is None or no_probe):
+        raise InputError("--retain tells what probes forget; give --data, and leave out --no-probe")
     for path in (report, json):
         check_writable(path)
     probe_seconds = None if no_probe else parse_seconds(probe_time)
@@ -144,6 +158,7 @@ def command(
         class_names=options.parse_names(classes),
         normalisation=normalisation,
         rehearse=rehearse,
+        retain=retain,
         scenario=cast(Literal["auto", "shift", "new-classes"], scenario),
         probe_seconds=probe_seconds,
         epochs=epochs,

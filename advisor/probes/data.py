@@ -80,6 +80,7 @@ class Dataset:
     normalisation: Normalisation
     named: bool  # the names come from the data, not made up from label numbers
     is_split_drawn: bool = False  # the data came without a split of its own
+    retained: LabelledImages | None = None  # old data, to tell what is forgotten; labels: the model's outputs
 
 
 def load_data(

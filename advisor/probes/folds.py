@@ -56,25 +56,31 @@ class CrossValidation(Trainer):
         self._trainers = []
         for fold in range(folds):
             own = self._fold_of == fold
-            part = replace(dataset, train=_those(images, ~own), validation=_those(images, own))
+            old = dataset.retained
+            if old is not None:  # each fold's network is judged on its share
+                old = _those(old, torch.arange(len(old)) % folds == fold)
+                old = old if len(old) else None
+            part = replace(dataset, train=_those(images, ~own), validation=_those(images, own), retained=old)
             base = model
             if new_rows is not None and census.head is not None:
                 base = copy.deepcopy(model)
                 imprint(base, census.head, new_rows, part)
             self._trainers.append(Trainer(base, census, part, batch_size))
         part = self._trainers[0].dataset
-        super().__init__(model, census, replace(part, validation=images), batch_size)
+        whole = replace(part, validation=images, retained=dataset.retained)
+        super().__init__(model, census, whole, batch_size)
 
     def probe(self, trial: Trial) -> Probe:
         """Train as many copies as there are folds; the first held-out images are of all folds."""
-        answers, seconds = [], 0.0
+        answers, retained, seconds = [], b"", 0.0
         for trainer, samples in zip(self._trainers, self._shares(trial.samples), strict=True):
             found = trainer.probe(replace(trial, samples=samples))
             seconds += found.seconds
             if found.correct is None:
                 return Probe(trial, None, seconds, found.failure)
             answers.append(found.correct)
-        return Probe(trial, self._joined(answers), seconds)
+            retained += found.retained or b""
+        return Probe(trial, self._joined(answers), seconds, retained=retained or None)
 
     def judge_base(self, samples: int) -> bytes:
         """Which of the first held-out samples the model classifies right as it is."""

@@ -71,6 +71,7 @@ def race(
     updates: int,
     seed: int,
     judge_base: bool = True,
+    min_retained: float | None = None,
     store: Store | None = None,
     key: Mapping[str, Any] | None = None,
     executor: Executor | None = None,
@@ -83,6 +84,7 @@ def race(
             before.
         updates: of a whole fine-tune: what the finalists train for, if there is time.
         judge_base: whether the model's own accuracy on the held-out samples means anything.
+        min_retained: accuracy on the old data; what is surely below it goes no further.
         store: where probes are looked for and kept.
         key: of the model, the data and the environment, in the store.
         executor: what runs the probes; None: this process.
@@ -91,7 +93,7 @@ def race(
     Raises:
         DataError: every probe of every candidate diverged.
     """
-    racing = _Race(trainer, costs, seconds, updates, seed, store, key or {}, executor, report)
+    racing = _Race(trainer, costs, seconds, updates, seed, min_retained, store, key or {}, executor, report)
     return racing.run(judge_base)
 
 
@@ -103,6 +105,7 @@ class _Race:
         seconds: float,
         updates: int,
         seed: int,
+        min_retained: float | None,
         store: Store | None,
         key: Mapping[str, Any],
         executor: Executor | None,
@@ -121,7 +124,9 @@ class _Race:
             "seconds": seconds,
             "updates": updates,
             "seed": seed,
+            "min_retained": min_retained,
         }
+        self._min_retained = min_retained
         self._accuracies: dict[Candidate, Accuracy] = {}
         self._failures: dict[Candidate, str] = {}
         self._warnings: list[str] = []
@@ -135,8 +140,8 @@ class _Race:
     def run(self, judge_base: bool) -> RaceResult:
         base = None
         try:
-            correct = self._base()
-            base = accuracy_of(correct) if judge_base else None
+            correct, retained = self._base()
+            base = _accuracy(correct, retained) if judge_base else None
             self._run_rungs(len(correct))
         except KeyboardInterrupt:
             self._warnings.append("interrupted: what was found until then is all that is known")
@@ -174,8 +179,9 @@ class _Race:
             f"after {updates:,} of its {self._updates:,} updates; allow more --probe-time"
         )
 
-    def _base(self) -> bytes:
-        """Which held-out images the model classifies right as it is: of as many as finalists get."""
+    def _base(self) -> tuple[bytes, bytes | None]:
+        """Which held-out, and old, images the model classifies right: of as many as finalists get."""
+        parts = 1 if self._trainer.dataset.retained is None else 2
 
         def judged() -> dict[str, Any]:
             self._tell("the model as it is")
@@ -184,16 +190,17 @@ class _Race:
             for _ in range(3):  # the first pass compiles kernels
                 start = time.perf_counter()
                 self._trainer.judge_base(few)
-                fastest = min(fastest, time.perf_counter() - start)
+                fastest = min(fastest, parts * (time.perf_counter() - start))
             self._pace.per_image = fastest / few
             affordable = int(_EVALUATION_SHARE * _SHARES[-1] * self._seconds * few / fastest)
             samples = min(len(self._trainer.dataset.validation), max(affordable, _LEAST_SAMPLES))
             right = self._trainer.judge_base(samples)
-            return {"seconds_per_image": fastest / few, "correct": right.hex()}
+            retained = self._trainer.judge_base_retained(samples)
+            return {"seconds_per_image": fastest / few, "correct": right.hex(), "retained": _hex(retained)}
 
         found = self._remembered("base", {"seconds": self._seconds}, judged)
         self._pace.per_image = found["seconds_per_image"]
-        return bytes.fromhex(found["correct"])
+        return bytes.fromhex(found["correct"]), _bytes(found.get("retained"))
 
     def _run_rungs(self, samples: int) -> None:
         self._judge_untrained(samples)
@@ -298,10 +305,10 @@ class _Race:
             if found is None:
                 missing.append(trial)
                 continue
-            correct = None if found["correct"] is None else bytes.fromhex(found["correct"])
+            correct, retained = _bytes(found["correct"]), _bytes(found.get("retained"))
             self._recalled_seconds += found["seconds"] / self._executor.workers
             self._probes_recalled += 1
-            yield Probe(trial, correct, found["seconds"], found["failure"])
+            yield Probe(trial, correct, found["seconds"], found["failure"], retained)
 
         def in_time() -> Iterator[Trial]:
             for number, trial in enumerate(missing):
@@ -314,7 +321,8 @@ class _Race:
             self._probes_run += 1
             self._pace.learn(probe)
             value = {
-                "correct": None if probe.correct is None else probe.correct.hex(),
+                "correct": _hex(probe.correct),
+                "retained": _hex(probe.retained),
                 "seconds": probe.seconds,
                 "failure": probe.failure,
             }
@@ -337,8 +345,9 @@ class _Race:
                 best[candidate] = probe
         for candidate in {probe.trial.candidate for probe in probes} & best.keys():
             self._failures.pop(candidate, None)
-            self._accuracies[candidate] = accuracy_of(
+            self._accuracies[candidate] = _accuracy(
                 best[candidate].correct or b"",
+                best[candidate].retained,
                 learning_rate=best[candidate].trial.learning_rate,
                 updates=best[candidate].trial.updates,
                 finalist=last,
@@ -349,7 +358,7 @@ class _Race:
         if rung == len(_RUNGS) - 1:
             return []
         screened = {c: self._accuracies[c] for c in self._costs if c in self._screened}  # in order of cost
-        order = _by_promise(self._undominated(screened))
+        order = _by_promise(self._undominated(self._keeping(screened)))
         rates = {c: screened[c].learning_rate or 0.0 for c in order}
         if rung == 0:
             entries: dict[Candidate, float] = {}
@@ -364,6 +373,16 @@ class _Race:
         if rung == 1:
             return [(c, float(f"{rates[c] * factor:.2g}")) for c in order[:_TUNED] for factor in _NEARBY]
         return [(c, rates[c]) for c in order[:_FINALISTS]]
+
+    def _keeping(self, screened: dict[Candidate, Accuracy]) -> dict[Candidate, Accuracy]:
+        """Without those that surely forget too much, unless all do: longer training forgets more."""
+        least = self._min_retained
+        kept = {
+            candidate: accuracy
+            for candidate, accuracy in screened.items()
+            if least is None or accuracy.retained is None or accuracy.retained.high >= least
+        }
+        return kept or screened
 
     def _undominated(self, screened: Mapping[Candidate, Accuracy]) -> dict[Candidate, Accuracy]:
         """Without those that another one beats in memory, FLOPs and, surely, in accuracy."""
@@ -468,6 +487,19 @@ class _Pace:
         )
         setup, each = self.timed[alike]
         return setup, each * self._costs[candidate].flops.total / self._costs[alike].flops.total
+
+
+def _accuracy(correct: bytes, retained: bytes | None, **known: Any) -> Accuracy:
+    """On the new data, and on the old where there is some."""
+    return replace(accuracy_of(correct, **known), retained=accuracy_of(retained) if retained else None)
+
+
+def _hex(answers: bytes | None) -> str | None:
+    return None if answers is None else answers.hex()
+
+
+def _bytes(answers: str | None) -> bytes | None:
+    return None if answers is None else bytes.fromhex(answers)
 
 
 def _trial_key(trial: Trial) -> dict[str, Any]:

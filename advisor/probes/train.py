@@ -52,6 +52,7 @@ class Probe:
     correct: bytes | None  # one byte per held-out sample, 1 = right; None where it failed
     seconds: float
     failure: str = ""  # why, in words
+    retained: bytes | None = None  # likewise of as many of the old data's; None where there is none
 
 
 class Trainer:
@@ -64,7 +65,7 @@ class Trainer:
         """`dataset`: its labels are the model's outputs (`scenarios.relabel`)."""
         self.model, self.census, self.dataset, self.batch_size = model, census, dataset, batch_size
         self._recalibrated: nn.Module | None = None
-        self._features: dict[tuple[tuple[str, ...], bool], tuple[_Features, _Features]] = {}
+        self._features: dict[tuple[tuple[str, ...], bool], tuple[_Images, ...]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_recalibrated": None, "_features": {}}
@@ -72,7 +73,7 @@ class Trainer:
     def key(self) -> dict[str, Any]:
         """All that a probe's result depends on, besides its trial: to find it in a store."""
         data = self.dataset
-        images = (data.train.images, data.train.labels, data.validation.images, data.validation.labels)
+        images = [tensor for part in _parts(data) for tensor in (part.images, part.labels)]
         return {
             "model": fingerprint(repr(self.model), self.model.state_dict().items()),
             "data": fingerprint(repr(data.normalisation), enumerate(images)),
@@ -86,20 +87,27 @@ class Trainer:
     def probe(self, trial: Trial) -> Probe:
         """Train a copy of the model, and classify the first held-out samples."""
         start = time.perf_counter()
-        correct, failure = None, ""
+        correct, retained, failure = None, None, ""
         try:
             fine_tune = FineTune(self, trial.candidate, trial.learning_rate, trial.updates, trial.seed)
             if fine_tune.run(trial.updates):
                 correct = fine_tune.judge(trial.samples)
+                retained = fine_tune.judge_retained(trial.samples)
             else:
                 failure = "diverged"
         except Exception as error:  # noqa: BLE001 - what one candidate breaks must not end the others
             failure = (str(error).strip() or type(error).__name__).splitlines()[0]
-        return Probe(trial, correct, time.perf_counter() - start, failure)
+        return Probe(trial, correct, time.perf_counter() - start, failure, retained)
 
     def judge_base(self, samples: int) -> bytes:
         """Which of the first held-out samples the model classifies right as it is."""
         return evaluate(self.model, self.dataset.validation, self.dataset.normalisation, samples)
+
+    def judge_base_retained(self, samples: int) -> bytes | None:
+        """Likewise of the old data; None where there is none."""
+        if self.dataset.retained is None:
+            return None
+        return evaluate(self.model, self.dataset.retained, self.dataset.normalisation, samples)
 
     def time_updates(self, candidate: Candidate) -> tuple[float, float]:
         """Wall clock before the candidate's first update, and of one on average, in seconds."""
@@ -124,17 +132,15 @@ class Trainer:
             self._recalibrated = recalibration.trainable.model.eval()
         return copy.deepcopy(self._recalibrated)
 
-    def inputs(self, trainable: Trainable, candidate: Candidate) -> tuple[_Images, _Images]:
-        """Training and held-out inputs: images, or what a frozen front makes of them."""
-        data = self.dataset
+    def inputs(self, trainable: Trainable, candidate: Candidate) -> tuple[_Images, ...]:
+        """Inputs to train on, held-out and old ones: images, or what a frozen front makes of them."""
+        parts = _parts(self.dataset)
         if trainable.levers.cached_prefix == "no":
-            return data.train, data.validation
+            return parts
         key = trainable.front, _is_reestimated(candidate)
         if key not in self._features:
-            self._features[key] = (
-                _Features.of(data.train, trainable, data.normalisation),
-                _Features.of(data.validation, trainable, data.normalisation),
-            )
+            normalisation = self.dataset.normalisation
+            self._features[key] = tuple(_Features.of(part, trainable, normalisation) for part in parts)
         return self._features[key]
 
 
@@ -161,7 +167,7 @@ class FineTune:
             self._schedule = torch.optim.lr_scheduler.LambdaLR(
                 self.optimizer, lambda done: 0.5 + 0.5 * math.cos(math.pi * done / updates)
             )
-        self._train, self._validation = trainer.inputs(self.trainable, quick)
+        self._train, self._validation, *self._retained = trainer.inputs(self.trainable, quick)
         self._batches = _batches(len(self._train), trainer.batch_size, seed)
 
     def run(self, until: int) -> bool:
@@ -180,9 +186,15 @@ class FineTune:
 
     def judge(self, samples: int | None = None) -> bytes:
         """Which of the first held-out samples it classifies right now: one byte each, 1 = right."""
+        return self._judged(self._validation, samples)
+
+    def judge_retained(self, samples: int) -> bytes | None:
+        """Likewise of the old data; None where there is none."""
+        return self._judged(self._retained[0], samples) if self._retained else None
+
+    def _judged(self, images: _Images, samples: int | None) -> bytes:
         with self._without_front():
-            normalisation = self._trainer.dataset.normalisation
-            return evaluate(self.trainable.model, self._validation, normalisation, samples)
+            return evaluate(self.trainable.model, images, self._trainer.dataset.normalisation, samples)
 
     def state(self) -> dict[str, Any]:
         """All that `restore` needs to go on from here as if nothing had happened."""
@@ -256,6 +268,11 @@ class _Features:
 _Images = LabelledImages | _Features
 
 
+def _parts(data: Dataset) -> tuple[LabelledImages, ...]:
+    """The images to train on, those held out, and old ones, where there are any."""
+    return data.train, data.validation, *([data.retained] if data.retained is not None else [])
+
+
 def in_quick_layout(model: nn.Module, dataset: Dataset) -> nn.Module:
     """A copy whose convolutions run channels-last, which takes a CPU less time; the model if it can't.
 
@@ -298,7 +315,7 @@ def evaluate(
     model.eval()
     right: list[torch.Tensor] = []
     with torch.inference_mode():
-        for indices in torch.arange(samples or len(images)).split(_EVALUATION_BATCH):
+        for indices in torch.arange(min(samples or len(images), len(images))).split(_EVALUATION_BATCH):
             inputs, labels = images.batch(indices, normalisation)
             right.append(logits(model(inputs)).argmax(1) == labels)
     return bytes(torch.cat(right).to(torch.uint8).tolist())

@@ -69,6 +69,9 @@ def asked(recommendation: Recommendation) -> list[tuple[str, str]]:
             ("Samples", f"{data.train_samples:,} to train, {view.held_out_text(data)}"),
             ("Accuracy as it is", _base(recommendation)),
         ]
+        if data.retain is not None:
+            old = data.base_accuracy.retained if data.base_accuracy else None
+            lines.append(("Old data", f"{data.retain}; as it is: {view.accuracy_text(old)}"))
     limits = []
     if budget.ram_bytes is not None:
         less = f", {format_bytes(budget.runtime_overhead_bytes)} of it the runtime's"
@@ -79,6 +82,8 @@ def asked(recommendation: Recommendation) -> list[tuple[str, str]]:
         limits.append(f"{format_bytes(budget.storage_bytes)} to ship")
     if budget.min_accuracy is not None:
         limits.append(f"accuracy at least {view.percent(budget.min_accuracy)}")
+    if budget.min_retained is not None:
+        limits.append(f"on the old data at least {view.percent(budget.min_retained)}")
     lines.append(("Limits", "; ".join(limits) or "none"))
     cheapest = "the fewest FLOPs" if budget.fewest_flops else "the least memory"
     goal = f"the highest accuracy; within {view.points_text(budget.tolerance)} of it, {cheapest}"

@@ -160,7 +160,15 @@ def _print_subject(recommendation: Recommendation, console: Console) -> None:
         if data.probes_recalled:
             lines.append(f"Probes: {data.probes_recalled} from the store, {data.probes_run} run now")
         if data.base_accuracy:
-            lines.append(f"Accuracy as it is: {view.accuracy_text(data.base_accuracy)}")
+            by_class, old = view.by_class_text(data.base_accuracy), data.base_accuracy.retained
+            lines.append(
+                f"Accuracy as it is: {view.accuracy_text(data.base_accuracy)}{by_class and f': {by_class}'}"
+            )
+            if old:
+                lines.append(f"On the old data, {data.retain}: {view.accuracy_text(old)}")
+        chosen = view.chosen(recommendation)
+        if chosen and chosen.accuracy and view.by_class_text(chosen.accuracy):
+            lines.append(f"Of {view.full_name(chosen.candidate)}: {view.by_class_text(chosen.accuracy)}")
     for line in lines:
         console.print(_text(line))
 
@@ -197,16 +205,22 @@ def _print_candidates(recommendation: Recommendation, console: Console) -> None:
     _heading("Candidates", console)
     evaluations = view.main_ones(recommendation)
     wide = console.width >= WIDE
+    retained = any(item.accuracy and item.accuracy.retained for item in evaluations)
     headers = ["candidate", "accuracy\n95 % interval", "peak\nmemory", "FLOPs per\nupdate"]
     headers += ["trained", "to\nship", "verdict"] if wide else ["to\nship", "verdict"]
     if not any(item.accuracy for item in evaluations):
         del headers[1]
+    elif retained:
+        headers.insert(2, "on the\nold data")
     rows = []
     for item in evaluations:
         cells = [view.full_name(item.candidate)]
         if "accuracy\n95 % interval" in headers:
             dropped = "*" if item.accuracy and not item.accuracy.finalist else ""
             cells.append(view.accuracy_text(item.accuracy) + dropped)
+        if retained:
+            old = item.accuracy.retained if item.accuracy else None
+            cells.append(view.percent(old.mean if old else None))
         cells += [format_bytes(item.cost.peak_memory_bytes), format_flops(item.cost.flops.total)]
         if wide:
             cells.append(format_count(item.cost.trainable_parameters))

@@ -27,6 +27,7 @@ BROKEN_LIMIT = {
     "flops": "over FLOPs",
     "storage": "over storage",
     "min_accuracy": "too inaccurate",
+    "min_retained": "forgets too much",
     "execution": "failed its run",
 }
 MEMORY_PARTS = (
@@ -183,6 +184,13 @@ def accuracy_text(accuracy: Accuracy | None) -> str:
     return f"{percent(accuracy.mean)} ({accuracy.low * 100:.1f}-{accuracy.high * 100:.1f})"
 
 
+def by_class_text(accuracy: Accuracy) -> str:
+    """`98.1 % of known classes, 91.0 % of new ones`; empty where the samples aren't of both."""
+    if accuracy.known_classes is None or accuracy.new_classes is None:
+        return ""
+    return f"{percent(accuracy.known_classes)} of known classes, {percent(accuracy.new_classes)} of new ones"
+
+
 def percent(share: float | None, digits: int = 1) -> str:
     """0.713 -> `71.3 %`; None -> `-`."""
     return "-" if share is None else f"{share * 100:.{digits}f} %"
@@ -208,6 +216,7 @@ def reason(violation: Violation) -> str:
         "flops": format_flops,
         "storage": format_bytes,
         "min_accuracy": percent,
+        "min_retained": percent,
     }
     show = formats.get(violation.limit, "{:g}".format)
     value, allowed = show(violation.value), show(violation.allowed)
@@ -222,6 +231,9 @@ def against_choice(evaluation: Evaluation, choice: Evaluation | None) -> str:
     if evaluation.accuracy and choice.accuracy:
         points = (evaluation.accuracy.mean - choice.accuracy.mean) * 100
         parts.append(f"{points:+.1f} points" if abs(points) >= 0.05 else "same accuracy")
+        old, its = evaluation.accuracy.retained, choice.accuracy.retained
+        if old and its and abs(old.mean - its.mean) >= 0.0005:
+            parts.append(f"{(old.mean - its.mean) * 100:+.1f} on the old data")
     memory = evaluation.cost.peak_memory_bytes - choice.cost.peak_memory_bytes
     parts.append(f"{'+' if memory >= 0 else '-'}{format_bytes(abs(memory))} peak")
     ratio = share_of(evaluation.cost.flops.total, choice.cost.flops.total)
@@ -262,7 +274,9 @@ def budget_lines(recommendation: Recommendation) -> list[BudgetLine]:
     elif budget.fewest_flops and choice:
         flops_remark = "fewest wanted"
     accuracy = best.accuracy if best else None
-    return [
+    retained = [item.accuracy.retained for item in pool if item.accuracy and item.accuracy.retained]
+    most = max(retained, key=lambda old: old.mean, default=None)
+    lines = [
         _line(
             "peak memory",
             least_memory.cost.peak_memory_bytes,
@@ -294,6 +308,11 @@ def budget_lines(recommendation: Recommendation) -> list[BudgetLine]:
             remark=by(best),
         ),
     ]
+    if most is not None:
+        least = budget.min_retained
+        limit = "no limit" if least is None else f"at least {percent(least)}"
+        lines.append(BudgetLine("old data", most.mean, least, accuracy_text(most), limit, at_least=True))
+    return lines
 
 
 def layer_types_of(names: Iterable[str]) -> list[str]:

@@ -14,6 +14,7 @@ def parse_budget(
     fewest_flops: bool = False,
     storage: str | None = None,
     min_accuracy: float | None = None,
+    min_retained: float | None = None,
     tolerance_points: float = 1.0,
     runtime_overhead: str | None = None,
 ) -> Budget:
@@ -21,16 +22,13 @@ def parse_budget(
 
     Args:
         min_accuracy: a fraction such as 0.8, or percent such as 80.
+        min_retained: likewise, on the old data.
         tolerance_points: in percentage points.
 
     Raises:
         UnitError: a size or a count can't be parsed, or is not positive.
         InputError: a number is out of range.
     """
-    if min_accuracy is not None:
-        if not 0 < min_accuracy <= 100:
-            raise InputError(f"--min-accuracy {min_accuracy:g} is out of range; give a fraction such as 0.8")
-        min_accuracy = min_accuracy / 100 if min_accuracy > 1 else min_accuracy
     if not 0 <= tolerance_points <= 100:
         raise InputError(
             f"--tolerance {tolerance_points:g} is out of range; give percentage points such as 1.0"
@@ -47,7 +45,8 @@ def parse_budget(
         flops=parse_flops(flops) if flops else None,
         fewest_flops=fewest_flops,
         storage_bytes=parse_bytes(storage) if storage else None,
-        min_accuracy=min_accuracy,
+        min_accuracy=_fraction("--min-accuracy", min_accuracy),
+        min_retained=_fraction("--min-retained", min_retained),
         tolerance=tolerance_points / 100,
         runtime_overhead_bytes=overhead,
     )
@@ -68,7 +67,19 @@ def violations(budget: Budget, cost: Cost, accuracy: Accuracy | None = None) -> 
     if budget.min_accuracy is not None and accuracy is not None and accuracy.mean < budget.min_accuracy:
         reason = f"accuracy {accuracy.mean:.1%}, below the {budget.min_accuracy:.1%} asked for"
         found.append(Violation("min_accuracy", accuracy.mean, budget.min_accuracy, reason))
+    retained = accuracy.retained if accuracy is not None else None
+    if budget.min_retained is not None and retained is not None and retained.mean < budget.min_retained:
+        reason = f"{retained.mean:.1%} on the old data, below the {budget.min_retained:.1%} asked for"
+        found.append(Violation("min_retained", retained.mean, budget.min_retained, reason))
     return tuple(found)
+
+
+def _fraction(option: str, value: float | None) -> float | None:
+    if value is None:
+        return None
+    if not 0 < value <= 100:
+        raise InputError(f"{option} {value:g} is out of range; give a fraction such as 0.8")
+    return value / 100 if value > 1 else value
 
 
 def allowed_memory(budget: Budget) -> int | None:

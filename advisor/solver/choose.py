@@ -16,11 +16,15 @@ def rank(evaluations: Sequence[Evaluation], budget: Budget) -> list[Evaluation]:
 
     With accuracies: the most accurate finalist of the race sets the mark; those within the tolerance
     of it come by cost; the others follow by accuracy.
-    Candidates that the race dropped early come after all finalists. Without: by cost.
+    Candidates that the race dropped early come after all finalists. Without: by cost. What was not
+    probed is not known to reach a least accuracy: where others were, it is no choice.
     """
     feasible = [evaluation for evaluation in evaluations if evaluation.fits]
     known = [evaluation for evaluation in feasible if evaluation.accuracy is not None]
     if not known:
+        has_floor = budget.min_accuracy is not None or budget.min_retained is not None
+        if has_floor and any(evaluation.accuracy is not None for evaluation in evaluations):
+            return []
         return cheapest_first(feasible, budget)
     ranked: list[Evaluation] = []
     for finalist in (True, False):

@@ -14,6 +14,7 @@ _OPTION = {
     "flops": "--flops-budget",
     "storage": "--storage",
     "min_accuracy": "--min-accuracy",
+    "min_retained": "--min-retained",
 }
 
 
@@ -45,10 +46,15 @@ def answer(
     if data is not None and data.base_accuracy is not None:
         before = "unadapted" if data.scenario == "shift" else "before training"
         gained = f", up from {data.base_accuracy.mean:.1%} {before}"
+    kept = ""
+    if accuracy.retained is not None:
+        kept = f", {accuracy.retained.mean:.1%} on the old data"
+        base = data.base_accuracy.retained if data is not None and data.base_accuracy is not None else None
+        kept += f" ({base.mean:.1%} before)" if base is not None else ""
     interval = f"{accuracy.low:.1%} to {accuracy.high:.1%}"
     return (
         f"Use {describe(chosen)}: {accuracy.mean:.1%} of {accuracy.samples:,} held-out images right "
-        f"({interval}){gained}, {costs}{ran}."
+        f"({interval}){gained}{kept}, {costs}{ran}."
     )
 
 
@@ -103,7 +109,7 @@ def _relaxation(limit: str, evaluation: Evaluation, chosen: Evaluation | None) -
     if chosen is not None and chosen.accuracy is not None and evaluation.accuracy is not None:
         gain = evaluation.accuracy.mean - chosen.accuracy.mean
     name = describe(evaluation)
-    if limit == "min_accuracy":
+    if limit in ("min_accuracy", "min_retained"):
         sentence = f"With {_OPTION[limit]} {short * 100:.1f} points lower, {name} fits"
     else:
         sentence = f"With {_SHOW[limit](short)} more {_OPTION[limit]}, {name} fits"
@@ -157,6 +163,14 @@ def _nothing_fits(evaluations: Sequence[Evaluation], budget: Budget) -> str:
             parts.append(
                 f"the best accuracy found is {best.accuracy.mean:.1%} ({best.candidate.id}), "
                 f"{budget.min_accuracy:.1%} is asked for"
+            )
+    remembering = [e.accuracy.retained for e in judged if e.accuracy and e.accuracy.retained]
+    if budget.min_retained is not None and remembering:
+        most = max(retained.mean for retained in remembering)
+        if most < budget.min_retained:
+            parts.append(
+                f"the best accuracy found on the old data is {most:.1%}, "
+                f"{budget.min_retained:.1%} is asked for"
             )
     if not parts:
         parts.append("each candidate breaks at least one of the limits; the table says which")

@@ -52,6 +52,42 @@ def test_recommend_answers_runs_and_writes(run, tmp_path):
     assert (tmp_path / "again.html").exists()
 
 
+def test_what_is_forgotten_is_told_and_a_floor_is_honoured(run, tmp_path):
+    out = tmp_path / "o.json"
+    data = ("--data", "new-data.npz", "--retain", "old-data.npz")
+    asked = ("recommend", "model.pt", *data, *QUICK, "--json", out)
+    code, stdout, _ = run(*asked)
+    assert code == 0
+    assert "old data" in stdout
+    found = json.loads(out.read_text())
+    before = found["data"]["base_accuracy"]["retained"]["mean"]
+    assert before > 0.9
+    judged = [c["accuracy"]["retained"]["mean"] for c in found["candidates"] if c["accuracy"]]
+    assert min(judged) < before
+    assert f"({before:.1%} before)" in found["answer"]
+
+    code, stdout, _ = run(*asked, "--min-retained", "1.0")
+    assert code == 1
+    assert "100.0% is asked for" in json.loads(out.read_text())["answer"]
+    rejected = [c for c in json.loads(out.read_text())["candidates"] if c["accuracy"]]
+    assert rejected
+    assert all(c["violations"][0]["limit"] == "min_retained" for c in rejected)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (("--min-retained", "0.9"), "--retain"),
+        (("--data", "new-data.npz", "--retain", "old-data.npz", "--no-probe"), "--no-probe"),
+        (("--data", "new-data.npz", "--retain", "nowhere.npz"), "nowhere.npz"),
+    ],
+)
+def test_old_data_that_cannot_be_used(run, given, said):
+    code, _, err = run("recommend", "model.pt", "--input-size", "1x8x8", *given)
+    assert code == 2
+    assert said in one_line(err)
+
+
 def test_files_are_written_though_nobody_reads_the_rest(folder, tmp_path):
     out, report = tmp_path / "o.json", tmp_path / "r.html"
     command = [sys.executable, "-m", "advisor", "recommend", "model.pt", "--no-probe", "--no-verify"]

@@ -59,6 +59,14 @@ def test_a_probe_puts_the_folds_answers_in_the_images_order(samples):
         assert bytes(mine) == own.probe(replace(trial, samples=len(mine))).correct
 
 
+def test_old_images_are_judged_once_each():
+    data = replace(few(60), retained=dataset(samples=24, seed=1).train)  # 16
+    trainer = CrossValidation(network(), take_census(network(), SIZE), data, 4, 3)
+    found = trainer.probe(Trial(Candidate("norm"), 1e-2, 4, 60, 0))
+    assert len(found.retained) == 16
+    assert len(trainer.judge_base_retained(60)) == 16
+
+
 def test_a_fold_that_fails_fails_the_trial():
     trainer = CrossValidation(network(), take_census(network(), SIZE), few(40), 4, 2)
     found = trainer.probe(Trial(Candidate("full"), 1e30, 4, 40, 0))

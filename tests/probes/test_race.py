@@ -6,6 +6,7 @@ import signal
 import sys
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -205,6 +206,17 @@ def result(right, samples=200):
     return accuracy_of(bytes([1] * right + [0] * (samples - right)))
 
 
+def test_what_surely_forgets_too_much_goes_no_further():
+    model = network()
+    trainer = Trainer(model, take_census(model, SIZE), dataset(), 8)
+    racing = _Race(trainer, {}, 1.0, 8, 0, 0.9, None, {}, None, lambda *_: None)
+    names = {"keeps": 190, "may": 175, "forgets": 100}
+    screened = {Candidate(n): replace(result(150), retained=result(right)) for n, right in names.items()}
+    assert [c.method for c in racing._keeping(screened)] == ["keeps", "may"]
+    only = {Candidate("forgets"): screened[Candidate("forgets")]}
+    assert racing._keeping(only) == only
+
+
 def test_promotion_takes_those_that_may_be_the_best_first():
     names = ["cheap", "hopeless", "middle", "good", "as-good", "best"]  # in order of cost
     right = {"cheap": 172, "hopeless": 40, "middle": 170, "good": 178, "as-good": 178, "best": 180}
@@ -222,7 +234,7 @@ def test_the_opening_takes_promising_methods_first_whole_and_half():
     candidates = [Candidate("loha"), *ranks, Candidate("full"), Candidate("norm"), *narrow]
     trainer = Trainer(blocks(), take_census(blocks(), SIZE), dataset(), 8)
     costs = dict.fromkeys(candidates, SIMULATED)
-    opening = _Race(trainer, costs, 1.0, 8, 0, None, {}, None, lambda *_: None)._opening()
+    opening = _Race(trainer, costs, 1.0, 8, 0, None, None, {}, None, lambda *_: None)._opening()
     order = list(dict.fromkeys(candidate for candidate, _ in opening))
     assert [(c.method, c.levers.scope) for c in order] == [
         *(("norm", None), ("full", 2), ("full", None), ("lora", None), ("loha", None))

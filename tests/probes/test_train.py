@@ -6,6 +6,7 @@ import copy
 import math
 import pickle
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -145,6 +146,24 @@ def test_a_front_runs_once_for_all_candidates():
         assert tuned.judge(40)
     assert not calls
     assert len(trainer._features) == 1
+
+
+@pytest.mark.parametrize("scope", [None, 1])
+def test_what_is_forgotten_is_told_of_the_same_network(scope):
+    model, data = blocks(), dataset()
+    old = dataset(samples=60, seed=1).train
+    trainer = trainer_of(model, replace(data, retained=old))
+    trial = Trial(Candidate("full", levers=Levers(scope=scope)), 1e-2, 20, 30, 0)
+    found = trainer.probe(trial)
+    assert len(found.retained) == 30
+    plain = trainer_of(model, data).probe(trial)
+    assert plain.retained is None
+    assert plain.correct == found.correct
+    # Judging the old images as held-out ones finds the same.
+    swapped = trainer_of(model, replace(data, validation=old)).probe(trial)
+    assert swapped.correct == found.retained
+    assert trainer.judge_base_retained(30) == trainer_of(model, replace(data, validation=old)).judge_base(30)
+    assert trainer.key() != trainer_of(model, data).key()
 
 
 def test_statistics_follow_their_policy():

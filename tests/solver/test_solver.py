@@ -38,6 +38,22 @@ def test_hard_limits_name_what_breaks_them_in_numbers():
     assert violations(Budget(ram_bytes=100, flops=100, storage_bytes=100), cost()) == ()
 
 
+def test_what_forgets_too_much_does_not_fit():
+    forgetful = replace(accuracy(900), retained=accuracy(700))
+    [found] = violations(Budget(min_retained=0.8), cost(), forgetful)
+    assert (found.limit, found.value, found.allowed) == ("min_retained", 0.7, 0.8)
+    assert not violations(Budget(min_retained=0.7), cost(), forgetful)
+    assert not violations(Budget(min_retained=0.8), cost(), accuracy(900))  # unknown
+    lost = replace(evaluation("full"), accuracy=forgetful, violations=(found,))
+    kept = replace(evaluation("norm"), accuracy=replace(accuracy(850), retained=accuracy(850)))
+    assert rank([lost, kept], Budget(min_retained=0.8)) == [kept]
+    text = answer(kept, [lost, kept], Budget(min_retained=0.8), None)
+    assert "85.0% on the old data" in text
+    [relaxed] = relaxations(kept, [lost, kept], Budget(min_retained=0.8))
+    assert "--min-retained 10.0 points lower" in relaxed.sentence
+    assert "70.0%" in answer(None, [lost], Budget(min_retained=0.8), None)
+
+
 def test_the_runtimes_footprint_comes_off_the_memory():
     assert violations(Budget(ram_bytes=120, runtime_overhead_bytes=30), cost())
     assert not violations(Budget(ram_bytes=120, runtime_overhead_bytes=20), cost())
@@ -83,6 +99,15 @@ def test_dropped_candidates_come_after_every_finalist():
         "finalist",
         "dropped",
     ]
+
+
+def test_what_was_not_probed_is_not_known_to_reach_a_least_accuracy():
+    budget = Budget(min_accuracy=0.9)
+    poor, unknown = evaluation("poor", budget, right=800), evaluation("unknown", budget)
+    assert rank([poor, unknown], budget) == []
+    assert rank([unknown], budget) == [unknown]
+    good = evaluation("good", budget, right=950)
+    assert rank([poor, unknown, good], budget) == [good]
 
 
 def test_without_accuracies_cost_decides():
@@ -220,6 +245,7 @@ def test_bad_flops_are_refused_in_one_line(text):
     [
         {"min_accuracy": 0},
         {"min_accuracy": 101},
+        {"min_retained": 0},
         {"min_accuracy": float("nan")},
         {"tolerance_points": -1},
         {"ram": "10MB", "runtime_overhead": "10MB"},
