@@ -21,7 +21,7 @@ __all__ = ["Method", "Setting", "Trainable", "get_method", "learning_rates", "me
 _registry: dict[str, Method] = {}
 # What people read first: from training everything to training nothing, then what adds weights.
 _ORDER = (
-    *("full", "head", "norm", "bias", "recalibrate", "lora", "dora", "loha", "lokr", "galore"),
+    *("full", "head", "norm", "bias", "recalibrate", "tent", "lora", "dora", "loha", "lokr", "galore"),
     *("adapter", "ia3", "ssf", "lite-residual", "sparse"),
 )
 _found = False

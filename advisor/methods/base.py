@@ -6,11 +6,12 @@ One method is one file in this folder (or an entry point `peft_advisor.methods`)
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import parametrize
 
@@ -43,6 +44,7 @@ class Trainable:
     front: tuple[str, ...] = ()  # modules before the scope, in order: frozen, in eval mode
     checkpointed: tuple[tuple[str, ...], ...] = ()  # chains of modules that run again in the backward pass
     choices: dict[str, torch.Tensor] = field(default_factory=dict)  # made when attaching, such as indices
+    loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = F.cross_entropy  # of outputs and labels
 
     def tracked_norms(self) -> list[tuple[str, Any]]:
         """The normalisation layers with running statistics that the candidate changes, by name.

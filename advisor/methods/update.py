@@ -8,7 +8,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -95,7 +94,7 @@ def update(
         labels: (N,) class indices.
 
     Returns:
-        The mean cross-entropy over the batch before the update; None where nothing is trained.
+        The method's loss, mean over the batch, before the update; None where nothing is trained.
     """
     count = len(images)
     size = min(trainable.levers.micro_batch or count, count)
@@ -110,7 +109,7 @@ def update(
         if isinstance(optimizer, StepAtOnce):
             optimizer.complete = start + size >= count
         with _routed(trainable):
-            loss = F.cross_entropy(logits(trainable.model(images[part])), labels[part])
+            loss = trainable.loss(logits(trainable.model(images[part])), labels[part])
         if size < count:
             loss = loss * (len(labels[part]) / count)
         loss.backward()

@@ -104,7 +104,10 @@ def sources(recommendation: Recommendation) -> list[tuple[str, str, str]]:
 
 def _base(recommendation: Recommendation) -> str:
     base = recommendation.data.base_accuracy if recommendation.data else None
-    return view.accuracy_text(base) if base else "unknown: its head was replaced"
+    if base is None:
+        return "unknown: its head was replaced"
+    by_class = view.by_class_text(base)
+    return view.accuracy_text(base) + (f": {by_class}" if by_class else "")
 
 
 def _costs(recommendation: Recommendation) -> list[tuple[str, str, str]]:

@@ -161,9 +161,8 @@ def _print_subject(recommendation: Recommendation, console: Console) -> None:
             lines.append(f"Probes: {data.probes_recalled} from the store, {data.probes_run} run now")
         if data.base_accuracy:
             by_class, old = view.by_class_text(data.base_accuracy), data.base_accuracy.retained
-            lines.append(
-                f"Accuracy as it is: {view.accuracy_text(data.base_accuracy)}{by_class and f': {by_class}'}"
-            )
+            split = f": {by_class}" if by_class else ""
+            lines.append(f"Accuracy as it is: {view.accuracy_text(data.base_accuracy)}{split}")
             if old:
                 lines.append(f"On the old data, {data.retain}: {view.accuracy_text(old)}")
         chosen = view.chosen(recommendation)

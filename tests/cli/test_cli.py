@@ -121,8 +121,8 @@ def test_json_dash_prints_json_alone(run):
     found = json.loads(stdout)
     assert found["recommended"] is None
     assert {c["method"] for c in found["candidates"]} == {
-        *("full", "head", "norm", "bias", "recalibrate", "lora", "dora", "loha", "lokr", "galore"),
-        *("adapter", "ia3", "ssf", "lite-residual", "sparse"),
+        *("full", "head", "norm", "bias", "recalibrate", "tent", "lora", "dora", "loha", "lokr"),
+        *("galore", "adapter", "ia3", "ssf", "lite-residual", "sparse"),
     }
 
 
