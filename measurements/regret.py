@@ -89,6 +89,7 @@ TASKS = (
     Task("resnet32", "pixelate:4"),
     Task("mobilenet", "contrast:4"),
     Task("resnet32", "8+2"),
+    Task("resnet20", "contrast:4"),
     Task("resnet20", "gaussian-noise:3", reported=False),
     Task("resnet20", "jpeg", reported=False),
 )
