@@ -79,7 +79,8 @@ class Size:
     batch: int = 32
     epochs: int = 4
     seeds: int = 3
-    probe_seconds: float = 60.0
+    probe_share: float = 0.08  # of the time that the truth took: with pricing, less than a tenth
+    least_probe_seconds: float = 0.0
 
 
 TASKS = (
@@ -94,7 +95,7 @@ TASKS = (
     Task("resnet20", "jpeg", reported=False),
 )
 QUICK_TASK = Task("resnet20", "gaussian-noise:3")
-QUICK = Size(images=360, tests=400, epochs=1, seeds=2, probe_seconds=15)
+QUICK = Size(images=360, tests=400, epochs=1, seeds=2, least_probe_seconds=15)
 REESTIMATED = Levers(statistics="reestimated")
 # Whoever has no advisor tries these.
 CANDIDATES: tuple[Callable[[int], Candidate], ...] = (
@@ -137,22 +138,26 @@ class Prepared:
         self.key = {name: value for name, value in self.trainer.key().items() if name != "code"}
         self.key |= {"study": "regret"}
         self.simulator = Simulator(model, self.census, len(self.dataset.train))
-        self.seconds = 0.0  # that training took, on one core, whenever that was
+        self._took: dict[Trial, float] = {}
 
     @property
     def rehearse(self) -> str | None:
         return self.task.situation if ":" in self.task.situation else None
 
     @property
+    def seconds(self) -> float:
+        """That all training took so far, on one core, whenever that was."""
+        return sum(self._took.values())
+
+    @property
     def request(self) -> Request:
-        """What somebody asks who has the network and the images."""
+        """What somebody asks who has the network and the images; for how long, is left open."""
         return Request(
             batch_size=self.size.batch,
             input_size=SIZE,
             data=str(self.npz),
             rehearse=self.rehearse,
             class_names=CLASSES[: self.task.known_classes],
-            probe_seconds=self.size.probe_seconds,
             epochs=self.size.epochs,
             verify=False,
         )
@@ -185,7 +190,7 @@ class Prepared:
             found[probe.trial] = value
             rate = f"{probe.trial.learning_rate or 0:.2g}"
             say(f"  {probe.trial.candidate.id} at {rate}: {value['accuracy']:.3f}, {probe.seconds:.0f} s")
-        self.seconds += sum(value["seconds"] for value in found.values() if value)
+        self._took |= {trial: value["seconds"] for trial, value in found.items() if value}
         return {trial: value["accuracy"] for trial, value in found.items() if value}
 
     def _key(self, trial: Trial) -> dict[str, Any]:
@@ -252,9 +257,13 @@ def fits(row: Mapping[str, Any], budget: Budget) -> bool:
     )
 
 
-def advice(task: Prepared, budget: Budget, data: Path, models: Path, kept: Path) -> Recommendation:
+def advice(
+    task: Prepared, budget: Budget, seconds: float, data: Path, models: Path, kept: Path
+) -> Recommendation:
     """What the tool says."""
-    return recommend(_network(task.task, data, models, kept), budget, task.request)
+    return recommend(
+        _network(task.task, data, models, kept), budget, replace(task.request, probe_seconds=seconds)
+    )
 
 
 def picked(task: Prepared, budget: Budget, advised: Recommendation, executor: Any) -> dict[str, Any]:
@@ -307,12 +316,14 @@ def study(
         candidates = [CANDIDATES[number](len(prepared.census.blocks)) for number in numbers]
         with executor_for("local", prepared.trainer) as executor:
             rows = truth(prepared, candidates, executor)
+            truth_seconds = prepared.seconds / executor.workers
+            seconds = max(size.probe_share * truth_seconds, size.least_probe_seconds)
             found.append(
                 {
                     "task": task.name,
                     "reported": task.reported,
                     "base": prepared.base_accuracy(),
-                    "truth_seconds": prepared.seconds / executor.workers,
+                    "truth_seconds": truth_seconds,
                     "truth": rows,
                     "cases": {},
                 }
@@ -322,8 +333,11 @@ def study(
                 said = store.get("advice", key)
                 if said is None:
                     torch.set_num_threads(2)
-                    said = picked(prepared, budget, advice(prepared, budget, data, models, kept), executor)
+                    begun = time.perf_counter()
+                    advised = advice(prepared, budget, seconds, data, models, kept)
+                    took = time.perf_counter() - begun
                     torch.set_num_threads(1)
+                    said = picked(prepared, budget, advised, executor) | {"seconds": took}
                     store.put("advice", key, said)
                 say(f"  {name}: {said['candidate']} {said['accuracy']:.3f}")
                 best = max(row["accuracy"] for row in rows if fits(row, budget))
