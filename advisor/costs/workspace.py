@@ -61,9 +61,10 @@ class Workspace:
 
 
 def _measured(calls: Sequence[Call]) -> list[int]:
+    buffers: dict[torch.dtype, torch.Tensor] = {}
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         for index, (func, args, kwargs) in enumerate(calls):
-            made_args, made_kwargs = _made(args), dict(_made(kwargs))
+            made_args, made_kwargs = _made(args, buffers), dict(_made(kwargs, buffers))
             with torch.no_grad(), record_function(f"{_MARK} {index}"):
                 result = func(*made_args, **made_kwargs)
             del result
@@ -92,12 +93,17 @@ def _described(value: Any) -> Any:
     return value
 
 
-def _made(value: Any) -> Any:
+def _made(value: Any, buffers: dict[torch.dtype, torch.Tensor]) -> Any:
+    """The arguments again. Values don't matter, so all tensors of a type are views of the same memory."""
     if isinstance(value, tuple):
         if value and value[0] is _TENSOR:
-            tensor = torch.empty_strided(value[1], value[2], dtype=value[3])
-            return tensor.fill_(1) if tensor.dtype.is_floating_point else tensor.zero_()
-        return tuple(_made(item) for item in value)
+            _, shape, strides, dtype = value
+            spanned = max(1, 1 + sum((n - 1) * step for n, step in zip(shape, strides, strict=True)))
+            if dtype not in buffers or buffers[dtype].numel() < spanned:
+                # Ones: what a kernel reads must be no denormals; zeros: indices must be valid.
+                buffers[dtype] = torch.full((spanned,), int(dtype.is_floating_point), dtype=dtype)
+            return buffers[dtype].as_strided(shape, strides)
+        return tuple(_made(item, buffers) for item in value)
     return value
 
 
