@@ -112,7 +112,7 @@ class OperatorMemo:
         packet = func.overloadpacket
         if packet in _LIKE_FIRST and _are_alike(read):
             return _template(read[0])
-        if packet in _SAME_ON_META:
+        if packet in _SAME_ON_META or (packet in _CONVOLUTIONS and all(t.is_contiguous() for t in read)):
             return _template(func(*args, **kwargs))
         if packet in _RULES and args[0].is_contiguous():
             return _RULES[packet](args)
@@ -169,11 +169,13 @@ _LIKE_FIRST = {
 
 # Their shapes and layouts are found by one piece of code for both devices: asking it is quick.
 _SAME_ON_META = {
-    *(aten.convolution, aten.convolution_backward, aten.mm, aten.addmm, aten.bmm),
+    *(aten.mm, aten.addmm, aten.bmm),
     *(aten.empty_like, aten.new_empty, aten.zeros_like, aten.new_zeros),
     *(aten.add, aten.sub, aten.mul, aten.div, aten.clamp_min, aten.sum, aten.mean, aten.linalg_vector_norm),
     *(aten.topk, aten.sort),
 }
+# So are theirs, but for activations in channels-last layout, which not every meta kernel keeps.
+_CONVOLUTIONS = {aten.convolution, aten.convolution_backward}
 
 
 def _batch_norm(args: Sequence[Any]) -> Any:

@@ -11,6 +11,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from itertools import accumulate
+from math import prod
 from typing import Any
 
 import torch
@@ -25,6 +26,8 @@ OPERATORS = {
     *(aten._scaled_dot_product_flash_attention_for_cpu,),
     *(aten._scaled_dot_product_flash_attention_for_cpu_backward,),
 }
+# The places of their weights and of the number of groups among their arguments.
+_WEIGHT_AND_GROUPS = {aten.convolution: (1, 8), aten.convolution_backward: (2, 9)}
 _MARK = "peft-advisor-operator"
 _TENSOR = "tensor"
 
@@ -57,7 +60,7 @@ class Workspace:
         channels padded to a multiple of 16, and some scratch. `made` is the bytes of the results.
         """
         known = self._known.get(call)
-        return known if known is not None else int(1.35 * _bytes(call[1]) + 2.35 * made) + 2**22
+        return known if known is not None else _guessed(call) + int(2.35 * made)
 
 
 def _measured(calls: Sequence[Call]) -> list[int]:
@@ -108,12 +111,21 @@ def _made(value: Any, buffers: dict[torch.dtype, torch.Tensor]) -> Any:
 
 
 @cache
+def _guessed(call: Call) -> int:
+    func, args, _ = call
+    padded = 0
+    if func.overloadpacket in _WEIGHT_AND_GROUPS:
+        weight, groups = (args[place] for place in _WEIGHT_AND_GROUPS[func.overloadpacket])
+        if groups > 1:  # each group's channels are padded: of depthwise weights that makes 256 times as many
+            _, (channels, others, *kernel), _, dtype = weight
+            per_group = -(-channels // groups // 16) * 16 * -(-others // 16) * 16
+            padded = groups * per_group * prod(kernel) * dtype.itemsize
+    return int(1.35 * _bytes(args)) + padded + 2**22
+
+
 def _bytes(described: Any) -> int:
     if not isinstance(described, tuple):
         return 0
     if described and described[0] is _TENSOR:
-        elements = 1
-        for size in described[1]:
-            elements *= size
-        return elements * described[3].itemsize
+        return prod(described[1]) * described[3].itemsize
     return sum(_bytes(item) for item in described)
