@@ -258,7 +258,7 @@ def _by_class(accuracy: Accuracy | None, labels: torch.Tensor, known: int) -> Ac
     """With the shares of held-out samples of known classes, labels below `known`, and of new ones."""
     if accuracy is None:
         return None
-    correct = torch.tensor(list(accuracy.correct), dtype=torch.float32)
+    correct = torch.tensor(list(accuracy.correct), dtype=torch.float32) / accuracy.seeds
     is_new = labels[: len(correct)] >= known
     old, new = correct[~is_new], correct[is_new]
     return replace(

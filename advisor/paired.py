@@ -17,11 +17,12 @@ def paired_gap(better: Accuracy, other: Accuracy) -> tuple[float, float]:
     shared = min(len(better.correct), len(other.correct))
     if shared == 0:  # accuracies read back from a file carry no samples: compare intervals
         return better.low - other.high, better.high - other.low
-    differences = np.frombuffer(better.correct[:shared], np.uint8).astype(np.int8)
-    differences = differences - np.frombuffer(other.correct[:shared], np.uint8).astype(np.int8)
-    # Resampling n of n differences that are -1, 0 or 1 is a multinomial draw of their counts.
-    counts = np.array([(differences == value).sum() for value in (-1, 0, 1)])
+    shares = [
+        np.frombuffer(accuracy.correct[:shared], np.uint8) / accuracy.seeds for accuracy in (better, other)
+    ]
+    # Resampling n of n differences, of which few differ, is a multinomial draw of their counts.
+    values, counts = np.unique(shares[0] - shares[1], return_counts=True)
     draws = np.random.default_rng(0).multinomial(shared, counts / shared, size=_RESAMPLES)
-    means = (draws[:, 2] - draws[:, 0]) / shared
+    means = draws @ values / shared
     low, high = np.quantile(means, (0.025, 0.975))
     return float(low), float(high)

@@ -256,13 +256,15 @@ class Accuracy:
     low: float
     high: float
     samples: int
-    correct: bytes = b""  # one byte per held-out sample, 1 = right; same order for every candidate
+    # One byte per held-out sample: how many of the seeds got it right; same order for every candidate.
+    correct: bytes = b""
     learning_rate: float | None = None  # the best one; None where nothing is trained
     updates: int = 0  # how many updates the probe trained for
     finalist: bool = True  # False: dropped early in the race, trained for fewer updates
     retained: Accuracy | None = None  # on the old data, of the same network; None: none was given
     known_classes: float | None = None  # of held-out samples of classes that the model knew; None: of none
     new_classes: float | None = None  # of the others
+    seeds: int = 1  # trainings, each with its own order of batches and its own new weights
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,7 @@ class Executor(Protocol):
     """Runs independent trials."""
 
     workers: int  # how many at once
+    threads: int  # that each has
     losses: list[str]  # what died while it ran, in words
     is_risky: IsRisky  # whether a candidate's training may run out of memory
 
@@ -77,6 +78,7 @@ class InProcess:
     def __init__(self, trainer: Trainer, is_risky: IsRisky, cleanup: ExitStack | None = None) -> None:
         """`cleanup`: what stays open for as long as the executor is used."""
         self.losses: list[str] = []
+        self.threads = torch.get_num_threads()
         self.is_risky, self._trainer, self._cleanup = is_risky, trainer, cleanup
         self._elsewhere: Workers | None = None
 
@@ -87,7 +89,7 @@ class InProcess:
                 yield self._trainer.probe(trial)
                 continue
             if self._elsewhere is None:
-                sent = _sent_by_file(self._trainer, self._cleanup, threads=torch.get_num_threads())
+                sent = _sent_by_file(self._trainer, self._cleanup, threads=self.threads)
                 self._elsewhere = Workers(sent, 1, {"backend": "loky"}, self.is_risky)
                 self._elsewhere.losses = self.losses
             yield from self._elsewhere.run([trial])
@@ -97,7 +99,7 @@ class Workers:
     """Other processes, by way of joblib. A trial whose worker dies is tried once more, alone."""
 
     def __init__(self, sent: _Sent, workers: int, backend: dict[str, Any], is_risky: IsRisky) -> None:
-        self.workers, self.is_risky = workers, is_risky
+        self.workers, self.threads, self.is_risky = workers, sent.threads, is_risky
         self.losses: list[str] = []
         self._sent, self._backend = sent, backend
 

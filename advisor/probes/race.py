@@ -1,11 +1,13 @@
 """The race: short fine-tunes of candidates, losers dropped early, inside a wall-clock budget.
 
-Successive halving, always from scratch. Three rungs screen, all with the same number of updates: the
-methods, whole and with half of the network trained, those first that did well elsewhere; the better
-ones' other settings and levers; the best of all at learning rates around their best. The last rung
-trains the finalists for as long as a real fine-tune. A place in the next rung goes to the most accurate
-of those that can't be told from the leader, then to the others; what is dearer and surely worse is
-dropped.
+Successive halving, always from scratch. Four rungs screen, all with the same number of updates: two
+scouts at each of their learning rates, which tell whether the data asks for large steps or small ones;
+the methods, whole and with half of the network trained, at rates like the scouts' best, those first that
+did well elsewhere; the better ones' other settings and levers; the best of all at learning rates around
+their best. Then the finalists are trained for as long as a real fine-tune, and those that can't be told
+from the best of them again with other seeds, while there is time. A place in the next rung goes to the
+most accurate of those that can't be told from the leader, then to the others; what is dearer and surely
+worse is dropped.
 
 What the clock decides is written into the store with what was found, so that a race that was killed
 goes on as it was planned, and one that ended is only read.
@@ -16,9 +18,12 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from itertools import islice, zip_longest
 from typing import Any, TypeVar
+
+import torch
 
 from advisor.errors import DataError
 from advisor.methods import learning_rates
@@ -33,8 +38,11 @@ Report = Callable[[float, str], None]  # fraction done, what is running
 _Item = TypeVar("_Item")
 _Entry = tuple[Candidate, float]  # and a learning rate
 
-_RUNGS = ("methods", "variants", "learning rates", "finalists")
-_SHARES = (0.35, 0.2, 0.15, 0.3)  # of the time
+_RUNGS = ("scouts", "methods", "variants", "learning rates", "finalists", "second seed", "third seed")
+_SHARES = (0.1, 0.28, 0.23, 0.3, 1.0, 1.0, 1.0)  # of the time that is left
+_FINAL = _RUNGS.index("finalists")
+_FINAL_SHARE = 0.35  # of all time: about what the others leave
+_SCOUTS = 2
 _LEAST_METHODS = 4  # that are screened, however short that must be
 _LEAST_LEADERS, _TUNED, _FINALISTS = 2, 4, 8  # go on to the second, third and last rung
 _SCREENING = 0.2  # of a whole fine-tune's updates
@@ -134,6 +142,8 @@ class _Race:
         self._start = time.perf_counter()
         self._screening: tuple[int, int] | None = None  # updates and held-out images of a probe
         self._screened: dict[Candidate, Probe] = {}  # the best of each candidate
+        self._finalists: tuple[int, int] | None = None  # likewise of a finalist's training
+        self._trained: dict[Candidate, list[Probe]] = {}  # each finalist's, by seed
         self._recalled_seconds = 0.0  # that probes found in the store once took
         self._probes_run = self._probes_recalled = 0
 
@@ -187,12 +197,13 @@ class _Race:
             self._tell("the model as it is")
             few = min(32, len(self._trainer.dataset.validation))
             fastest = float("inf")
-            for _ in range(3):  # the first pass compiles kernels
-                start = time.perf_counter()
-                self._trainer.judge_base(few)
-                fastest = min(fastest, parts * (time.perf_counter() - start))
+            with _threads(self._executor.threads):
+                for _ in range(3):  # the first pass compiles kernels
+                    start = time.perf_counter()
+                    self._trainer.judge_base(few)
+                    fastest = min(fastest, parts * (time.perf_counter() - start))
             self._pace.per_image = fastest / few
-            affordable = int(_EVALUATION_SHARE * _SHARES[-1] * self._seconds * few / fastest)
+            affordable = int(_EVALUATION_SHARE * _FINAL_SHARE * self._seconds * few / fastest)
             samples = min(len(self._trainer.dataset.validation), max(affordable, _LEAST_SAMPLES))
             right = self._trainer.judge_base(samples)
             retained = self._trainer.judge_base_retained(samples)
@@ -204,11 +215,12 @@ class _Race:
 
     def _run_rungs(self, samples: int) -> None:
         self._judge_untrained(samples)
-        entries = self._opening()
+        opening = self._opening()
+        # Middle rates first: where there is no time to scout, they are all that is tried.
+        entries = _by_turns([(c, rate) for rate in _nearest_first(c, 0)] for c in opening[:_SCOUTS])
         for rung in range(len(_RUNGS)):
-            if entries:
-                self._run_rung(rung, entries, samples)
-            entries = self._promoted(rung)
+            probes = self._run_rung(rung, entries, samples, opening) if entries else []
+            entries = self._promoted(rung, probes, opening)
 
     def _judge_untrained(self, samples: int) -> None:
         """One probe for each candidate that has no learning rate."""
@@ -220,28 +232,39 @@ class _Race:
         ]
         self._judged(trials, last=True)
 
-    def _opening(self) -> list[_Entry]:
-        """Each method whole and with half of the network trained, the promising first; then other rates."""
-        whole = _in_order(_middles(c for c in self._costs if not c.levers.scope), _WHOLE)
-        half = _in_order(_widest(c for c in self._costs if c.levers.scope), _HALF)
-        first = [c for turn in zip_longest(whole, half) for c in turn if c is not None]
-        each = [[(c, rate) for rate in _middle_first(learning_rates(c))] for c in first if learning_rates(c)]
-        return [entry for turn in zip_longest(*each) for entry in turn if entry is not None]
+    def _opening(self) -> list[Candidate]:
+        """Each method whole and with half of the network trained, the promising first."""
+        candidates = [c for c in self._costs if learning_rates(c)]
+        whole = _in_order(_middles(c for c in candidates if not c.levers.scope), _WHOLE)
+        half = _in_order(_widest(c for c in candidates if c.levers.scope), _HALF)
+        return _by_turns([whole, half])
 
-    def _plan(self, rung: int, entries: Sequence[_Entry], samples: int) -> dict[str, int]:
+    def _plan(
+        self, rung: int, entries: Sequence[_Entry], samples: int, opening: Sequence[Candidate]
+    ) -> dict[str, int]:
         """How many of the entries get how many updates and held-out images, in the time of the rung."""
-        self._time(candidate for candidate, _ in entries)
-        seconds = self._left() * _SHARES[rung] / sum(_SHARES[rung:]) * self._executor.workers
         candidates = [candidate for candidate, _ in entries]
+        self._time(candidates)
+        left = self._left() * self._executor.workers
+        seconds = left * _SHARES[rung]
         if self._screening is None:
             updates = min(max(round(_SCREENING * self._updates), _LEAST_UPDATES), self._updates)
             samples = min(samples, self._pace.affordable_samples(candidates[0], updates))
-            admitted = max(self._admitted(candidates, updates, samples, seconds), _LEAST_METHODS)
-            affordable = self._pace.updates(candidates[:admitted], samples, seconds)
+            seconds = left * (_SHARES[0] + (1 - _SHARES[0]) * _SHARES[1])
+            # All that is screened has as many updates: enough for the methods that come next, too.
+            least = opening[_SCOUTS:_LEAST_METHODS]
+            affordable = self._pace.updates([*candidates, *least], samples, seconds)
+            admitted = len(entries)
+            if affordable < min(_LEAST_UPDATES, updates):
+                admitted = len(opening[:_SCOUTS])
+                affordable = self._pace.updates([*candidates[:admitted], *least], samples, seconds)
             updates = min(max(affordable, _LEAST_UPDATES // 3), updates)
-        elif rung < len(_RUNGS) - 1:
+        elif rung < _FINAL:
             updates, samples = self._screening
             admitted = self._admitted(candidates, updates, samples, seconds)
+        elif self._finalists is not None:
+            updates, samples = self._finalists
+            admitted = self._admitted(candidates, updates, samples, seconds, least=0)
         else:
             admitted = self._admitted(candidates, self._updates, samples, seconds)
             affordable = self._pace.updates(candidates[:admitted], samples, seconds)
@@ -251,18 +274,22 @@ class _Race:
                 admitted = 0
         return {"entries": admitted, "updates": updates, "samples": samples}
 
-    def _admitted(self, candidates: Sequence[Candidate], updates: int, samples: int, seconds: float) -> int:
-        """How many of the first there is time for, one at least."""
+    def _admitted(
+        self, candidates: Sequence[Candidate], updates: int, samples: int, seconds: float, *, least: int = 1
+    ) -> int:
+        """How many of the first there is time for."""
         admitted = len(candidates)
-        while admitted > 1 and self._pace.updates(candidates[:admitted], samples, seconds) < updates:
+        while admitted > least and self._pace.updates(candidates[:admitted], samples, seconds) < updates:
             admitted -= 1
         return admitted
 
-    def _run_rung(self, rung: int, entries: Sequence[_Entry], samples: int) -> None:
+    def _run_rung(
+        self, rung: int, entries: Sequence[_Entry], samples: int, opening: Sequence[Candidate]
+    ) -> list[Probe]:
         """Probe as many of the entries as there is time for; if the rung once ended, those of then."""
         name = _RUNGS[rung]
         key = self._race_key | {"rung": name}
-        plan = self._remembered("plan", key, lambda: self._plan(rung, entries, samples))
+        plan = self._remembered("plan", key, lambda: self._plan(rung, entries, samples, opening))
         if rung == 0:
             self._screening = plan["updates"], plan["samples"]
             if plan["updates"] < min(_LEAST_UPDATES, self._updates):
@@ -270,14 +297,17 @@ class _Race:
                     f"--probe-time allows fewer than {_LEAST_UPDATES} updates a probe: "
                     "the accuracies say little; allow more time"
                 )
+        elif rung == _FINAL:
+            self._finalists = plan["updates"], plan["samples"]
+        seed = self._seed + max(rung - _FINAL, 0)
         trials = [
-            Trial(candidate, rate, plan["updates"], plan["samples"], self._seed)
+            Trial(candidate, rate, plan["updates"], plan["samples"], seed)
             for candidate, rate in entries[: plan["entries"]]
         ]
         ended = self._recall("rung", key)
         if ended is not None:
             trials = [trial for trial in trials if _trial_key(trial) in ended["trials"]]
-        probes = self._judged(trials, last=name == _RUNGS[-1])
+        probes = self._judged(trials, last=rung >= _FINAL)
         self._keep("rung", key, {"trials": [_trial_key(probe.trial) for probe in probes]})
         if len(probes) < len(trials):
             self._warnings.append(
@@ -285,6 +315,7 @@ class _Race:
                 f"probes of the rung of {name} were left out; allow more --probe-time, or leave the "
                 "machine alone"
             )
+        return probes
 
     def _judged(self, trials: Sequence[Trial], *, last: bool) -> list[Probe]:
         """The trials' probes in their order, judged even if interrupted."""
@@ -332,57 +363,80 @@ class _Race:
             yield probe
 
     def _judge(self, probes: Sequence[Probe], *, last: bool) -> None:
-        """Each candidate's best probe is its accuracy; why the others have none."""
-        best: dict[Candidate, Probe] = {} if last else self._screened
+        """Each candidate's best probe is its accuracy, a finalist's those of all seeds."""
         for probe in probes:
-            candidate = probe.trial.candidate
-            known = best.get(candidate)
-            if probe.correct is None:
-                self._failures[candidate] = _failure(probe)
-                if last:  # shorter training that went well says too little
+            candidate, correct = probe.trial.candidate, probe.correct
+            if correct is None:
+                # Shorter training that went well says too little; so does another seed's where this diverged.
+                if last and (probe.failure == "diverged" or candidate not in self._trained):
                     self._accuracies.pop(candidate, None)
-            elif known is None or _score(probe) > _score(known):
-                best[candidate] = probe
-        for candidate in {probe.trial.candidate for probe in probes} & best.keys():
+                if candidate not in self._accuracies:
+                    self._failures[candidate] = _failure(probe)
+                continue
+            if last:
+                found = self._trained.setdefault(candidate, [])
+                found.append(probe)
+            else:
+                best = max(self._screened.get(candidate, probe), probe, key=_score)
+                self._screened[candidate] = best
+                found = [best]
             self._failures.pop(candidate, None)
             self._accuracies[candidate] = _accuracy(
-                best[candidate].correct or b"",
-                best[candidate].retained,
-                learning_rate=best[candidate].trial.learning_rate,
-                updates=best[candidate].trial.updates,
+                _summed([each.correct for each in found]),
+                _summed([each.retained for each in found]),
+                seeds=len(found),
+                learning_rate=found[0].trial.learning_rate,
+                updates=found[0].trial.updates,
                 finalist=last,
             )
 
-    def _promoted(self, rung: int) -> list[_Entry]:
+    def _promoted(self, rung: int, probes: Sequence[Probe], opening: Sequence[Candidate]) -> list[_Entry]:
         """The next rung's entries, the most promising first."""
-        if rung == len(_RUNGS) - 1:
-            return []
+        if rung >= _FINAL:
+            trained = {c: a for c, a in self._accuracies.items() if c in self._trained and a.learning_rate}
+            order = _by_promise({c: trained[c] for c in self._costs if c in trained})
+            alike = [c for c in order if not _surely_better(trained[order[0]], trained[c])]
+            return [(c, trained[c].learning_rate or 0.0) for c in alike] if len(alike) > 1 else []
+        if rung == 0:
+            step = self._preferred_step(probes)
+            return _by_turns([(c, rate) for rate in _nearest_first(c, step)] for c in opening[_SCOUTS:])
         screened = {c: self._accuracies[c] for c in self._costs if c in self._screened}  # in order of cost
         order = _by_promise(self._undominated(self._keeping(screened)))
-        rates = {c: screened[c].learning_rate or 0.0 for c in order}
-        if rung == 0:
-            entries: dict[Candidate, float] = {}
+        rate_of = {c: screened[c].learning_rate or 0.0 for c in order}
+        if rung == 1:
             leaders = order[: max(-(-len(order) // 3), _LEAST_LEADERS)]
             unseen = [c for c in self._costs if c not in screened]
             unseen.sort(key=lambda c: -math.inf if c.levers.scope is None else -c.levers.scope)  # whole first
-            for turn in zip_longest(*([c for c in unseen if c.method == one.method] for one in leaders)):
-                for leader, candidate in zip(leaders, turn, strict=True):
-                    if candidate is not None:
-                        entries.setdefault(candidate, rates[leader])
+            entries: dict[Candidate, float] = {}
+            for candidate, rate in _by_turns(
+                [(c, rate_of[one]) for c in unseen if c.method == one.method] for one in leaders
+            ):
+                entries.setdefault(candidate, rate)
             return list(entries.items())
-        if rung == 1:
-            return [(c, float(f"{rates[c] * factor:.2g}")) for c in order[:_TUNED] for factor in _NEARBY]
-        return [(c, rates[c]) for c in order[:_FINALISTS]]
+        if rung == 2:
+            return [(c, float(f"{rate_of[c] * factor:.2g}")) for c in order[:_TUNED] for factor in _NEARBY]
+        return [(c, rate_of[c]) for c in order[:_FINALISTS]]
+
+    def _preferred_step(self, probes: Sequence[Probe]) -> int:
+        """How far from the middle of their grids the scouts' best learning rate is, in steps of a grid."""
+        scores: dict[int, list[float]] = {}
+        for probe in probes:
+            rates = learning_rates(probe.trial.candidate)
+            step = rates.index(probe.trial.learning_rate) - rates.index(_middle(rates))
+            retained = accuracy_of(probe.retained) if probe.retained else None
+            scores.setdefault(step, []).append(0.0 if self._forgets(retained) else _score(probe))
+        most = max(map(len, scores.values()), default=0)
+        tried = {step: sum(each) for step, each in scores.items() if len(each) == most}
+        return max(sorted(tried, key=abs), key=lambda step: tried[step], default=0)
 
     def _keeping(self, screened: dict[Candidate, Accuracy]) -> dict[Candidate, Accuracy]:
         """Without those that surely forget too much, unless all do: longer training forgets more."""
-        least = self._min_retained
-        kept = {
-            candidate: accuracy
-            for candidate, accuracy in screened.items()
-            if least is None or accuracy.retained is None or accuracy.retained.high >= least
-        }
+        kept = {c: accuracy for c, accuracy in screened.items() if not self._forgets(accuracy.retained)}
         return kept or screened
+
+    def _forgets(self, retained: Accuracy | None) -> bool:
+        least = self._min_retained
+        return least is not None and retained is not None and retained.high < least
 
     def _undominated(self, screened: Mapping[Candidate, Accuracy]) -> dict[Candidate, Accuracy]:
         """Without those that another one beats in memory, FLOPs and, surely, in accuracy."""
@@ -392,7 +446,7 @@ class _Race:
             return any(
                 cost.peak_memory_bytes <= own.peak_memory_bytes
                 and cost.flops.total <= own.flops.total
-                and paired_gap(screened[other], screened[candidate])[0] > 0
+                and _surely_better(screened[other], screened[candidate])
                 for other in screened
                 if other != candidate and (cost := self._costs[other])
             )
@@ -407,7 +461,8 @@ class _Race:
             def timed(candidate: Candidate = candidate) -> dict[str, Any]:
                 self._tell(f"timing {candidate.id}")
                 try:
-                    setup, each = self._trainer.time_updates(candidate)
+                    with _threads(self._executor.threads):
+                        setup, each = self._trainer.time_updates(candidate)
                 except Exception:  # noqa: BLE001 - its probes will say why
                     setup = each = 0.0
                 return {"setup_seconds": setup, "update_seconds": each}
@@ -489,9 +544,26 @@ class _Pace:
         return setup, each * self._costs[candidate].flops.total / self._costs[alike].flops.total
 
 
-def _accuracy(correct: bytes, retained: bytes | None, **known: Any) -> Accuracy:
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Compute with as many threads as whoever runs the probes has."""
+    own = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(own)
+
+
+def _accuracy(correct: bytes, retained: bytes | None, *, seeds: int = 1, **known: Any) -> Accuracy:
     """On the new data, and on the old where there is some."""
-    return replace(accuracy_of(correct, **known), retained=accuracy_of(retained) if retained else None)
+    old = accuracy_of(retained, seeds=seeds) if retained else None
+    return replace(accuracy_of(correct, seeds=seeds, **known), retained=old)
+
+
+def _summed(answers: Sequence[bytes | None]) -> bytes:
+    """How many of the seeds got each image right; nothing where they weren't asked."""
+    return bytes(map(sum, zip(*(each or b"" for each in answers), strict=True)))
 
 
 def _hex(answers: bytes | None) -> str | None:
@@ -553,9 +625,16 @@ def _middle(items: Sequence[_Item]) -> _Item:
     return items[len(items) // 2]
 
 
-def _middle_first(items: Sequence[_Item]) -> list[_Item]:
-    middle = _middle(items)
-    return [middle, *(item for item in items if item != middle)]
+def _nearest_first(candidate: Candidate, step: int) -> list[float]:
+    """The candidate's learning rates, the one so many steps above the middle of its grid first."""
+    rates = learning_rates(candidate)
+    preferred = len(rates) // 2 + step
+    return sorted(rates, key=lambda rate: abs(rates.index(rate) - preferred))
+
+
+def _by_turns(lists: Iterable[Sequence[_Item]]) -> list[_Item]:
+    """The first of each, then the second of each, and so on."""
+    return [item for turn in zip_longest(*lists) for item in turn if item is not None]
 
 
 def _by_promise(screened: Mapping[Candidate, Accuracy]) -> list[Candidate]:
@@ -568,7 +647,11 @@ def _by_promise(screened: Mapping[Candidate, Accuracy]) -> list[Candidate]:
     if not by_accuracy:
         return []
     leader = screened[by_accuracy[0]]
-    return sorted(by_accuracy, key=lambda candidate: paired_gap(leader, screened[candidate])[0] > 0)
+    return sorted(by_accuracy, key=lambda candidate: _surely_better(leader, screened[candidate]))
+
+
+def _surely_better(one: Accuracy, other: Accuracy) -> bool:
+    return paired_gap(one, other)[0] > 0
 
 
 def _score(probe: Probe) -> float:

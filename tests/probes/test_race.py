@@ -13,10 +13,11 @@ import torch
 
 from advisor.costs import Simulator
 from advisor.errors import DataError
-from advisor.methods import _registry, get_method
+from advisor.methods import _registry, get_method, learning_rates
 from advisor.models.layers import take_census
+from advisor.paired import paired_gap
 from advisor.probes.race import _by_promise, _middles, _Race, race
-from advisor.probes.train import Trainer, accuracy_of, trained_as
+from advisor.probes.train import Probe, Trainer, Trial, accuracy_of, trained_as
 from advisor.records import Candidate, Levers
 from advisor.store import Store
 from tests.probes.test_train import SIZE, blocks, dataset, network
@@ -58,6 +59,35 @@ def test_every_candidate_is_judged_or_has_a_reason():
     assert {(a.updates, a.samples) for a in finalists} == {(100, 40)}
     assert [fraction for fraction, _ in told] == sorted(fraction for fraction, _ in told)
     assert not found.warnings
+
+
+def test_where_time_is_left_finalists_that_look_alike_are_trained_with_more_seeds(monkeypatch):
+    trained, probe = [], Trainer.probe
+    monkeypatch.setattr(Trainer, "probe", lambda self, trial: trained.append(trial) or probe(self, trial))
+    found = run(updates=100)
+    finalists = {c: a for c, a in found.accuracies.items() if a.finalist and a.learning_rate is not None}
+    order = _by_promise(finalists)
+    alike = [c for c in order if paired_gap(finalists[order[0]], finalists[c])[0] <= 0]
+    assert len(alike) > 1
+    assert {finalists[c].seeds for c in alike} == {3}
+    whole = [trial for trial in trained if trial.updates == 100]
+    for candidate in alike:
+        rate, run_as = finalists[candidate].learning_rate, trained_as(candidate, take_census(network(), SIZE))
+        assert [(t.learning_rate, t.seed) for t in whole if t.candidate == run_as] == [
+            *((rate, 0), (rate, 1), (rate, 2))
+        ]
+    only = run([Candidate("norm")], updates=100)
+    assert only.accuracies[Candidate("norm")].seeds == 1  # nothing to tell apart
+
+
+def test_several_seeds_are_averaged():
+    one, other = accuracy_of(bytes([1, 1, 0, 0] * 50)), accuracy_of(bytes([2, 1, 1, 0] * 50), seeds=2)
+    assert other.mean == one.mean == 0.5
+    assert (other.low, other.high) == (one.low, one.high)  # no more images were seen
+    low, high = paired_gap(one, other)
+    assert low < 0 < high
+    low, high = paired_gap(accuracy_of(bytes([2] * 200), seeds=2), other)
+    assert 0.4 < low < 0.5 < high < 0.6
 
 
 def test_each_methods_plain_middle_setting_runs_first():
@@ -207,14 +237,11 @@ def result(right, samples=200):
 
 
 def test_what_surely_forgets_too_much_goes_no_further():
-    model = network()
-    trainer = Trainer(model, take_census(model, SIZE), dataset(), 8)
-    racing = _Race(trainer, {}, 1.0, 8, 0, 0.9, None, {}, None, lambda *_: None)
     names = {"keeps": 190, "may": 175, "forgets": 100}
     screened = {Candidate(n): replace(result(150), retained=result(right)) for n, right in names.items()}
-    assert [c.method for c in racing._keeping(screened)] == ["keeps", "may"]
+    assert [c.method for c in racing(0.9)._keeping(screened)] == ["keeps", "may"]
     only = {Candidate("forgets"): screened[Candidate("forgets")]}
-    assert racing._keeping(only) == only
+    assert racing(0.9)._keeping(only) == only
 
 
 def test_promotion_takes_those_that_may_be_the_best_first():
@@ -235,10 +262,52 @@ def test_the_opening_takes_promising_methods_first_whole_and_half():
     trainer = Trainer(blocks(), take_census(blocks(), SIZE), dataset(), 8)
     costs = dict.fromkeys(candidates, SIMULATED)
     opening = _Race(trainer, costs, 1.0, 8, 0, None, None, {}, None, lambda *_: None)._opening()
-    order = list(dict.fromkeys(candidate for candidate, _ in opening))
-    assert [(c.method, c.levers.scope) for c in order] == [
+    assert [(c.method, c.levers.scope) for c in opening] == [
         *(("norm", None), ("full", 2), ("full", None), ("lora", None), ("loha", None))
     ]
-    # The other learning rates come when each has had its middle one.
-    assert [rate for candidate, rate in opening if candidate == order[0]] == [5e-3, 1e-3, 2e-2]
-    assert len({candidate for candidate, _ in opening[: len(order)]}) == len(order)
+
+
+def racing(min_retained=None):
+    trainer = Trainer(network(), take_census(network(), SIZE), dataset(), 8)
+    return _Race(trainer, {}, 1.0, 8, 0, min_retained, None, {}, None, lambda *_: None)
+
+
+def probes(scores, retained=None):
+    """Of `norm`, at its learning rates in ascending order."""
+    rates = get_method("norm").learning_rates
+    return [
+        Probe(
+            Trial(Candidate("norm"), rate, 8, 200, 0),
+            None if right is None else bytes([1] * right + [0] * (200 - right)),
+            1.0,
+            retained=None if retained is None else bytes([1] * old + [0] * (200 - old)),
+        )
+        for rate, right, old in zip(rates, scores, retained or scores, strict=True)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("scores", "step"),
+    [((100, 120, 150), 1), ((150, 120, 100), -1), ((120, 120, 120), 0), ((120, 110, 120), -1)],
+)
+def test_the_scouts_tell_how_large_steps_should_be(scores, step):
+    assert racing()._preferred_step(probes(scores)) == step
+    assert racing()._preferred_step([*probes(scores), *probes(scores)]) == step
+
+
+def test_steps_that_diverge_or_make_it_forget_are_too_large():
+    assert racing()._preferred_step(probes((100, 120, None))) == 0
+    assert racing(0.9)._preferred_step(probes((100, 120, 150), retained=(190, 190, 100))) == 0
+    assert racing()._preferred_step([]) == 0
+
+
+def test_methods_start_at_the_steps_that_suited_the_scouts():
+    candidates = [Candidate("norm"), Candidate("full"), Candidate.of("lora", {"rank": 2}, Levers())]
+    told = []
+    run(candidates, report=lambda _, running: told.append(running))
+    # After few updates from random weights the largest steps have come furthest.
+    probed = [text.split(" at ") for text in told if " updates" in text]
+    assert [name for name, _ in probed[:7]] == ["norm", "full"] * 3 + ["lora-rank=2"]
+    first = float(probed[6][1].split(",")[0])
+    assert first in learning_rates(candidates[2])
+    assert first != learning_rates(candidates[2])[1]
