@@ -147,7 +147,7 @@ def _cost_all(
 ) -> list[Evaluation]:
     """Price what is worth pricing of every method asked for; why the others are not."""
     images = len(story.dataset.train) if story.dataset is not None else 0
-    simulator = Simulator(story.loaded.module, story.census, images)
+    simulator = Simulator(story.loaded.module, story.census, images, unlabelled=_unlabelled(story))
     proposals = Proposals(
         simulator,
         story.census,
@@ -249,9 +249,17 @@ def _probe_all(
         std=dataset.normalisation.std,
         rehearse=request.rehearse,
         retain=request.retain,
+        unlabelled=request.unlabelled,
+        unlabelled_samples=_unlabelled(story),
         data_classes=dataset.class_names,
     )
     return evaluations, summary
+
+
+def _unlabelled(story: Story) -> int:
+    """How many images there are that nobody has labelled."""
+    found = story.dataset.unlabelled if story.dataset is not None else None
+    return len(found) if found is not None else 0
 
 
 def _by_class(accuracy: Accuracy | None, labels: torch.Tensor, known: int) -> Accuracy | None:

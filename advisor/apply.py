@@ -41,6 +41,7 @@ class Application:
 
     output: Path
     data: str | None = None  # None: the data that the probes were run on
+    unlabelled: str | None = None  # None: likewise
     candidate: str | None = None  # an id; None: the recommended one
     learning_rate: float | None = None  # None: the one that was best in the probes
     epochs: int = 10
@@ -119,7 +120,7 @@ class _Run:
         self.trainer, self.learning_rate, self._path = trainer, rate, path
         # Statistics are re-estimated in a single pass; another would find the same.
         self.epochs = epochs if rate is not None else 1
-        self.updates_per_epoch = max(len(trainer.dataset.train) // trainer.batch_size, 1)
+        self.updates_per_epoch = max(len(trainer.images_for(candidate)) // trainer.batch_size, 1)
         self.fine_tune = FineTune(trainer, candidate, rate, self.epochs * self.updates_per_epoch, seed)
         known = trainer.key()
         self._key = {  # what must be equal for a checkpoint to be this run's
@@ -289,7 +290,9 @@ def _request(recommendation: Recommendation, candidate: Candidate, application: 
         train_images=_most_images(size),
         seed=_seed(recommendation),
     )
-    return request if known is None else replace(request, **_recorded(known))
+    if known is not None:
+        request = replace(request, **_recorded(known))
+    return replace(request, unlabelled=application.unlabelled or request.unlabelled)
 
 
 def _most_images(size: tuple[int, int, int]) -> int:
@@ -306,6 +309,7 @@ def _recorded(data: DataSummary) -> dict[str, Any]:
     found: dict[str, Any] = {
         "class_names": data.class_names,
         "rehearse": data.rehearse,
+        "unlabelled": data.unlabelled,
         "scenario": data.scenario,
         "data_classes": data.data_classes or None,
     }

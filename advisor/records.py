@@ -355,6 +355,8 @@ class DataSummary:
     std: tuple[float, ...] = ()
     rehearse: str | None = None  # the corruption that the images were given, such as fog:3
     retain: str | None = None  # the old data, as typed
+    unlabelled: str | None = None  # images without labels, as typed
+    unlabelled_samples: int = 0
     data_classes: tuple[str, ...] = ()  # the data's own, in its order; label numbers where it has no names
 
 

@@ -23,6 +23,7 @@ from advisor.probes import (
     adapt_head,
     corrupt,
     load_data,
+    load_unlabelled,
     parse_corruption,
     relabel,
     situate,
@@ -54,6 +55,7 @@ class Request:
     normalisation: Normalisation | None = None  # None: ImageNet's for 3 channels
     rehearse: str | None = None  # a corruption of the images, see `parse_corruption`
     retain: str | None = None  # old data, to tell what is forgotten
+    unlabelled: str | None = None  # more images of the new world, for methods that look at no labels
     scenario: Literal["auto", "shift", "new-classes"] = "auto"
     probe_seconds: float | None = 180.0  # None: no probes
     epochs: int = 10  # of a whole fine-tune: what the race's finalists train for, if there is time
@@ -109,6 +111,15 @@ def prepare(model: str | nn.Module, request: Request, progress: Progress) -> Sto
         )
         if request.data_classes is not None and dataset.class_names != request.data_classes:
             raise DataError(_other_classes(dataset, request.data_classes))
+        if request.unlabelled is not None:
+            more = load_unlabelled(
+                request.unlabelled,
+                input_size,
+                apart_from=request.data,
+                most=request.train_images,
+                seed=request.seed,
+            )
+            dataset = replace(dataset, unlabelled=more)
         if corruption is not None:
             dataset = corrupt(dataset, corruption, request.seed)
         names = request.class_names or loaded.class_names
@@ -116,6 +127,11 @@ def prepare(model: str | nn.Module, request: Request, progress: Progress) -> Sto
             raise InputError(f"{len(names)} class names were given, the model has {census.classes} outputs")
         assert census.classes is not None  # noqa: S101 - take_census refuses what is not a classifier
         situation = situate(dataset, census.classes, scenario=request.scenario, model_class_names=names)
+        if request.unlabelled is not None and situation.scenario == "new-classes":
+            raise InputError(
+                "--unlabelled serves methods that look at no labels, and those can't learn new classes; "
+                "leave it out"
+            )
         warnings += situation.warnings
         dataset = relabel(dataset, situation)
         if request.retain is not None:
@@ -143,6 +159,8 @@ def _check(request: Request) -> None:
             raise InputError("--rehearse corrupts the images of --data; give it, too")
         if request.retain is not None:
             raise InputError("--retain tells what is forgotten for the sake of --data; give it, too")
+        if request.unlabelled is not None:
+            raise InputError("what is learned from --unlabelled is judged on labelled images: give --data")
 
 
 def _old_images(

@@ -268,7 +268,7 @@ def fits(row: Mapping[str, Any], budget: Budget, memory: str = "peak_memory_byte
 
 
 def best_that_fits(rows: Sequence[Mapping[str, Any]], budget: Budget) -> Mapping[str, Any]:
-    """Of all, checkpointed where that takes less memory: no budget has both limits, so its FLOPs don't count."""
+    """Of all, checkpointed where that takes less memory; no budget that limits memory limits FLOPs."""
     fitting = [row for row in rows if fits(row, budget, "checkpointed_memory_bytes")]
     return max(fitting, key=lambda row: row["accuracy"])
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from advisor.errors import DataError, InputError
@@ -45,3 +46,39 @@ def test_old_data_has_the_outputs_for_labels_and_no_new_classes(tmp_path):
         prepare(model, replace(request, data=old, retain=new), lambda *_: None)
     with pytest.raises(InputError, match="--data"):
         prepare(model, replace(request, data=None), lambda *_: None)
+
+
+def test_images_without_labels_are_read_from_any_folder_and_shift_with_the_others(tmp_path):
+    labels = np.arange(20) % 2
+    np.savez(tmp_path / "data.npz", images=np.full((20, 8, 8), 200, np.uint8), labels=labels)
+    deep = tmp_path / "camera" / "monday"
+    deep.mkdir(parents=True)
+    for number, folder in enumerate((deep, deep.parent, deep)):
+        Image.fromarray(np.full((9, 9), 10 * number, np.uint8)).save(folder / f"{number}.png")
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
+    camera = str(tmp_path / "camera")
+    request = Request(input_size=(1, 8, 8), data=str(tmp_path / "data.npz"), unlabelled=camera)
+    found = prepare(model, request, lambda *_: None).dataset.unlabelled
+    assert sorted(found.images[:, 0, 0, 0].tolist()) == [0, 10, 20]
+    assert found.labels.tolist() == [-1, -1, -1]
+    rehearsed = prepare(model, replace(request, rehearse="brightness:5"), lambda *_: None).dataset.unlabelled
+    assert (rehearsed.images.float().mean((1, 2, 3)) > found.images.float().mean((1, 2, 3))).all()
+    few = prepare(model, replace(request, train_images=2), lambda *_: None).dataset.unlabelled
+    assert len(few) == 2
+
+    np.savez(tmp_path / "camera.npz", images=np.zeros((5, 8, 8), np.uint8))
+    archive = replace(request, unlabelled=str(tmp_path / "camera.npz"))
+    assert len(prepare(model, archive, lambda *_: None).dataset.unlabelled) == 5
+    (tmp_path / "empty").mkdir()
+    for wrong, said in (
+        (str(tmp_path), "holds images of the labelled data"),
+        (request.data, "holds images of the labelled data"),
+        (str(tmp_path / "empty"), "holds no images"),
+        (str(tmp_path / "nowhere"), "no such file or folder"),
+    ):
+        with pytest.raises(DataError, match=said):
+            prepare(model, replace(request, unlabelled=wrong), lambda *_: None)
+    with pytest.raises(InputError, match="--data"):
+        prepare(model, replace(request, data=None), lambda *_: None)
+    with pytest.raises(InputError, match="new classes"):
+        prepare(nn.Sequential(nn.Flatten(), nn.Linear(64, 1)), request, lambda *_: None)

@@ -22,6 +22,10 @@ def command(
     data: Annotated[
         str | None, typer.Option(help="The images to train on; default: those of the report.")
     ] = None,
+    unlabelled: Annotated[
+        str | None,
+        typer.Option(metavar="IMAGES", help="Images without labels; default: those of the report."),
+    ] = None,
     candidate: Annotated[
         str | None, typer.Option(metavar="ID", help="Another candidate of the report than its choice.")
     ] = None,
@@ -50,6 +54,7 @@ def command(
     application = Application(
         output=output,
         data=data,
+        unlabelled=unlabelled,
         candidate=candidate,
         learning_rate=learning_rate,
         epochs=epochs,

@@ -41,6 +41,13 @@ def command(
     min_retained: Annotated[
         float | None, typer.Option(help="Least accuracy on --retain's data, such as 0.9.")
     ] = None,
+    unlabelled: Annotated[
+        str | None,
+        typer.Option(
+            metavar="IMAGES",
+            help="Folder or .npz of more new images, not labelled: for methods that look at no labels.",
+        ),
+    ] = None,
     tolerance: Annotated[
         float, typer.Option(help="Percentage points below the best that count as as good.")
     ] = 1.0,
@@ -131,8 +138,8 @@ def command(
         raise InputError("--store and --no-store exclude each other; leave one out")
     if min_retained is not None and retain is None:
         raise InputError("--min-retained is the least accuracy on the old data; give it with --retain")
-    if retain is not None and (data is None or no_probe):
-        raise InputError("--retain tells what probes forget; give --data, and leave out --no-probe")
+    if no_probe and (retain is not None or unlabelled is not None):
+        raise InputError("--retain and --unlabelled are for probes; leave out --no-probe, or them")
     for path in (report, json):
         check_writable(path)
     probe_seconds = None if no_probe else parse_seconds(probe_time)
@@ -159,6 +166,7 @@ def command(
         normalisation=normalisation,
         rehearse=rehearse,
         retain=retain,
+        unlabelled=unlabelled,
         scenario=cast(Literal["auto", "shift", "new-classes"], scenario),
         probe_seconds=probe_seconds,
         epochs=epochs,

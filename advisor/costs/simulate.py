@@ -51,15 +51,25 @@ Tensors = Literal["meta", "fake", "real"]
 class Simulator:
     """Prices candidates of one model, which is left untouched. Each one makes the next cheaper."""
 
-    def __init__(self, model: nn.Module, census: Census, images: int = 0, *, workspace: bool = True) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        census: Census,
+        images: int = 0,
+        *,
+        unlabelled: int = 0,
+        workspace: bool = True,
+    ) -> None:
         """Prepare to price candidates.
 
         Args:
             images: how many there are to train on, which decides what a cached prefix holds.
+            unlabelled: how many more for methods that look at no labels.
             workspace: whether to count what kernels hold inside one operator, measured on this machine.
         """
         self._workspace = Workspace() if workspace else None
-        self._model, self._census, self._images = model, census, images
+        self._model, self._census = model, census
+        self._images, self._unlabelled = images, unlabelled
         self._types = census.types()
         self._memo = OperatorMemo()
         self._forward_flops: dict[str, int] | None = None
@@ -86,6 +96,7 @@ class Simulator:
             "model": fingerprint(repr(self._model), self._model.state_dict().items()),
             "input_size": self._census.input_size,
             "images": self._images,
+            "unlabelled": self._unlabelled,
             "workspace": self._workspace is not None,
             "code": code_fingerprint(self._model, *own),
             "torch": torch.__version__,
@@ -152,9 +163,10 @@ class Simulator:
             images, labels = self._batch(min(micro_batches, 2) * size, tensors)
             cache_bytes = setup_flops = 0
             if levers.cached_prefix != "no":
-                setup_flops = self._images * _forward(recorder.record_front(trainable, images[:1]))
+                cached = self._images + (0 if method.learns_classes else self._unlabelled)
+                setup_flops = cached * _forward(recorder.record_front(trainable, images[:1]))
                 images = run_front(trainable.model, trainable.front, images)
-                cache_bytes = self._images * images[0].numel() * images.element_size()
+                cache_bytes = cached * images[0].numel() * images.element_size()
             self._make_optimizer_state(trainable, optimizer, tensors)
             recording = recorder.record_update(trainable, optimizer, images, labels)
             stepped = getattr(optimizer, "stepped", ())
@@ -184,7 +196,7 @@ class Simulator:
                 Candidate("recalibrate", levers=Levers(micro_batch=levers.micro_batch)), batch_size, tensors
             )
             memory = max(memory, before.memory, key=lambda held: held.total)
-            estimated_on = min(self._images, RECALIBRATION_SAMPLES)
+            estimated_on = min(self._images + self._unlabelled, RECALIBRATION_SAMPLES)
             setup_flops += before.flops.forward * estimated_on // batch_size
         more = max(micro_batches - 2, 0)
         flops = {kind: recording.flops[kind] + recording.micro_batch[kind] * more for kind in LAYER_TYPES}

@@ -90,7 +90,7 @@ class Method(Protocol):
     summary: str  # one line: what is trained
     formula: str
     source: str  # paper, equation
-    learns_classes: bool  # False: can't learn a class that the model has never seen
+    learns_classes: bool  # False: looks at no labels, so it can't learn a class that the model has never seen
     learning_rates: tuple[float, ...]  # ascending; at least three, none where nothing is trained
 
     def settings(self, census: Census, ranks: Sequence[int]) -> Iterable[Setting]:

@@ -1,7 +1,7 @@
 """Short fine-tunes on the user's data: what each candidate is worth."""
 
 from advisor.probes.corruptions import Corruption, corrupt, parse_corruption
-from advisor.probes.data import Dataset, Normalisation, load_data
+from advisor.probes.data import Dataset, Normalisation, load_data, load_unlabelled
 from advisor.probes.executor import executor_for
 from advisor.probes.folds import CrossValidation, fold_count
 from advisor.probes.race import RaceResult, race
@@ -25,6 +25,7 @@ __all__ = [
     "fold_count",
     "in_quick_layout",
     "load_data",
+    "load_unlabelled",
     "parse_corruption",
     "race",
     "relabel",

@@ -46,16 +46,18 @@ def parse_corruption(text: str) -> Corruption:
 
 
 def corrupt(dataset: Dataset, corruption: Corruption, seed: int) -> Dataset:
-    """The dataset as it would be after the shift: its training and its held-out images."""
+    """The dataset as it would be after the shift: all its images but the old ones."""
 
     def shifted(part: LabelledImages, seed: int) -> LabelledImages:
         return LabelledImages(corrupted(part.images, corruption, seed), part.labels)
 
+    unlabelled = dataset.unlabelled
     return replace(
         dataset,
         source=f"{dataset.source}, rehearsing {corruption}",
         train=shifted(dataset.train, 2 * seed),
         validation=shifted(dataset.validation, 2 * seed + 1),
+        unlabelled=None if unlabelled is None else shifted(unlabelled, -1 - seed),
     )
 
 

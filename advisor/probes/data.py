@@ -81,6 +81,7 @@ class Dataset:
     named: bool  # the names come from the data, not made up from label numbers
     is_split_drawn: bool = False  # the data came without a split of its own
     retained: LabelledImages | None = None  # old data, to tell what is forgotten; labels: the model's outputs
+    unlabelled: LabelledImages | None = None  # more for methods that look at no labels; every label is -1
 
 
 def load_data(
@@ -129,6 +130,42 @@ def load_data(
         named=found.named,
         is_split_drawn=found.held_out is None,
     )
+
+
+def load_unlabelled(
+    source: str, input_size: Size, *, apart_from: str, most: int = 2048, seed: int = 0
+) -> LabelledImages:
+    """Read a sample of images that nobody has labelled; their labels are -1.
+
+    Args:
+        source: a folder with images, in whatever folders below it, or an `.npz` with `images`.
+        input_size: the model's, (C, H, W), as for `load_data`.
+        apart_from: the labelled data. None of its images may be among these: what is judged on an image
+            must not have learned from it.
+        most: how many at most; the sample depends on the images and `seed` alone.
+
+    Raises:
+        DataError: the images are missing, unreadable or don't fit the model.
+    """
+    path = _existing(source)
+    labelled = Path(apart_from).expanduser().resolve()
+    if labelled.exists() and (
+        path.resolve().is_relative_to(labelled) or labelled.is_relative_to(path.resolve())
+    ):
+        raise DataError(f"{path} holds images of the labelled data, {apart_from}; give others")
+    if path.is_dir():
+        files = sorted(_images(path))
+        if not files:
+            raise DataError(f"{path} holds no images; add some ({', '.join(_SUFFIXES)})")
+        pool = _file_pool({"": files}, path, input_size)
+    elif path.suffix.lower() == ".npz":
+        images = _checked_images(path, _npz_arrays(path, ("images",))["images"])
+        labels = np.zeros(len(images), np.int64)
+        pool = _array_pool(images, labels, _channel_axis(path, images.shape, input_size[0]), input_size, path)
+    else:
+        raise DataError(f"{path} is neither a folder nor an .npz file; give a folder of images, or an .npz")
+    sampled = np.random.default_rng(seed).permutation(len(pool.labels))[:most]
+    return LabelledImages(pool.read(sampled), torch.full((len(sampled),), -1))
 
 
 def default_normalisation(channels: int) -> Normalisation:
@@ -427,18 +464,29 @@ def _reason(error: Exception) -> str:
 
 
 def _find_npz(path: Path, size: Size) -> _Found:
-    arrays: dict[str, npt.NDArray[Any]] = {}
+    arrays = _npz_arrays(path, ("images", "labels"), ("class_names",))
+    images, labels = (
+        _checked_images(path, arrays["images"]),
+        _checked_labels(path, arrays["labels"]),
+    )
+    if len(images) != len(labels):
+        raise DataError(f"{path}: {len(images)} images but {len(labels)} labels; every image needs one label")
+    names, labels = _class_names(path, labels, arrays.get("class_names"))
+    axis = _channel_axis(path, images.shape, size[0])
+    return _Found(names, "class_names" in arrays, _array_pool(images, labels, axis, size, path))
+
+
+def _npz_arrays(path: Path, needed: Sequence[str], others: Sequence[str] = ()) -> dict[str, npt.NDArray[Any]]:
+    """The arrays of these names: all that are needed, and those of the others that are there."""
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            for name in ("images", "labels"):
+            for name in needed:
                 if name not in archive:
                     keys = ", ".join(list(archive)[:5]) or "nothing"
                     raise DataError(
                         f"{path} has no array {name!r} (it holds {keys}); save it under that name"
                     )
-            for name in ("images", "labels", "class_names"):
-                if name in archive:
-                    arrays[name] = archive[name]
+            return {name: archive[name] for name in (*needed, *others) if name in archive}
     except DataError:
         raise
     except Exception as error:  # whatever zip, zlib and numpy raise on a damaged file
@@ -450,15 +498,6 @@ def _find_npz(path: Path, size: Size) -> _Found:
         raise DataError(
             f"{path} is not a readable .npz file ({type(error).__name__}); write it with numpy.savez"
         ) from error
-    images, labels = (
-        _checked_images(path, arrays["images"]),
-        _checked_labels(path, arrays["labels"]),
-    )
-    if len(images) != len(labels):
-        raise DataError(f"{path}: {len(images)} images but {len(labels)} labels; every image needs one label")
-    names, labels = _class_names(path, labels, arrays.get("class_names"))
-    axis = _channel_axis(path, images.shape, size[0])
-    return _Found(names, "class_names" in arrays, _array_pool(images, labels, axis, size, path))
 
 
 def _checked_images(path: Path, images: npt.NDArray[Any]) -> npt.NDArray[Any]:

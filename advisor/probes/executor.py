@@ -6,6 +6,7 @@ import hashlib
 import logging
 import os
 import tempfile
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -133,6 +134,7 @@ class Workers:
         in_parts = self._backend["backend"] == "ray"
         # With a single job joblib would run it in this process.
         with (
+            warnings.catch_warnings(),
             parallel_config(n_jobs=max(self.workers, 2), **self._backend),
             Parallel(
                 return_as="list" if in_parts else "generator_unordered",
@@ -140,6 +142,8 @@ class Workers:
                 pre_dispatch=self.workers,
             ) as parallel,
         ):
+            # One that has grown is replaced: cached fronts are no leak.
+            warnings.filterwarnings("ignore", "A worker stopped while some jobs were given")
             while (first := next(trials, None)) is not None:
                 some = chain([first], islice(trials, self.workers - 1) if in_parts else trials)
                 for probe in parallel(calls(some)):

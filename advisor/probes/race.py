@@ -224,9 +224,12 @@ class _Race:
 
     def _judge_untrained(self, samples: int) -> None:
         """One probe for each candidate that has no learning rate."""
-        updates = reestimation_updates(len(self._trainer.dataset.train), self._trainer.batch_size)
+
+        def updates(candidate: Candidate) -> int:
+            return reestimation_updates(len(self._trainer.images_for(candidate)), self._trainer.batch_size)
+
         trials = [
-            Trial(candidate, None, updates, samples, 0)
+            Trial(candidate, None, updates(candidate), samples, 0)
             for candidate in self._costs
             if not learning_rates(candidate)
         ]

@@ -19,7 +19,7 @@ from torch import nn
 
 import advisor.methods
 import advisor.models
-from advisor.methods import Trainable
+from advisor.methods import Trainable, get_method
 from advisor.methods.update import begin, reestimation_updates, update
 from advisor.models.blocks import evaluating, front_modules, has_replaceable_front, run_front, without_front
 from advisor.models.fingerprint import code_fingerprint, fingerprint
@@ -65,15 +65,17 @@ class Trainer:
         """`dataset`: its labels are the model's outputs (`scenarios.relabel`)."""
         self.model, self.census, self.dataset, self.batch_size = model, census, dataset, batch_size
         self._recalibrated: nn.Module | None = None
-        self._features: dict[tuple[tuple[str, ...], bool], tuple[_Images, ...]] = {}
+        self._features: dict[tuple[tuple[str, ...], bool, bool], tuple[_Images, ...]] = {}
+        self._without_labels: LabelledImages | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_recalibrated": None, "_features": {}}
+        return self.__dict__ | {"_recalibrated": None, "_features": {}, "_without_labels": None}
 
     def key(self) -> dict[str, Any]:
         """All that a probe's result depends on, besides its trial: to find it in a store."""
         data = self.dataset
-        images = [tensor for part in _parts(data) for tensor in (part.images, part.labels)]
+        parts = [data.train, *_judged_on(data), *([data.unlabelled] if data.unlabelled is not None else [])]
+        images = [tensor for part in parts for tensor in (part.images, part.labels)]
         return {
             "model": fingerprint(repr(self.model), self.model.state_dict().items()),
             "data": fingerprint(repr(data.normalisation), enumerate(images)),
@@ -125,19 +127,31 @@ class Trainer:
         if not _is_reestimated(candidate):
             return copy.deepcopy(self.model)
         if self._recalibrated is None:
-            images = self.dataset.train
-            updates = reestimation_updates(len(images), self.batch_size)
-            recalibration = FineTune(self, Candidate("recalibrate"), None, updates, seed=0)
+            recalibrate = Candidate("recalibrate")
+            updates = reestimation_updates(len(self.images_for(recalibrate)), self.batch_size)
+            recalibration = FineTune(self, recalibrate, None, updates, seed=0)
             recalibration.run(updates)
             self._recalibrated = recalibration.trainable.model.eval()
         return copy.deepcopy(self._recalibrated)
 
+    def images_for(self, candidate: Candidate) -> LabelledImages:
+        """What the candidate trains on: where it looks at no labels, those without one, too."""
+        train, more = self.dataset.train, self.dataset.unlabelled
+        if more is None or get_method(candidate.method).learns_classes:
+            return train
+        if self._without_labels is None:
+            self._without_labels = LabelledImages(
+                torch.cat([train.images, more.images]), torch.cat([train.labels, more.labels])
+            )
+        return self._without_labels
+
     def inputs(self, trainable: Trainable, candidate: Candidate) -> tuple[_Images, ...]:
         """Inputs to train on, held-out and old ones: images, or what a frozen front makes of them."""
-        parts = _parts(self.dataset)
+        train = self.images_for(candidate)
+        parts = (train, *_judged_on(self.dataset))
         if trainable.levers.cached_prefix == "no":
             return parts
-        key = trainable.front, _is_reestimated(candidate)
+        key = trainable.front, _is_reestimated(candidate), train is self.dataset.train
         if key not in self._features:
             normalisation = self.dataset.normalisation
             self._features[key] = tuple(_Features.of(part, trainable, normalisation) for part in parts)
@@ -268,9 +282,9 @@ class _Features:
 _Images = LabelledImages | _Features
 
 
-def _parts(data: Dataset) -> tuple[LabelledImages, ...]:
-    """The images to train on, those held out, and old ones, where there are any."""
-    return data.train, data.validation, *([data.retained] if data.retained is not None else [])
+def _judged_on(data: Dataset) -> tuple[LabelledImages, ...]:
+    """The images held out, and old ones, where there are any."""
+    return data.validation, *([data.retained] if data.retained is not None else [])
 
 
 def in_quick_layout(model: nn.Module, dataset: Dataset) -> nn.Module:

@@ -69,6 +69,9 @@ def asked(recommendation: Recommendation) -> list[tuple[str, str]]:
             ("Samples", f"{data.train_samples:,} to train, {view.held_out_text(data)}"),
             ("Accuracy as it is", _base(recommendation)),
         ]
+        if data.unlabelled is not None:
+            text = f"{data.unlabelled_samples:,} of {data.unlabelled}, for methods that look at no labels"
+            lines.append(("Unlabelled images", text))
         if data.retain is not None:
             old = data.base_accuracy.retained if data.base_accuracy else None
             lines.append(("Old data", f"{data.retain}; as it is: {view.accuracy_text(old)}"))

@@ -159,6 +159,11 @@ def _print_subject(recommendation: Recommendation, console: Console) -> None:
         )
         if data.probes_recalled:
             lines.append(f"Probes: {data.probes_recalled} from the store, {data.probes_run} run now")
+        if data.unlabelled is not None:
+            lines.append(
+                f"Unlabelled: {data.unlabelled_samples:,} images of {data.unlabelled}, "
+                "for methods that look at no labels"
+            )
         if data.base_accuracy:
             by_class, old = view.by_class_text(data.base_accuracy), data.base_accuracy.retained
             split = f": {by_class}" if by_class else ""

@@ -88,6 +88,31 @@ def test_old_data_that_cannot_be_used(run, given, said):
     assert said in one_line(err)
 
 
+def test_images_without_labels_serve_what_looks_at_none(run, tmp_path):
+    out = tmp_path / "o.json"
+    with np.load("new-data.npz") as data:
+        np.savez(tmp_path / "few.npz", images=data["images"][:320], labels=data["labels"][:320])
+        np.savez(tmp_path / "camera.npz", images=data["images"][320:])
+    more = ("--unlabelled", tmp_path / "camera.npz")
+    asked = ("recommend", "model.pt", "--data", tmp_path / "few.npz", *QUICK, "--methods", "recalibrate,norm")
+    code, stdout, _ = run(*asked, *more, "--json", out)
+    assert code == 0
+    assert "for methods that look at no labels" in " ".join(stdout.split())
+    found = json.loads(out.read_text())
+    assert found["data"]["unlabelled_samples"] > 320
+    applied = tmp_path / "applied"
+    code, stdout, _ = run("apply", "model.pt", out, "--candidate", "recalibrate", "--output", applied)
+    assert code == 0
+    predicted = next(c for c in found["candidates"] if c["id"] == "recalibrate")["accuracy"]
+    assert f"the probe predicted {100 * predicted['mean']:.1f} %" in stdout
+
+    itself = ("--unlabelled", "new-data.npz")
+    for given, said in (((*more, "--no-probe"), "--no-probe"), (itself, "the labelled data")):
+        code, _, err = run("recommend", "model.pt", "--data", "new-data.npz", *QUICK, *given)
+        assert code == 2
+        assert said in one_line(err)
+
+
 def test_files_are_written_though_nobody_reads_the_rest(folder, tmp_path):
     out, report = tmp_path / "o.json", tmp_path / "r.html"
     command = [sys.executable, "-m", "advisor", "recommend", "model.pt", "--no-probe", "--no-verify"]

@@ -251,6 +251,17 @@ def test_a_model_that_reads_values_is_run_on_real_tensors_and_says_so():
     assert cost.peak_memory_bytes == reference.peak_memory_bytes
 
 
+def test_images_without_labels_are_cached_for_those_that_look_at_none(resnet):
+    model, census = resnet
+    cached = Levers(scope=2, cached_prefix="ram")
+    few, many = (Simulator(model, census, 10, unlabelled=more) for more in (0, 30))
+    for name, times in (("tent", 4), ("norm", 1)):
+        candidate = Candidate(name, levers=cached)
+        alone, more = (simulator.cost(candidate, 2) for simulator in (few, many))
+        assert more.cache_bytes == times * alone.cache_bytes > 0
+        assert more.setup_flops == times * alone.setup_flops
+
+
 def test_adam_holds_two_states_and_sgd_none():
     model = network()
     census = take_census(model, SIZE)

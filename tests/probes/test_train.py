@@ -166,6 +166,32 @@ def test_what_is_forgotten_is_told_of_the_same_network(scope):
     assert trainer.key() != trainer_of(model, data).key()
 
 
+@pytest.mark.parametrize("method", [name for name in methods() if name != "lite-residual"])
+def test_images_without_labels_serve_those_that_look_at_none_and_no_others(method):
+    plain = dataset()
+    dark = LabelledImages(plain.train.images // 3, torch.full((len(plain.train),), -1))
+    model, census = network(), take_census(network(), SIZE)
+    setting = next(iter(get_method(method).settings(census, (2,))))
+    candidate = Candidate.of(method, setting, Levers())
+    found = [run(model, candidate, data) for data in (plain, replace(plain, unlabelled=dark))]
+    alone, more = (trained.delta() for trained in found)
+    same = all(torch.equal(alone[name], more[name]) for name in alone)
+    assert same == get_method(method).learns_classes
+
+
+def test_statistics_are_estimated_on_images_without_labels_too():
+    plain = dataset()
+    dark = LabelledImages(plain.train.images // 3, torch.full((len(plain.train),), -1))
+    trainer = trainer_of(network(), replace(plain, unlabelled=dark))
+    assert len(trainer.images_for(Candidate("recalibrate"))) == 2 * len(plain.train)
+    both = torch.cat([plain.train.images, dark.images])
+    images = both.float().div(255).sub(0.5).div(0.5)
+    first = network()[0]
+    wanted = first(images).mean((0, 2, 3))
+    found = trainer.copy_of_base(Candidate("head", levers=Levers(statistics="reestimated")))[1].running_mean
+    assert torch.allclose(found, wanted, atol=1e-5)
+
+
 def test_statistics_follow_their_policy():
     model, data = network(), dataset()
     before = model[1].running_mean.clone()
