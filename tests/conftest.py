@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 import torch
 
 # Two test processes on two cores: more threads than cores make small operators wait for each other.
 torch.set_num_threads(1)
+# Shells have what they start in the background ignore interrupts, and so would the commands under test.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True, scope="session")
