@@ -100,13 +100,13 @@ def scatter(
     ]
     taken: list[Box] = []
     parts += _limits(xs, ys, x, y, taken)
+    places = {point.number: _place(point, xs, ys, x, y) for point in points if point.y is not None}
+    for at_x, at_y in places.values():
+        taken.append((at_x - 5, at_y - 5, at_x + 5, at_y + 5))
     if reference:
         parts += _reference(ys, y, *reference, taken)
     parts += _front(points, xs, ys, x, y)
     drawn = sorted(points, key=lambda point: ("rejected", "fits", "chosen").index(point.kind))
-    places = {point.number: _place(point, xs, ys, x, y) for point in points if point.y is not None}
-    for at_x, at_y in places.values():
-        taken.append((at_x - 5, at_y - 5, at_x + 5, at_y + 5))
     parts += [_mark(point, places[point.number], ys, y) for point in drawn if point.y is not None]
     parts += _labels(points, places, taken)
     if unknown:
@@ -198,11 +198,18 @@ def _limits(xs: _Range, ys: _Range, x: Axis, y: Axis, taken: list[Box]) -> list[
 
 
 def _reference(ys: _Range, y: Axis, value: float, name: str, taken: list[Box]) -> list[Markup]:
-    at = ys.place(value / y.scale)
-    right = WIDTH - RIGHT
-    above = at - 4 if at - TOP > 2 * LINE else at + 12
-    taken.append((right - len(name) * CHARACTER, above - LINE, right, above))
-    return [_line("reference", LEFT, at, right, at), _words("reference end", right, above, name)]
+    """The line, and its name at that of its four ends that is free."""
+    at, left, right = ys.place(value / y.scale), LEFT + 4, WIDTH - RIGHT
+    width = len(name) * CHARACTER
+    spots = [
+        (kind, x, (start, foot - LINE, start + width, foot))
+        for kind, x, start in (("reference end", right, right - width), ("reference", left, left))
+        for foot in ((at - 4, at + 12) if at - TOP > 2 * LINE else (at + 12,))
+    ]
+    free = (spot for spot in spots if not any(_overlap(spot[2], other) for other in taken))
+    kind, x, box = next(free, spots[0])
+    taken.append(box)
+    return [_line("reference", LEFT, at, right, at), _words(kind, x, box[3], name)]
 
 
 def _front(points: Sequence[Point], xs: _Range, ys: _Range, x: Axis, y: Axis) -> list[Markup]:

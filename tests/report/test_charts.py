@@ -107,3 +107,13 @@ def test_any_single_value_is_drawn_inside(x: float) -> None:
     ((at_x, at_y),) = circles(draw([point(1, x, 0.5)], x=Axis("x")))
     assert charts.LEFT <= at_x <= charts.WIDTH - charts.RIGHT
     assert charts.TOP <= at_y <= charts.HEIGHT - charts.BOTTOM
+
+
+def test_the_name_of_a_reference_line_keeps_off_the_points() -> None:
+    crowd = [point(n, 100e6 - n * 1e6, 0.6 + n / 1000) for n in range(10)]
+    for points, kind in ((crowd, "reference"), ([point(1, 0, 0.6)], "reference end")):
+        named = (0.6, "as it is 60 %")
+        svg = str(
+            scatter(points, MEMORY, ACCURACY, title="title", description="description", reference=named)
+        )
+        assert re.search(rf'<text class="{kind}"[^>]*>as it is 60 %', svg)
