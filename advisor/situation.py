@@ -186,10 +186,7 @@ def _old_images(
     old = relabel(old, known)
     if not old.is_split_drawn:
         return old.validation  # what the model was trained on would seem better remembered than it is
-    parts = (old.train, old.validation)
-    return LabelledImages(
-        torch.cat([part.images for part in parts]), torch.cat([part.labels for part in parts])
-    )
+    return LabelledImages.joined(old.train, old.validation)
 
 
 def _load(model: str | nn.Module, request: Request) -> LoadedModel:

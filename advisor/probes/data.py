@@ -57,6 +57,12 @@ class LabelledImages:
         """How many."""
         return len(self.labels)
 
+    @classmethod
+    def joined(cls, *parts: LabelledImages) -> LabelledImages:
+        """All of them, in order."""
+        images, labels = [part.images for part in parts], [part.labels for part in parts]
+        return cls(torch.cat(images), torch.cat(labels))
+
     def batch(self, indices: torch.Tensor, normalisation: Normalisation) -> tuple[torch.Tensor, torch.Tensor]:
         """The images at `indices` (B,), normalised float32 (B, C, H, W), and their labels (B,)."""
         mean = torch.tensor(normalisation.mean).view(-1, 1, 1)

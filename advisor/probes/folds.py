@@ -104,8 +104,8 @@ class CrossValidation(Trainer):
 
 def _spread(dataset: Dataset, folds: int) -> tuple[LabelledImages, torch.Tensor]:
     """All images, so that any first part holds the classes in proportion, and each one's fold."""
-    images = torch.cat([dataset.train.images, dataset.validation.images])
-    labels = torch.cat([dataset.train.labels, dataset.validation.labels])
+    images = LabelledImages.joined(dataset.train, dataset.validation)
+    labels = images.labels
     place, fold_of = torch.zeros(len(labels)), torch.zeros(len(labels), dtype=torch.int64)
     for number, label in enumerate(labels.unique().tolist()):
         members = (labels == label).nonzero()[:, 0]
@@ -113,7 +113,7 @@ def _spread(dataset: Dataset, folds: int) -> tuple[LabelledImages, torch.Tensor]
         # Classes begin at different folds, or the first folds would be larger than the last.
         fold_of[members] = (torch.arange(len(members)) + number) % folds
     order = place.argsort(stable=True)
-    return LabelledImages(images[order], labels[order]), fold_of[order]
+    return _those(images, order), fold_of[order]
 
 
 def _those(images: LabelledImages, wanted: torch.Tensor) -> LabelledImages:

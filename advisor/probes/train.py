@@ -140,9 +140,7 @@ class Trainer:
         if more is None or get_method(candidate.method).learns_classes:
             return train
         if self._without_labels is None:
-            self._without_labels = LabelledImages(
-                torch.cat([train.images, more.images]), torch.cat([train.labels, more.labels])
-            )
+            self._without_labels = LabelledImages.joined(train, more)
         return self._without_labels
 
     def inputs(self, trainable: Trainable, candidate: Candidate) -> tuple[_Images, ...]:
