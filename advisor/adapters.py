@@ -24,12 +24,12 @@ from torch import nn
 
 from advisor.errors import InputError
 from advisor.files import write_whole
-from advisor.methods.base import Trainable
-from advisor.methods.update import attach
 from advisor.models import take_census
 from advisor.models.fingerprint import model_fingerprint
+from advisor.parts.attachment import Trainable
 from advisor.probes import Situation, adapt_head, trained_as
 from advisor.records import Candidate, Census, Levers, SettingValue
+from advisor.training.update import attach
 
 FORMAT = "peft-advisor adapter 1"
 TENSORS, RECIPE = "adapter.safetensors", "recipe.json"

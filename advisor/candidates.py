@@ -57,7 +57,7 @@ class Proposals:
             yield from self._priced(Candidate.of(method.name, setting, levers))
         middle = settings[len(settings) // 2]
         main = Candidate.of(method.name, middle, levers)
-        policies = self._policies(main) if method.learning_rates else []
+        policies = self._policies(method, main) if method.learning_rates else []
         for policy in policies:
             yield from self._priced(self._with(main, {"statistics": policy}))
         scopes = self._scopes(method)
@@ -85,7 +85,7 @@ class Proposals:
                 return
         yield from self._priced(leanest)  # says how much there would have to be
 
-    def _policies(self, main: Candidate) -> list[StatisticsPolicy]:
+    def _policies(self, method: Method, main: Candidate) -> list[StatisticsPolicy]:
         """Other policies for the normalisation layers' statistics than the candidate's own.
 
         They cost much the same: only data tells them apart.
@@ -95,14 +95,14 @@ class Proposals:
         if self._cost(main) is None:
             return []
         every: tuple[StatisticsPolicy, ...] = ("frozen", "updated", "reestimated")
-        return [policy for policy in every if policy != self._simulator.statistics(main)]
+        return [policy for policy in every if policy != method.statistics]
 
     def _scopes(self, method: Method) -> list[int]:
         """The last half, quarter and eighth of the blocks; of the head alone only what is before it."""
         blocks = len(self._census.blocks)
         if not method.learning_rates or not blocks:
             return []
-        if method.name == "head":
+        if method.only_head:
             return [0]
         return sorted({-(-blocks // part) for part in (2, 4, 8)} - {blocks}, reverse=True)
 

@@ -22,12 +22,13 @@ from torch import nn
 from advisor.adapters import Recipe
 from advisor.errors import InputError
 from advisor.files import write_whole
-from advisor.methods.base import BYPASS, LayerModule, Trainable
+from advisor.methods import get_method
 from advisor.methods.lora import SCALE
 from advisor.models.layers import is_plain, layer_type
+from advisor.parts.attachment import Trainable
+from advisor.parts.bypass import BYPASS, LayerModule
 
 FOLDER = "huggingface"
-_EXPRESSIBLE = ("lora", "dora", "loha", "lokr", "ia3")
 _PREFIX = "base_model.model"  # where PEFT holds the base model
 # The names of what PEFT puts around the model and into a layer.
 _EVERYWHERE = (_PREFIX, "base_layer", "default")
@@ -62,10 +63,11 @@ def save_for_peft(
     target = folder / FOLDER
     files = target / "adapter_config.json", target / "adapter_model.safetensors"
     _remove(target, files)
-    if recipe.method not in _EXPRESSIBLE:
+    peft_type = get_method(recipe.method).peft_type
+    if peft_type is None:
         return (), ""
     try:
-        config, tensors = _translated(base, trainable, recipe)
+        config, tensors = _translated(base, trainable, recipe, peft_type)
     except _InexpressibleError as reason:
         return (), f"no {FOLDER}/: {reason}"
     try:
@@ -97,7 +99,7 @@ class _Adapted:
 
 
 def _translated(
-    base: nn.Module, trainable: Trainable, recipe: Recipe
+    base: nn.Module, trainable: Trainable, recipe: Recipe, peft_type: str
 ) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     if recipe.base_classes is not None:
         raise _InexpressibleError("the head has other classes than the base model's, which PEFT would keep")
@@ -114,7 +116,7 @@ def _translated(
     if not by_layer:
         raise _InexpressibleError("every scale is behind a BatchNorm, and PEFT's are before it")
     layers = {name: _adapted(base, name, parts) for name, parts in by_layer.items()}
-    saved = _saved_whole(base, dict.fromkeys(whole), layers, _pefts_own(recipe.method))
+    saved = _saved_whole(base, dict.fromkeys(whole), layers, _pefts_own(peft_type))
     tensors = {
         f"{_PREFIX}.{layer}.{name}": value
         for layer, adapted in layers.items()
@@ -127,31 +129,34 @@ def _translated(
     copies = {
         name: value.detach().clone(memory_format=torch.contiguous_format) for name, value in tensors.items()
     }
-    return _config(recipe, layers, whole), copies
+    return _config(recipe, peft_type, layers, whole), copies
 
 
-def _config(recipe: Recipe, layers: Mapping[str, _Adapted], whole: Iterable[str]) -> dict[str, Any]:
+def _config(
+    recipe: Recipe, peft_type: str, layers: Mapping[str, _Adapted], whole: Iterable[str]
+) -> dict[str, Any]:
     own: dict[str, Any]
-    if recipe.method == "ia3":
-        own = {"peft_type": "IA3", "feedforward_modules": [], "fan_in_fan_out": False}
-        own |= {"init_ia3_weights": True}
+    if peft_type == "IA3":
+        own = {"feedforward_modules": [], "fan_in_fan_out": False, "init_ia3_weights": True}
     else:
         # Anchored: PEFT also takes a key for a name's last part.
         ranks = {f"^{re.escape(name)}": adapted.rank for name, adapted in layers.items()}
         rank = next(iter(ranks.values()))
         own = {"r": rank, "rank_pattern": ranks}
         own["alpha_pattern"] = {name: SCALE * rank for name, rank in ranks.items()}
-        if recipe.method in ("loha", "lokr"):
-            own |= {"peft_type": recipe.method.upper(), "alpha": SCALE * rank, "rank_dropout": 0.0}
-            own |= {"module_dropout": 0.0, "use_effective_conv2d": False, "init_weights": True}
-            if recipe.method == "lokr":
+        if peft_type in ("LOHA", "LOKR"):
+            own |= {"alpha": SCALE * rank, "rank_dropout": 0.0, "module_dropout": 0.0}
+            own |= {"use_effective_conv2d": False, "init_weights": True}
+            if peft_type == "LOKR":
                 own |= {"decompose_both": False, "decompose_factor": -1, "rank_dropout_scale": False}
         else:
-            own |= {"peft_type": "LORA", "lora_alpha": SCALE * rank, "use_dora": recipe.method == "dora"}
+            magnitudes = ("lora_magnitude_vector" in adapted.tensors for adapted in layers.values())
+            own |= {"lora_alpha": SCALE * rank, "use_dora": any(magnitudes)}
             own |= {"use_rslora": False, "lora_dropout": 0.0, "bias": "none", "fan_in_fan_out": False}
             own |= {"init_lora_weights": True}
     return {
         **own,
+        "peft_type": peft_type,
         "task_type": None,
         "base_model_name_or_path": recipe.base_model,
         "inference_mode": True,
@@ -234,12 +239,12 @@ def _ungrouped(weight: torch.Tensor, groups: int) -> torch.Tensor:
     return dense.flatten(2, 3).flatten(0, 1)
 
 
-def _pefts_own(method: str) -> tuple[str, ...]:
-    if method == "ia3":
+def _pefts_own(peft_type: str) -> tuple[str, ...]:
+    if peft_type == "IA3":
         return (*_EVERYWHERE, "ia3_l")
-    if method == "loha":
+    if peft_type == "LOHA":
         return (*_EVERYWHERE, *(f"hada_{part}" for part in _HADAMARD_PARTS))
-    if method == "lokr":
+    if peft_type == "LOKR":
         return (*_EVERYWHERE, *(f"lokr_{part}" for part in _KRONECKER_PARTS))
     return (*_EVERYWHERE, *(f"lora_{part}" for part in _LORA_PARTS))
 

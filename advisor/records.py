@@ -21,6 +21,8 @@ LAYER_TYPES = (
 )
 MULTIPLY_ADD_TYPES = ("standard", "pointwise", "depthwise", "grouped", "transposed", "linear")
 
+BASELINE = "full"  # the method that all others are held against: every weight is trained
+
 Fidelity = Literal["estimated", "simulated", "measured"]
 SettingValue = int | float | str | bool
 

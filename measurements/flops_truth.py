@@ -32,10 +32,10 @@ from advisor.costs import Simulator
 from advisor.costs.flops import operator_flops
 from advisor.costs.simulate import shape_copy
 from advisor.methods import methods
-from advisor.methods.update import begin, update
 from advisor.models.blocks import has_replaceable_front
 from advisor.models.layers import take_census
 from advisor.records import Candidate, Census, Cost, Levers
+from advisor.training.update import begin, update
 from measurements.tables import README, table, write_tables
 
 QUICK = ("resnet18", "mobilenet_v2", "shufflenet_v2_x1_0")

@@ -33,9 +33,9 @@ from advisor.costs import Simulator
 from advisor.costs.allocator import allocator_peak
 from advisor.costs.simulate import shape_copy
 from advisor.methods import methods
-from advisor.methods.update import begin, update
 from advisor.models.layers import take_census
 from advisor.records import Candidate, Census, Levers
+from advisor.training.update import begin, update
 from measurements.tables import README, table, write_tables
 
 QUICK = ("squeezenet1_1", "shufflenet_v2_x0_5", "mobilenet_v3_small", "mobilenet_v2", "resnet18")

@@ -32,11 +32,11 @@ from torch import nn
 
 from advisor.costs.allocator import allocator_peak
 from advisor.methods import get_method
-from advisor.methods.base import Trainable, head_parameters
-from advisor.methods.low_rank import ADAPTED_TYPES
-from advisor.methods.update import update
 from advisor.models.layers import take_census
+from advisor.parts.attachment import Trainable, head_parameters
+from advisor.parts.low_rank import ADAPTED_TYPES
 from advisor.records import Census, Levers
+from advisor.training.update import update
 from measurements.memory_accuracy import SIZE
 from measurements.tables import README, table, write_tables
 

@@ -5,50 +5,42 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import nn
 
-from advisor import methods as registry
 from advisor.costs import Estimator
 from advisor.costs.recorder import layer_holding
-from advisor.methods import get_method
-from advisor.methods.base import merge_attached, plain_optimizer, train_only
+from advisor.methods import Method, get_method, registered
+from advisor.parts.attachment import Attachment
 from advisor.records import Candidate
 
 
-class _Planned:
+class _Planned(Method):
     """A method that does in each layer what the plan says."""
 
-    name, learns_classes, learning_rates = "planned", True, (1e-3,)
-    optimizer = staticmethod(plain_optimizer)
-    merge = staticmethod(merge_attached)
+    name, learning_rates = "planned", (1e-3,)
 
     def __init__(self, plan: NDArray[np.int64], options: Sequence[Candidate]) -> None:
         self._plan, self._options = plan, options
 
-    def attach(self, model, census, setting):  # type: ignore[no-untyped-def]
-        trained = []
-        listed = census.types()
+    def train(self, to: Attachment) -> Iterator[nn.Parameter]:
+        listed = to.census.types()
         for number, option in enumerate(self._options, 1):
-            choices = zip(census.layers, self._plan, strict=True)
+            choices = zip(to.census.layers, self._plan, strict=True)
             chosen = {layer.name: layer for layer, choice in choices if choice == number}
-            part = replace(census, layers=tuple(chosen.values()))
-            attached = get_method(option.method).attach(model, part, dict(option.setting))
-            trained += [p for name, p in attached.parameters.items() if layer_holding(name, listed) in chosen]
-        return train_only(model, trained, "updated", setting)
+            part = replace(to.census, layers=tuple(chosen.values()))
+            attached = get_method(option.method).attach(to.model, part, dict(option.setting))
+            named = attached.parameters.items()
+            yield from (p for name, p in named if layer_holding(name, listed) in chosen)
 
 
 @contextmanager
 def planned(plan: NDArray[np.int64], options: Sequence[Candidate]) -> Iterator[Candidate]:
     """While it lasts, a candidate that does what the plan says."""
-    method: Any = _Planned(plan, options)
-    registry._registry[method.name] = method
-    try:
+    with registered(_Planned(plan, options)) as method:
         yield Candidate(method.name)
-    finally:
-        del registry._registry[method.name]
 
 
 def random_plans(estimator: Estimator, count: int, rng: np.random.Generator) -> NDArray[np.int64]:

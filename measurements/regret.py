@@ -33,7 +33,6 @@ from torch import nn
 from advisor.advise import recommend
 from advisor.costs import Simulator
 from advisor.methods import learning_rates
-from advisor.methods.update import reestimation_updates
 from advisor.models import load_model
 from advisor.probes import (
     Trainer,
@@ -49,6 +48,7 @@ from advisor.records import Budget, Candidate, Cost, Levers, Recommendation
 from advisor.situation import Request, prepare
 from advisor.solver import rank
 from advisor.store import Store, default_path
+from advisor.training.update import reestimation_updates
 from measurements.cifar_mobilenet import pretrained
 from measurements.tables import README, table, write_tables
 

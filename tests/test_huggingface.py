@@ -11,9 +11,9 @@ from torch import nn
 
 from advisor.adapters import Recipe
 from advisor.huggingface import FOLDER, save_for_peft
-from advisor.methods.update import begin, update
 from advisor.models.layers import take_census
 from advisor.records import Candidate, Levers
+from advisor.training.update import begin, update
 
 SIZE = (3, 12, 12)
 

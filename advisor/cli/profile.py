@@ -34,6 +34,7 @@ def command(
 
     from advisor.advise import profile as advise
     from advisor.cli.progress import ProgressBars
+    from advisor.records import BASELINE
     from advisor.situation import Request
 
     request = Request(
@@ -41,7 +42,7 @@ def command(
         input_size=size,
         arch=arch,
         trust=trust,
-        methods=options.parse_methods(methods or ("full" if by == "layer-type" else None)),
+        methods=options.parse_methods(methods or (BASELINE if by == "layer-type" else None)),
         ranks=known_ranks,
         optimizer=optimizer,
         command=shlex.join(["peft-advisor", *sys.argv[1:]]),

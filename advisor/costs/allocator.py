@@ -10,8 +10,9 @@ import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from advisor.costs.recorder import optimizer_tensors
-from advisor.methods import Trainable
-from advisor.methods.update import update
+from advisor.parts.attachment import Trainable
+from advisor.training.step_at_once import make_costliest_next
+from advisor.training.update import update
 
 _WATCHED = "peft-advisor-update"
 
@@ -58,12 +59,6 @@ def held_bytes(trainable: Trainable, optimizer: torch.optim.Optimizer | None, *o
     )
     storages = [tensor.untyped_storage() for tensor in tensors if tensor is not None]
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
-
-
-def make_costliest_next(optimizer: torch.optim.Optimizer | None) -> None:
-    """Make the next update one of the rare, costly ones, where the optimizer has such."""
-    if getattr(optimizer, "refresh_every", 1) > 1:
-        optimizer.refresh_next()  # type: ignore[union-attr]
 
 
 def _cuda_peak(

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from advisor.costs.allocator import allocator_peak, held_bytes, make_costliest_next
+from advisor.costs.allocator import allocator_peak, held_bytes
 from advisor.costs.energy import count_joules
 from advisor.costs.process import (
     data_limit,
@@ -27,9 +27,10 @@ from advisor.costs.process import (
     reset_resident_peak,
     return_freed_memory,
 )
-from advisor.methods.update import begin, update
 from advisor.models.blocks import run_front
 from advisor.records import Measurement
+from advisor.training.step_at_once import make_costliest_next
+from advisor.training.update import begin, update
 from advisor.units import format_bytes
 
 _FEWEST_TIMED = 5

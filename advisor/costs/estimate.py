@@ -25,8 +25,8 @@ from advisor.costs.memo import DeviceNeededError, OperatorMemo, tensors_in
 from advisor.costs.recorder import Recorder
 from advisor.costs.simulate import shape_copy, without_collector
 from advisor.errors import InputError
-from advisor.methods.update import begin
-from advisor.records import Candidate, Census
+from advisor.records import BASELINE, Candidate, Census
+from advisor.training.update import begin
 
 _Integers = NDArray[np.int64]
 _AT_ONCE = 1024  # plans whose figures stay in the processor's caches
@@ -147,7 +147,7 @@ def _record(
     mode = torch.device("meta") if memo is not None else FakeTensorMode()
     copied = shape_copy(model, mode)
     with mode:
-        trainable, optimizer = begin(copied, census, option or Candidate("full"), learning_rate=1e-3)
+        trainable, optimizer = begin(copied, census, option or Candidate(BASELINE), learning_rate=1e-3)
         if option is None:
             copied.requires_grad_(False)
             trainable.parameters.clear()

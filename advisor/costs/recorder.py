@@ -22,10 +22,10 @@ from advisor.costs.memo import OperatorMemo, UncompiledMode, tensors_in
 from advisor.costs.steps import Step, known_step
 from advisor.costs.workspace import OPERATORS, Call, Workspace, call_of
 from advisor.methods import Trainable
-from advisor.methods.step_at_once import StepAtOnce
-from advisor.methods.update import update
 from advisor.models.blocks import run_front
 from advisor.records import Flops, Memory
+from advisor.training.step_at_once import StepAtOnce
+from advisor.training.update import update
 
 _AT_ONCE = 3  # calls measured in one go
 _next_number: Callable[[], int] = torch.autograd._get_sequence_nr  # type: ignore[attr-defined]

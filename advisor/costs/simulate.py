@@ -30,18 +30,21 @@ from torch._subclasses.fake_tensor import (
 import advisor.costs
 import advisor.methods
 import advisor.models
+import advisor.parts
 import advisor.records
+import advisor.training
 from advisor.costs.memo import DeviceNeededError, OperatorMemo, Remembering
 from advisor.costs.recorder import Recorder, Recording, SkippingWrites, optimizers_in
 from advisor.costs.steps import known_step, make_state
 from advisor.costs.workspace import Workspace
 from advisor.errors import InputError
 from advisor.methods import Method, Trainable, get_method
-from advisor.methods.base import Statistics, bypass_of
-from advisor.methods.update import RECALIBRATION_SAMPLES, begin, update
+from advisor.methods.recalibrate import reestimation
 from advisor.models.blocks import run_front
 from advisor.models.fingerprint import code_fingerprint, fingerprint
-from advisor.records import LAYER_TYPES, Candidate, Census, Cost, Flops, LayerTypeCost, Levers
+from advisor.parts.bypass import bypass_of
+from advisor.records import LAYER_TYPES, Candidate, Census, Cost, Flops, LayerTypeCost
+from advisor.training.update import RECALIBRATION_SAMPLES, begin, update
 
 # In order of speed. Meta tensors know only shapes; fake ones also stand for the CPU where a model's
 # code asks for a device; real ones have the values that some models' code reads.
@@ -91,7 +94,14 @@ class Simulator:
 
     def key(self) -> dict[str, Any]:
         """All that a cost depends on, besides candidate and batch size: to find it in a store."""
-        own = (advisor.costs, advisor.methods, advisor.models, advisor.records)
+        own = (
+            advisor.costs,
+            advisor.methods,
+            advisor.parts,
+            advisor.training,
+            advisor.models,
+            advisor.records,
+        )
         return {
             "model": fingerprint(repr(self._model), self._model.state_dict().items()),
             "input_size": self._census.input_size,
@@ -118,12 +128,6 @@ class Simulator:
             return self._cost(candidate, batch_size, "fake")
         except (DataDependentOutputException, DynamicOutputShapeException):
             return self._cost(candidate, batch_size, "real")
-
-    def statistics(self, candidate: Candidate) -> Statistics:
-        """The policy for normalisation layers that the candidate comes to."""
-        with without_collector():
-            model = shape_copy(self._model, torch.device("meta"))
-            return begin(model, self._census, candidate, learning_rate=1e-3)[0].statistics
 
     def forward_flops(self) -> dict[str, int]:
         """FLOPs of one image's forward pass in eval mode, by layer type."""
@@ -192,9 +196,7 @@ class Simulator:
             cached=cache_bytes if levers.cached_prefix == "ram" else 0,
         )
         if levers.statistics == "reestimated":
-            before = self._cost(
-                Candidate("recalibrate", levers=Levers(micro_batch=levers.micro_batch)), batch_size, tensors
-            )
+            before = self._cost(reestimation(levers.micro_batch), batch_size, tensors)
             memory = max(memory, before.memory, key=lambda held: held.total)
             estimated_on = min(self._images + self._unlabelled, RECALIBRATION_SAMPLES)
             setup_flops += before.flops.forward * estimated_on // batch_size

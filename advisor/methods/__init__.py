@@ -6,52 +6,66 @@ Method instances.
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import entry_points
 from types import MappingProxyType
 
 from advisor.errors import InputError
-from advisor.methods.base import Method, Setting, Trainable
+from advisor.methods.base import Method
+from advisor.parts.attachment import Setting, Trainable
 from advisor.records import Candidate
 
-__all__ = ["Method", "Setting", "Trainable", "get_method", "learning_rates", "methods", "register"]
+__all__ = [
+    "Method",
+    "Setting",
+    "Trainable",
+    "get_method",
+    "learning_rates",
+    "methods",
+    "register",
+    "registered",
+]
 
 _registry: dict[str, Method] = {}
-# What people read first: from training everything to training nothing, then what adds weights.
-_ORDER = (
-    *("full", "head", "norm", "bias", "recalibrate", "tent", "lora", "dora", "loha", "lokr", "galore"),
-    *("adapter", "ia3", "ssf", "lite-residual", "sparse"),
-)
 _found = False
 
 
-def register(method_class: type) -> type:
+def register(method_class: type[Method]) -> type[Method]:
     """Class decorator: make an instance known under its name. Raises ValueError on a taken name."""
     _add(method_class())
     return method_class
 
 
 def methods() -> Mapping[str, Method]:
-    """Every known method by name, in reading order, third parties' last."""
-    global _found  # noqa: PLW0603 - found once, on first use: entry points may import heavy packages
-    if not _found:
-        _found = True
-        for module in pkgutil.iter_modules(__path__):
-            importlib.import_module(f"{__name__}.{module.name}")
-        for entry_point in entry_points(group="peft_advisor.methods"):
-            _add(entry_point.load())
-    names = sorted(_registry, key=lambda name: _ORDER.index(name) if name in _ORDER else len(_ORDER))
-    return MappingProxyType({name: _registry[name] for name in names})
+    """Every known method by name, in reading order; those that state none come last."""
+    _find()
+    ordered = sorted(_registry.values(), key=lambda method: method.order)
+    return MappingProxyType({method.name: method for method in ordered})
 
 
 def get_method(name: str) -> Method:
     """The method of that name. Raises InputError naming the known ones."""
-    known = methods()
-    if name not in known:
-        raise InputError(f"unknown method {name!r}; known: {', '.join(known)}")
-    return known[name]
+    _find()
+    if name not in _registry:
+        near = difflib.get_close_matches(name, _registry, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(methods())}"
+        raise InputError(f"unknown method {name!r}; {hint}")
+    return _registry[name]
+
+
+@contextmanager
+def registered(method: Method) -> Iterator[Method]:
+    """While it lasts, the method is known under its name: to try one out. ValueError on a taken name."""
+    _find()
+    _add(method)
+    try:
+        yield method
+    finally:
+        del _registry[method.name]
 
 
 # Adam moves a weight by about the learning rate, whatever its gradient; plain SGD by the gradient times
@@ -65,7 +79,19 @@ def learning_rates(candidate: Candidate) -> tuple[float, ...]:
     return tuple(rate * scale for rate in get_method(candidate.method).learning_rates)
 
 
+def _find() -> None:
+    global _found  # noqa: PLW0603 - found once, on first use: entry points may import heavy packages
+    if not _found:
+        _found = True
+        for module in pkgutil.iter_modules(__path__):
+            importlib.import_module(f"{__name__}.{module.name}")
+        for entry_point in entry_points(group="peft_advisor.methods"):
+            _add(entry_point.load())
+
+
 def _add(method: Method) -> None:
+    if not isinstance(method, Method):
+        raise TypeError(f"{method!r} is no instance of advisor.methods.Method")
     if method.name in _registry:
         raise ValueError(f"a method named {method.name!r} is already registered")
     _registry[method.name] = method

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -11,20 +11,14 @@ from torch import nn
 
 from advisor.errors import InputError
 from advisor.methods import register
-from advisor.methods.base import (
-    LayerModule,
-    Setting,
-    Trainable,
-    add_bypass,
-    head_parameters,
-    merge_attached,
-    plain_optimizer,
-    train_only,
-)
+from advisor.methods.base import Method
 from advisor.models.layers import CONVOLUTIONS, is_plain
+from advisor.parts.attachment import Attachment, Setting
+from advisor.parts.bypass import LayerModule, add_bypass
 from advisor.records import Census
 
-REDUCTIONS = (8,)
+# The layer type that each kind adapts besides standard and grouped convolutions.
+_ADDITIONALLY = {"conv": "pointwise", "parallel": "depthwise"}
 
 
 class ConvAdapter(nn.Module):
@@ -95,7 +89,7 @@ class ParallelAdapter(nn.Module):
 
 
 @register
-class Adapter:
+class Adapter(Method):
     """`kind=conv` adapts standard, pointwise and grouped convolutions; `parallel` every k x k one."""
 
     name = "adapter"
@@ -104,50 +98,39 @@ class Adapter:
         "conv: y = W∗x + s·U∗relu(D∗x);  parallel: y = W∗x + A∗x with A 1x1; D, U, s, A and the head trained"
     )
     source = "Conv-Adapter, arXiv 2208.07463, eq. 2; parallel residual adapters, arXiv 1803.10082, eq. 2"
-    learns_classes = True
+    order = 120
+    opening = (110, 90)
     learning_rates = (5e-4, 2e-3, 1e-2)
+    variants = ({"kind": "conv", "reduction": 8}, {"kind": "parallel"})
 
-    def settings(self, census: Census, ranks: Sequence[int]) -> Iterable[Setting]:  # noqa: ARG002
-        """Both kinds, each where it has a layer to adapt."""
-        if census.head is None:
-            return []
-        settings: list[Setting] = []
-        if census.of_type("standard", "pointwise", "grouped"):
-            settings += [{"kind": "conv", "reduction": reduction} for reduction in REDUCTIONS]
-        if census.of_type("standard", "depthwise", "grouped"):
-            settings.append({"kind": "parallel"})
-        return settings
+    def suits(self, census: Census, setting: Setting) -> bool:
+        """Each kind where it has a layer to adapt."""
+        return bool(census.of_type("standard", "grouped", _ADDITIONALLY[str(setting["kind"])]))
 
-    def attach(self, model: nn.Module, census: Census, setting: Setting) -> Trainable:
-        """Add the adapters; everything else but the head is frozen. InputError where none finds room."""
-        head = head_parameters(model, census)
-        trained = list(head)
-        notes: list[str] = []
-        for layer in census.of_type("standard", "pointwise", "depthwise", "grouped"):
-            module: LayerModule = model.get_submodule(layer.name)
-            if layer.calls == 0 or layer.name == census.head or not is_plain(module):
+    def train(self, to: Attachment) -> Iterable[nn.Parameter]:
+        """The adapters and the head. InputError where no adapter finds room."""
+        adapters: list[nn.Parameter] = []
+        for layer, module in to.layers("standard", "pointwise", "depthwise", "grouped"):
+            if not is_plain(module):
                 continue
-            if setting["kind"] == "parallel":
+            if to.setting["kind"] == "parallel":
                 if not _reads_middle_pixel(module):
                     continue
                 bypass: nn.Module = ParallelAdapter(module)
             elif layer.layer_type == "depthwise":
                 continue  # its pointwise neighbours mix the channels that an adapter here would mix again
             else:
-                bypass = ConvAdapter(module, int(setting["reduction"]))
+                bypass = ConvAdapter(module, int(to.setting["reduction"]))
             size = sum(parameter.numel() for parameter in bypass.parameters())
             if size >= module.weight.numel():
-                weight = module.weight.numel()
-                notes.append(f"{layer.name}: no adapter: {size} parameters, as many as its weight's {weight}")
+                sizes = f"{size} parameters, as many as its weight's {module.weight.numel()}"
+                to.notes.append(f"{layer.name}: no adapter: {sizes}")
                 continue
             add_bypass(module, bypass)
-            trained += bypass.parameters()
-        if len(trained) == len(head):
+            adapters += bypass.parameters()
+        if not adapters:
             raise InputError("no convolution has room for an adapter beside it")
-        return train_only(model, trained, "updated", setting, notes)
-
-    optimizer = staticmethod(plain_optimizer)
-    merge = staticmethod(merge_attached)
+        return [*to.head(), *adapters]
 
 
 def bottleneck(channels: int, reduction: int) -> int:

@@ -1,115 +1,119 @@
-"""What a fine-tuning method is, and the parts that methods share.
+"""What a fine-tuning method is: it freezes the model, attaches what it trains, and is merged back later.
 
-A method freezes the model, attaches what it trains, and later merges it back into plain layers.
-One method is one file in this folder (or an entry point `peft_advisor.methods`).
+One method is one file in this folder (or an entry point `peft_advisor.methods`), and all that is
+special about it stands there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.nn.utils import parametrize
 
-from advisor.errors import InputError
-from advisor.models.layers import is_whole
-from advisor.records import Census, Levers, SettingValue
+from advisor.parts.attachment import (
+    Attachment,
+    Loss,
+    Setting,
+    Statistics,
+    Trainable,
+    hidden_tensors,
+    tensors_of,
+    train_only,
+)
+from advisor.parts.bypass import merge_attached
+from advisor.records import Census, Levers
 
-Setting = Mapping[str, SettingValue]
-# A convolution or Linear layer: torch types what a module holds as Tensor | Module, which fits neither.
-LayerModule = Any
-BYPASS = "peft_bypass"  # the child that a bypass becomes: a name that no network uses for its own
-Statistics = Literal["frozen", "updated", "reestimated"]
+_LAST = 1000
 
 
-@dataclass(slots=True)
-class Trainable:
-    """A model with a method attached.
+class Method(ABC):
+    """The contract that every method meets; see `tests/methods/test_contract.py`.
 
-    `statistics` is the policy for normalisation layers with running statistics: `frozen` (eval
-    mode), `updated` (train mode), or `reestimated` (train mode, cumulative average, nothing trained).
+    A method says what it is in class attributes, and what it trains in `train`. The rest has a default.
     """
-
-    model: nn.Module
-    parameters: dict[str, nn.Parameter]  # trained, by name in the attached model
-    statistics: Statistics
-    setting: Setting = field(default_factory=dict)
-    notes: tuple[str, ...] = ()  # such as where a rank was capped
-    batches_seen: int = 0  # by the re-estimation
-    levers: Levers = field(default_factory=Levers)
-    front: tuple[str, ...] = ()  # modules before the scope, in order: frozen, in eval mode
-    checkpointed: tuple[tuple[str, ...], ...] = ()  # chains of modules that run again in the backward pass
-    choices: dict[str, torch.Tensor] = field(default_factory=dict)  # made when attaching, such as indices
-    loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = F.cross_entropy  # of outputs and labels
-
-    def tracked_norms(self) -> list[tuple[str, Any]]:
-        """The normalisation layers with running statistics that the candidate changes, by name.
-
-        Re-estimation before training reaches those before the scope, too.
-        """
-        front = () if self.levers.statistics == "reestimated" else self.front
-        frozen = {id(module) for name in front for module in self.model.get_submodule(name).modules()}
-        return [
-            (name, module)
-            for name, module in self.model.named_modules()
-            if module._buffers.get("running_mean") is not None and id(module) not in frozen
-        ]
-
-    def train_mode(self) -> None:
-        """Put every module in the mode that an update needs."""
-        self.model.train(self.statistics != "reestimated")
-        for _, module in self.tracked_norms():
-            module.train(self.statistics != "frozen")
-        for name in self.front:
-            self.model.get_submodule(name).eval()
-
-    def delta(self) -> dict[str, torch.Tensor]:
-        """What has to be shipped: trained weights, choices, and the statistics that training changed.
-
-        `num_batches_tracked` is left out: no output depends on it.
-        """
-        tensors: dict[str, torch.Tensor] = {
-            name: parameter.detach() for name, parameter in self.parameters.items()
-        } | self.choices
-        if self.statistics != "frozen" or self.levers.statistics == "reestimated":
-            for name, module in self.tracked_norms():
-                prefix = f"{name}." if name else ""
-                tensors[f"{prefix}running_mean"] = module.running_mean
-                tensors[f"{prefix}running_var"] = module.running_var
-        return tensors
-
-
-class Method(Protocol):
-    """The contract that every method meets; see `tests/methods/test_contract.py`."""
 
     name: str  # as typed on the command line
     summary: str  # one line: what is trained
     formula: str
     source: str  # paper, equation
-    learns_classes: bool  # False: looks at no labels, so it can't learn a class that the model has never seen
-    learning_rates: tuple[float, ...]  # ascending; at least three, none where nothing is trained
+    order: int = _LAST  # where it is listed: from training everything to training nothing, then additions
+    # Where it stands in the race's opening, whole and with half of the network trained: by how well it did
+    # on the tasks that the race was developed on (measurements/regret.py). A method that has been on none
+    # comes right behind the best three. Ties go to the cheaper.
+    opening: tuple[int, int] = (35, 35)
+    learning_rates: tuple[float, ...]  # Adam's, ascending; at least three, none where nothing is trained
+    learns_classes: bool = True  # False: looks at no labels, so it can't learn classes never seen
+    only_head: bool = False  # all before the head stays as it is
+    statistics: Statistics = "updated"  # of normalisation layers with running statistics
+    loss: Loss = staticmethod(F.cross_entropy)
+    peft_type: str | None = None  # what Hugging Face PEFT calls it; None: PEFT has nothing that fits
+    variants: ClassVar[tuple[Setting, ...]] = ({},)  # the settings to try, where no rank is among them
 
-    def settings(self, census: Census, ranks: Sequence[int]) -> Iterable[Setting]:
+    def settings(self, census: Census, ranks: Sequence[int]) -> list[Setting]:
         """The settings that make sense on this model; none where the method doesn't apply."""
-        ...
+        if not self.applies(census):
+            return []
+        return [setting for setting in self.grid(ranks) if self.suits(census, setting)]
+
+    def applies(self, census: Census) -> bool:
+        """Whether the model has what the method trains. Most train the head, too."""
+        return census.head is not None
+
+    def grid(self, ranks: Sequence[int]) -> Iterable[Setting]:
+        """The settings to try, ascending in what they train; `ranks` are those asked for."""
+        del ranks
+        return self.variants
+
+    def suits(self, census: Census, setting: Setting) -> bool:
+        """Whether this setting makes sense on the model."""
+        del census, setting
+        return True
 
     def attach(self, model: nn.Module, census: Census, setting: Setting) -> Trainable:
-        """Freeze the model and attach what is trained, in place; outputs are unchanged."""
-        ...
+        """Freeze the model and attach what is trained, in place; outputs are unchanged.
+
+        Whatever the method adds and does not train is saved and shipped along with what it does.
+
+        Raises:
+            InputError: the model has nothing that the method could adapt.
+            TypeError: the method hides a tensor from the model, where it is neither saved nor priced.
+        """
+        to = Attachment(model, census, setting)
+        before = {id(tensor) for tensor in tensors_of(model).values()}
+        modules = {id(module) for module in model.modules()}
+        trained = list(self.train(to))
+        for module in model.modules():
+            if id(module) not in modules and (hidden := hidden_tensors(module)):
+                raise TypeError(
+                    f"{self.name}: {type(module).__name__}.{hidden[0]} holds a tensor; make it a parameter, "
+                    "or a buffer with register_buffer"
+                )
+        trainable = train_only(model, trained, self.statistics, setting, to.notes)
+        trainable.loss = self.loss
+        trainable.additions = {
+            name: tensor.detach()
+            for name, tensor in tensors_of(model).items()
+            if id(tensor) not in before and name not in trainable.parameters
+        }
+        return trainable
+
+    @abstractmethod
+    def train(self, to: Attachment) -> Iterable[nn.Parameter]:
+        """Attach what the method adds, in place, and say what is to be trained."""
 
     def optimizer(
         self, trainable: Trainable, levers: Levers, learning_rate: float
     ) -> torch.optim.Optimizer | None:
         """The optimizer of the trained parameters; None where nothing is trained."""
-        ...
+        return plain_optimizer(trainable, levers, learning_rate)
 
     def merge(self, model: nn.Module) -> nn.Module:
         """Back to plain layers where the method allows it, outputs unchanged, in place."""
-        ...
+        return merge_attached(model)
 
 
 def plain_optimizer(
@@ -128,101 +132,3 @@ def plain_optimizer(
             return torch.optim.SGD(parameters, lr=learning_rate, momentum=0.9)
         case "sgd":
             return torch.optim.SGD(parameters, lr=learning_rate)
-
-
-def listed_parameters(model: nn.Module, census: Census) -> list[nn.Parameter]:
-    """Every parameter of the layers that the census lists, a shared one once."""
-    parameters: dict[int, nn.Parameter] = {}
-    for layer in census.layers:
-        module = model.get_submodule(layer.name)
-        for parameter in module.parameters(recurse=is_whole(module)):
-            parameters[id(parameter)] = parameter
-    return list(parameters.values())
-
-
-def train_only(
-    model: nn.Module,
-    trained: Iterable[nn.Parameter],
-    statistics: Statistics,
-    setting: Setting,
-    notes: Sequence[str] = (),
-) -> Trainable:
-    """Freeze everything but `trained`."""
-    keep = {id(parameter) for parameter in trained}
-    parameters = {}
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(id(parameter) in keep)
-        if id(parameter) in keep:
-            parameters[name] = parameter
-    return Trainable(model, parameters, statistics, setting, tuple(notes))
-
-
-def head_parameters(model: nn.Module, census: Census) -> list[nn.Parameter]:
-    """The last classifier's weight and bias. Raises InputError where the model has none."""
-    if census.head is None:
-        raise InputError("the model has no classifier layer (Linear or 1x1 convolution) that can be trained")
-    return list(model.get_submodule(census.head).parameters())
-
-
-def add_bypass(layer: LayerModule, bypass: nn.Module) -> None:
-    """Run `bypass` on the layer's input and add it to the layer's output.
-
-    A bypass with a method `rescale(sum, layer)` has the last word on what the layer returns.
-    A hook, not a wrapper: the layer keeps its path, class and attributes, so checkpoints of the base
-    model still load and code that reads `layer.weight` still works.
-    """
-    layer.add_module(BYPASS, bypass)
-    layer.register_forward_hook(_add_bypass_output)
-
-
-def reparametrise(layer: nn.Module, change: nn.Module, tensor: Literal["weight", "bias"] = "weight") -> None:
-    """Let the layer compute with `change(weight)`, which has the weight's shape, instead of its weight."""
-    # unsafe: what it would check, by running the change once more, is what the methods guarantee.
-    parametrize.register_parametrization(layer, tensor, change, unsafe=True)
-
-
-def bypass_of(layer: nn.Module) -> nn.Module | None:
-    """What `add_bypass` added to the layer, if anything."""
-    return layer._modules.get(BYPASS)
-
-
-def remove_bypass(layer: LayerModule) -> nn.Module:
-    """Undo `add_bypass`; returns the bypass."""
-    for key, hook in list(layer._forward_hooks.items()):
-        if hook is _add_bypass_output:
-            del layer._forward_hooks[key]
-    bypass = layer.get_submodule(BYPASS)
-    delattr(layer, BYPASS)
-    return bypass
-
-
-def merge_attached(model: nn.Module) -> nn.Module:
-    """Fold every bypass that has a weight of the layer's shape, and every parametrization, into the layer.
-
-    A bypass without such a weight (it holds a non-linearity) stays. Weights are replaced, not changed
-    in place: another layer that shares one keeps its own.
-    """
-    layer: LayerModule
-    bypass: Any
-    for layer in list(model.modules()):
-        bypass = bypass_of(layer)
-        if bypass is not None and hasattr(bypass, "weight_change"):
-            merged = (layer.weight + bypass.weight_change(layer)).detach()
-            layer.weight = nn.Parameter(merged, requires_grad=False)
-            remove_bypass(layer)
-        for tensor in ("weight", "bias"):
-            if parametrize.is_parametrized(layer, tensor):
-                held = layer.parametrizations[tensor]
-                if hasattr(held, "original"):  # what the removal writes the merged value into
-                    held.original = nn.Parameter(held.original.detach().clone(), requires_grad=False)
-                parametrize.remove_parametrizations(layer, tensor, leave_parametrized=True)
-    return model
-
-
-def _add_bypass_output(
-    layer: LayerModule, args: tuple[torch.Tensor, ...], output: torch.Tensor
-) -> torch.Tensor:
-    bypass: Any = layer.get_submodule(BYPASS)
-    # In place: no convolution or linear layer saves its output, and one tensor less is held.
-    output = output.add_(bypass(*args))
-    return bypass.rescale(output, layer) if hasattr(bypass, "rescale") else output

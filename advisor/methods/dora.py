@@ -9,26 +9,20 @@ import torch
 from torch import nn
 
 from advisor.methods import register
-from advisor.methods.base import (
-    LayerModule,
-    Setting,
-    Trainable,
-    add_bypass,
-    merge_attached,
-    plain_optimizer,
-    reparametrise,
-)
-from advisor.methods.low_rank import (
+from advisor.methods.base import Method
+from advisor.models.layers import is_plain
+from advisor.parts.attachment import Attachment, Setting
+from advisor.parts.bypass import LayerModule, add_bypass, reparametrise
+from advisor.parts.low_rank import (
     LowRank,
     Plan,
     attach_plans,
+    each_rank,
     matrix_shape,
     output_norms,
     over_outputs,
-    plan_layers,
 )
-from advisor.models.layers import is_plain
-from advisor.records import Census, Layer
+from advisor.records import Layer
 
 SCALE = 2.0  # as in LoRA
 # The batch at which the two forms are compared. A constant, because a saved adapter has to find the
@@ -92,7 +86,7 @@ class DoRABypass(nn.Module):
 
 
 @register
-class DoRA:
+class DoRA(Method):
     """On each layer the form that holds less from the forward to the backward pass.
 
     The weight form convolves once with the recomposed weight and holds nothing extra per pixel, but
@@ -104,20 +98,18 @@ class DoRA:
     summary = "LoRA on each weight's direction, its magnitude per output channel trained too, and the head"
     formula = "W' = m·(W + (α/r)·BA)/‖W + (α/r)·BA‖; A, B, m and the head trained"
     source = "DoRA, arXiv 2402.09353, eq. 5 and section 4.3"
-    learns_classes = True
+    order = 80
+    opening = (80, 60)
+    peft_type = "LORA"
     learning_rates = (5e-4, 2e-3, 1e-2)
 
-    def settings(self, census: Census, ranks: Sequence[int]) -> Iterable[Setting]:
+    def grid(self, ranks: Sequence[int]) -> Iterable[Setting]:
         """Each rank."""
-        return [{"rank": rank} for rank in ranks] if census.head is not None else []
+        return each_rank(ranks)
 
-    def attach(self, model: nn.Module, census: Census, setting: Setting) -> Trainable:
-        """Recompose every adapted weight; depthwise kernels are trained themselves."""
-        plans = plan_layers(census, int(setting["rank"]))
-        return attach_plans(model, census, setting, plans, _adapt)
-
-    optimizer = staticmethod(plain_optimizer)
-    merge = staticmethod(merge_attached)
+    def train(self, to: Attachment) -> Iterable[nn.Parameter]:
+        """What recomposes every adapted weight, and the head; depthwise kernels are trained themselves."""
+        return attach_plans(to, int(to.setting["rank"]), _adapt)
 
 
 def bypass_holds_less(layer: Layer, rank: int) -> bool:

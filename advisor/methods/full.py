@@ -2,40 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from torch import nn
 
 from advisor.methods import register
-from advisor.methods.base import (
-    Setting,
-    Trainable,
-    listed_parameters,
-    merge_attached,
-    plain_optimizer,
-    train_only,
-)
-from advisor.records import Census
+from advisor.methods.base import Method
+from advisor.parts.attachment import Attachment
+from advisor.records import BASELINE, Census
 
 
 @register
-class Full:
+class Full(Method):
     """W <- W - lr * Adam(dL/dW) for every weight."""
 
-    name = "full"
+    name = BASELINE
     summary = "every weight is trained"
     formula = "W ← W − η·Adam(∂L/∂W)"
     source = "the baseline"
-    learns_classes = True
+    order = 10
+    opening = (30, 10)
     learning_rates = (1e-4, 5e-4, 2e-3)
 
-    def settings(self, census: Census, ranks: Sequence[int]) -> Iterable[Setting]:  # noqa: ARG002
-        """One."""
-        return [{}]
+    def applies(self, census: Census) -> bool:
+        """Wherever there is a weight."""
+        return census.parameters > 0
 
-    def attach(self, model: nn.Module, census: Census, setting: Setting) -> Trainable:
-        """Train everything; statistics are updated."""
-        return train_only(model, listed_parameters(model, census), "updated", setting)
-
-    optimizer = staticmethod(plain_optimizer)
-    merge = staticmethod(merge_attached)
+    def train(self, to: Attachment) -> Iterable[nn.Parameter]:
+        """Everything; statistics are updated."""
+        return to.every_parameter()

@@ -11,21 +11,14 @@ import torch.nn.functional as F
 from torch import nn
 
 from advisor.methods import register
-from advisor.methods.base import (
-    LayerModule,
-    Setting,
-    Trainable,
-    add_bypass,
-    head_parameters,
-    merge_attached,
-    plain_optimizer,
-    train_only,
-)
-from advisor.methods.frugal import freeze_frugally, padding_around, restore_forwards
+from advisor.methods.base import Method
 from advisor.models.layers import CONVOLUTIONS, is_plain
+from advisor.parts.attachment import Attachment, Setting, is_bias
+from advisor.parts.bypass import LayerModule, add_bypass, merge_attached
+from advisor.parts.frugal import freeze_frugally, padding_around, restore_forwards
 from advisor.records import Census, Layer
 
-REDUCTIONS = (2, 4)
+_BRANCHED = ("standard", "pointwise", "grouped")
 GROUPS = 2  # the paper's
 _INTERPOLATION = ("linear", "bilinear", "trilinear")  # by spatial dimensions
 
@@ -65,7 +58,7 @@ class LiteResidual(nn.Module):
 
 
 @register
-class LiteResiduals:
+class LiteResiduals(Method):
     """A branch beside each convolution whose weight is larger than the branch.
 
     That is where the paper's blocks begin on networks of inverted bottlenecks (1x1 convolutions that
@@ -79,33 +72,33 @@ class LiteResiduals:
     summary = "a small residual branch at half resolution beside convolutions, biases, and the head (TinyTL)"
     formula = "y = W∗x + b + up(U∗relu(G∗pool(x))); G grouped, U 1x1, b, β and the head trained"
     source = "TinyTL, arXiv 2007.11622, section 3.2"
-    learns_classes = True
+    order = 150
+    opening = (120, 90)
     learning_rates = (1e-3, 5e-3, 2e-2)
+    statistics = "frozen"
+    variants = ({"reduction": 2}, {"reduction": 4})
 
-    def settings(self, census: Census, ranks: Sequence[int]) -> Iterable[Setting]:  # noqa: ARG002
+    def suits(self, census: Census, setting: Setting) -> bool:
         """Each reduction C_in / h at which some convolution takes a branch."""
-        if census.head is None:
-            return []
-        return [{"reduction": reduction} for reduction in REDUCTIONS if _branched(census, reduction)]
-
-    def attach(self, model: nn.Module, census: Census, setting: Setting) -> Trainable:
-        """Add the branches, train the biases, and let what is frozen save no more than it needs."""
         reduction = int(setting["reduction"])
-        trained = head_parameters(model, census)
-        for layer in census.layers:
-            module = model.get_submodule(layer.name)
-            if layer.calls and layer.name != census.head:
-                trained += _biases(layer, module)
-                freeze_frugally(module)
-        for layer in _branched(census, reduction):
-            module = model.get_submodule(layer.name)
-            if is_plain(module):
+        return any(
+            layer.calls and layer.name != census.head and _has_room(layer, reduction)
+            for layer in census.of_type(*_BRANCHED)
+        )
+
+    def train(self, to: Attachment) -> Iterable[nn.Parameter]:
+        """The branches, the biases and the head; what is frozen saves no more than it needs."""
+        reduction = int(to.setting["reduction"])
+        trained = to.head()
+        for layer, module in to.layers():
+            trained += _biases(layer, module)
+            freeze_frugally(module)
+        for layer, module in to.layers(*_BRANCHED):
+            if _has_room(layer, reduction) and is_plain(module):
                 branch = LiteResidual(module, reduction)
                 add_bypass(module, branch)
                 trained += branch.parameters()
-        return train_only(model, trained, "frozen", setting)
-
-    optimizer = staticmethod(plain_optimizer)
+        return trained
 
     def merge(self, model: nn.Module) -> nn.Module:
         """Biases are the model's own and branches stay: only the layers' plain backward passes return."""
@@ -136,26 +129,17 @@ def branch_shape(
     return kernel, hidden, gcd(GROUPS, channels, hidden)
 
 
-def _branched(census: Census, reduction: int) -> list[Layer]:
-    """The convolutions whose weight is larger than a branch beside them."""
-    found = []
-    for layer in census.of_type("standard", "pointwise", "grouped"):
-        outputs, inputs = layer.weight_shape[0], layer.weight_shape[1] * layer.groups
-        kernel, hidden, groups = branch_shape(inputs, layer.kernel_size, reduction)
-        size = hidden * (inputs // groups * prod(kernel) + outputs)
-        if layer.calls and layer.name != census.head and size < prod(layer.weight_shape):
-            found.append(layer)
-    return found
+def _has_room(layer: Layer, reduction: int) -> bool:
+    """Whether the convolution's weight is larger than a branch beside it."""
+    outputs, inputs = layer.weight_shape[0], layer.weight_shape[1] * layer.groups
+    kernel, hidden, groups = branch_shape(inputs, layer.kernel_size, reduction)
+    return hidden * (inputs // groups * prod(kernel) + outputs) < prod(layer.weight_shape)
 
 
 def _biases(layer: Layer, module: nn.Module) -> list[nn.Parameter]:
     # Of the layer's own; attention, one layer of the census, holds its projections'.
     inside = layer.layer_type != "other" or isinstance(module, nn.MultiheadAttention)
-    return [
-        parameter
-        for name, parameter in module.named_parameters(recurse=inside)
-        if name.rpartition(".")[2] in ("bias", "in_proj_bias")
-    ]
+    return [p for name, p in module.named_parameters(recurse=inside) if is_bias(name)]
 
 
 def _output_size(layer: LayerModule, size: Sequence[int]) -> list[int]:

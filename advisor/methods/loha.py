@@ -10,16 +10,10 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from advisor.methods import register
-from advisor.methods.base import (
-    LayerModule,
-    Setting,
-    Trainable,
-    merge_attached,
-    plain_optimizer,
-    reparametrise,
-)
-from advisor.methods.low_rank import LowRank, Plan, WeightForm, attach_plans, plan_layers, plan_product
-from advisor.records import Census
+from advisor.methods.base import Method
+from advisor.parts.attachment import Attachment, Setting
+from advisor.parts.bypass import LayerModule, reparametrise
+from advisor.parts.low_rank import LowRank, Plan, WeightForm, attach_plans, each_rank, plan_product
 
 SCALE = 2.0  # as in LoRA
 
@@ -49,27 +43,25 @@ class HadamardProduct(nn.Module):
 
 
 @register
-class LoHa:
+class LoHa(Method):
     """Weight form: one convolution with W + dW. Twice LoRA's parameters at the same rank."""
 
     name = "loha"
     summary = "an elementwise product of two low-rank changes of each weight, and the head"
     formula = "W' = W + (α/r)·(B₁A₁)⊙(B₂A₂); A₁, B₁, A₂, B₂ and the head trained, B₂ = 0 at the start"
     source = "LyCORIS, arXiv 2309.14859, eq. 3; the product is FedPara's, arXiv 2108.06098, proposition 1"
-    learns_classes = True
+    order = 90
+    opening = (120, 90)
+    peft_type = "LOHA"
     learning_rates = (5e-4, 2e-3, 1e-2)
 
-    def settings(self, census: Census, ranks: Sequence[int]) -> Iterable[Setting]:
+    def grid(self, ranks: Sequence[int]) -> Iterable[Setting]:
         """Each rank."""
-        return [{"rank": rank} for rank in ranks] if census.head is not None else []
+        return each_rank(ranks)
 
-    def attach(self, model: nn.Module, census: Census, setting: Setting) -> Trainable:
-        """Change every adapted weight; depthwise kernels are trained themselves."""
-        plans = plan_layers(census, int(setting["rank"]), plan=partial(plan_product, products=2))
-        return attach_plans(model, census, setting, plans, _adapt)
-
-    optimizer = staticmethod(plain_optimizer)
-    merge = staticmethod(merge_attached)
+    def train(self, to: Attachment) -> Iterable[nn.Parameter]:
+        """What changes every adapted weight, and the head; depthwise kernels are trained themselves."""
+        return attach_plans(to, int(to.setting["rank"]), _adapt, plan=partial(plan_product, products=2))
 
 
 def _adapt(layer: LayerModule, plan: Plan) -> nn.Module:

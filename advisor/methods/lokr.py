@@ -10,25 +10,20 @@ import torch
 from torch import nn
 
 from advisor.methods import register
-from advisor.methods.base import (
-    LayerModule,
-    Setting,
-    Trainable,
-    merge_attached,
-    plain_optimizer,
-    reparametrise,
-)
-from advisor.methods.low_rank import (
+from advisor.methods.base import Method
+from advisor.models.layers import layer_type
+from advisor.parts.attachment import Attachment, Setting
+from advisor.parts.bypass import LayerModule, reparametrise
+from advisor.parts.low_rank import (
     Plan,
     WeightForm,
     as_weight,
     attach_plans,
     capped,
+    each_rank,
     matrix_shape,
-    plan_layers,
 )
-from advisor.models.layers import layer_type
-from advisor.records import Census, Layer
+from advisor.records import Layer
 
 SCALE = 2.0  # as in LoRA
 
@@ -68,27 +63,25 @@ class KroneckerProduct(nn.Module):
 
 
 @register
-class LoKr:
+class LoKr(Method):
     """Weight form: one convolution with W + dW. The fewest parameters at a given rank of dW."""
 
     name = "lokr"
     summary = "a Kronecker product of a small and a low-rank factor added to each weight, and the head"
     formula = "W' = W + (α/r)·C⊗(BA); A, B, C and the head trained, B = 0 at the start"
     source = "LyCORIS, arXiv 2309.14859, eq. 4 and 5"
-    learns_classes = True
+    order = 100
+    opening = (120, 90)
+    peft_type = "LOKR"
     learning_rates = (5e-4, 2e-3, 1e-2)
 
-    def settings(self, census: Census, ranks: Sequence[int]) -> Iterable[Setting]:
+    def grid(self, ranks: Sequence[int]) -> Iterable[Setting]:
         """Each rank."""
-        return [{"rank": rank} for rank in ranks] if census.head is not None else []
+        return each_rank(ranks)
 
-    def attach(self, model: nn.Module, census: Census, setting: Setting) -> Trainable:
-        """Change every adapted weight; depthwise kernels are trained themselves."""
-        plans = plan_layers(census, int(setting["rank"]), plan=plan_kronecker)
-        return attach_plans(model, census, setting, plans, _adapt)
-
-    optimizer = staticmethod(plain_optimizer)
-    merge = staticmethod(merge_attached)
+    def train(self, to: Attachment) -> Iterable[nn.Parameter]:
+        """What changes every adapted weight, and the head; depthwise kernels are trained themselves."""
+        return attach_plans(to, int(to.setting["rank"]), _adapt, plan=plan_kronecker)
 
 
 def plan_kronecker(layer: Layer, rank: int) -> Plan:

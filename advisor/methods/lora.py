@@ -7,32 +7,26 @@ from collections.abc import Iterable, Sequence
 from torch import nn
 
 from advisor.methods import register
-from advisor.methods.base import (
-    LayerModule,
-    Setting,
-    Trainable,
-    add_bypass,
-    merge_attached,
-    plain_optimizer,
-    reparametrise,
-)
-from advisor.methods.low_rank import (
+from advisor.methods.base import Method
+from advisor.models.layers import is_plain
+from advisor.parts.attachment import Attachment, Setting
+from advisor.parts.bypass import LayerModule, add_bypass, reparametrise
+from advisor.parts.low_rank import (
     DEPTHWISE_FORMS,
     Factor,
     LowRank,
     Plan,
     WeightForm,
     attach_plans,
-    plan_layers,
+    each_rank,
 )
-from advisor.models.layers import is_plain
 from advisor.records import Census
 
 SCALE = 2.0  # alpha / r with alpha = 2 r: the same step size at every rank
 
 
 @register
-class LoRA:
+class LoRA(Method):
     """y = W*x + (alpha/r) B*(A*x): A a k x k convolution C_in -> r, B a 1x1 convolution r -> C_out.
 
     A carries the layer's stride, padding, dilation, groups and padding mode. Depthwise kernels are
@@ -43,26 +37,25 @@ class LoRA:
     summary = "a low-rank bypass beside each convolution and linear layer, and the head"
     formula = "y = W∗x + (α/r)·B∗(A∗x); A, B and the head trained, B = 0 at the start"
     source = "LoRA, arXiv 2106.09685, eq. 3; convolutions as in Hugging Face PEFT"
-    learns_classes = True
+    order = 70
+    opening = (50, 20)
+    peft_type = "LORA"
     learning_rates = (5e-4, 2e-3, 1e-2)
 
-    def settings(self, census: Census, ranks: Sequence[int]) -> Iterable[Setting]:
-        """Each rank; where there are depthwise layers, the middle rank in their other forms too."""
-        if census.head is None:
-            return []
-        settings: list[Setting] = [{"rank": rank} for rank in ranks]
-        if census.of_type("depthwise"):
-            middle = ranks[len(ranks) // 2]
-            settings += [{"rank": middle, "depthwise": form} for form in DEPTHWISE_FORMS[1:]]
-        return settings
+    def grid(self, ranks: Sequence[int]) -> Iterable[Setting]:
+        """Each rank, and the middle one with depthwise layers in their other forms."""
+        middle = ranks[len(ranks) // 2]
+        others: list[Setting] = [{"rank": middle, "depthwise": form} for form in DEPTHWISE_FORMS[1:]]
+        return [*each_rank(ranks), *others]
 
-    def attach(self, model: nn.Module, census: Census, setting: Setting) -> Trainable:
-        """Add the bypasses; everything else but the head is frozen."""
-        plans = plan_layers(census, int(setting["rank"]), str(setting.get("depthwise", "kernel")))
-        return attach_plans(model, census, setting, plans, _adapt)
+    def suits(self, census: Census, setting: Setting) -> bool:
+        """A form of depthwise layers only where there are some."""
+        return "depthwise" not in setting or bool(census.of_type("depthwise"))
 
-    optimizer = staticmethod(plain_optimizer)
-    merge = staticmethod(merge_attached)
+    def train(self, to: Attachment) -> Iterable[nn.Parameter]:
+        """The bypasses and the head."""
+        depthwise = str(to.setting.get("depthwise", "kernel"))
+        return attach_plans(to, int(to.setting["rank"]), _adapt, depthwise=depthwise)
 
 
 def _adapt(layer: LayerModule, plan: Plan) -> nn.Module:

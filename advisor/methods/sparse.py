@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -10,22 +10,13 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from advisor.methods import register
-from advisor.methods.base import (
-    LayerModule,
-    Setting,
-    Trainable,
-    head_parameters,
-    merge_attached,
-    plain_optimizer,
-    reparametrise,
-    train_only,
-)
-from advisor.methods.frugal import Geometry, replace_forward, restore_forwards, slide
-from advisor.methods.low_rank import ADAPTED_TYPES, output_norms
+from advisor.methods.base import Method
 from advisor.models.layers import TRANSPOSED, is_plain
-from advisor.records import Census
+from advisor.parts.attachment import Attachment
+from advisor.parts.bypass import LayerModule, merge_attached, reparametrise
+from advisor.parts.frugal import Geometry, replace_forward, restore_forwards, slide
+from advisor.parts.low_rank import ADAPTED_TYPES, output_norms
 
-FRACTIONS = (0.125, 0.25)
 CHILD = "peft_sparse"  # the child that holds a layer's trained channels
 
 
@@ -130,7 +121,7 @@ class _SparseLinear(torch.autograd.Function):
 
 
 @register
-class Sparse:
+class Sparse(Method):
     """The weight gradient's FLOPs, the gradients and the optimizer's state shrink to the fraction.
 
     What is saved for the backward pass does not: it is the layer's input, which the activation before
@@ -142,37 +133,24 @@ class Sparse:
     summary = "a share of each convolution's and linear layer's output channels, and the head"
     formula = "W'[S] trained, W' = W elsewhere; S: output channels with the largest ‖W[s]‖; the head trained"
     source = "sparse update, arXiv 2206.15472, section 2.2; channels by magnitude as in its code"
-    learns_classes = True
+    order = 160
+    opening = (100, 70)
     learning_rates = (5e-4, 2e-3, 1e-2)
+    variants = ({"fraction": 0.125}, {"fraction": 0.25})
 
-    def settings(self, census: Census, ranks: Sequence[int]) -> Iterable[Setting]:  # noqa: ARG002
-        """Each fraction."""
-        return [{"fraction": fraction} for fraction in FRACTIONS] if census.head is not None else []
-
-    def attach(self, model: nn.Module, census: Census, setting: Setting) -> Trainable:
-        """Train the chosen channels; everything else but the head is frozen."""
-        trained = head_parameters(model, census)
-        notes: list[str] = []
-        attached: list[TrainedChannels] = []
-        for layer in census.of_type(*ADAPTED_TYPES):
-            module: LayerModule = model.get_submodule(layer.name)
-            if layer.name == census.head or not layer.calls:
-                continue
-            channels = TrainedChannels(module, float(setting["fraction"]))
+    def train(self, to: Attachment) -> Iterable[nn.Parameter]:
+        """The chosen channels and the head."""
+        trained = to.head()
+        for layer, module in to.layers(*ADAPTED_TYPES):
+            channels = TrainedChannels(module, float(to.setting["fraction"]))
             if is_plain(module) and not parametrize.is_parametrized(module):
                 module.add_module(CHILD, channels)
                 replace_forward(module, _linear if layer.layer_type == "linear" else _convolution)
             else:
                 reparametrise(module, channels)
-                notes.append(f"{layer.name}: its whole weight gradient is computed: it changes its weight")
-            attached.append(channels)
+                to.notes.append(f"{layer.name}: its whole weight gradient is computed: it changes its weight")
             trained.append(channels.rows)
-        trainable = train_only(model, trained, "updated", setting, notes)
-        chosen = {id(buffer) for channels in attached for buffer in channels.buffers()}
-        trainable.choices |= {name: b for name, b in model.named_buffers() if id(b) in chosen}
-        return trainable
-
-    optimizer = staticmethod(plain_optimizer)
+        return trained
 
     def merge(self, model: nn.Module) -> nn.Module:
         """Write the trained channels into the weights."""

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from torch import nn
 
 from advisor.methods import register
-from advisor.methods.base import (
-    Setting,
-    Trainable,
-    head_parameters,
-    merge_attached,
-    plain_optimizer,
-    train_only,
-)
-from advisor.methods.channel_scale import has_scalable_layer, scale_outputs
+from advisor.methods.base import Method
+from advisor.parts.attachment import Attachment
+from advisor.parts.channel_scale import has_scalable_layer, scale_outputs
 from advisor.records import Census
 
 
 @register
-class SSF:
+class SSF(Method):
     """y' = γ * y + β for the output y of each convolution and linear layer; γ = 1, β = 0 at the start.
 
     The paper puts one such pair after every operation. Behind a BatchNorm, the pair of the
@@ -34,17 +28,14 @@ class SSF:
     )
     formula = "y = γ⊙(W∗x + b) + β as (γ⊙W)∗x + (γ⊙b + β), or y = γ⊙BN(W∗x) + β; γ, β and the head trained"
     source = "SSF, arXiv 2210.08823, section 3.2"
-    learns_classes = True
+    order = 140
+    opening = (40, 50)
     learning_rates = (1e-3, 5e-3, 2e-2)
 
-    def settings(self, census: Census, ranks: Sequence[int]) -> Iterable[Setting]:  # noqa: ARG002
-        """One, where there is a layer before the head."""
-        return [{}] if has_scalable_layer(census) else []
+    def applies(self, census: Census) -> bool:
+        """Where there is a layer before the head."""
+        return super().applies(census) and has_scalable_layer(census)
 
-    def attach(self, model: nn.Module, census: Census, setting: Setting) -> Trainable:
-        """Attach the scales and shifts; everything else but the head is frozen."""
-        pairs, notes = scale_outputs(model, census, shift=True)
-        return train_only(model, [*pairs, *head_parameters(model, census)], "updated", setting, notes)
-
-    optimizer = staticmethod(plain_optimizer)
-    merge = staticmethod(merge_attached)
+    def train(self, to: Attachment) -> Iterable[nn.Parameter]:
+        """The scales and shifts, and the head; everything else is frozen."""
+        return [*scale_outputs(to, shift=True), *to.head()]

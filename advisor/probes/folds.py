@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -69,6 +70,10 @@ class CrossValidation(Trainer):
         part = self._trainers[0].dataset
         whole = replace(part, validation=images, retained=dataset.retained)
         super().__init__(model, census, whole, batch_size)
+
+    def key(self) -> dict[str, Any]:
+        """All that a probe's result depends on, besides its trial."""
+        return super().key() | {"folds": len(self._trainers)}
 
     def probe(self, trial: Trial) -> Probe:
         """Train as many copies as there are folds; the first held-out images are of all folds."""

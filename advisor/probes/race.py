@@ -26,13 +26,13 @@ from typing import Any, TypeVar
 import torch
 
 from advisor.errors import DataError
-from advisor.methods import learning_rates
-from advisor.methods.update import reestimation_updates
+from advisor.methods import get_method, learning_rates
 from advisor.paired import paired_gap
 from advisor.probes.executor import Executor, InProcess
 from advisor.probes.train import Probe, Trainer, Trial, accuracy_of, trained_as
 from advisor.records import Accuracy, Candidate, Cost
 from advisor.store import Store
+from advisor.training.update import reestimation_updates
 
 Report = Callable[[float, str], None]  # fraction done, what is running
 _Item = TypeVar("_Item")
@@ -52,10 +52,6 @@ _LEAST_UPDATES = 12  # a probe of fewer says nothing
 _EVALUATION_SHARE = 0.25  # of a screening probe's time, at most
 _LEAST_SAMPLES = 40  # judged on fewer, nothing can be told apart
 _TIMED = 3  # candidates, beforehand; what others take is told from FLOPs, then from their probes
-# What goes first while there is little time: what came out well on the tasks that the race was
-# developed on (measurements/regret.py). Methods that aren't named follow in order of cost.
-_WHOLE = ("norm", "head", "full", "ssf", "lora", "bias", "galore", "dora", "ia3", "sparse", "adapter")
-_HALF = ("full", "lora", "norm", "galore", "ssf", "dora", "sparse", "bias")
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,10 +232,12 @@ class _Race:
         self._judged(trials, last=True)
 
     def _opening(self) -> list[Candidate]:
-        """Each method whole and with half of the network trained, the promising first."""
+        """Each method whole and with half of the network trained, the promising first (`Method.opening`)."""
         candidates = [c for c in self._costs if learning_rates(c)]
-        whole = _in_order(_middles(c for c in candidates if not c.levers.scope), _WHOLE)
-        half = _in_order(_widest(c for c in candidates if c.levers.scope), _HALF)
+        whole = _middles(c for c in candidates if not c.levers.scope)
+        half = _widest(c for c in candidates if c.levers.scope)
+        whole.sort(key=lambda c: get_method(c.method).opening[0])
+        half.sort(key=lambda c: get_method(c.method).opening[1])
         return _by_turns([whole, half])
 
     def _plan(
@@ -617,11 +615,6 @@ def _by_method(candidates: Iterable[Candidate]) -> list[list[Candidate]]:
     for candidate in candidates:
         groups.setdefault(candidate.method, []).append(candidate)
     return list(groups.values())
-
-
-def _in_order(candidates: Iterable[Candidate], methods: Sequence[str]) -> list[Candidate]:
-    """By the method's place in the list; the others behind, as they come."""
-    return sorted(candidates, key=lambda c: methods.index(c.method) if c.method in methods else len(methods))
 
 
 def _middle(items: Sequence[_Item]) -> _Item:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 import platform
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -19,13 +18,17 @@ from torch import nn
 
 import advisor.methods
 import advisor.models
+import advisor.parts
+import advisor.probes
+import advisor.training
 from advisor.methods import Trainable, get_method
-from advisor.methods.update import begin, reestimation_updates, update
+from advisor.methods.recalibrate import reestimation
 from advisor.models.blocks import evaluating, front_modules, has_replaceable_front, run_front, without_front
 from advisor.models.fingerprint import code_fingerprint, fingerprint
 from advisor.models.layers import logits
 from advisor.probes.data import Dataset, LabelledImages, Normalisation
 from advisor.records import Accuracy, Candidate, Census
+from advisor.training.update import begin, reestimation_updates, update
 
 _EVALUATION_BATCH = 64
 _TIMED_UPDATES, _TIMING_SECONDS = 8, 0.5  # of each candidate: enough to plan with
@@ -80,7 +83,10 @@ class Trainer:
             "model": fingerprint(repr(self.model), self.model.state_dict().items()),
             "data": fingerprint(repr(data.normalisation), enumerate(images)),
             "batch_size": self.batch_size,
-            "code": code_fingerprint(self.model, advisor.methods, advisor.models, sys.modules[__name__]),
+            "code": code_fingerprint(
+                self.model,
+                *(advisor.models, advisor.parts, advisor.methods, advisor.training, advisor.probes),
+            ),
             "torch": torch.__version__,
             "threads": torch.get_num_threads(),
             "machine": platform.machine(),
@@ -127,9 +133,8 @@ class Trainer:
         if not _is_reestimated(candidate):
             return copy.deepcopy(self.model)
         if self._recalibrated is None:
-            recalibrate = Candidate("recalibrate")
-            updates = reestimation_updates(len(self.images_for(recalibrate)), self.batch_size)
-            recalibration = FineTune(self, recalibrate, None, updates, seed=0)
+            updates = reestimation_updates(len(self.images_for(reestimation())), self.batch_size)
+            recalibration = FineTune(self, reestimation(), None, updates, seed=0)
             recalibration.run(updates)
             self._recalibrated = recalibration.trainable.model.eval()
         return copy.deepcopy(self._recalibrated)
@@ -310,12 +315,13 @@ def trained_as(candidate: Candidate, census: Census) -> Candidate:
     Checkpointing, when a parameter is stepped, a cache and fused norms change costs, not results.
     """
     levers = replace(candidate.levers, checkpoint=False, update="end", fuse=False, cached_prefix="no")
-    if candidate.method == "head" and levers.scope is None and levers.statistics in ("own", "reestimated"):
+    only_head = get_method(candidate.method).only_head
+    if only_head and levers.scope is None and levers.statistics in ("own", "reestimated"):
         levers = replace(levers, scope=0)  # with frozen statistics, all before the head is its front
     if levers.scope is not None:
         if has_replaceable_front(census, levers.scope):
             levers = replace(levers, cached_prefix="ram")
-        elif not front_modules(census, levers.scope) or candidate.method == "head":
+        elif not front_modules(census, levers.scope) or only_head:
             levers = replace(levers, scope=None)
     return replace(candidate, levers=levers)
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from advisor.records import (
+    BASELINE,
     LAYER_TYPES,
     MULTIPLY_ADD_TYPES,
     Accuracy,
@@ -323,7 +324,7 @@ def layer_types_of(names: Iterable[str]) -> list[str]:
 
 def reference_full(recommendation: Recommendation) -> Evaluation | None:
     """Full fine-tuning, which the others' costs are shares of."""
-    full = [item for item in recommendation.evaluations if item.candidate.method == "full"]
+    full = [item for item in recommendation.evaluations if item.candidate.method == BASELINE]
     return min(full, key=lambda item: len(item.candidate.levers.described()), default=None)
 
 

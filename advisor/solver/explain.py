@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from advisor.records import Budget, DataSummary, Evaluation, Levers, Relaxation
+from advisor.records import BASELINE, Budget, DataSummary, Evaluation, Levers, Relaxation
 from advisor.solver.budget import allowed_memory
 from advisor.units import format_bytes, format_flops
 
@@ -90,14 +90,14 @@ def lever_words(levers: Levers) -> list[str]:
 def relaxations(
     chosen: Evaluation | None, evaluations: Sequence[Evaluation], budget: Budget
 ) -> tuple[Relaxation, ...]:
-    """For each limit, the candidate that a little more of it would admit, and `full` if it is shut out."""
+    """For each limit, the candidate that a little more of it admits, and full fine-tuning where shut out."""
     found: list[Relaxation] = []
     for limit in _OPTION:
         blocked = [e for e in evaluations if {v.limit for v in e.violations} == {limit}]
         if not blocked:
             continue
         nearest = min(blocked, key=_shortfall)
-        full = [e for e in blocked if e.candidate.method == "full" and e is not nearest]
+        full = [e for e in blocked if e.candidate.method == BASELINE and e is not nearest]
         for evaluation in (nearest, *full):
             found.append(_relaxation(limit, evaluation, chosen))  # noqa: PERF401 - reads better
     return tuple(found)

@@ -14,8 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from advisor.costs.flops import convolution_flops, matmul_flops
 from advisor.costs.recorder import Recorder
-from advisor.methods.base import train_only
 from advisor.models.layers import layer_type
+from advisor.parts.attachment import train_only
 from advisor.records import Census, Layer
 from tests.costs import brute_force
 

@@ -17,10 +17,11 @@ from advisor.costs.allocator import allocator_peak
 from advisor.costs.recorder import Recorder
 from advisor.costs.simulate import shape_copy
 from advisor.methods import get_method, methods
-from advisor.methods.base import plain_optimizer, train_only
-from advisor.methods.update import begin, update
+from advisor.methods.base import plain_optimizer
 from advisor.models.layers import take_census
+from advisor.parts.attachment import train_only
 from advisor.records import MULTIPLY_ADD_TYPES, Candidate, Flops, Levers
+from advisor.training.update import begin, update
 
 SIZE = (3, 16, 16)
 MIB = 2**20

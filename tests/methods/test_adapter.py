@@ -7,8 +7,8 @@ from torch import nn
 
 from advisor.errors import InputError
 from advisor.methods import get_method
-from advisor.methods.base import bypass_of
 from advisor.models.layers import take_census
+from advisor.parts.bypass import bypass_of
 
 
 def attached(model, setting):

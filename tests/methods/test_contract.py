@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from advisor.errors import InputError
 from advisor.methods import get_method, methods, register
-from advisor.methods.update import begin, update
 from advisor.models.layers import take_census
 from advisor.records import Candidate, Levers
+from advisor.training.update import begin, update
 
 SIZE = (3, 10, 10)
 
@@ -95,11 +96,24 @@ def test_the_methods_are_there_in_reading_order_and_described():
 
 
 def test_a_taken_name_is_refused():
-    class Again:
-        name = "lora"
+    class Again(type(get_method("lora"))):
+        pass
 
     with pytest.raises(ValueError, match="already registered"):
         register(Again)
+
+
+def test_what_is_no_method_is_refused():
+    class Other:
+        name = "other"
+
+    with pytest.raises(TypeError, match="no instance of"):
+        register(Other)
+
+
+def test_a_name_that_is_nearly_one_is_guessed():
+    with pytest.raises(InputError, match="did you mean lora"):
+        get_method("lorra")
 
 
 @pytest.mark.parametrize(("name", "setting"), ALL_SETTINGS)

@@ -10,12 +10,12 @@ from torch import nn
 
 from advisor.adapters import Recipe, load_adapter, save_adapter
 from advisor.methods import get_method
-from advisor.methods.base import add_bypass, bypass_of, merge_attached, reparametrise
 from advisor.methods.dora import DoRABypass, DoRAWeight, bypass_holds_less
-from advisor.methods.low_rank import output_norms, over_outputs
-from advisor.methods.update import begin, update
 from advisor.models.layers import take_census
+from advisor.parts.bypass import add_bypass, bypass_of, merge_attached, reparametrise
+from advisor.parts.low_rank import output_norms, over_outputs
 from advisor.records import Candidate, Layer, Levers
+from advisor.training.update import begin, update
 
 LAYERS = {
     "standard": (nn.Conv2d(4, 6, 3, padding=1), (2, 4, 7, 7)),

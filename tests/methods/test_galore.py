@@ -7,7 +7,7 @@ from itertools import pairwise
 import torch
 from torch import nn
 
-from advisor.methods.galore import GaLoreAdam
+from advisor.methods.galore import GaLoreOptimizer
 
 
 def state_size(optimizer):
@@ -21,7 +21,7 @@ def state_size(optimizer):
 
 def test_state_lives_in_the_projected_space():
     weight = nn.Parameter(torch.randn(64, 32, 3, 3))  # a 64 x 288 matrix
-    optimizer = GaLoreAdam([weight], 1e-3, rank=4)
+    optimizer = GaLoreOptimizer([weight], 1e-3, rank=4)
     weight.grad = torch.randn_like(weight)
     optimizer.step()
     assert state_size(optimizer) == 2 * 4 * 288 + 64 * 4
@@ -32,7 +32,7 @@ def test_state_is_never_larger_than_adams():
     for shape in shapes:
         for rank in (1, 4, 16, 64):
             weight = nn.Parameter(torch.randn(shape))
-            optimizer = GaLoreAdam([weight], 1e-3, rank=rank)
+            optimizer = GaLoreOptimizer([weight], 1e-3, rank=rank)
             weight.grad = torch.randn_like(weight)
             optimizer.step()
             assert state_size(optimizer) <= 2 * weight.numel(), (shape, rank)
@@ -41,7 +41,7 @@ def test_state_is_never_larger_than_adams():
 def test_without_a_projection_it_is_adam():
     torch.manual_seed(0)
     ours, theirs = nn.Parameter(torch.ones(5)), nn.Parameter(torch.ones(5))
-    mine = GaLoreAdam([ours], 1e-2, rank=4)
+    mine = GaLoreOptimizer([ours], 1e-2, rank=4)
     adam = torch.optim.Adam([theirs], 1e-2)
     for _ in range(10):
         gradient = torch.randn(5)
@@ -54,7 +54,7 @@ def test_without_a_projection_it_is_adam():
 def test_the_update_lies_in_the_span_of_the_projector():
     torch.manual_seed(0)
     weight = nn.Parameter(torch.zeros(16, 40))
-    optimizer = GaLoreAdam([weight], 1e-2, rank=3)
+    optimizer = GaLoreOptimizer([weight], 1e-2, rank=3)
     weight.grad = torch.randn(16, 40)
     optimizer.step()
     projector = optimizer.state[weight]["projector"]
@@ -65,7 +65,7 @@ def test_the_update_lies_in_the_span_of_the_projector():
 def test_the_projector_is_refreshed_every_period():
     torch.manual_seed(0)
     weight = nn.Parameter(torch.zeros(8, 30))
-    optimizer = GaLoreAdam([weight], 1e-2, rank=2, refresh_every=3)
+    optimizer = GaLoreOptimizer([weight], 1e-2, rank=2, refresh_every=3)
     seen = []
     for _ in range(7):
         weight.grad = torch.randn(8, 30)
@@ -79,7 +79,7 @@ def test_it_descends():
     torch.manual_seed(0)
     target = torch.randn(12, 20)
     weight = nn.Parameter(torch.zeros(12, 20))
-    optimizer = GaLoreAdam([weight], 2e-1, rank=4, refresh_every=10)
+    optimizer = GaLoreOptimizer([weight], 2e-1, rank=4, refresh_every=10)
     first = None
     for _ in range(200):
         optimizer.zero_grad()
@@ -92,7 +92,7 @@ def test_it_descends():
 
 def test_a_weight_whose_first_gradient_comes_late_gets_its_projector_then():
     first, late = (nn.Parameter(torch.zeros(8, 30)) for _ in range(2))
-    optimizer = GaLoreAdam([first, late], 1e-2, rank=2)
+    optimizer = GaLoreOptimizer([first, late], 1e-2, rank=2)
     first.grad = torch.randn(8, 30)
     optimizer.step()
     late.grad = torch.randn(8, 30)
@@ -103,7 +103,7 @@ def test_a_weight_whose_first_gradient_comes_late_gets_its_projector_then():
 
 def test_what_is_not_projected_follows_the_learning_rate():
     weight, bias = nn.Parameter(torch.zeros(8, 30)), nn.Parameter(torch.zeros(8))
-    optimizer = GaLoreAdam([weight, bias], 1e-2, rank=2)
+    optimizer = GaLoreOptimizer([weight, bias], 1e-2, rank=2)
     optimizer.param_groups[0]["lr"] = 0.0
     weight.grad, bias.grad = torch.randn(8, 30), torch.randn(8)
     optimizer.step()

@@ -12,9 +12,9 @@ from torch import nn
 from advisor.adapters import Recipe, load_adapter, save_adapter
 from advisor.costs import simulate
 from advisor.methods import get_method
-from advisor.methods.update import begin, update
 from advisor.models.layers import take_census
 from advisor.records import Candidate
+from advisor.training.update import begin, update
 from tests.methods.test_contract import Standardised
 
 NAMES = ("ia3", "ssf")

@@ -10,10 +10,10 @@ from torch import nn
 
 from advisor.costs import Simulator
 from advisor.errors import InputError
-from advisor.methods.update import begin, update
 from advisor.models.blocks import run_front
 from advisor.models.layers import take_census
 from advisor.records import Candidate, Levers
+from advisor.training.update import begin, update
 
 SIZE = (3, 12, 12)
 BATCH = 8

@@ -12,10 +12,10 @@ from torch import nn
 
 from advisor.costs import Simulator
 from advisor.methods import get_method
-from advisor.methods.base import bypass_of
-from advisor.methods.frugal import freeze_frugally, restore_forwards
 from advisor.methods.lite_residual import LiteResidual, branch_shape, halve
 from advisor.models.layers import take_census
+from advisor.parts.bypass import bypass_of
+from advisor.parts.frugal import freeze_frugally, restore_forwards
 from advisor.records import Candidate, Levers
 from tests.methods.test_contract import SIZE, network
 from tests.methods.test_sparse import LAYERS

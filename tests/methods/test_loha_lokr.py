@@ -13,10 +13,10 @@ from torch import nn
 from advisor.methods import get_method
 from advisor.methods.loha import HadamardProduct
 from advisor.methods.lokr import KroneckerProduct, factorization, plan_kronecker
-from advisor.methods.low_rank import plan_product, product
-from advisor.methods.update import begin, update
 from advisor.models.layers import layer_type, take_census
+from advisor.parts.low_rank import plan_product, product
 from advisor.records import Candidate, Layer, Levers
+from advisor.training.update import begin, update
 
 LAYERS = {
     "standard": nn.Conv2d(4, 6, 3),

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from advisor.methods import get_method
-from advisor.methods.low_rank import (
+from advisor.models.layers import take_census
+from advisor.parts.low_rank import (
     Factor,
     LowRank,
     output_norms,
@@ -15,12 +16,11 @@ from advisor.methods.low_rank import (
     plan_layer,
     product,
 )
-from advisor.models.layers import take_census
 from advisor.records import Layer
 
 
-def layer(kind, weight_shape, groups=1, calls=1):
-    return Layer("x", kind, "", 0, calls, weight_shape, tuple(weight_shape[2:]), groups)
+def layer(kind, weight_shape, groups=1):
+    return Layer("x", kind, "", 0, 1, weight_shape, tuple(weight_shape[2:]), groups)
 
 
 def test_rank_is_capped_where_the_adapter_would_cost_more_than_the_weight():
@@ -49,12 +49,6 @@ def test_depthwise_forms_and_break_even():
     assert plan_layer(depthwise, 4, "factor").rank == 4
     # Break-even C k^2 / (C + k^2) = 288 / 41 = 7.02.
     assert plan_layer(depthwise, 8, "factor").rank == 7
-
-
-def test_a_layer_that_is_never_called_is_left_alone():
-    plan = plan_layer(layer("linear", (8, 8), calls=0), 4, "kernel")
-    assert plan.form == "skip"
-    assert "never calls it" in plan.note
 
 
 @pytest.mark.parametrize("groups", [1, 2, 4])

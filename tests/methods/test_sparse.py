@@ -13,11 +13,11 @@ from torch import nn
 from advisor.adapters import Recipe, attach_adapter
 from advisor.costs import simulate
 from advisor.methods import get_method
-from advisor.methods.low_rank import output_norms
 from advisor.methods.sparse import CHILD, TrainedChannels, share
-from advisor.methods.update import begin, update
 from advisor.models.layers import take_census
+from advisor.parts.low_rank import output_norms
 from advisor.records import Candidate, Levers
+from advisor.training.update import begin, update
 from tests.methods.test_contract import SIZE, Standardised, network
 
 LAYERS = {

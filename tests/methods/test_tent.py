@@ -9,9 +9,9 @@ from torch import nn
 
 from advisor.costs import simulate
 from advisor.methods.tent import entropy
-from advisor.methods.update import begin, update
 from advisor.models.layers import take_census
 from advisor.records import Candidate
+from advisor.training.update import begin, update
 
 SIZE = (2, 8, 8)
 

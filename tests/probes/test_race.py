@@ -6,6 +6,7 @@ import signal
 import sys
 import threading
 import time
+from contextlib import ExitStack
 from dataclasses import replace
 
 import pytest
@@ -13,7 +14,7 @@ import torch
 
 from advisor.costs import Simulator
 from advisor.errors import DataError
-from advisor.methods import _registry, get_method, learning_rates
+from advisor.methods import get_method, learning_rates, registered
 from advisor.models.layers import take_census
 from advisor.paired import paired_gap
 from advisor.probes.race import _by_promise, _middles, _Race, race
@@ -134,16 +135,15 @@ def test_all_diverged_is_a_data_error():
 @pytest.fixture
 def method():
     """Make a method that is `full` but for what is given."""
-    made = []
+    with ExitStack() as made:
 
-    def make(name, **attributes):
-        _registry[name] = type(name, (type(get_method("full")),), {"name": name} | attributes)()
-        made.append(name)
-        return Candidate(name)
+        def make(name, **attributes):
+            made.enter_context(
+                registered(type(name, (type(get_method("full")),), {"name": name} | attributes)())
+            )
+            return Candidate(name)
 
-    yield make
-    for name in made:
-        del _registry[name]
+        yield make
 
 
 def test_one_that_diverges_does_not_end_the_others(method):

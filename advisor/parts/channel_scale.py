@@ -10,9 +10,10 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from advisor.methods.base import LayerModule, reparametrise
-from advisor.methods.low_rank import ADAPTED_TYPES, over_outputs
 from advisor.models.layers import TRANSPOSED, is_plain
+from advisor.parts.attachment import Attachment
+from advisor.parts.bypass import LayerModule, reparametrise
+from advisor.parts.low_rank import ADAPTED_TYPES, over_outputs
 from advisor.records import Census, Layer
 
 # Batch and instance normalisation: each channel by itself, so that a scale before it is lost.
@@ -54,36 +55,30 @@ def has_scalable_layer(census: Census) -> bool:
     return census.head is not None and bool(before)
 
 
-def scale_outputs(model: nn.Module, census: Census, *, shift: bool) -> tuple[list[nn.Parameter], list[str]]:
-    """Attach a scale, and a shift if asked for, to each of the census's layers but the head.
+def scale_outputs(to: Attachment, *, shift: bool) -> list[nn.Parameter]:
+    """Attach a scale, and a shift if asked for, to each layer but the head; what is to be trained.
 
-    Returns:
-        What is to be trained, and a note for each layer that is left out.
+    Each layer that is left out gets a note.
     """
     trained: list[nn.Parameter] = []
-    notes: list[str] = []
-    listed = {layer.name: layer for layer in census.layers}
-    for layer in census.of_type(*ADAPTED_TYPES):
-        if layer.name == census.head:
-            continue
+    listed = {layer.name: layer for layer in to.census.layers}
+    for layer, module in to.layers(*ADAPTED_TYPES):
         follower = layer.followed_by
-        folds = bool(follower) and isinstance(model.get_submodule(follower), _PER_CHANNEL_NORM)
-        if why := _left_out(model, layer, listed.get(follower), folds=folds):
-            notes.append(f"{layer.name}: not adapted: {why}")
+        folds = bool(follower) and isinstance(to.model.get_submodule(follower), _PER_CHANNEL_NORM)
+        if why := _left_out(layer, module, listed.get(follower), folds=folds):
+            to.notes.append(f"{layer.name}: not adapted: {why}")
             continue
-        trained += _scale(model.get_submodule(follower if folds else layer.name), shift=shift)
-    return trained, notes
+        trained += _scale(to.model.get_submodule(follower) if folds else module, shift=shift)
+    return trained
 
 
-def _left_out(model: nn.Module, layer: Layer, norm: Layer | None, *, folds: bool) -> str:
+def _left_out(layer: Layer, module: nn.Module, norm: Layer | None, *, folds: bool) -> str:
     """Why the layer can't have a scale; empty where it can."""
-    if layer.calls == 0:
-        return "a forward pass never calls it"
     if folds and norm is None:
         return f"{layer.followed_by}, which would hold its scale, is not to be trained"
     if folds and norm is not None and not norm.has_affine:
         return f"{layer.followed_by} cancels a scale and has none of its own"
-    if not folds and not is_plain(model.get_submodule(layer.name)):
+    if not folds and not is_plain(module):
         return f"{layer.module} computes its weight, which may cancel a scale"
     return ""
 

@@ -7,7 +7,7 @@ groups g, A and B are grouped alike, so dW is block-diagonal as W is, and r is a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any, Literal
@@ -15,9 +15,10 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from advisor.methods.base import LayerModule, Setting, Trainable, head_parameters, train_only
 from advisor.models.layers import CONVOLUTIONS, TRANSPOSED
-from advisor.records import Census, Layer
+from advisor.parts.attachment import Attachment, Setting
+from advisor.parts.bypass import LayerModule
+from advisor.records import Layer
 
 Form = Literal["low-rank", "factor", "kernel", "skip"]
 ADAPTED_TYPES = ("standard", "pointwise", "depthwise", "grouped", "transposed", "linear")
@@ -62,49 +63,44 @@ def capped(layer: Layer, wanted: int, most: int, least: int = 1) -> Plan:
 Planner = Callable[[Layer, int], Plan]
 
 
-def plan_layers(
-    census: Census, rank: int, depthwise: str = "kernel", plan: Planner = plan_product
-) -> list[Plan]:
-    """One plan for every convolution and linear layer but the head, which is trained whole."""
-    return [
-        plan_layer(layer, rank, depthwise, plan)
-        for layer in census.of_type(*ADAPTED_TYPES)
-        if layer.name != census.head
-    ]
+def each_rank(ranks: Sequence[int]) -> list[Setting]:
+    """One setting for each rank."""
+    return [{"rank": rank} for rank in ranks]
 
 
 def plan_layer(layer: Layer, rank: int, depthwise: str = "kernel", plan: Planner = plan_product) -> Plan:
-    """The same for every method: uncalled and depthwise layers; `plan` decides on the others."""
-    if layer.calls == 0:
-        return Plan(layer, "skip", 0, f"{layer.name}: not adapted: a forward pass never calls it")
+    """Depthwise layers are the same for every method; `plan` decides on the others."""
     if layer.layer_type == "depthwise":
         return _plan_depthwise(layer, rank, depthwise)
     return plan(layer, rank)
 
 
 def attach_plans(
-    model: nn.Module,
-    census: Census,
-    setting: Setting,
-    plans: Iterable[Plan],
+    to: Attachment,
+    rank: int,
     adapt: Callable[[LayerModule, Plan], nn.Module],
-) -> Trainable:
-    """Carry the plans out; everything else but the head is frozen.
+    *,
+    depthwise: str = "kernel",
+    plan: Planner = plan_product,
+) -> list[nn.Parameter]:
+    """Plan every convolution and linear layer but the head, and carry the plans out.
 
     `adapt` attaches what a low-rank or factor plan asks for to its layer and returns the module whose
     parameters are trained.
+
+    Returns:
+        What is to be trained, the head included.
     """
-    trained = head_parameters(model, census)
-    notes = []
-    for plan in plans:
-        layer: LayerModule = model.get_submodule(plan.layer.name)
-        if plan.form == "kernel":
-            trained.append(layer.weight)
-        elif plan.form != "skip":
-            trained += adapt(layer, plan).parameters()
-        if plan.note:
-            notes.append(plan.note)
-    return train_only(model, trained, "updated", setting, notes)
+    trained = to.head()
+    for layer, module in to.layers(*ADAPTED_TYPES):
+        planned = plan_layer(layer, rank, depthwise, plan)
+        if planned.form == "kernel":
+            trained.append(module.weight)
+        elif planned.form != "skip":
+            trained += adapt(module, planned).parameters()
+        if planned.note:
+            to.notes.append(planned.note)
+    return trained
 
 
 class LowRank(nn.Module):

@@ -13,11 +13,11 @@ from torch.utils.checkpoint import checkpoint
 
 from advisor.errors import InputError
 from advisor.methods import get_method
-from advisor.methods.base import Trainable
-from advisor.methods.step_at_once import StepAtOnce
 from advisor.models.blocks import front_modules, has_replaceable_front, rerouted, trained_part, without_front
 from advisor.models.layers import fuse_norms, logits
+from advisor.parts.attachment import Trainable
 from advisor.records import Candidate, Census
+from advisor.training.step_at_once import StepAtOnce
 
 RECALIBRATION_SAMPLES = 512  # images at most, to re-estimate statistics on
 

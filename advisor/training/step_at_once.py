@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -33,7 +34,13 @@ class StepAtOnce(torch.optim.Optimizer):
     def refresh_next(self) -> None:
         """Make the next update a costly one."""
         for optimizer in self.each.values():
-            optimizer.refresh_next()  # type: ignore[attr-defined]
+            make_costliest_next(optimizer)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a `state_dict`."""
+        super().load_state_dict(state_dict)
+        for optimizer in self.each.values():
+            optimizer.state = self.state  # which is a new one now
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Step the parameters whose gradients did not arrive in a backward pass."""
@@ -58,3 +65,9 @@ class StepAtOnce(torch.optim.Optimizer):
         optimizer.param_groups[0]["lr"] = self.param_groups[0]["lr"]
         optimizer.step()
         self.stepped.add(parameter)
+
+
+def make_costliest_next(optimizer: torch.optim.Optimizer | None) -> None:
+    """Make the next update one of the rare, costly ones, where the optimizer has such."""
+    if getattr(optimizer, "refresh_every", 1) > 1:
+        optimizer.refresh_next()  # type: ignore[union-attr]

@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from advisor.methods.base import LayerModule
 from advisor.models.layers import CONVOLUTIONS, TRANSPOSED, is_plain
+from advisor.parts.bypass import LayerModule
 
 aten = torch.ops.aten
 _PLAIN_NORM = nn.modules.batchnorm._BatchNorm
