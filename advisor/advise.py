@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -175,11 +176,26 @@ def _cost_all(
                 progress("cost", done / len(names), candidate.id)
     progress("cost", 1.0, "")
     story.not_applicable |= proposals.failures
+    story.warnings += [
+        f"peft-advisor itself failed on {names}: {fault}; please report it"
+        for fault, names in _by_reason(proposals.faults)
+    ]
     if not evaluations:
-        reasons = "; ".join(dict.fromkeys(story.not_applicable.values()))
+        reasons = "; ".join(dict.fromkeys([*story.not_applicable.values(), *proposals.faults.values()]))
         raise ModelError(f"no method can be run on this model: {reasons}")
     story.base_forward_flops = simulator.forward_flops()
     return list(evaluations.values())
+
+
+def _by_reason(faults: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Each reason with what it befell: the first, and how many more."""
+    grouped: dict[str, list[str]] = {}
+    for name, reason in faults.items():
+        grouped.setdefault(reason, []).append(name)
+    return [
+        (reason, names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else ""))
+        for reason, names in grouped.items()
+    ]
 
 
 def _probe_all(

@@ -6,6 +6,7 @@ where memory is short, each method with the levers that cost the least and make 
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -13,7 +14,7 @@ from itertools import chain
 from typing import Any
 
 from advisor.costs import Simulator
-from advisor.errors import InputError
+from advisor.errors import DEBUG, InputError, first_line, is_fault_of_ours
 from advisor.methods import Method, Setting
 from advisor.models.blocks import has_replaceable_front, trained_part
 from advisor.plain import decode, encode
@@ -24,7 +25,7 @@ _Levers = dict[str, Any]
 
 
 class Proposals:
-    """Prices candidates as it proposes them; what can't be run is left in `failures`, with the reason."""
+    """Prices candidates as it proposes them; what can't be run is in `failures` or `faults`."""
 
     def __init__(
         self,
@@ -47,7 +48,8 @@ class Proposals:
         self._batch_size, self._allowed, self._images = batch_size, allowed_bytes, images
         self._costs: dict[Candidate, Cost | None] = {}
         self._helped: dict[tuple[str, int | None], list[_Levers]] = defaultdict(list)
-        self.failures: dict[str, str] = {}
+        self.failures: dict[str, str] = {}  # what the model lacks, or breaks, by candidate
+        self.faults: dict[str, str] = {}  # where we failed, not the model
 
     def of(
         self, method: Method, settings: Sequence[Setting], levers: Levers
@@ -55,8 +57,7 @@ class Proposals:
         """The method's candidates with their costs; `levers` are the ones that all start from."""
         for setting in settings:
             yield from self._priced(Candidate.of(method.name, setting, levers))
-        middle = settings[len(settings) // 2]
-        main = Candidate.of(method.name, middle, levers)
+        main = Candidate.of(method.name, settings[len(settings) // 2], levers)
         policies = self._policies(method, main) if method.learning_rates else []
         for policy in policies:
             yield from self._priced(self._with(main, {"statistics": policy}))
@@ -72,18 +73,33 @@ class Proposals:
                     yield from self._cached(narrow)
                     if "reestimated" in policies:  # frozen statistics before the scope may be far off
                         yield from self._cached(self._with(narrow, {"statistics": "reestimated"}))
-        if self._allowed is None or self._fits(main):
-            return
+        if self._allowed is not None and not self._fits(main):
+            yield from self._made_to_fit(main, method, [None, *scopes, *self._last_resort(method)])
+
+    def _made_to_fit(
+        self, main: Candidate, method: Method, scopes: Sequence[int | None]
+    ) -> Iterator[tuple[Candidate, Cost]]:
+        """With the widest scope that can be made to fit, by the least harmful levers; else the leanest.
+
+        A batch in parts is not always leaner than a whole one: gradients add up over the parts, so
+        none can be freed before the last.
+        """
         # Where nothing is trained, all that can be made smaller is the batch.
-        ladder = _LADDER if method.learning_rates else _LADDER[:1]
-        leanest = main
-        for least in (None, *scopes):
-            narrow = replace(main, levers=replace(levers, scope=least))
-            leanest = self._with(narrow, ladder[-1] | {"micro_batch": 1})
-            if self._helps("same", narrow) or self._helps("smaller", narrow) or self._fits(leanest):
-                yield from self._rescued(narrow, ladder)
+        trains = bool(method.learning_rates)
+        tried: list[Candidate] = []
+        for scope in scopes:
+            narrow = self._with(main, {"scope": scope})
+            same = self._first_fitting(narrow, "same", _SAME_UPDATE) if trains else None
+            parts = _PARTS if trains else _PARTS[:1]
+            fitting = same or self._first_fitting(narrow, "smaller", self._parts(narrow, parts))
+            if fitting is not None:
+                yield from self._priced(fitting)
                 return
-        yield from self._priced(leanest)  # says how much there would have to be
+            singles = tuple(levers | {"micro_batch": 1} for levers in parts)
+            tried += [self._with(narrow, levers) for levers in (*(_SAME_UPDATE if trains else ()), *singles)]
+        peaks = {c: cost.peak_memory_bytes for c in tried if (cost := self._cost(c)) is not None}
+        if peaks:  # says how much there would have to be
+            yield from self._priced(min(peaks, key=lambda candidate: peaks[candidate]))
 
     def _policies(self, method: Method, main: Candidate) -> list[StatisticsPolicy]:
         """Other policies for the normalisation layers' statistics than the candidate's own.
@@ -120,15 +136,9 @@ class Proposals:
         cost = self._cost(cached)
         return cost is not None and cost.cache_bytes <= _MOST_CACHED
 
-    def _rescued(self, candidate: Candidate, ladder: Sequence[_Levers]) -> Iterator[tuple[Candidate, Cost]]:
-        """With the least harmful levers under which it fits: those that change nothing, if they do."""
-        if len(ladder) > 1 and (
-            self._helps("same", candidate) or self._fits(self._with(candidate, ladder[-1]))
-        ):
-            yield from self._priced(self._first_fitting(candidate, "same", _SAME_UPDATE))
-        else:
-            # Smaller parts of the batch mean other BatchNorm statistics, where those are updated.
-            yield from self._priced(self._first_fitting(candidate, "smaller", self._parts(candidate, ladder)))
+    def _last_resort(self, method: Method) -> list[int]:
+        """The last block alone: what is proposed only where nothing wider fits."""
+        return [1] if method.learning_rates and not method.only_head and self._census.blocks else []
 
     def _parts(self, candidate: Candidate, ladder: Sequence[_Levers]) -> Iterator[_Levers]:
         """The batch in parts as large as may fit; where even single images don't, with further levers."""
@@ -148,8 +158,8 @@ class Proposals:
         peak = one.peak_memory_bytes + share * (whole.peak_memory_bytes - one.peak_memory_bytes)
         return peak <= self._allowed
 
-    def _first_fitting(self, candidate: Candidate, kind: str, ladder: Iterable[_Levers]) -> Candidate:
-        """The first that fits; one of them must. What helped a method before is tried first.
+    def _first_fitting(self, candidate: Candidate, kind: str, ladder: Iterable[_Levers]) -> Candidate | None:
+        """The first that fits, if one does. What helped a method before is tried first.
 
         Activations are much the same for all methods, so that is mostly right at once.
         """
@@ -158,12 +168,7 @@ class Proposals:
             if self._fits(lighter):
                 self._helped[kind, candidate.levers.scope] = [levers]
                 return lighter
-        raise AssertionError("the leanest levers were seen to fit")
-
-    def _helps(self, kind: str, candidate: Candidate) -> bool:
-        """Whether what helped a method before helps this one."""
-        helped = self._helped[kind, candidate.levers.scope]
-        return any(self._fits(self._with(candidate, levers)) for levers in helped)
+        return None
 
     def _with(self, candidate: Candidate, levers: _Levers) -> Candidate:
         return replace(candidate, levers=replace(candidate.levers, **levers))
@@ -181,13 +186,19 @@ class Proposals:
         if candidate not in self._costs:
             try:
                 self._costs[candidate] = self._known_or_simulated(candidate)
-            except Exception as error:  # noqa: BLE001 - what a model breaks must not end the others
-                first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-                if not isinstance(error, InputError):
-                    first_line = f"an update of it fails on this model: {first_line}"
+            except InputError as error:
                 # That a method finds nothing to adapt in a few blocks is no news.
-                if not isinstance(error, InputError) or candidate.levers.scope is None:
-                    self.failures[candidate.id] = first_line
+                if candidate.levers.scope is None:
+                    self.failures[candidate.id] = str(error)
+                self._costs[candidate] = None
+            except Exception as error:
+                if is_fault_of_ours(error):
+                    if os.environ.get(DEBUG):
+                        raise
+                    self.faults[candidate.id] = f"{type(error).__name__}: {first_line(error)}"
+                else:  # what a model breaks must not end the others
+                    why = f"an update of it fails on this model: {first_line(error)}"
+                    self.failures[candidate.id] = why
                 self._costs[candidate] = None
         return self._costs[candidate]
 
@@ -211,7 +222,7 @@ _SAME_UPDATE: tuple[_Levers, ...] = (
     {"checkpoint": True, "update": "per-parameter"},
 )
 # What smaller parts of the batch are combined with: always lighter.
-_LADDER: tuple[_Levers, ...] = (
+_PARTS: tuple[_Levers, ...] = (
     {},
     {"update": "per-parameter"},
     {"checkpoint": True, "update": "per-parameter"},

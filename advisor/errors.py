@@ -8,6 +8,12 @@ AdvisorError            one clear line: what was found, what is allowed, what to
 └── NothingFitsError    the input is fine, but no candidate meets the budget (exit code 1)
 """
 
+from __future__ import annotations
+
+import sys
+import traceback
+
+DEBUG = "PEFT_ADVISOR_DEBUG"  # the environment variable that lets tracebacks through
 EXIT_OK = 0
 EXIT_NOTHING_FITS = 1
 EXIT_WRONG_INPUT = 2
@@ -39,3 +45,28 @@ class NothingFitsError(AdvisorError):
     """No candidate meets the budget."""
 
     exit_code = EXIT_NOTHING_FITS
+
+
+# Where the user's model is called: what is raised below is its own, unless other code of ours comes after.
+_CALLERS = {
+    f"advisor.{name}" for name in ("training.update", "costs.recorder", "models.blocks", "models.layers")
+}
+
+
+def first_line(error: BaseException) -> str:
+    """The error's text, its first line; its kind where it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def is_fault_of_ours(error: BaseException) -> bool:
+    """Whether the error was raised by code of this package, rather than by the user's model.
+
+    The model's code runs below ours and both run torch's, so it is the innermost code that is not a
+    library's which counts.
+    """
+    frames = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    if not frames or frames[-1].startswith("advisor."):
+        return bool(frames)
+    known = sys.stdlib_module_names | {"torch", "numpy"}
+    inner = [name for name in frames if name.partition(".")[0] not in known]
+    return bool(inner) and inner[-1].startswith("advisor.") and inner[-1] not in _CALLERS

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import pytest
+import torch
 from torch import nn
 
 from advisor.candidates import Proposals
 from advisor.costs import Simulator
+from advisor.errors import is_fault_of_ours
 from advisor.methods import get_method, methods
 from advisor.models.layers import take_census
-from advisor.records import Levers
+from advisor.parts.bypass import add_bypass
+from advisor.records import Candidate, Levers
 from advisor.store import Store
 
 SIZE = (3, 32, 32)
@@ -101,13 +106,52 @@ def test_where_memory_is_short_each_method_is_offered_in_a_form_that_fits(share)
     assert fitting == {"full", "norm", "lora"}
 
 
-def test_where_nothing_fits_the_leanest_is_shown():
-    found, _ = proposed(["full"], allowed=1000)
-    least = min(found.values(), key=lambda cost: cost.peak_memory_bytes)
-    assert any(
-        cost is least and candidate.levers.micro_batch == 1 and candidate.levers.checkpoint
-        for candidate, cost in found.items()
-    )
+def wide_at_the_end() -> nn.Sequential:
+    """Weights outgrow activations in the last block, so smaller batches don't help there."""
+    front = [module for _ in range(4) for module in block(8)]
+    wide = (nn.Conv2d(8, 64, 3, stride=8), nn.ReLU(), nn.Conv2d(64, 256, 3), nn.ReLU())
+    head = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(256, 4))
+    return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), *front, *wide, *head)
+
+
+@pytest.mark.parametrize("model", [network(), wide_at_the_end()], ids=["even", "wide at the end"])
+def test_something_is_proposed_that_fits_exactly_where_brute_force_finds_something(model):
+    census = take_census(model, SIZE)
+    simulator = Simulator(model, census, workspace=False)
+    scopes = (None, *range(1, len(census.blocks)))
+    every = [
+        Levers(scope=scope, micro_batch=micro, checkpoint=checkpoint, update=update)
+        for scope, micro in product(scopes, (None, 4, 2, 1))
+        for checkpoint, update in product((False, True), ("end", "per-parameter"))
+    ]
+    peaks = [simulator.cost(Candidate("full", levers=levers), BATCH).peak_memory_bytes for levers in every]
+    for allowed in (min(peaks) - 1, min(peaks), *sorted(set(peaks))[1::25]):
+        found, _ = proposed(["full"], allowed=allowed, model=model)
+        least = min(cost.peak_memory_bytes for cost in found.values())
+        assert least == min(peaks) if allowed < min(peaks) else least <= allowed
+
+
+def test_a_fault_of_ours_is_not_the_models(monkeypatch):
+    monkeypatch.setattr(type(get_method("norm")), "train", lambda self, to: list(type(to).head(None)))
+    found, failures = proposed(["norm", "full"])
+    assert {candidate.method for candidate in found} == {"full"}
+    assert not failures
+
+
+def test_who_raised_an_error_is_told_by_the_innermost_code_that_is_no_librarys():
+    def raised(run):
+        with pytest.raises(Exception) as caught:  # noqa: PT011
+            run()
+        return is_fault_of_ours(caught.value)
+
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    tiny = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(3, 2))
+    candidate = Candidate("full", levers=Levers(micro_batch=1))
+    simulator = Simulator(tiny, take_census(tiny, SIZE))
+    assert not raised(lambda: simulator.cost(candidate, BATCH))  # one value a channel: torch's own refusal
+    assert not raised(lambda: model(torch.ones(1, 5, 9, 9)))
+    assert raised(lambda: add_bypass(model[0], nn.Conv2d(5, 4, 3)) or take_census(model, SIZE))
+    assert raised(lambda: get_method("full").attach(None, None, {}))
 
 
 def test_what_fails_is_told_and_the_others_go_on():
