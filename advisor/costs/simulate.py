@@ -190,8 +190,11 @@ class Simulator:
             delta_bytes = _bytes(*trainable.delta().values())
             ratio = self._inference_ratio(method, model, tensors)
 
+        # For each chain that runs again, torch keeps the random numbers' state: no operator makes it.
+        random_states = len(trainable.checkpointed) * _bytes(torch.get_rng_state())
         memory = replace(
             recording.memory,
+            activations=recording.memory.activations + random_states,
             batch=_bytes(images, labels) * batch_size // len(labels),
             cached=cache_bytes if levers.cached_prefix == "ram" else 0,
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
+from itertools import dropwhile
 from typing import Any
 
 import torch
@@ -70,7 +71,7 @@ def attach(model: nn.Module, census: Census, candidate: Candidate) -> Trainable:
         # Re-estimated ones are in the model that is given, and stay as they are.
         trainable.statistics = "frozen" if levers.statistics == "reestimated" else levers.statistics
     if levers.checkpoint:
-        trainable.checkpointed = _checkpointed(census, levers.scope)
+        trainable.checkpointed = _checkpointed(model, census, levers.scope)
     if levers.fuse:
         fuse_norms(model, census, front)
     return trainable
@@ -170,15 +171,21 @@ def _statistics_kept(trainable: Trainable) -> Iterator[None]:
             norm.momentum, norm.num_batches_tracked = momentum, batches
 
 
-def _checkpointed(census: Census, scope: int | None) -> tuple[tuple[str, ...], ...]:
+def _checkpointed(model: nn.Module, census: Census, scope: int | None) -> tuple[tuple[str, ...], ...]:
     """The chains to run again: each trained block but the last, which is still at hand."""
     blocks = census.blocks[-scope:] if scope else census.blocks
     # Of a block whose modules don't run one on the other's output, each module is a chain of its own.
-    return tuple(
+    chains = (
         names
         for block in blocks[:-1]
         for names in ([block.modules] if block.linked else [(name,) for name in block.modules])
     )
+
+    def is_frozen(names: tuple[str, ...]) -> bool:
+        parameters = (p for name in names for p in model.get_submodule(name).parameters())
+        return not any(parameter.requires_grad for parameter in parameters)
+
+    return tuple(dropwhile(is_frozen, chains))  # no gradient flows through the first of them
 
 
 def _reestimate(trainable: Trainable, images: torch.Tensor) -> None:
