@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -56,6 +56,7 @@ from advisor.solver import (
     rank,
     relaxations,
     violations,
+    weigh,
 )
 from advisor.store import Store
 from advisor.units import format_bytes
@@ -77,7 +78,7 @@ def recommend(
         progress: called often, with the stage, the fraction of it that is done, and what is running.
 
     Returns:
-        The recommendation; `recommended` is None where nothing fits.
+        The recommendation; `recommended` is None where nothing fits, or nothing is worth doing (`outcome`).
 
     Raises:
         InputError: the model, the data or the request can't be used.
@@ -109,15 +110,18 @@ def _recommend(
         if story.dataset is not None and story.situation is not None:
             evaluations, data_summary = _probe_all(story, evaluations, budget, request, progress, store)
         story.warnings += [store.trouble] if store.trouble else []
-    chosen, evaluations = _verify(story, evaluations, budget, request, progress, waiting)
+    verdict = weigh(rank(evaluations, budget), budget, data_summary)
+    chosen, evaluations = _verify(story, evaluations, verdict.choices, budget, request, progress, waiting)
     return replace(
         _summary(story, evaluations, request),
         budget=budget,
         data=data_summary,
         recommended=chosen.candidate.id if chosen else None,
-        answer=answer(chosen, evaluations, budget, data_summary),
+        outcome=verdict.outcome if chosen or not verdict.choices else "none",
+        answer=verdict.reason or answer(chosen, evaluations, budget, data_summary),
         front=tuple(e.candidate.id for e in pareto_front([e for e in evaluations if e.fits])),
-        relaxations=relaxations(chosen, evaluations, budget),
+        # Where nothing is worth using although it fits, no limit stands in the way.
+        relaxations=() if verdict.reason else relaxations(chosen, evaluations, budget),
         warnings=tuple(story.warnings),
     )
 
@@ -212,6 +216,7 @@ def _probe_all(
     assert situation is not None  # noqa: S101
     base: Accuracy | None = None
     train, validation, folds = len(dataset.train), len(dataset.validation), 1
+    labels = dataset.validation.labels
     seconds, probes_run, probes_recalled = 0.0, 0, 0
     if request.probe_seconds is not None:
         trainer, folds = _trainer(story, dataset, request.batch_size)
@@ -236,7 +241,8 @@ def _probe_all(
         progress("probe", 1.0, "")
         story.warnings += result.warnings
         known = situation.classes - situation.new_classes
-        told = partial(_by_class, labels=trainer.dataset.validation.labels, known=known)
+        labels = trainer.dataset.validation.labels
+        told = partial(_by_class, labels=labels, known=known)
         base, seconds = told(result.base), result.seconds
         probes_run, probes_recalled = result.probes_run, result.probes_recalled
         evaluations = [
@@ -267,6 +273,7 @@ def _probe_all(
         retain=request.retain,
         unlabelled=request.unlabelled,
         unlabelled_samples=_unlabelled(story),
+        largest_class_share=_largest_share(labels),
         data_classes=dataset.class_names,
     )
     return evaluations, summary
@@ -276,6 +283,11 @@ def _unlabelled(story: Story) -> int:
     """How many images there are that nobody has labelled."""
     found = story.dataset.unlabelled if story.dataset is not None else None
     return len(found) if found is not None else 0
+
+
+def _largest_share(labels: torch.Tensor) -> float:
+    """Of the most frequent label: what always giving the same answer gets right."""
+    return float(labels.unique(return_counts=True)[1].max()) / len(labels)
 
 
 def _by_class(accuracy: Accuracy | None, labels: torch.Tensor, known: int) -> Accuracy | None:
@@ -294,25 +306,23 @@ def _by_class(accuracy: Accuracy | None, labels: torch.Tensor, known: int) -> Ac
 
 def _trainer(story: Story, dataset: Dataset, batch_size: int) -> tuple[Trainer, int]:
     """What the race trains with, and on how many splits: on several where images are few."""
-    census, situation = story.census, story.situation
-    module = in_quick_layout(story.loaded.module, dataset)
+    module, census = in_quick_layout(story.loaded.module, dataset), story.census
     folds = fold_count(dataset)
-    if folds == 1 or situation is None:
+    if folds == 1:
         return Trainer(module, census, dataset, batch_size), 1
-    new_rows = situation.classes - situation.new_classes if situation.new_classes else None
-    return CrossValidation(module, census, dataset, batch_size, folds, new_rows), folds
+    return CrossValidation(module, census, dataset, batch_size, folds, story.imprinted_from), folds
 
 
 def _verify(
     story: Story,
     evaluations: list[Evaluation],
+    ranked: Sequence[Evaluation],
     budget: Budget,
     request: Request,
     progress: Progress,
     waiting: WaitingChild | None,
 ) -> tuple[Evaluation | None, list[Evaluation]]:
     """Run the choice in a child process under the memory limit; if it doesn't survive, the next one."""
-    ranked = rank(evaluations, budget)
     if not request.verify:
         return (ranked[0] if ranked else None), evaluations
     allowed = allowed_memory(budget)

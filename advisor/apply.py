@@ -246,8 +246,10 @@ def _interval(accuracy: Accuracy) -> str:
 def _chosen(recommendation: Recommendation, wanted: str | None) -> Evaluation:
     if wanted is None:
         if recommendation.recommended is None:
+            advice = "to leave the model as it is" if recommendation.outcome == "leave" else "nothing"
             raise InputError(
-                "the report recommends nothing; run recommend with other limits, or give --candidate"
+                f"the report recommends {advice}; run recommend with other limits or data, "
+                "or give --candidate"
             )
         return recommendation.evaluation(recommendation.recommended)
     try:

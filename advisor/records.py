@@ -359,7 +359,12 @@ class DataSummary:
     retain: str | None = None  # the old data, as typed
     unlabelled: str | None = None  # images without labels, as typed
     unlabelled_samples: int = 0
+    largest_class_share: float | None = None  # of the held-out images: what guessing gets right
     data_classes: tuple[str, ...] = ()  # the data's own, in its order; label numbers where it has no names
+
+
+# What to do: use the recommended candidate, leave the model as it is, or nothing can be recommended.
+Outcome = Literal["", "use", "leave", "none"]  # empty: nothing was asked
 
 
 @dataclass(frozen=True, slots=True)
@@ -373,6 +378,7 @@ class Recommendation:
     evaluations: tuple[Evaluation, ...]
     data: DataSummary | None = None
     recommended: str | None = None  # a candidate's id
+    outcome: Outcome = ""
     answer: str = ""  # one sentence
     front: tuple[str, ...] = ()  # ids no other candidate beats in accuracy, memory and FLOPs at once
     relaxations: tuple[Relaxation, ...] = ()

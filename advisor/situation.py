@@ -22,6 +22,7 @@ from advisor.probes import (
     Situation,
     adapt_head,
     corrupt,
+    imprint_where_better,
     load_data,
     load_unlabelled,
     parse_corruption,
@@ -76,6 +77,7 @@ class Story:
     situation: Situation | None
     base_classes: int | None  # the model's outputs, before its head is made to fit
     base_fingerprint: str  # of the model as loaded, before its head is made to fit
+    imprinted_from: int | None  # the first of the head's rows that were imprinted; None: none was
     warnings: list[str]
     not_applicable: dict[str, str]
     base_forward_flops: dict[str, int] = field(default_factory=dict)
@@ -99,7 +101,7 @@ def prepare(model: str | nn.Module, request: Request, progress: Progress) -> Sto
     census = take_census(loaded.module, input_size)
     known = census.classes
     base = model_fingerprint(loaded.module)
-    dataset = situation = None
+    dataset = situation = imprinted_from = None
     if request.data is not None:
         progress("load", 0.5, "data")
         dataset = load_data(
@@ -140,10 +142,13 @@ def prepare(model: str | nn.Module, request: Request, progress: Progress) -> Sto
         if situation.classes != census.classes or situation.head_replaced:
             if census.head is None:
                 raise ModelError("the model has no classifier layer that could learn the new classes")
-            adapt_head(loaded.module, census.head, situation, data=dataset, seed=request.seed)
+            adapt_head(loaded.module, census.head, situation, seed=request.seed)
+            kept = 0 if situation.head_replaced else situation.classes - situation.new_classes
+            if imprint_where_better(loaded.module, census.head, kept, dataset):
+                imprinted_from = kept
             census = take_census(loaded.module, input_size)
     progress("load", 1.0, "")
-    return Story(loaded, census, dataset, situation, known, base, warnings, {})
+    return Story(loaded, census, dataset, situation, known, base, imprinted_from, warnings, {})
 
 
 def _check(request: Request) -> None:

@@ -94,5 +94,23 @@ def test_few_images_are_all_held_out_in_turn(tmp_path):
     )
     found = recommend(network(), request=request)
     assert (found.data.folds, found.data.validation_samples, found.data.train_samples) == (5, 20, 16)
-    chosen = found.evaluation(found.recommended)
-    assert chosen.accuracy.samples == 20
+    assert {e.accuracy.samples for e in found.evaluations if e.accuracy} == {20}
+
+
+def test_noise_teaches_nothing_and_that_is_the_answer(tmp_path):
+    random = np.random.default_rng(0)
+    images = random.integers(0, 256, (320, 3, 12, 12), dtype=np.uint8)
+    np.savez(tmp_path / "noise.npz", images=images, labels=np.arange(320) % 4)
+    request = Request(
+        batch_size=8,
+        input_size=(3, 12, 12),
+        data=str(tmp_path / "noise.npz"),
+        methods=("head", "norm"),
+        probe_seconds=10.0,
+        epochs=2,
+    )
+    found = recommend(network(), request=request)
+    assert (found.recommended, found.outcome) == (None, "none")
+    assert "always answering the largest class, which is right for 25.0%" in found.answer
+    assert any(e.fits and e.accuracy for e in found.evaluations)
+    assert not found.relaxations

@@ -192,7 +192,7 @@ def command(
     if json and json != "-" and data and recommendation.recommended is not None:
         command = shlex.join(["peft-advisor", "apply", model, json])
         typer.echo(f"To carry it out: {command} --output FOLDER", err=True)
-    if recommendation.recommended is None:
+    if recommendation.outcome == "none":
         typer.echo(f"peft-advisor: {recommendation.answer}", err=True)
         raise typer.Exit(EXIT_NOTHING_FITS)
 

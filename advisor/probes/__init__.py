@@ -5,7 +5,7 @@ from advisor.probes.data import Dataset, Normalisation, load_data, load_unlabell
 from advisor.probes.executor import executor_for
 from advisor.probes.folds import CrossValidation, fold_count
 from advisor.probes.race import RaceResult, race
-from advisor.probes.scenarios import Situation, adapt_head, relabel, situate
+from advisor.probes.scenarios import Situation, adapt_head, imprint_where_better, relabel, situate
 from advisor.probes.train import FineTune, Trainer, Trial, accuracy_of, in_quick_layout, trained_as
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "corrupt",
     "executor_for",
     "fold_count",
+    "imprint_where_better",
     "in_quick_layout",
     "load_data",
     "load_unlabelled",

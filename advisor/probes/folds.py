@@ -44,14 +44,14 @@ class CrossValidation(Trainer):
         dataset: Dataset,
         batch_size: int,
         folds: int,
-        new_rows: int | None = None,
+        imprinted_from: int | None = None,
     ) -> None:
         """Ready to judge.
 
         Args:
             dataset: its labels are the model's outputs; its split is not used.
-            new_rows: the first of the head's rows that were made for this data, if any were: they are
-                imprinted anew for each fold, from images that it doesn't hold out.
+            imprinted_from: the first of the head's rows that were imprinted from this data, if any were:
+                they are imprinted anew for each fold, from images that it doesn't hold out.
         """
         images, self._fold_of = _spread(dataset, folds)
         self._trainers = []
@@ -63,9 +63,9 @@ class CrossValidation(Trainer):
                 old = old if len(old) else None
             part = replace(dataset, train=_those(images, ~own), validation=_those(images, own), retained=old)
             base = model
-            if new_rows is not None and census.head is not None:
+            if imprinted_from is not None and census.head is not None:
                 base = copy.deepcopy(model)
-                imprint(base, census.head, new_rows, part)
+                imprint(base, census.head, imprinted_from, part)
             self._trainers.append(Trainer(base, census, part, batch_size))
         part = self._trainers[0].dataset
         whole = replace(part, validation=images, retained=dataset.retained)

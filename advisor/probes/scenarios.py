@@ -88,9 +88,7 @@ def relabel(dataset: Dataset, situation: Situation) -> Dataset:
     return replace(dataset, train=mapped(dataset.train), validation=mapped(dataset.validation))
 
 
-def adapt_head(
-    model: nn.Module, head: str, situation: Situation, *, data: Dataset | None = None, seed: int = 0
-) -> nn.Module:
+def adapt_head(model: nn.Module, head: str, situation: Situation, *, seed: int = 0) -> nn.Module:
     """Give the classifier at path `head` a row for each of the situation's classes, in place.
 
     Old rows are kept bit for bit. A new row is the mean of the old ones plus a small random part,
@@ -99,14 +97,6 @@ def adapt_head(
     old ones. The random part tells new classes apart. (The least of the old biases would be safer
     still, but leaves a classifier that ends in a ReLU, such as SqueezeNet's, without a gradient.) A
     replaced head starts as a fresh layer does.
-
-    With data, new rows are imprinted (Qi et al., arXiv 1712.07136) where that gets more of its images
-    right: a class's row is how far the mean of its features is from the mean of all, as long as the old
-    rows' own distances from their mean; or, without old rows, by the features' variance in a class, as
-    linear discriminant analysis has it.
-
-    Args:
-        data: relabelled; some of its training images are looked at.
 
     Returns:
         The model. Its `num_classes`, and that of the modules on the way to the head, follow.
@@ -137,24 +127,34 @@ def adapt_head(
             new = _uniform((situation.classes - kept,), weight, generator)
             layer.bias = _joined(bias, kept, new.fill_(bias.float().mean()) if kept else new)
     _tell_outputs(model, head, old, situation.classes)
-    if data is not None:
-        _imprint_where_better(model, layer, kept, data)
     return model
 
 
 def imprint(model: nn.Module, head: str, kept: int, data: Dataset) -> None:
-    """Imprint the head's rows from `kept` on, in place, as `adapt_head` does where it is better."""
+    """Imprint the head's rows from `kept` on, in place (Qi et al., arXiv 1712.07136).
+
+    A class's row is how far the mean of its features is from the mean of all, as long as the old rows'
+    own distances from their mean; or, without old rows, by the features' variance in a class, as linear
+    discriminant analysis has it.
+
+    Args:
+        data: relabelled; some of its training images are looked at.
+    """
     layer = _head_layer(model, head)
     features, _ = _seen_by(model, layer, data)
     _imprint(layer, kept, features, data.train.labels[: len(features)])
 
 
-def _imprint_where_better(model: nn.Module, layer: nn.Linear | nn.Conv2d, kept: int, data: Dataset) -> None:
-    features, plain = _seen_by(model, layer, data)
+def imprint_where_better(model: nn.Module, head: str, kept: int, data: Dataset) -> bool:
+    """Imprint where that gets more of the images right, in place; returns whether it does."""
+    layer = _head_layer(model, head)
+    _, plain = _seen_by(model, layer, data)
     state = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
-    _imprint(layer, kept, features, data.train.labels[: len(features)])
-    if _seen_by(model, layer, data)[1] <= plain:
+    imprint(model, head, kept, data)
+    better = _seen_by(model, layer, data)[1] > plain
+    if not better:
         layer.load_state_dict(state)
+    return better
 
 
 def _seen_by(model: nn.Module, layer: nn.Linear | nn.Conv2d, data: Dataset) -> tuple[torch.Tensor, int]:

@@ -20,7 +20,7 @@ def to_json(recommendation: Recommendation) -> dict[str, Any]:
     encoded = encode(recommendation)
     first: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
-        **{key: encoded[key] for key in ("answer", "recommended")},
+        **{key: encoded[key] for key in ("answer", "outcome", "recommended")},
     }
     return {**first, **encoded}
 

@@ -44,7 +44,7 @@ def print_recommendation(recommendation: Recommendation, console: Console | None
     """
     console = console or Output(highlight=False)
     answer = recommendation.answer or "No answer was worked out."
-    style = "green" if recommendation.recommended else "red"
+    style = "red" if recommendation.outcome == "none" else "green"
     console.print(Panel(_text(answer, "bold"), border_style=style, padding=(0, 1)))
     _print_subject(recommendation, console)
     _print_budgets(recommendation, console)

@@ -3,8 +3,10 @@
 from advisor.solver.budget import allowed_memory, parse_budget, violations
 from advisor.solver.choose import cheapest_first, pareto_front, rank
 from advisor.solver.explain import answer, lever_words, relaxations
+from advisor.solver.verdict import Verdict, weigh
 
 __all__ = [
+    "Verdict",
     "allowed_memory",
     "answer",
     "cheapest_first",
@@ -14,4 +16,5 @@ __all__ = [
     "rank",
     "relaxations",
     "violations",
+    "weigh",
 ]

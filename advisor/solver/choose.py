@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from advisor.paired import paired_gap
-from advisor.records import Budget, Evaluation
+from advisor.records import Accuracy, Budget, Evaluation
 
 _TRUE_SPREAD = 0.02  # accuracy; of finalists on the tasks of measurements/regret.py
 _Z95 = 1.959964  # the normal distribution's 97.5 % quantile
@@ -31,7 +31,7 @@ def rank(evaluations: Sequence[Evaluation], budget: Budget) -> list[Evaluation]:
         group = [e for e in known if e.accuracy is not None and e.accuracy.finalist == finalist]
         if group:
             best = max(group, key=_mean)
-            as_good = [e for e in group if is_as_good(e, best, budget.tolerance)]
+            as_good = [e for e in group if _as_good(e, best, budget.tolerance)]
             ranked += cheapest_first(as_good, budget)
             ranked += sorted((e for e in group if e not in as_good), key=_mean, reverse=True)
     return ranked
@@ -50,7 +50,7 @@ def cheapest_first(evaluations: Sequence[Evaluation], budget: Budget) -> list[Ev
     return sorted(evaluations, key=key)
 
 
-def is_as_good(evaluation: Evaluation, best: Evaluation, tolerance: float) -> bool:
+def is_as_good(accuracy: Accuracy, best: Accuracy, tolerance: float) -> bool:
     """Whether no more than the tolerance is lost with it, as far as can be expected.
 
     Of a gap seen on few samples, most is chance: its expectation is the gap times s^2 / (s^2 + e^2),
@@ -58,14 +58,18 @@ def is_as_good(evaluation: Evaluation, best: Evaluation, tolerance: float) -> bo
     Being indistinguishable is not enough: where 200 samples tell nothing less than 4 points apart, the
     cheapest indistinguishable candidate would lose 2 points on average.
     """
-    gap = _mean(best) - _mean(evaluation)
+    gap = best.mean - accuracy.mean
     if gap <= tolerance:
         return True
-    assert evaluation.accuracy is not None  # noqa: S101 - the caller ranks only those that have one
-    assert best.accuracy is not None  # noqa: S101
-    low, high = paired_gap(best.accuracy, evaluation.accuracy)
+    low, high = paired_gap(best, accuracy)
     error = (high - low) / (2 * _Z95)
     return gap * _TRUE_SPREAD**2 / (_TRUE_SPREAD**2 + error**2) <= tolerance
+
+
+def _as_good(evaluation: Evaluation, best: Evaluation, tolerance: float) -> bool:
+    assert evaluation.accuracy is not None  # noqa: S101 - the caller ranks only those that have one
+    assert best.accuracy is not None  # noqa: S101
+    return is_as_good(evaluation.accuracy, best.accuracy, tolerance)
 
 
 def pareto_front(evaluations: Sequence[Evaluation]) -> list[Evaluation]:

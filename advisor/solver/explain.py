@@ -24,7 +24,7 @@ def answer(
     budget: Budget,
     data: DataSummary | None,
 ) -> str:
-    """One sentence that stands alone."""
+    """One sentence that stands alone, of the choice, or where there is none, of what would fit."""
     if chosen is None:
         return _nothing_fits(evaluations, budget)
     cost, accuracy = chosen.cost, chosen.accuracy
@@ -99,16 +99,31 @@ def relaxations(
         nearest = min(blocked, key=_shortfall)
         full = [e for e in blocked if e.candidate.method == BASELINE and e is not nearest]
         for evaluation in (nearest, *full):
-            found.append(_relaxation(limit, evaluation, chosen))  # noqa: PERF401 - reads better
+            name = _told_apart(evaluation, evaluations)
+            found.append(_relaxation(limit, evaluation, name, chosen))
     return tuple(found)
 
 
-def _relaxation(limit: str, evaluation: Evaluation, chosen: Evaluation | None) -> Relaxation:
+def _told_apart(evaluation: Evaluation, evaluations: Sequence[Evaluation]) -> str:
+    """The candidate in words, which say that it is the whole network where a part of it fits already."""
+    own = evaluation.candidate
+    narrower = [
+        e.candidate.levers.scope
+        for e in evaluations
+        if e.fits and e.candidate.method == own.method and e.candidate.levers.scope is not None
+    ]
+    if own.levers.scope is not None or not narrower:
+        return describe(evaluation)
+    blocks = max(narrower)
+    part = f"the last {blocks} blocks" if blocks > 1 else "the last block" if blocks else "the head"
+    return f"{describe(evaluation)}, on the whole network and not on {part} alone,"
+
+
+def _relaxation(limit: str, evaluation: Evaluation, name: str, chosen: Evaluation | None) -> Relaxation:
     short = _shortfall(evaluation)
     gain = None
     if chosen is not None and chosen.accuracy is not None and evaluation.accuracy is not None:
         gain = evaluation.accuracy.mean - chosen.accuracy.mean
-    name = describe(evaluation)
     if limit in ("min_accuracy", "min_retained"):
         sentence = f"With {_OPTION[limit]} {short * 100:.1f} points lower, {name} fits"
     else:

@@ -52,6 +52,21 @@ def test_recommend_answers_runs_and_writes(run, tmp_path):
     assert (tmp_path / "again.html").exists()
 
 
+def test_a_model_that_does_well_as_it_is_is_left_alone(run, tmp_path):
+    report, out = tmp_path / "r.html", tmp_path / "o.json"
+    asked = ("--data", "old-data.npz", "--tolerance", "3", "--report", report, "--json", out)
+    code, stdout, err = run("recommend", "model.pt", *asked, *QUICK)
+    found = json.loads(out.read_text())
+    assert (code, found["recommended"], found["outcome"]) == (0, None, "leave")
+    assert found["answer"].startswith("Leave the model as it is")
+    assert "Leave the model as it is" in stdout
+    assert "error" not in err
+    assert "leave it as it is" in report.read_text()
+    code, _, err = run("apply", "model.pt", out, "--output", tmp_path / "tuned")
+    assert code == 2
+    assert "recommends to leave the model as it is" in one_line(err)
+
+
 def test_what_is_forgotten_is_told_and_a_floor_is_honoured(run, tmp_path):
     out = tmp_path / "o.json"
     data = ("--data", "new-data.npz", "--retain", "old-data.npz")

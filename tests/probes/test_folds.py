@@ -14,7 +14,7 @@ from torch import nn
 from advisor.models.layers import take_census
 from advisor.probes.data import LabelledImages
 from advisor.probes.folds import CrossValidation, fold_count
-from advisor.probes.train import Trial
+from advisor.probes.train import Trainer, Trial
 from advisor.records import Candidate
 from tests.probes.test_train import SIZE, dataset, network
 
@@ -78,7 +78,7 @@ def test_new_rows_are_imprinted_without_the_images_held_out():
     data = few(30)
     model = nn.Sequential(nn.Flatten(), nn.Linear(36, 2))
     adapted = copy.deepcopy(model)
-    trainer = CrossValidation(adapted, take_census(adapted, SIZE), data, 4, 3, new_rows=0)
+    trainer = CrossValidation(adapted, take_census(adapted, SIZE), data, 4, 3, imprinted_from=0)
     rows = [one.model[1].weight for one in trainer._trainers]
     assert not torch.equal(rows[0], rows[1])
     assert not torch.equal(rows[0], model[1].weight)
@@ -86,3 +86,43 @@ def test_new_rows_are_imprinted_without_the_images_held_out():
     correct = trainer.judge_base(len(trainer.dataset.validation))
     first = [right for right, fold in zip(correct, trainer._fold_of.tolist(), strict=True) if fold == 0]
     assert bytes(first) == trainer._trainers[0].judge_base(len(first))
+
+
+def test_folds_start_from_the_head_that_is_shipped_where_nothing_was_imprinted():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(36, 2))
+    trainer = CrossValidation(model, take_census(model, SIZE), few(30), 4, 3)
+    assert all(torch.equal(one.model[1].weight, model[1].weight) for one in trainer._trainers)
+
+
+def test_the_folds_are_part_of_what_a_probe_depends_on():
+    keys = [
+        CrossValidation(network(), take_census(network(), SIZE), few(30), 4, folds).key() for folds in (2, 3)
+    ]
+    assert keys[0] != keys[1]
+    assert keys[0]["code"] == keys[1]["code"]
+
+
+def test_what_a_probe_runs_is_part_of_its_key(monkeypatch):
+    """A probe found in the store must have been run by the code as it stands: folds, training, heads."""
+    import advisor.models.fingerprint as prints
+
+    def key():
+        prints._file_digest.cache_clear()
+        return Trainer(network(), take_census(network(), SIZE), few(30), 4).key()["code"]
+
+    before, read = key(), prints.Path.read_bytes
+    for changed in (
+        "folds.py",
+        "train.py",
+        "scenarios.py",
+        "update.py",
+        "low_rank.py",
+        "galore.py",
+        "blocks.py",
+    ):
+        monkeypatch.setattr(
+            prints.Path, "read_bytes", lambda path, name=changed: read(path) + b"#" * (path.name == name)
+        )
+        assert key() != before, changed
+    monkeypatch.undo()
+    assert key() == before

@@ -9,7 +9,7 @@ from torch import nn
 
 from advisor.errors import DataError, ModelError
 from advisor.probes.data import Dataset, LabelledImages, Normalisation, default_normalisation, load_data
-from advisor.probes.scenarios import Situation, adapt_head, relabel, situate
+from advisor.probes.scenarios import Situation, adapt_head, imprint_where_better, relabel, situate
 
 
 def data_of(*names: str, named: bool = True) -> Dataset:
@@ -475,7 +475,8 @@ def test_imprinted_rows_tell_new_classes_before_any_training(known):
             model[1].bias.copy_(-(rows - rows.mean(0)) @ rows.mean(0))
     before = model[1].weight.detach().clone()
     situation = Situation("new-classes", 5, 5 - known, not known, tuple(range(5)))
-    adapt_head(model, "1", situation, data=data)
+    adapt_head(model, "1", situation)
+    assert imprint_where_better(model, "1", known, data)
     assert right(model, held_out) > 0.95
     assert torch.equal(model[1].weight[:known], before[:known])
 
@@ -491,7 +492,8 @@ def test_rows_are_not_imprinted_where_that_gets_less_right(monkeypatch):
             layer.bias[kept:] = 1e9  # all are of the last class
 
     monkeypatch.setattr("advisor.probes.scenarios._imprint", worse)
-    adapt_head(model, "1", grown(3, 2), data=replace(data, train=first_of(data.train, 3)))
+    adapt_head(model, "1", grown(3, 2))
+    assert not imprint_where_better(model, "1", 3, replace(data, train=first_of(data.train, 3)))
     assert torch.equal(model[1].weight, plain[1].weight)
     assert torch.equal(model[1].bias, plain[1].bias)
 

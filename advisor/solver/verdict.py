@@ -1,0 +1,105 @@
+"""Whether to act at all: leaving the model as it is, and guessing, compete with every candidate."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from advisor.records import Accuracy, Budget, DataSummary, Evaluation, Outcome
+from advisor.solver.choose import is_as_good
+
+_CHANCE = 0.025  # that luck alone puts any of the candidates above guessing
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What to do."""
+
+    outcome: Outcome
+    choices: tuple[Evaluation, ...]  # where something is to be used: the choice first, then the next best
+    reason: str = ""  # where nothing is: why, in one sentence
+
+
+def weigh(ranked: Sequence[Evaluation], budget: Budget, data: DataSummary | None) -> Verdict:
+    """Whether the best of the fitting candidates is worth using.
+
+    Leaving the model as it is costs nothing. So it is chosen as a cheaper candidate would be: where no more
+    than the tolerance is lost with it. And what is not surely above the share of the largest class has
+    learnt nothing.
+
+    Args:
+        ranked: as `rank` has them.
+    """
+    judged = [e for e in ranked if e.accuracy is not None]
+    if not judged or data is None:
+        return Verdict("use" if ranked else "none", tuple(ranked))
+    guess, tries = data.largest_class_share, len(judged)
+    able = [e for e in judged if e.accuracy and _surely_above(guess, e.accuracy, tries)]
+    finalists = [e for e in judged if e.accuracy and e.accuracy.finalist] or judged
+    best = max(finalists, key=lambda e: e.accuracy.mean if e.accuracy else 0.0)
+    assert best.accuracy is not None  # noqa: S101 - all of them are judged
+    base = data.base_accuracy if data.scenario == "shift" else None  # else its head had to grow
+    if (
+        base is not None
+        and _surely_above(guess, base, 1)
+        and _meets_floors(base, budget)
+        and is_as_good(base, best.accuracy, budget.tolerance)
+    ):
+        return Verdict("leave", (), _leave(base, best, budget))
+    if not able:
+        return Verdict("none", (), _unlearnable(guess or 0.0, best, tries))
+    return Verdict("use", tuple(able))
+
+
+def _surely_above(share: float | None, accuracy: Accuracy, tries: int) -> bool:
+    """Whether guessing alone would hardly get so many right: in the best of as many tries as there were."""
+    if share is None:
+        return True
+    right = round(accuracy.mean * accuracy.samples)
+    return tries * _binomial_tail(right, accuracy.samples, share) <= _CHANCE
+
+
+def _binomial_tail(least: int, samples: int, share: float) -> float:
+    """P(X >= least) of X ~ Binomial(samples, share)."""
+    if least <= 0 or share >= 1:
+        return 1.0
+    if share <= 0:
+        return 0.0
+    logs = (
+        math.lgamma(samples + 1)
+        - math.lgamma(right + 1)
+        - math.lgamma(samples - right + 1)
+        + right * math.log(share)
+        + (samples - right) * math.log1p(-share)
+        for right in range(least, samples + 1)
+    )
+    return min(math.fsum(map(math.exp, logs)), 1.0)
+
+
+def _meets_floors(base: Accuracy, budget: Budget) -> bool:
+    """What the model forgets by being left alone is nothing, so only new data has a floor."""
+    return budget.min_accuracy is None or base.mean >= budget.min_accuracy
+
+
+def _leave(base: Accuracy, best: Evaluation, budget: Budget) -> str:
+    assert best.accuracy is not None  # noqa: S101 - the caller has it from those that are judged
+    gain = (best.accuracy.mean - base.mean) * 100
+    within = f"within {budget.tolerance:.1%}" if budget.tolerance and gain > 0 else "no better"
+    expected = "" if gain <= budget.tolerance * 100 else ", as far as so few images can tell"
+    return (
+        f"Leave the model as it is: {base.mean:.1%} of {base.samples:,} held-out images right "
+        f"({base.low:.1%} to {base.high:.1%}), and the best that was tried, {best.candidate.id}, is "
+        f"{within}{expected}: {best.accuracy.mean:.1%}, {gain:+.1f} points."
+    )
+
+
+def _unlearnable(guess: float, best: Evaluation, tries: int) -> str:
+    accuracy = best.accuracy
+    assert accuracy is not None  # noqa: S101 - the caller has it from those that are judged
+    return (
+        "Nothing can be recommended: from these images nothing was learnt that is surely better than always "
+        f"answering the largest class, which is right for {guess:.1%}; the best of {tries} that were "
+        f"tried, {best.candidate.id}, for {accuracy.mean:.1%} ({accuracy.low:.1%} to {accuracy.high:.1%} of "
+        f"{accuracy.samples:,}). Check the labels, give more images, or allow more --probe-time."
+    )

@@ -1,0 +1,114 @@
+"""When the answer is to do nothing: the model is as good as it is, or nothing can be learnt."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from advisor.records import Budget, DataSummary
+from advisor.solver import rank, relaxations, violations, weigh
+from advisor.solver.verdict import _binomial_tail
+from tests.solver.test_solver import accuracy, evaluation
+
+
+def data(base=None, guess=0.5, scenario="shift"):
+    found = accuracy(base) if base is not None else None
+    return DataSummary("x", scenario, 2, 0, 100, 1000, found, 1.0, largest_class_share=guess)
+
+
+def weighed(evaluations, base=None, budget=None, **options):
+    budget = budget or Budget(tolerance=0.01)
+    return weigh(rank(evaluations, budget), budget, data(base, **options))
+
+
+def test_what_is_better_than_the_model_is_used():
+    better = evaluation("full", right=900)
+    verdict = weighed([better], base=700)
+    assert (verdict.outcome, verdict.choices, verdict.reason) == ("use", (better,), "")
+
+
+@pytest.mark.parametrize(("right", "base"), [(976, 976), (970, 976), (980, 976)])
+def test_what_is_no_better_than_the_model_as_it_is_leaves_it_alone(right, base):
+    verdict = weighed([evaluation("recalibrate", right=right)], base=base)
+    assert verdict.outcome == "leave"
+    assert not verdict.choices
+    assert verdict.reason.startswith("Leave the model as it is: 97.6% of 1,000")
+    assert f"recalibrate, is {'within 1.0%' if right > base else 'no better'}" in verdict.reason
+    assert f"{(right - base) / 10:+.1f} points" in verdict.reason
+
+
+def test_without_a_tolerance_a_gain_however_small_is_taken():
+    found = [evaluation("full", right=980)]
+    assert weighed(found, base=976, budget=Budget(tolerance=0.0)).outcome == "use"
+
+
+def test_a_model_below_the_floor_is_not_left_alone():
+    budget = Budget(tolerance=0.01, min_accuracy=0.978)
+    assert weighed([evaluation("full", budget, right=980)], base=976, budget=budget).outcome == "use"
+
+
+def test_a_head_that_had_to_grow_can_not_be_left_alone():
+    found = [evaluation("full", right=976)]
+    assert weighed(found, base=976, scenario="new-classes").outcome == "use"
+
+
+def test_what_is_not_surely_above_guessing_is_not_recommended():
+    """Two classes of noise, 80 images: the best of twelve tries gets 48 right."""
+    tries = [
+        replace(evaluation(f"m{n}"), accuracy=accuracy(right, 80))
+        for n, right in enumerate([48, 46, 44, *[40] * 9])
+    ]
+    verdict = weighed(tries, guess=0.5)
+    assert verdict.outcome == "none"
+    assert "always answering the largest class, which is right for 50.0%" in verdict.reason
+    assert "the best of 12 that were tried, m0, for 60.0%" in verdict.reason
+    verdict = weighed([replace(tries[0], accuracy=accuracy(62, 80)), *tries[1:]], guess=0.5)
+    assert [e.candidate.method for e in verdict.choices] == ["m0"]
+
+
+def test_the_more_is_tried_the_luckier_the_best_may_be():
+    def best_of(count):
+        others = [evaluation(f"m{n}", right=500) for n in range(count - 1)]
+        return weighed([evaluation("lucky", right=535), *others], guess=0.5).outcome
+
+    assert best_of(1) == "use"  # 535 of 1,000 by luck alone: 1.4 %
+    assert best_of(40) == "none"
+
+
+def test_a_model_that_can_do_no_more_than_guess_is_not_left_alone_but_told_so():
+    assert weighed([evaluation("full", right=500)], base=505).outcome == "none"
+
+
+def test_without_accuracies_the_cheapest_is_used_and_where_nothing_fits_nothing_is():
+    cheap, dear = evaluation("cheap", memory=1), evaluation("dear", memory=9)
+    assert weigh([cheap, dear], Budget(), None).choices == (cheap, dear)
+    assert weigh([], Budget(), None).outcome == "none"
+
+
+@given(st.integers(1, 60), st.floats(0.01, 0.99))
+@settings(deadline=None)
+def test_binomial_tails_are_those_of_the_distribution(samples, share):
+    from scipy.stats import binom
+
+    for least in (0, 1, samples // 2, samples):
+        assert _binomial_tail(least, samples, share) == pytest.approx(
+            binom.sf(least - 1, samples, share), abs=1e-9
+        )
+
+
+def test_a_looser_limit_says_which_of_a_methods_candidates_it_admits():
+    budget = Budget(ram_bytes=50)
+    whole, narrow = evaluation("tent", budget, memory=180), evaluation("tent", budget, memory=40)
+    levers = replace(narrow.candidate.levers, scope=3)
+    narrow = replace(narrow, candidate=replace(narrow.candidate, levers=levers))
+    [found] = relaxations(narrow, [whole, narrow], budget)
+    assert found.sentence == (
+        "With 130 B more --ram, tent, on the whole network and not on the last 3 blocks alone, fits "
+        "(its accuracy was not probed)"
+    )
+    [found] = relaxations(None, [whole], budget)  # where no part of it fits, its name is enough
+    assert "more --ram, tent fits" in found.sentence
+    assert violations(budget, whole.cost)
