@@ -11,7 +11,7 @@ import torchvision
 from torch import nn
 
 from advisor.adapters import Recipe, attach_adapter
-from advisor.costs import simulate
+from advisor.costs.simulate import simulate
 from advisor.methods import get_method
 from advisor.methods.low_rank import output_norms
 from advisor.methods.sparse import CHILD, TrainedChannels, share

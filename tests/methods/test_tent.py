@@ -7,7 +7,7 @@ import math
 import torch
 from torch import nn
 
-from advisor.costs import simulate
+from advisor.costs.simulate import simulate
 from advisor.methods.tent import entropy
 from advisor.methods.update import begin, update
 from advisor.models.layers import take_census
