@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import math
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +18,7 @@ import torch
 from advisor.adapters import RECIPE, TENSORS, Recipe, save_adapter
 from advisor.costs import available_bytes
 from advisor.errors import InputError
-from advisor.files import replacing
+from advisor.files import make_folder, replacing
 from advisor.huggingface import save_for_peft
 from advisor.merged import NAMES, save_merged
 from advisor.methods import learning_rates
@@ -341,12 +340,9 @@ def _check_model(story: Story, recommendation: Recommendation) -> None:
 def _make_folder(folder: Path) -> None:
     """Refuse a folder that can't be written to before the work, not after it."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise InputError(f"--output {folder}: can't be written to ({reason}); give another folder") from error
+        make_folder(folder)
+    except InputError as error:
+        raise InputError(f"--output {error}") from error
 
 
 def _keep_input(model: str, folder: Path) -> None:

@@ -8,6 +8,9 @@ from typing import Annotated
 import typer
 
 from advisor.cli import options
+from advisor.cli.streams import results_apart
+
+RECIPE = "recipe.json"  # what a finished run leaves
 
 
 def command(
@@ -47,9 +50,22 @@ def command(
     and huggingface/ where PEFT computes the same. A checkpoint is kept after each epoch: the same
     command goes on from it.
     """
+    options.check_model(model)
+    for images in (data, unlabelled):
+        options.check_data(images)
+
+    from advisor.report import read_json
+
+    recommendation = read_json(report)
+    if (output / RECIPE).exists():
+        typer.echo(
+            f"peft-advisor: {output} holds what an earlier run wrote; what comes out otherwise now is kept "
+            "beside the new as NAME~",
+            err=True,
+        )
+
     from advisor.apply import CHECKPOINT, Application, apply_advice, verdict
     from advisor.cli.progress import ProgressBars
-    from advisor.report import read_json
 
     application = Application(
         output=output,
@@ -62,9 +78,8 @@ def command(
         arch=arch,
         trust=trust,
     )
-    recommendation = read_json(report)
     try:
-        with ProgressBars() as progress:
+        with results_apart(), ProgressBars() as progress:
 
             def on_epoch(epoch: int, of: int, accuracy: float, best: bool) -> None:
                 so_far = ", the best so far" if best else ""
