@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -18,6 +17,10 @@ from typing import NoReturn
 EXIT_INTERRUPTED = 130  # as shells have it: 128 + SIGINT
 
 _FIRST = "interrupted: the answer follows from what is known; once more ends at once"
+
+
+class EndedAtOnceError(SystemExit):
+    """The second Ctrl-C: nothing is waited for any more."""
 
 
 @dataclass(slots=True)
@@ -81,7 +84,7 @@ def _on_interrupt(number: int, frame: object) -> None:
 def _end() -> NoReturn:
     # No KeyboardInterrupt: that could be caught for the sake of an answer.
     _say("interrupted")
-    sys.exit(EXIT_INTERRUPTED)
+    raise EndedAtOnceError(EXIT_INTERRUPTED)
 
 
 def _say(line: str) -> None:

@@ -13,7 +13,7 @@ import typer
 from advisor.cli import apply, demo, methods, profile, recommend, report, store
 from advisor.cli.streams import print_what_can_be
 from advisor.errors import EXIT_WRONG_INPUT, AdvisorError
-from advisor.interrupts import EXIT_INTERRUPTED
+from advisor.interrupts import EXIT_INTERRUPTED, EndedAtOnceError
 
 FEWEST = "fewest"  # what a bare --flops-budget stands for
 
@@ -42,6 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         app(expand_bare_flops_budget(arguments))
     except AdvisorError as error:
         _fail(str(error), error.exit_code)
+    except EndedAtOnceError:
+        os._exit(EXIT_INTERRUPTED)  # without torch's teardown
     except KeyboardInterrupt:
         _fail("interrupted", EXIT_INTERRUPTED)
     except BrokenPipeError:

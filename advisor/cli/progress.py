@@ -33,8 +33,8 @@ def _whole(width: int) -> Column:
 class ProgressBars:
     """A context manager that is called as `advise.Progress` is."""
 
-    def __init__(self) -> None:
-        self._console = Console(stderr=True)
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console or Console(stderr=True)
         self._bars = Progress(
             TextColumn("{task.description}", table_column=Column(no_wrap=True)),
             BarColumn(bar_width=16),

@@ -118,12 +118,13 @@ def command(
     Sizes: MB = 10^6, MiB = 2^20 bytes. FLOPs: 1 multiply-add = 2 FLOPs. Exit codes: 0 advice given,
     1 nothing fits, 2 the input or the command line is wrong.
     """
-    from advisor.cli import FEWEST
-    from advisor.solver import parse_budget
-
     options.check_model(model)
     for images in (data, retain, unlabelled):
         options.check_data(images)
+
+    from advisor.cli import FEWEST
+    from advisor.solver import parse_budget
+
     fewest = flops_budget == FEWEST
     budget = parse_budget(
         ram=ram,
