@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -142,11 +141,10 @@ def check_model(text: str) -> None:
     )
     if named or text.isidentifier():
         return
-    with suppress(ValueError):  # a null byte
-        if not os.path.lexists(text):
-            raise ModelError(
-                f"{text}: does not exist; give a file, torchvision:NAME, timm:NAME or package.module:factory"
-            )
+    if not os.path.lexists(text):
+        raise ModelError(
+            f"{text}: does not exist; give a file, torchvision:NAME, timm:NAME or package.module:factory"
+        )
 
 
 def check_data(text: str | None) -> None:
