@@ -64,8 +64,9 @@ def measure(
 
     Returns:
         What was measured. It survived where it ran under the cap and the allocator's peak is within
-        what is allowed. Where it did not although the peak is, the runtime took more than the
-        allowances: that says nothing against the candidate.
+        what is allowed. Where the peak is, and the cap was too tight all the same, the runtime took
+        more than the allowances: that says nothing against the candidate, which then survived
+        without a cap (`cap_bytes` is None).
 
     Raises:
         InputError: there is no such device.
@@ -99,6 +100,8 @@ def _measured(job: Path, allowed_bytes: int | None, waiting: WaitingChild | None
     found = _capped(job, allowed_bytes, _ALLOWANCE, waiting)
     if not found.survived and found.peak_memory_bytes <= allowed_bytes:
         found = _capped(job, allowed_bytes, _LARGE_ALLOWANCE, None)
+    if not found.survived and found.peak_memory_bytes <= allowed_bytes:
+        found = replace(found, survived=True, failure="", cap_bytes=None)  # it was measured without one
     return found
 
 
