@@ -9,6 +9,7 @@ import typer
 
 from advisor.cli import options
 from advisor.cli.streams import results_apart
+from advisor.errors import EXIT_WRONG_INPUT
 
 RECIPE = "recipe.json"  # what a finished run leaves
 
@@ -99,7 +100,13 @@ def command(
         typer.echo(f"peft-advisor: warning: {warning}", err=True)
     rate = applied.recipe.learning_rate
     typer.echo(f"Trained: {applied.recipe.candidate.id}{f', learning rate {rate:g}' if rate else ''}")
-    typer.echo("Wrote:   " + "\n         ".join(str(path) for path in applied.files))
+    if applied.files:
+        typer.echo("Wrote:   " + "\n         ".join(str(path) for path in applied.files))
     for note in applied.notes:
         typer.echo(f"Note:    {note}")
     typer.echo(verdict(applied))
+    for failure in applied.unwritten:
+        typer.echo(f"peft-advisor: error: {failure}", err=True)
+    if applied.unwritten:
+        typer.echo("peft-advisor: training is done: the same command writes the rest, once it can", err=True)
+        raise typer.Exit(EXIT_WRONG_INPUT)

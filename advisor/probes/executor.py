@@ -11,7 +11,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -154,7 +154,9 @@ class Workers:
             warnings.filterwarnings("ignore", "A worker stopped while some jobs were given")
             while (first := next(trials, None)) is not None:
                 some = chain([first], islice(trials, self.workers - 1) if in_parts else trials)
-                with _interrupts_kept_from_children():
+                # Engines start their workers themselves, and ray's call lasts until all are done.
+                local = self._backend["backend"] == "loky"
+                with _interrupts_kept_from_children() if local else nullcontext():
                     probes = parallel(calls(some))
                 for probe in probes:
                     begun.remove(probe.trial)

@@ -142,6 +142,27 @@ def test_applied_again_what_was_trained_otherwise_is_kept(run, tmp_path):
     assert (tmp_path / "tuned" / "adapter.safetensors~").exists()
 
 
+def test_what_apply_cannot_write_takes_nothing_else_with_it(run, tmp_path, monkeypatch):
+    assert run(*ASKED, "--data", "new-data.npz", "--json", tmp_path / "advice.json")[0] == 0
+    asked = ("apply", "model.pt", tmp_path / "advice.json", "--output", tmp_path / "tuned", "--epochs", 1)
+    asked = (*asked, "--learning-rate", "0.01")
+
+    def full(folder, *_):
+        raise InputError(f"{folder}/adapter.safetensors: can't be written (No space left on device)")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("advisor.apply.save_adapter", full)
+        code, stdout, err = run(*asked)
+    assert code == 2
+    assert "No space left" in one_line(err)
+    assert "held-out images" in stdout.splitlines()[-1]
+    assert (tmp_path / "tuned" / "merged.pt").exists()
+    code, stdout, err = run(*asked)
+    assert code == 0
+    assert "Epoch" not in err  # nothing is trained again
+    assert (tmp_path / "tuned" / "adapter.safetensors").exists()
+
+
 def test_the_demo_keeps_a_model_that_is_not_its_own(run, tmp_path, monkeypatch):
     monkeypatch.setattr("advisor.cli.demo.subprocess.run", lambda *_, **__: type("", (), {"returncode": 0}))
     (tmp_path / "model.pt").write_text("something precious")
