@@ -100,8 +100,8 @@ def save_adapter(folder: str | os.PathLike[str], trainable: Trainable, recipe: R
     content = save_tensors(tensors, metadata={"format": FORMAT})
     recipe = dataclasses.replace(recipe, adapter_sha256=hashlib.sha256(content).hexdigest())
     document = {"format": FORMAT, "candidate": recipe.candidate.id, **asdict(recipe)}
-    write_whole(Path(folder, TENSORS), content)
-    write_whole(Path(folder, RECIPE), json.dumps(document, indent=2, allow_nan=False) + "\n")
+    write_whole(Path(folder, TENSORS), content, keep_old=True)
+    write_whole(Path(folder, RECIPE), json.dumps(document, indent=2, allow_nan=False) + "\n", keep_old=True)
     return recipe
 
 

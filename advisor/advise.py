@@ -6,7 +6,7 @@ import os
 import platform
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import partial
 
@@ -19,10 +19,11 @@ from advisor.costs import (
     WaitingChild,
     available_bytes,
     fvcore_forward_flops,
-    measure,
     without_collector,
 )
-from advisor.errors import ModelError
+from advisor.costs.measure import measure
+from advisor.errors import AdvisorError, ModelError
+from advisor.interrupts import stoppable
 from advisor.methods import get_method, methods
 from advisor.probes import (
     CrossValidation,
@@ -31,9 +32,9 @@ from advisor.probes import (
     executor_for,
     fold_count,
     in_quick_layout,
-    race,
     trained_as,
 )
+from advisor.probes.race import race
 from advisor.records import (
     LAYER_TYPES,
     Accuracy,
@@ -88,8 +89,9 @@ def recommend(
         waiting = None
         if request.verify:
             # It imports while candidates are priced: the same question asked again should wait for little.
-            waiting = WaitingChild()
-            cleanup.callback(waiting.stop)
+            with suppress(OSError):  # verification will tell why
+                waiting = WaitingChild()
+                cleanup.callback(waiting.stop)
         return _recommend(model, budget, request, progress, waiting)
 
 
@@ -331,18 +333,31 @@ def _verify(
     for tried, evaluation in enumerate(ranked):
         candidate = evaluation.candidate
         progress("verify", tried / len(ranked), candidate.id)
-        measured = measure(
-            story.loaded.module,
-            story.census,
-            candidate,
-            request.batch_size,
-            allowed_bytes=allowed,
-            cache_bytes=evaluation.cost.cache_bytes,
-            waiting=waiting if tried == 0 else None,
-        )
+        try:
+            with stoppable():
+                measured = measure(
+                    story.loaded.module,
+                    story.census,
+                    candidate,
+                    request.batch_size,
+                    allowed_bytes=allowed,
+                    cache_bytes=evaluation.cost.cache_bytes,
+                    waiting=waiting if tried == 0 else None,
+                )
+        # What goes wrong with a run says nothing against the answer that was found.
+        except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001
+            story.warnings.append(_not_run(candidate, error))
+            chosen = evaluation
+            break
         tested[candidate] = replace(evaluation, measured=measured)
         if measured.survived:
             chosen = tested[candidate]
+            if allowed is not None and measured.cap_bytes is None:
+                story.warnings.append(
+                    f"{candidate.id} ran without the hard limit: under it the runtime itself failed, which "
+                    f"took more than usual; what the allocator gave out, "
+                    f"{format_bytes(measured.peak_memory_bytes)}, is within it"
+                )
             break
         assert allowed is not None  # noqa: S101 - without a cap nothing fails to survive
         reason = (
@@ -354,6 +369,20 @@ def _verify(
         story.warnings.append(f"{candidate.id} would have been chosen, but {reason}")
     progress("verify", 1.0, "")
     return chosen, [tested.get(evaluation.candidate, evaluation) for evaluation in evaluations]
+
+
+def _not_run(candidate: Candidate, error: BaseException) -> str:
+    """Why the choice was not run before it was recommended, for the user."""
+    if isinstance(error, KeyboardInterrupt):
+        reason = "interrupted"
+    elif isinstance(error, AdvisorError):
+        reason = str(error)
+    else:
+        reason = f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
+    return (
+        f"{candidate.id} was not run in a child process before it was recommended ({reason}): "
+        "its memory is the simulated one alone"
+    )
 
 
 def _summary(story: Story, evaluations: list[Evaluation], request: Request) -> Recommendation:

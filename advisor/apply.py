@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import difflib
 import math
-import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -19,7 +19,7 @@ import torch
 from advisor.adapters import RECIPE, TENSORS, Recipe, save_adapter
 from advisor.costs import available_bytes
 from advisor.errors import InputError
-from advisor.files import replacing
+from advisor.files import make_folder, replacing
 from advisor.huggingface import save_for_peft
 from advisor.merged import NAMES, save_merged
 from advisor.methods import learning_rates
@@ -60,8 +60,9 @@ class Applied:
     predicted: Accuracy | None  # by the probe
     epochs_run: int
     files: tuple[Path, ...]
-    notes: tuple[str, ...]  # what could not be written, and why
+    notes: tuple[str, ...]  # what there is no form of, and why
     warnings: tuple[str, ...]
+    unwritten: tuple[str, ...] = ()  # what failed to be written, and why
 
 
 EpochReport = Callable[[int, int, float, bool], None]  # epoch from 1, of how many, accuracy, whether the best
@@ -343,12 +344,9 @@ def _check_model(story: Story, recommendation: Recommendation) -> None:
 def _make_folder(folder: Path) -> None:
     """Refuse a folder that can't be written to before the work, not after it."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise InputError(f"--output {folder}: can't be written to ({reason}); give another folder") from error
+        make_folder(folder)
+    except InputError as error:
+        raise InputError(f"--output {error}") from error
 
 
 def _keep_input(model: str, folder: Path) -> None:
@@ -402,22 +400,42 @@ def _written(
         base_accuracy=_figures(base),
         predicted_accuracy=_figures(evaluation.accuracy),
     )
-    recipe = save_adapter(folder, trainable, recipe)
+    unwritten: list[str] = []
+
+    @contextmanager
+    def noted() -> Iterator[None]:
+        """What can't be written takes nothing else with it: the training is done."""
+        try:
+            yield
+        except InputError as error:
+            unwritten.append(str(error))
+        except OSError as error:
+            unwritten.append(f"{error.filename or folder}: can't be written ({error.strerror})")
+
+    files: list[Path] = []
+    with noted():
+        recipe = save_adapter(folder, trainable, recipe)
+        files += [folder / TENSORS, folder / RECIPE]
     some = torch.arange(min(8, len(story.dataset.validation)))
     images, _ = story.dataset.validation.batch(some, story.dataset.normalisation)
-    for_peft, no_peft = save_for_peft(folder, story.loaded.module, trainable, recipe)
+    for_peft: Iterable[Path] = ()
+    merged, no_peft, no_merged = None, "", ""
+    with noted():
+        for_peft, no_peft = save_for_peft(folder, story.loaded.module, trainable, recipe)
     # The last, because it takes the trained model apart.
-    merged, no_merged = save_merged(folder, story.loaded, trainable.model, recipe.method, images)
-    files = (folder / TENSORS, folder / RECIPE, *([merged] if merged else []), *for_peft)
+    with noted():
+        merged, no_merged = save_merged(folder, story.loaded, trainable.model, recipe.method, images)
+    files += [*([merged] if merged else []), *for_peft]
     return Applied(
         recipe=recipe,
         accuracy=accuracy,
         base=base,
         predicted=evaluation.accuracy,
         epochs_run=run.epochs_run,
-        files=files,
+        files=tuple(files),
         notes=tuple(note for note in (no_merged, no_peft) if note),
         warnings=tuple(_warnings(run, story, evaluation, recommendation)),
+        unwritten=tuple(unwritten),
     )
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from advisor.files import make_folder, write_whole
+
+FILES = ("model.pt", "new-data.npz", "old-data.npz")
 _OLD_CLASSES = 7  # of ten; the other three are new in the new-classes scenario
 _EPOCHS = 30
 _BATCH = 32
@@ -54,14 +60,21 @@ def make_situation(folder: Path, *, scenario: str, seed: int = 0) -> MadeSituati
     model = _train(fitted, fitted_labels, seed)
     right = _predict(model, held_out) == torch.from_numpy(held_out_labels)
 
-    folder.mkdir(parents=True, exist_ok=True)
-    torch.save(model, folder / "model.pt")
     if scenario == "shift":
         new = _corrupt(new, np.random.default_rng(seed))
-    files = folder / "model.pt", folder / "new-data.npz", folder / "old-data.npz"
+    make_folder(folder)
+    files = tuple(folder / name for name in FILES)
+    write_whole(files[0], _written(lambda file: torch.save(model, file)), keep_old=True)
     for path, shown, labels in ((files[1], new, new_labels), (files[2], held_out, held_out_labels)):
-        np.savez_compressed(path, images=np.round(shown * 255).astype(np.uint8), labels=labels)
-    return MadeSituation(*files, right.float().mean().item(), change)
+        arrays = {"images": np.round(shown * 255).astype(np.uint8), "labels": labels}
+        write_whole(path, _written(partial(np.savez_compressed, **arrays)), keep_old=True)
+    return MadeSituation(files[0], files[1], files[2], right.float().mean().item(), change)
+
+
+def _written(save: Callable[[io.BytesIO], None]) -> bytes:
+    file = io.BytesIO()
+    save(file)
+    return file.getvalue()
 
 
 def small_network(classes: int) -> nn.Sequential:

@@ -1,11 +1,12 @@
 """Every error that a user can cause, in one tree.
 
 AdvisorError            one clear line: what was found, what is allowed, what to do next
-├── InputError          the model, the data or the command line is wrong      (exit code 2)
-│   ├── ModelError      the model can't be read, recognised or built
-│   ├── DataError       the data can't be read or can't be used with the model
-│   └── UnitError       a size, a FLOP count or a duration can't be parsed
-└── NothingFitsError    the input is fine, but no candidate meets the budget (exit code 1)
+└── InputError          the model, the data or the command line is wrong      (exit code 2)
+    ├── ModelError      the model can't be read, recognised or built
+    ├── DataError       the data can't be read or can't be used with the model
+    └── UnitError       a size, a FLOP count or a duration can't be parsed
+
+That nothing fits is no error but an answer; the command line tells it with exit code 1.
 """
 
 from __future__ import annotations
@@ -39,12 +40,6 @@ class DataError(InputError):
 
 class UnitError(InputError):
     """A size, a FLOP count or a duration can't be parsed."""
-
-
-class NothingFitsError(AdvisorError):
-    """No candidate meets the budget."""
-
-    exit_code = EXIT_NOTHING_FITS
 
 
 # Where the user's model is called: what is raised below is its own, unless other code of ours comes after.

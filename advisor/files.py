@@ -1,21 +1,29 @@
-"""Files appear whole or not at all."""
+"""Files appear whole or not at all, and what was there before them is kept where that is asked for."""
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from advisor.errors import InputError
 
 
-def write_whole(path: str | os.PathLike[str], content: str | bytes) -> None:
+def write_whole(path: str | os.PathLike[str], content: str | bytes, *, keep_old: bool = False) -> None:
     """Write text, as UTF-8, or bytes through a temporary file beside `path`, so no reader sees half of it.
 
     `-` is stdout. A symbolic link is followed; a device or a pipe is written to directly.
-    Raises InputError where the file can't be written.
+
+    Args:
+        keep_old: a file with another content that is there already is kept as `path~`.
+
+    Raises:
+        InputError: the file can't be written.
     """
     if path == "-":
         sys.stdout.write(content if isinstance(content, str) else content.decode())
@@ -30,19 +38,75 @@ def write_whole(path: str | os.PathLike[str], content: str | bytes) -> None:
             return
         with replacing(target) as temporary:
             temporary.write_bytes(content)
+            kept = kept_name(target) if keep_old else None
+            if kept is not None and target.read_bytes() != content:
+                with replacing(kept) as copy:
+                    shutil.copy2(target, copy)
     except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise InputError(
-            f"{path}: can't be written ({reason}); give a file in a folder you can write to"
-        ) from error
+        raise _unwritable(path, error) from error
+
+
+def check_writable(path: str | os.PathLike[str] | None) -> None:
+    """Refuse a file that `write_whole` couldn't write: before the work, not after it. Raises InputError."""
+    if path is None or path == "-":
+        return
+    try:
+        target = Path(os.path.realpath(path))
+        if target.is_dir():
+            raise InputError(f"{path} is a folder; give a file name to write to")
+        if not target.parent.is_dir():
+            raise InputError(f"{path}: the folder {target.parent} does not exist; make it first")
+        if target.exists() and not target.is_file():
+            if not os.access(target, os.W_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            return
+        with _beside(target) as temporary:
+            temporary.touch()
+        kept = kept_name(target)
+        if kept is not None and kept.is_dir():
+            raise InputError(
+                f"{path} is there already and can't be kept as {kept.name}, which is a folder; "
+                "give another name"
+            )
+    except (OSError, ValueError) as error:  # ValueError: a null byte
+        raise _unwritable(path, error) from error
+
+
+def make_folder(path: Path) -> None:
+    """Make the folder if need be. Raises InputError where nothing can be written into it."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise InputError(f"{path}: can't be written to ({reason}); give another folder") from error
+
+
+def kept_name(path: str | os.PathLike[str]) -> Path | None:
+    """Under which name the file that is there now is kept; None where there is none to keep."""
+    target = Path(os.path.realpath(path))
+    return target.with_name(f"{target.name}~") if target.is_file() else None
+
+
+def _unwritable(path: str | os.PathLike[str], error: OSError | ValueError) -> InputError:
+    reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return InputError(f"{path}: can't be written ({reason}); give a file in a folder you can write to")
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A file beside `path`, which takes its place in the end; nothing of it is left where that fails."""
+    with _beside(path) as temporary:
+        yield temporary
+        temporary.replace(path)
+
+
+@contextmanager
+def _beside(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
-        temporary.replace(path)
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)

@@ -74,8 +74,8 @@ def save_for_peft(
         target.mkdir(exist_ok=True)
     except OSError as error:
         raise InputError(f"{target}: can't be made ({error.strerror}); move what is there away") from error
-    write_whole(files[0], json.dumps(config, indent=2) + "\n")
-    write_whole(files[1], save_tensors(tensors, metadata={"format": "pt"}))
+    write_whole(files[0], json.dumps(config, indent=2) + "\n", keep_old=True)
+    write_whole(files[1], save_tensors(tensors, metadata={"format": "pt"}), keep_old=True)
     return files, ""
 
 

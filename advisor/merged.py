@@ -55,10 +55,12 @@ def save_merged(
     state = {loaded.key_prefix + name: tensor.detach().clone() for name, tensor in plain.items()}
     if loaded.form == "safetensors":
         path = folder / NAMES[1]
-        write_whole(path, save_tensors({n: t.contiguous() for n, t in state.items()}, {"format": "pt"}))
+        write_whole(
+            path, save_tensors({n: t.contiguous() for n, t in state.items()}, {"format": "pt"}), keep_old=True
+        )
     else:
         path = folder / NAMES[0]
-        write_whole(path, _saved(state))
+        write_whole(path, _saved(state), keep_old=True)
     return path, ""
 
 
@@ -68,7 +70,7 @@ def _pickled(path: Path, merged: nn.Module) -> tuple[Path | None, str]:
         content = _saved(merged)
     except Exception as error:  # noqa: BLE001 - a user's class may refuse in any way
         return None, f"no merged model: its class can't be pickled ({str(error).splitlines()[0]})"
-    write_whole(path, content)
+    write_whole(path, content, keep_old=True)
     return path, ""
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import importlib
+import pkgutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +16,7 @@ ROOT = Path(advisor.__file__).parent
 ORDER = [
     "errors",
     "files",
+    "interrupts",
     "units",
     "records",
     "plain",
@@ -86,3 +89,15 @@ def test_help_imports_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_no_name_hides_a_module():
+    """`import advisor.probes.race` once gave a function: the package exported it under the module's name."""
+    found = [
+        name for _, name, _ in pkgutil.walk_packages(advisor.__path__, "advisor.") if "__main__" not in name
+    ]
+    for name in found:
+        module = importlib.import_module(name)
+        package, _, last = name.rpartition(".")
+        assert getattr(sys.modules[package], last) is module, name
+    assert len(found) > 60

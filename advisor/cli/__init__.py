@@ -11,7 +11,9 @@ from typing import NoReturn
 import typer
 
 from advisor.cli import apply, demo, methods, profile, recommend, report, store
+from advisor.cli.streams import print_what_can_be
 from advisor.errors import EXIT_WRONG_INPUT, AdvisorError
+from advisor.interrupts import EXIT_INTERRUPTED, EndedAtOnceError
 
 FEWEST = "fewest"  # what a bare --flops-budget stands for
 
@@ -35,12 +37,15 @@ app.add_typer(store.app, name="store")
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line; every failure that a user can cause is one line on stderr."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    print_what_can_be()
     try:
         app(expand_bare_flops_budget(arguments))
     except AdvisorError as error:
         _fail(str(error), error.exit_code)
+    except EndedAtOnceError:
+        os._exit(EXIT_INTERRUPTED)  # without torch's teardown
     except KeyboardInterrupt:
-        _fail("interrupted", 130)
+        _fail("interrupted", EXIT_INTERRUPTED)
     except BrokenPipeError:
         # The reader, such as `head`, has what it wanted; Python would complain while flushing.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

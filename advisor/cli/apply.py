@@ -8,6 +8,10 @@ from typing import Annotated
 import typer
 
 from advisor.cli import options
+from advisor.cli.streams import results_apart
+from advisor.errors import EXIT_WRONG_INPUT
+
+RECIPE = "recipe.json"  # what a finished run leaves
 
 
 def command(
@@ -47,9 +51,22 @@ def command(
     and huggingface/ where PEFT computes the same. A checkpoint is kept after each epoch: the same
     command goes on from it.
     """
+    options.check_model(model)
+    for images in (data, unlabelled):
+        options.check_data(images)
+
+    from advisor.report import read_json
+
+    recommendation = read_json(report)
+    if (output / RECIPE).exists():
+        typer.echo(
+            f"peft-advisor: {output} holds what an earlier run wrote; what comes out otherwise now is kept "
+            "beside the new as NAME~",
+            err=True,
+        )
+
     from advisor.apply import CHECKPOINT, Application, apply_advice, verdict
     from advisor.cli.progress import ProgressBars
-    from advisor.report import read_json
 
     application = Application(
         output=output,
@@ -62,9 +79,8 @@ def command(
         arch=arch,
         trust=trust,
     )
-    recommendation = read_json(report)
     try:
-        with ProgressBars() as progress:
+        with results_apart(), ProgressBars() as progress:
 
             def on_epoch(epoch: int, of: int, accuracy: float, best: bool) -> None:
                 so_far = ", the best so far" if best else ""
@@ -84,7 +100,13 @@ def command(
         typer.echo(f"peft-advisor: warning: {warning}", err=True)
     rate = applied.recipe.learning_rate
     typer.echo(f"Trained: {applied.recipe.candidate.id}{f', learning rate {rate:g}' if rate else ''}")
-    typer.echo("Wrote:   " + "\n         ".join(str(path) for path in applied.files))
+    if applied.files:
+        typer.echo("Wrote:   " + "\n         ".join(str(path) for path in applied.files))
     for note in applied.notes:
         typer.echo(f"Note:    {note}")
     typer.echo(verdict(applied))
+    for failure in applied.unwritten:
+        typer.echo(f"peft-advisor: error: {failure}", err=True)
+    if applied.unwritten:
+        typer.echo("peft-advisor: training is done: the same command writes the rest, once it can", err=True)
+        raise typer.Exit(EXIT_WRONG_INPUT)

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import shlex
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from advisor.cli import options
+from advisor.cli.outputs import say_what_is_kept
 from advisor.errors import InputError
+from advisor.files import make_folder
 
 
 def command(
@@ -29,11 +35,16 @@ def command(
         raise InputError(f"--scenario {scenario!r} is not known; use shift or new-classes")
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--folder {folder} is a file; give another folder")
-    from advisor.units import parse_seconds
+    options.parse_probe_time(probe_time)
+    try:
+        make_folder(folder)
+    except InputError as error:
+        raise InputError(f"--folder {error}") from error
 
-    parse_seconds(probe_time)
+    from advisor.demo import FILES, make_situation
 
-    from advisor.demo import make_situation
+    for name in FILES:
+        say_what_is_kept(folder / name)
 
     typer.echo("Training a small depthwise-separable network on clean digits ...", err=True)
     made = make_situation(folder, scenario=scenario, seed=seed)
@@ -55,9 +66,11 @@ def command(
     arguments += ["--report", str(folder / "report.html"), "--json", str(folder / "advice.json")]
     typer.echo(f"\n$ {shlex.join(['peft-advisor', *arguments])}\n", err=True)
 
-    import subprocess
-    import sys
-
-    # Exactly as a user would: another process, the same command line.
-    done = subprocess.run([sys.executable, "-m", "advisor", *arguments], check=False)  # noqa: S603 - our own
+    # Exactly as a user would: another process, the same command line. A terminal's Ctrl-C reaches it by
+    # itself, and it gives its answer then: it has to be waited for.
+    before = signal.signal(signal.SIGINT, lambda number, frame: None)
+    try:
+        done = subprocess.run([sys.executable, "-m", "advisor", *arguments], check=False)  # noqa: S603
+    finally:
+        signal.signal(signal.SIGINT, before)
     raise typer.Exit(done.returncode)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from advisor.errors import InputError
+from advisor.errors import DataError, InputError, ModelError, UnitError
 
 if TYPE_CHECKING:
     from advisor.probes import Normalisation
@@ -91,10 +93,70 @@ def parse_input_size(text: str | None) -> tuple[int, int, int] | None:
 
 
 def parse_names(text: str | None) -> tuple[str, ...] | None:
-    """`a,b` -> ("a", "b")."""
+    """`a,b` -> ("a", "b"), each once."""
     if text is None:
         return None
     return tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+
+
+def parse_class_names(text: str | None) -> tuple[str, ...] | None:
+    """`a,b` -> ("a", "b"), as many as were given. Raises InputError on a repeated or an empty name.
+
+    Each stands for one of the model's outputs: left out in silence, it would move all that follow.
+    """
+    if text is None:
+        return None
+    names = tuple(name.strip() for name in text.split(","))
+    repeated = [name for name, count in Counter(names).items() if count > 1 and name]
+    if repeated:
+        raise InputError(
+            f"--classes names {', '.join(map(repr, repeated))} more than once; give one name for each of the "
+            "model's outputs, all different"
+        )
+    if not all(names):
+        raise InputError(
+            f"--classes {text!r} has an empty name; give one name for each of the model's outputs"
+        )
+    return names
+
+
+def parse_probe_time(text: str) -> float:
+    """`5m` -> 300.0. Raises UnitError; none at all is another option."""
+    from advisor.units import parse_seconds
+
+    if re.fullmatch(r"\s*[+-]?0*\.?0*\s*[a-z]*\s*", text, re.IGNORECASE) and "0" in text:
+        raise UnitError(f"--probe-time {text!r}: probes need time; to train nothing, give --no-probe instead")
+    return parse_seconds(text)
+
+
+def check_model(text: str) -> None:
+    """Tell of a missing file what `load_model` would, without the seconds that its imports take.
+
+    What may be a name - of an architecture, of a factory, of torchvision's without its prefix - is left
+    to `load_model`. Raises ModelError.
+    """
+    library, _, name = text.partition(":")
+    named = (library in ("torchvision", "timm") and name) or re.fullmatch(
+        r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*", text
+    )
+    if named or text.isidentifier():
+        return
+    if not os.path.lexists(text):
+        raise ModelError(
+            f"{text}: does not exist; give a file, torchvision:NAME, timm:NAME or package.module:factory"
+        )
+
+
+def check_data(text: str | None) -> None:
+    """Likewise of missing data what `load_data` would. Raises DataError."""
+    if text is None or text == "digits" or text.startswith("torchvision:"):
+        return
+    try:
+        if text.strip() and Path(text).expanduser().exists():
+            return
+    except (OSError, ValueError, RuntimeError):  # too long, a null byte, no such home
+        pass
+    raise DataError(f"data {text!r}: no such file or folder; check the path")
 
 
 def parse_methods(text: str | None) -> tuple[str, ...] | None:

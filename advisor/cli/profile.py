@@ -9,7 +9,8 @@ from typing import Annotated, Literal
 import typer
 
 from advisor.cli import options
-from advisor.cli.recommend import check_writable
+from advisor.cli.outputs import Outputs
+from advisor.cli.streams import nothing_more, results_apart
 
 
 def command(
@@ -28,9 +29,10 @@ def command(
     json: options.JsonPath = None,
 ) -> None:
     """Show what every method costs on a model: memory, FLOPs, parameters, by layer type."""
+    options.check_model(model)
     size, known_ranks = options.parse_input_size(input_size), options.parse_ranks(ranks)
     optimizer = options.parse_optimizer(optimizer)
-    check_writable(json)
+    outputs = Outputs({"--json": json})
 
     from advisor.advise import profile as advise
     from advisor.cli.progress import ProgressBars
@@ -47,12 +49,14 @@ def command(
         optimizer=optimizer,
         command=shlex.join(["peft-advisor", *sys.argv[1:]]),
     )
-    with ProgressBars() as progress:
+    with results_apart(), ProgressBars() as progress:
         recommendation = advise(model, request, progress)
 
-    from advisor.report import print_layer_types, print_profile, write_json
+    from advisor.report import dumps, print_layer_types, print_profile
 
-    if json:
-        write_json(recommendation, json)  # first: whoever reads the rest may stop reading
-    if json != "-":
+    outputs.write("--json", lambda: dumps(recommendation))  # first: whoever reads the rest may stop reading
+    if outputs.to_stdout:
+        nothing_more()
+    else:
         (print_profile if by == "method" else print_layer_types)(recommendation)
+    outputs.end()

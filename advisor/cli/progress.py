@@ -14,29 +14,41 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
 
 _STAGES = {
     "load": "Loading",
     "cost": "Costing every candidate",
     "probe": "Probing on your data",
-    "verify": "Running the choice under the limit",
+    "verify": "Running the choice",
     "train": "Training",
     "write": "Judging and writing",
 }
 
 
+def _whole(width: int) -> Column:
+    return Column(no_wrap=True, min_width=width, width=width)
+
+
 class ProgressBars:
     """A context manager that is called as `advise.Progress` is."""
 
-    def __init__(self) -> None:
-        self._console = Console(stderr=True)
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console or Console(stderr=True)
         self._bars = Progress(
-            TextColumn("{task.description:<36}"),
-            BarColumn(bar_width=24),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            TextColumn("[dim]{task.fields[running]}"),
+            TextColumn("{task.description}", table_column=Column(no_wrap=True)),
+            BarColumn(bar_width=16),
+            TimeElapsedColumn(table_column=_whole(7)),
+            TextColumn("left", table_column=_whole(4)),
+            TimeRemainingColumn(table_column=_whole(7)),
+            # What is running gets what is left of the line.
+            TextColumn(
+                "{task.fields[running]}",
+                style="dim",
+                markup=False,
+                table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis"),
+            ),
+            expand=True,
             console=self._console,
             disable=not self._console.is_terminal,
         )

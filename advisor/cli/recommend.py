@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import shlex
 import sys
-from pathlib import Path
-from typing import Annotated, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 
 from advisor.cli import options
+from advisor.cli.outputs import Outputs
+from advisor.cli.streams import nothing_more, results_apart
 from advisor.errors import EXIT_NOTHING_FITS, InputError
+from advisor.interrupts import answer_is_possible, answering
+
+if TYPE_CHECKING:
+    from advisor.situation import Progress
 
 
 def command(
@@ -113,9 +118,12 @@ def command(
     Sizes: MB = 10^6, MiB = 2^20 bytes. FLOPs: 1 multiply-add = 2 FLOPs. Exit codes: 0 advice given,
     1 nothing fits, 2 the input or the command line is wrong.
     """
+    options.check_model(model)
+    for images in (data, retain, unlabelled):
+        options.check_data(images)
+
     from advisor.cli import FEWEST
     from advisor.solver import parse_budget
-    from advisor.units import parse_seconds
 
     fewest = flops_budget == FEWEST
     budget = parse_budget(
@@ -140,12 +148,12 @@ def command(
         raise InputError("--min-retained is the least accuracy on the old data; give it with --retain")
     if no_probe and (retain is not None or unlabelled is not None):
         raise InputError("--retain and --unlabelled are for probes; leave out --no-probe, or them")
-    for path in (report, json):
-        check_writable(path)
-    probe_seconds = None if no_probe else parse_seconds(probe_time)
+    probe_seconds = None if no_probe else options.parse_probe_time(probe_time)
+    class_names = options.parse_class_names(classes)
     size, known_ranks = options.parse_input_size(input_size), options.parse_ranks(ranks)
     optimizer = options.parse_optimizer(optimizer)
     normalisation = options.parse_normalisation(mean, std)
+    outputs = Outputs({"--json": json, "--report": report})
     probes = data is not None and not no_probe
     store_path = options.usable_store(store) if probes and not no_store else None
 
@@ -162,7 +170,7 @@ def command(
         ranks=known_ranks,
         optimizer=optimizer,
         data=data,
-        class_names=options.parse_names(classes),
+        class_names=class_names,
         normalisation=normalisation,
         rehearse=rehearse,
         retain=retain,
@@ -176,32 +184,34 @@ def command(
         seed=seed,
         command=shlex.join(["peft-advisor", *sys.argv[1:]]),
     )
-    with ProgressBars() as progress:
-        recommendation = advise(model, budget, request, progress)
+    with answering():
+        with results_apart(), ProgressBars() as progress:
+            recommendation = advise(model, budget, request, _answerable(progress))
 
-    from advisor.report import print_recommendation, write_html, write_json
+        from advisor.report import dumps, print_recommendation, render_html
 
-    # Files first: whoever reads the rest may stop reading.
-    if report:
-        write_html(recommendation, report)
-        typer.echo(f"Report: {report}", err=True)
-    if json:
-        write_json(recommendation, json)
-    if json != "-":
-        print_recommendation(recommendation)
-    if json and json != "-" and data and recommendation.recommended is not None:
+        # Files first: whoever reads the rest may stop reading.
+        written = outputs.write("--json", lambda: dumps(recommendation))
+        if outputs.write("--report", lambda: render_html(recommendation)):
+            typer.echo(f"Report: {report}", err=True)
+        if not outputs.to_stdout:
+            print_recommendation(recommendation)
+    if outputs.to_stdout:
+        nothing_more()
+    if written and json and json != "-" and data and recommendation.recommended is not None:
         command = shlex.join(["peft-advisor", "apply", model, json])
         typer.echo(f"To carry it out: {command} --output FOLDER", err=True)
     if recommendation.outcome == "none":
         typer.echo(f"peft-advisor: {recommendation.answer}", err=True)
-        raise typer.Exit(EXIT_NOTHING_FITS)
+    outputs.end(EXIT_NOTHING_FITS if recommendation.recommended is None else 0)
 
 
-def check_writable(path: str | None) -> None:
-    """Refuse an output path before the work, not after it. Raises InputError."""
-    if path is None or path == "-":
-        return
-    if Path(path).is_dir():
-        raise InputError(f"{path} is a folder; give a file name to write to")
-    if not Path(path).absolute().parent.is_dir():
-        raise InputError(f"{path}: the folder {Path(path).absolute().parent} does not exist; make it first")
+def _answerable(progress: Progress) -> Progress:
+    """The progress that also says when Ctrl-C can be answered: once candidates are priced."""
+
+    def on_progress(stage: str, fraction: float, running: str) -> None:
+        if stage in ("probe", "verify") or (stage == "cost" and fraction == 1.0):
+            answer_is_possible()
+        progress(stage, fraction, running)
+
+    return on_progress

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from advisor.cli.recommend import check_writable
+from advisor.cli.outputs import Outputs
 
 
 def command(
@@ -16,12 +16,14 @@ def command(
     ] = None,
 ) -> None:
     """Show a saved recommendation, or render its report again."""
-    check_writable(report)
+    outputs = Outputs({"--report": report})
 
-    from advisor.report import print_recommendation, read_json, write_html
+    from advisor.report import print_recommendation, read_json, render_html
 
     recommendation = read_json(path)
-    if report:  # first: whoever reads the rest may stop reading
-        write_html(recommendation, report)
+    # First: whoever reads the rest may stop reading.
+    if outputs.write("--report", lambda: render_html(recommendation)):
         typer.echo(f"Report: {report}", err=True)
-    print_recommendation(recommendation)
+    if not outputs.to_stdout:
+        print_recommendation(recommendation)
+    outputs.end()

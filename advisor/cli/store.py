@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from advisor.cli import options
-from advisor.cli.recommend import check_writable
+from advisor.cli.outputs import Outputs
 from advisor.errors import InputError
 from advisor.units import format_bytes
 
@@ -61,7 +61,7 @@ def export(
     store: options.StorePath = None,
 ) -> None:
     """Write every result as one line of JSON, the oldest first."""
-    check_writable(file)
+    outputs = Outputs({"FILE": file})
     path = _path(store)
     with _opened(path) as opened:
         if opened is None:
@@ -73,11 +73,9 @@ def export(
             for result in opened
         ]
     text = "".join(f"{line}\n" for line in lines)
-    if file == "-":
-        sys.stdout.write(text)
-    else:
-        Path(file).write_text(text, encoding="utf-8")
+    if outputs.write("FILE", lambda: text) and not outputs.to_stdout:
         typer.echo(f"{_results(len(lines))}: {file}", err=True)
+    outputs.end()
 
 
 @app.command("clear")

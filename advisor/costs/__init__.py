@@ -1,10 +1,13 @@
-"""What an update costs: estimated from a table, simulated exactly, measured in a child process."""
+"""What an update costs: estimated from a table, simulated exactly, measured in a child process.
+
+The functions `simulate` and `measure` are in the modules of their names, which they would hide here.
+"""
 
 from advisor.costs.estimate import Estimates, Estimator
 from advisor.costs.fvcore_check import fvcore_forward_flops
-from advisor.costs.measure import WaitingChild, measure
+from advisor.costs.measure import WaitingChild
 from advisor.costs.process import available_bytes
-from advisor.costs.simulate import Simulator, simulate, without_collector
+from advisor.costs.simulate import Simulator, without_collector
 
 __all__ = [
     "Estimates",
@@ -13,7 +16,5 @@ __all__ = [
     "WaitingChild",
     "available_bytes",
     "fvcore_forward_flops",
-    "measure",
-    "simulate",
     "without_collector",
 ]

@@ -22,6 +22,7 @@ from advisor.costs.allocator import allocator_peak, held_bytes
 from advisor.costs.energy import count_joules
 from advisor.costs.process import (
     data_limit,
+    end_with_parent,
     keep_freed_memory,
     process_bytes,
     reset_resident_peak,
@@ -91,13 +92,20 @@ class _Run:
         return time.perf_counter() - before
 
 
-def run_job(job: Mapping[str, Any], allowed_bytes: int | None) -> Measurement:
-    """Load, warm up, run under the cap, then time updates and look at the allocator."""
+def run_job(job: Mapping[str, Any], allowed_bytes: int | None, allowance: int) -> Measurement:
+    """Load, warm up, run under the cap, then time updates and look at the allocator.
+
+    Args:
+        allowance: what the cap grants on top, for the runtime's own fluctuation.
+    """
     torch.set_num_threads(job["threads"])
     run = _Run(job)
     on_host = run.device.type == "cpu"
 
-    # The first update makes the optimizer's state, starts threads and compiles kernels.
+    # The first update makes the optimizer's state, starts threads and compiles kernels; the costliest
+    # kind and the one after it, with gradients there already, load code of their own.
+    run.update()
+    run.update_at_most()
     run.update()
     return_freed_memory()
     held = run.held_bytes() if on_host else 0
@@ -105,11 +113,11 @@ def run_job(job: Mapping[str, Any], allowed_bytes: int | None) -> Measurement:
     # The kernel caps the host's memory only; a GPU's peak is compared with what is allowed.
     cap = None
     if allowed_bytes is not None and on_host:
-        cap = max(process_bytes("VmData") - held, 0) + allowed_bytes
+        cap = max(process_bytes("VmData") - held, 0) + allowed_bytes + allowance
     reset_resident_peak()
     failure = ""
     try:
-        with data_limit(cap) as enforced:
+        with data_limit(cap):
             run.hold_cache()
             run.update_at_most()
             run.update()
@@ -125,7 +133,7 @@ def run_job(job: Mapping[str, Any], allowed_bytes: int | None) -> Measurement:
         resident_peak = process_bytes("VmHWM") + run.missing_cache_bytes
     seconds, joules = _timed(run, job["timing_seconds"])
     peak = run.peak_bytes() + run.missing_cache_bytes
-    if allowed_bytes is not None and not enforced and peak > allowed_bytes:
+    if allowed_bytes is not None and peak > allowed_bytes and not failure:
         failure = f"the allocator's peak was {format_bytes(peak)}, {format_bytes(allowed_bytes)} are allowed"
     low, median, high = statistics.quantiles(seconds, n=4, method="inclusive")
     return Measurement(
@@ -155,13 +163,24 @@ def _timed(run: _Run, for_seconds: float) -> tuple[list[float], float | None]:
     return seconds, None if joules is None else joules / len(seconds)
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Wait for the order on the standard input, run the job, and write what came of it beside the job."""
+    end_with_parent()
     with suppress(ImportError, RuntimeError):
         import torchvision  # noqa: F401 - most models need it; imported while the parent is still busy
-    _order = sys.stdin.read()
-    if _order:
-        _job, _allowed_bytes = json.loads(_order)
+    text = sys.stdin.read()
+    if not text:  # the parent ended, or needs no run
+        return
+    order = json.loads(text)
+    sys.path[:] = order["path"]
+    job = Path(order["job"])
+    content: dict[str, Any]
+    try:
         # Written by the parent, in its own private folder.
-        _measurement = run_job(torch.load(_job, weights_only=False), _allowed_bytes)
-        Path(_job).with_suffix(".json").write_text(json.dumps(asdict(_measurement)))
-        os._exit(0)  # tearing torch down takes longer than an update
+        loaded = torch.load(job, weights_only=False)
+        content = {"measurement": asdict(run_job(loaded, order["allowed_bytes"], order["allowance"]))}
+    except BaseException as error:  # noqa: BLE001 - whatever a user's module does: the parent says it
+        first_line = (str(error).strip() or "no message").splitlines()[0]
+        content = {"error": f"{type(error).__name__}: {first_line}"}
+    job.with_suffix(".json").write_text(json.dumps(content))
+    os._exit(0)  # tearing torch down takes longer than an update

@@ -1,10 +1,13 @@
-"""Short fine-tunes on the user's data: what each candidate is worth."""
+"""Short fine-tunes on the user's data: what each candidate is worth.
+
+The function `race` is in the module of its name, which it would hide here.
+"""
 
 from advisor.probes.corruptions import Corruption, corrupt, parse_corruption
 from advisor.probes.data import Dataset, Normalisation, load_data, load_unlabelled
 from advisor.probes.executor import executor_for
 from advisor.probes.folds import CrossValidation, fold_count
-from advisor.probes.race import RaceResult, race
+from advisor.probes.race import RaceResult
 from advisor.probes.scenarios import Situation, adapt_head, imprint_where_better, relabel, situate
 from advisor.probes.train import FineTune, Trainer, Trial, accuracy_of, in_quick_layout, trained_as
 
@@ -28,7 +31,6 @@ __all__ = [
     "load_data",
     "load_unlabelled",
     "parse_corruption",
-    "race",
     "relabel",
     "situate",
     "trained_as",

@@ -5,10 +5,13 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import signal
 import tempfile
+import threading
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -59,7 +62,7 @@ def executor_for(
             yield InProcess(trainer, is_risky, cleanup)
         elif kind == "local" and (not rest or rest.isdecimal()) and rest != "0":
             workers = int(rest or os.cpu_count() or 1)
-            yield Workers(_sent_by_file(trainer, cleanup), workers, {"backend": "loky"}, is_risky)
+            yield Workers(_sent_by_file(trainer, cleanup), workers, _LOCAL, is_risky)
         elif kind == "dask" and rest.startswith("//"):
             sent = _sent(trainer)
             workers = _connect_dask(f"tcp:{rest}", sent, cleanup)
@@ -90,8 +93,13 @@ class InProcess:
                 yield self._trainer.probe(trial)
                 continue
             if self._elsewhere is None:
-                sent = _sent_by_file(self._trainer, self._cleanup, threads=self.threads)
-                self._elsewhere = Workers(sent, 1, {"backend": "loky"}, self.is_risky)
+                try:
+                    sent = _sent_by_file(self._trainer, self._cleanup, threads=self.threads)
+                except InputError as error:
+                    failure = "it may need more memory than there is, and can't be tried in another process"
+                    yield Probe(trial, None, 0.0, f"{failure} ({error.__cause__})")
+                    continue
+                self._elsewhere = Workers(sent, 1, _LOCAL, self.is_risky)
                 self._elsewhere.losses = self.losses
             yield from self._elsewhere.run([trial])
 
@@ -146,7 +154,11 @@ class Workers:
             warnings.filterwarnings("ignore", "A worker stopped while some jobs were given")
             while (first := next(trials, None)) is not None:
                 some = chain([first], islice(trials, self.workers - 1) if in_parts else trials)
-                for probe in parallel(calls(some)):
+                # Engines start their workers themselves, and ray's call lasts until all are done.
+                local = self._backend["backend"] == "loky"
+                with _interrupts_kept_from_children() if local else nullcontext():
+                    probes = parallel(calls(some))
+                for probe in probes:
                     begun.remove(probe.trial)
                     yield probe
 
@@ -168,6 +180,37 @@ class _Sent:
     threads: int
     path: str | None = None
     content: bytes | None = None
+
+
+def _follow_parent() -> None:
+    """In a worker process of this machine: end soon after the process that started it, however that ended."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+_LOCAL = {"backend": "loky", "initializer": _follow_parent}
+
+
+@contextmanager
+def _interrupts_kept_from_children() -> Iterator[None]:
+    """Processes that are started meanwhile never see a Ctrl-C; this one sees it afterwards.
+
+    A terminal sends it to every process in the foreground. What is blocked is inherited.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 _received: dict[str, Trainer] = {}  # in a worker: the trainer that was sent last

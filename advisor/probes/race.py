@@ -26,6 +26,7 @@ from typing import Any, TypeVar
 import torch
 
 from advisor.errors import DataError
+from advisor.interrupts import stoppable
 from advisor.methods import get_method, learning_rates
 from advisor.paired import paired_gap
 from advisor.probes.executor import Executor, InProcess
@@ -146,9 +147,10 @@ class _Race:
     def run(self, judge_base: bool) -> RaceResult:
         base = None
         try:
-            correct, retained = self._base()
-            base = _accuracy(correct, retained) if judge_base else None
-            self._run_rungs(len(correct))
+            with stoppable():
+                correct, retained = self._base()
+                base = _accuracy(correct, retained) if judge_base else None
+                self._run_rungs(len(correct))
         except KeyboardInterrupt:
             self._warnings.append("interrupted: what was found until then is all that is known")
         self._warnings += self._executor.losses
@@ -478,7 +480,8 @@ class _Race:
         return max(self._seconds - self._spent(), 0.0)
 
     def _tell(self, running: str) -> None:
-        self._report(min(self._spent() / self._seconds, 1.0), running)
+        spent = self._spent()
+        self._report(spent / self._seconds if spent < self._seconds else 1.0, running)
 
     def _remembered(self, kind: str, key: Mapping[str, Any], find: Callable[[], dict[str, Any]]) -> Any:
         found = self._recall(kind, key)

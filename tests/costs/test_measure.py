@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from advisor.costs import Simulator, measure, simulate
+from advisor.costs import Simulator
+from advisor.costs.measure import measure
+from advisor.costs.simulate import simulate
 from advisor.errors import InputError, ModelError
 from advisor.models.layers import take_census
 from advisor.records import Candidate, Levers

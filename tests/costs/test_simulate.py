@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from advisor.costs import Simulator, simulate
+from advisor.costs import Simulator
 from advisor.costs.allocator import allocator_peak
 from advisor.costs.recorder import Recorder
-from advisor.costs.simulate import shape_copy
+from advisor.costs.simulate import shape_copy, simulate
 from advisor.methods import get_method, methods
 from advisor.methods.base import plain_optimizer
 from advisor.models.layers import take_census

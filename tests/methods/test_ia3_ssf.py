@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from advisor.adapters import Recipe, load_adapter, save_adapter
-from advisor.costs import simulate
+from advisor.costs.simulate import simulate
 from advisor.methods import get_method
 from advisor.models.layers import take_census
 from advisor.records import Candidate

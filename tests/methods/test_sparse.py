@@ -11,7 +11,7 @@ import torchvision
 from torch import nn
 
 from advisor.adapters import Recipe, attach_adapter
-from advisor.costs import simulate
+from advisor.costs.simulate import simulate
 from advisor.methods import get_method
 from advisor.methods.sparse import CHILD, TrainedChannels, share
 from advisor.models.layers import take_census

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import nn
 
-from advisor.costs import simulate
+from advisor.costs.simulate import simulate
 from advisor.methods.tent import entropy
 from advisor.models.layers import take_census
 from advisor.records import Candidate

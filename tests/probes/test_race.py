@@ -219,6 +219,13 @@ def test_an_interrupted_race_tells_what_is_known_and_goes_on_from_there(tmp_path
     assert found_alike(rest, whole)
 
 
+def test_no_time_at_all_is_told_as_all_of_it():
+    told = []
+    found = run([Candidate("head")], seconds=0, report=lambda fraction, running: told.append(fraction))
+    assert found.base is not None
+    assert set(told) == {1.0}
+
+
 def test_what_trains_alike_is_raced_once():
     plain, twice = (
         Candidate("norm"),

@@ -1,0 +1,72 @@
+"""The files that a command was asked for: refused before the work, written as far as possible after it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import typer
+
+from advisor.errors import EXIT_WRONG_INPUT, AdvisorError, InputError
+from advisor.files import check_writable, kept_name, write_whole
+
+
+class Outputs:
+    """By option, such as `--report`."""
+
+    def __init__(self, paths: Mapping[str, str | None]) -> None:
+        """Check that each can be written, and say which old file will be kept under another name.
+
+        Raises InputError.
+        """
+        self._paths = {option: path for option, path in paths.items() if path}
+        self.failed = False
+        seen: dict[str, str] = {}
+        for option, path in self._paths.items():
+            check_writable(path)
+            same = seen.setdefault(path if path == "-" else os.path.realpath(path), option)
+            if same != option and Path(path).name != os.devnull:
+                raise InputError(f"{same} and {option} both name {path}; give two names")
+        for path in self._paths.values():
+            say_what_is_kept(path)
+
+    @property
+    def to_stdout(self) -> bool:
+        """Whether one of them takes the standard output for itself."""
+        return "-" in self._paths.values()
+
+    def write(self, option: str, content: Callable[[], str]) -> bool:
+        """Write what was asked for; one line says why it can't be, and the others are still written."""
+        path = self._paths.get(option)
+        if path is None:
+            return False
+        try:
+            write_whole(path, content(), keep_old=True)
+        except BrokenPipeError:
+            raise
+        except Exception as error:
+            if os.environ.get("PEFT_ADVISOR_DEBUG"):
+                raise
+            reason = str(error)
+            if not isinstance(error, AdvisorError):
+                first_line = (reason.strip() or "no message").splitlines()[0]
+                reason = f"{path}: unexpected {type(error).__name__}: {first_line}; please report it"
+            typer.echo(f"peft-advisor: error: {reason}", err=True)
+            self.failed = True
+            return False
+        return True
+
+    def end(self, exit_code: int = 0) -> None:
+        """End the command with this exit code; what couldn't be written makes it 2."""
+        if self.failed or exit_code:
+            raise typer.Exit(EXIT_WRONG_INPUT if self.failed else exit_code)
+
+
+def say_what_is_kept(path: str | Path) -> None:
+    """Nothing is overwritten in silence."""
+    kept = kept_name(path)
+    if kept is not None:
+        typer.echo(
+            f"peft-advisor: {path} is there already; if it changes, it is kept as {kept.name}", err=True
+        )
