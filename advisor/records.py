@@ -82,6 +82,16 @@ class LayerTypeSummary:
     forward_flops: int
 
 
+@dataclass(frozen=True, slots=True)
+class Framing:
+    """How an image is brought to the input size: resized to a little more, then cropped in the centre."""
+
+    crop: float = 1.0  # what is kept of the resized image's height and width
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    # The shorter side is resized to the size, or both are, or the longer one, and borders are added.
+    mode: Literal["center", "squash", "border"] = "center"
+
+
 Optimizer = Literal["adam", "adamw", "momentum", "sgd"]
 # Of normalisation layers with running statistics: as the method has it, or in eval mode, in train mode,
 # or re-estimated on the new data before training and then frozen.

@@ -29,6 +29,7 @@ from advisor.probes import (
     situate,
 )
 from advisor.probes.data import LabelledImages
+from advisor.probes.pixels import Frame
 from advisor.records import Census
 
 Progress = Callable[[str, float, str], None]  # stage, fraction of it done, what is running
@@ -112,14 +113,14 @@ def prepare(model: str | nn.Module, request: Request, progress: Progress) -> Sto
         if request.data_classes is not None and dataset.class_names != request.data_classes:
             raise DataError(_other_classes(dataset, request.data_classes))
         if request.unlabelled is not None:
-            more = load_unlabelled(
+            more, unread = load_unlabelled(
                 request.unlabelled,
-                input_size,
+                Frame(input_size, dataset.framing, dataset.normalisation.mean),
                 apart_from=request.data,
                 most=request.train_images,
                 seed=request.seed,
             )
-            dataset = replace(dataset, unlabelled=more)
+            dataset = replace(dataset, unlabelled=more, warnings=(*dataset.warnings, *unread))
         if corruption is not None:
             dataset = corrupt(dataset, corruption, request.seed)
         names = request.class_names or loaded.class_names
@@ -132,10 +133,11 @@ def prepare(model: str | nn.Module, request: Request, progress: Progress) -> Sto
                 "--unlabelled serves methods that look at no labels, and those can't learn new classes; "
                 "leave it out"
             )
-        warnings += situation.warnings
+        warnings += [*dataset.warnings, *situation.warnings]
         dataset = relabel(dataset, situation)
         if request.retain is not None:
-            old = _old_images(request, input_size, census.classes, names, situation)
+            old, unread = _old_images(request, input_size, census.classes, names, situation)
+            warnings += unread
             dataset = replace(dataset, retained=old)
         if situation.classes != census.classes or situation.head_replaced:
             if census.head is None:
@@ -169,8 +171,8 @@ def _old_images(
     classes: int,
     class_names: tuple[str, ...] | None,
     situation: Situation,
-) -> LabelledImages:
-    """Images of the old data, with the model's outputs for labels. They are not corrupted."""
+) -> tuple[LabelledImages, tuple[str, ...]]:
+    """Images of the old data, with the model's outputs for labels, and warnings. They are not corrupted."""
     assert request.retain is not None  # noqa: S101 - the caller has seen it
     if situation.head_replaced:
         raise InputError("--retain: the model's head is replaced, so nothing of it can be retained")
@@ -185,8 +187,11 @@ def _old_images(
         )
     old = relabel(old, known)
     if not old.is_split_drawn:
-        return old.validation  # what the model was trained on would seem better remembered than it is
-    return LabelledImages.joined(old.train, old.validation)
+        return (
+            old.validation,
+            old.warnings,
+        )  # what the model was trained on would seem better remembered than it is
+    return LabelledImages.joined(old.train, old.validation), old.warnings
 
 
 def _load(model: str | nn.Module, request: Request) -> LoadedModel:
