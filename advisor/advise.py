@@ -247,6 +247,10 @@ def _probe_all(
         class_names=request.class_names,
         mean=dataset.normalisation.mean,
         std=dataset.normalisation.std,
+        crop=dataset.framing.crop,
+        interpolation=dataset.framing.interpolation,
+        crop_mode=dataset.framing.mode,
+        unreadable_samples=dataset.unreadable,
         rehearse=request.rehearse,
         retain=request.retain,
         unlabelled=request.unlabelled,
@@ -361,6 +365,7 @@ def _summary(story: Story, evaluations: list[Evaluation], request: Request) -> R
         input_size=census.input_size,
         evaluations=tuple(evaluations),
         not_applicable=story.not_applicable,
+        assumed=story.assumed,
         provenance={
             "command": request.command,
             "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

@@ -367,6 +367,10 @@ class DataSummary:
     retain: str | None = None  # the old data, as typed
     unlabelled: str | None = None  # images without labels, as typed
     unlabelled_samples: int = 0
+    crop: float = 1.0  # the images' `Framing`
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    crop_mode: Literal["center", "squash", "border"] = "center"
+    unreadable_samples: int = 0  # images that can't be read and were left out
     data_classes: tuple[str, ...] = ()  # the data's own, in its order; label numbers where it has no names
 
 
@@ -386,6 +390,7 @@ class Recommendation:
     relaxations: tuple[Relaxation, ...] = ()
     not_applicable: Mapping[str, str] = field(default_factory=dict)  # method -> why
     warnings: tuple[str, ...] = ()
+    assumed: tuple[str, ...] = ()  # what was taken for granted, because nothing said so
     provenance: Mapping[str, Any] = field(default_factory=dict)  # versions, seed, command, machine
 
     def evaluation(self, candidate_id: str) -> Evaluation:

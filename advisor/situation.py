@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -13,8 +12,9 @@ from typing import Literal
 import torch
 from torch import nn
 
+from advisor.assumed import Images, assume
 from advisor.errors import DataError, InputError, ModelError
-from advisor.models import LoadedModel, load_model, take_census
+from advisor.models import LoadedModel, load_model, load_module, take_census
 from advisor.models.fingerprint import model_fingerprint
 from advisor.probes import (
     Dataset,
@@ -30,7 +30,8 @@ from advisor.probes import (
 )
 from advisor.probes.data import LabelledImages
 from advisor.probes.pixels import Frame
-from advisor.records import Census
+from advisor.probes.sources import find
+from advisor.records import Census, Framing
 
 Progress = Callable[[str, float, str], None]  # stage, fraction of it done, what is running
 
@@ -53,7 +54,8 @@ class Request:
     train_images: int = 2048  # at most; a larger set is sampled
     data_classes: tuple[str, ...] | None = None  # that the data must have, in that order; None: any
     class_names: tuple[str, ...] | None = None  # the model's, in the order of its outputs
-    normalisation: Normalisation | None = None  # None: ImageNet's for 3 channels
+    normalisation: Normalisation | None = None  # None: the network's own, or ImageNet's for 3 channels
+    framing: Framing | None = None  # of images of other sizes; None: the network's own, or a centre crop
     rehearse: str | None = None  # a corruption of the images, see `parse_corruption`
     retain: str | None = None  # old data, to tell what is forgotten
     unlabelled: str | None = None  # more images of the new world, for methods that look at no labels
@@ -79,6 +81,7 @@ class Story:
     base_fingerprint: str  # of the model as loaded, before its head is made to fit
     warnings: list[str]
     not_applicable: dict[str, str]
+    assumed: tuple[str, ...] = ()  # what was taken for granted, because nothing said so
     base_forward_flops: dict[str, int] = field(default_factory=dict)
 
 
@@ -88,25 +91,27 @@ def prepare(model: str | nn.Module, request: Request, progress: Progress) -> Sto
     corruption = parse_corruption(request.rehearse) if request.rehearse is not None else None
     progress("load", 0.0, "model")
     loaded = _load(model, request)
-    input_size = request.input_size or loaded.input_size
-    if input_size is None:
-        raise ModelError(f"{loaded.name}: the input size can't be told from it; give --input-size CxHxW")
+    found = None
+    if request.data is not None:
+        progress("load", 0.5, "data")
+        found = find(request.data)
+    images = assume(loaded, found, request.input_size, request.normalisation, request.framing)
+    input_size, census = images.input_size, images.census
     warnings = []
     if not loaded.has_trained_weights:
         warnings.append(
             f"{loaded.source} has random weights: its costs are exact, "
             "but any accuracy is that of an untrained network"
         )
-    census = take_census(loaded.module, input_size)
     known = census.classes
     base = model_fingerprint(loaded.module)
     dataset = situation = None
-    if request.data is not None:
-        progress("load", 0.5, "data")
+    if request.data is not None and found is not None:
         dataset = load_data(
-            request.data,
+            found,
             input_size,
-            normalisation=request.normalisation,
+            normalisation=images.normalisation,
+            framing=images.framing,
             max_train=request.train_images,
             seed=request.seed,
         )
@@ -136,7 +141,7 @@ def prepare(model: str | nn.Module, request: Request, progress: Progress) -> Sto
         warnings += [*dataset.warnings, *situation.warnings]
         dataset = relabel(dataset, situation)
         if request.retain is not None:
-            old, unread = _old_images(request, input_size, census.classes, names, situation)
+            old, unread = _old_images(request, images, census.classes, names, situation)
             warnings += unread
             dataset = replace(dataset, retained=old)
         if situation.classes != census.classes or situation.head_replaced:
@@ -145,7 +150,7 @@ def prepare(model: str | nn.Module, request: Request, progress: Progress) -> Sto
             adapt_head(loaded.module, census.head, situation, data=dataset, seed=request.seed)
             census = take_census(loaded.module, input_size)
     progress("load", 1.0, "")
-    return Story(loaded, census, dataset, situation, known, base, warnings, {})
+    return Story(loaded, census, dataset, situation, known, base, warnings, {}, images.assumed)
 
 
 def _check(request: Request) -> None:
@@ -167,7 +172,7 @@ def _check(request: Request) -> None:
 
 def _old_images(
     request: Request,
-    input_size: tuple[int, int, int],
+    images: Images,
     classes: int,
     class_names: tuple[str, ...] | None,
     situation: Situation,
@@ -177,7 +182,12 @@ def _old_images(
     if situation.head_replaced:
         raise InputError("--retain: the model's head is replaced, so nothing of it can be retained")
     old = load_data(
-        request.retain, input_size, normalisation=request.normalisation, max_train=_OLD, seed=request.seed
+        request.retain,
+        images.input_size,
+        normalisation=images.normalisation,
+        framing=images.framing,
+        max_train=_OLD,
+        seed=request.seed,
     )
     known = situate(old, classes, model_class_names=class_names)
     if known.new_classes or known.head_replaced:
@@ -200,15 +210,7 @@ def _load(model: str | nn.Module, request: Request) -> LoadedModel:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(request.seed)
             return load_model(model, arch=request.arch, trust=request.trust)
-    name = type(model).__name__
-    return LoadedModel(
-        module=copy.deepcopy(model),  # its head may have to grow
-        name=name,
-        source=name,
-        input_size=None,
-        class_names=None,
-        has_trained_weights=True,
-    )
+    return load_module(model)
 
 
 def _other_classes(dataset: Dataset, wanted: tuple[str, ...]) -> str:

@@ -25,6 +25,7 @@ ORDER = [
     "probes",
     "solver",
     "candidates",
+    "assumed",
     "situation",
     "advise",
     "adapters",

@@ -112,6 +112,8 @@ def load_data(
     """
     normalisation = _checked(normalisation or default_normalisation(input_size[0]), input_size[0])
     framing = framing or Framing()
+    if not 0.1 <= framing.crop <= 10:
+        raise DataError(f"a crop of {framing.crop} can't be used; give a share such as 0.875")
     found = find(source) if isinstance(source, str) else source
     _check_classes(found)
     if found.held_out is None:

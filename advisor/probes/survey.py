@@ -84,8 +84,8 @@ def check_share(unreadable: Sequence[Unreadable], total: int, where: str = "") -
     if len(unreadable) > MOST_UNREADABLE * total:
         first = min(unreadable, key=lambda each: (each.name, each.reason))
         raise DataError(
-            f"{where}{first.name} can't be read: {first.reason} ({len(unreadable):,} of {total:,} images can't, and "
-            f"only up to {MOST_UNREADABLE:.0%} would be left out); replace or remove them"
+            f"{where}{first.name} can't be read: {first.reason} ({len(unreadable):,} of {total:,} images "
+            f"can't, and only up to {MOST_UNREADABLE:.0%} would be left out); replace or remove them"
         )
 
 

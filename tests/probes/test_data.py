@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from advisor.errors import DataError
 from advisor.probes.data import (
@@ -26,6 +26,7 @@ from advisor.probes.data import (
 )
 from advisor.probes.pixels import Frame, fit
 from advisor.probes.survey import survey
+from advisor.records import Framing
 
 RGB = (3, 8, 8)
 GREY = (1, 8, 8)
@@ -875,3 +876,39 @@ def test_datasets_can_be_compared_by_identity():
     data = load_data("digits", GREY)
     assert isinstance(data, Dataset)
     assert data == data  # noqa: PLR0124 - tensors have no truth value: == must not look into them
+
+
+# timm's framing
+
+
+@pytest.mark.parametrize("mode", ["center", "squash", "border"])
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("crop", [0.875, 1.0, 1.15])
+@pytest.mark.parametrize("shape", [(90, 120), (150, 70), (40, 40)])
+def test_framing_is_timms(mode, interpolation, crop, shape):
+    data = pytest.importorskip("timm.data")
+    mean = (0.2, 0.4, 0.6)
+    transform = data.create_transform(
+        (3, 64, 64), crop_pct=crop, crop_mode=mode, interpolation=interpolation, mean=mean, normalize=False
+    )
+    smooth = Image.fromarray(noise(*shape, 3)).filter(ImageFilter.GaussianBlur(3))
+    expected = transform(smooth).float()
+    image = torch.from_numpy(np.array(smooth)).permute(2, 0, 1)[None]
+    frame = Frame((3, 64, 64), Framing(crop, interpolation, mode), mean)
+    found = fit(image, frame)[0].float()
+    assert found.shape == expected.shape
+    if mode != "border" and crop > 1:
+        return  # timm fills what is lacking with black
+    # A half pixel at most, as above.
+    assert (found - expected).abs().mean() < 1.5
+
+
+def test_what_has_the_inputs_size_stays_as_it_is_whatever_the_framing():
+    images = torch.from_numpy(noise(2, 3, 16, 16))
+    assert torch.equal(fit(images, Frame((3, 16, 16), Framing(0.875, "bicubic", "squash"))), images)
+
+
+@pytest.mark.parametrize("crop", [0.0, -1.0, float("nan")])
+def test_a_crop_that_is_no_share_is_refused(crop):
+    with pytest.raises(DataError, match=r"such as 0\.875"):
+        load_data("digits", GREY, framing=Framing(crop))
