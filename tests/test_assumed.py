@@ -115,10 +115,8 @@ def test_all_of_timms_configuration_is_used_said_and_recorded(tmp_path):
     model.pretrained_cfg = CONFIG
     found = recommend(model, request=Request(data=data, methods=("head",), probe_seconds=2.0, verify=False))
     assert found.input_size == (3, 32, 32)
-    assert found.assumed == (
-        "from timm's configuration of small.own: "
-        + "3x32x32, mean 0.1 0.2 0.3, std 0.5 0.6 0.7, crop 0.8, bicubic",
-    )
+    values = "3x32x32, mean 0.1 0.2 0.3, std 0.5 0.6 0.7, crop 0.8, bicubic"
+    assert found.assumed == (f"from timm's configuration of small.own: {values}",)
     section = to_json(found)["data"]
     assert (section["crop"], section["interpolation"], section["crop_mode"]) == (0.8, "bicubic", "center")
     assert (section["mean"], section["std"]) == ([0.1, 0.2, 0.3], [0.5, 0.6, 0.7])
