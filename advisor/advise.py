@@ -158,7 +158,7 @@ def _cost_all(
     )
     levers = Levers(optimizer=request.optimizer)  # type: ignore[arg-type]
     unseen = story.situation is not None and story.situation.scenario == "new-classes"
-    names = request.methods or tuple(methods())
+    names = tuple(methods()) if request.methods is None else request.methods
     evaluations: dict[Candidate, Evaluation] = {}
     for done, name in enumerate(names):
         method = get_method(name)

@@ -40,7 +40,7 @@ def assume(
         ModelError: nothing tells the input size, or the model can't run on it.
     """
     assumed, config = [], loaded.images
-    size = input_size or loaded.input_size
+    size = loaded.input_size if input_size is None else input_size
     if size is None:
         size, census, line = _size_of_data(loaded, found)
         assumed.append(line)

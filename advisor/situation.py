@@ -128,7 +128,7 @@ def prepare(model: str | nn.Module, request: Request, progress: Progress) -> Sto
             dataset = replace(dataset, unlabelled=more, warnings=(*dataset.warnings, *unread))
         if corruption is not None:
             dataset = corrupt(dataset, corruption, request.seed)
-        names = request.class_names or loaded.class_names
+        names = loaded.class_names if request.class_names is None else request.class_names
         if names is not None and len(names) != census.classes:
             raise InputError(f"{len(names)} class names were given, the model has {census.classes} outputs")
         assert census.classes is not None  # noqa: S101 - take_census refuses what is not a classifier
@@ -159,6 +159,8 @@ def _check(request: Request) -> None:
         raise InputError(f"--batch-size {request.batch_size} must be at least 1")
     if request.epochs < 1:
         raise InputError(f"--epochs {request.epochs} must be at least 1")
+    if request.methods is not None and not request.methods:
+        raise InputError("methods names no method; leave it out for all of them")
     if not request.ranks or min(request.ranks) < 1:
         raise InputError("--ranks takes positive whole numbers such as 2,4,8")
     if request.data is None:
