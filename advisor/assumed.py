@@ -8,7 +8,7 @@ from advisor.errors import ModelError
 from advisor.models import LoadedModel, take_census
 from advisor.models.images import ImageConfiguration, stem_channels
 from advisor.probes import Normalisation
-from advisor.probes.sources import Found
+from advisor.probes.pools import Found
 from advisor.records import Census, Framing
 
 Size = tuple[int, int, int]  # (C, H, W)

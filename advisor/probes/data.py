@@ -13,7 +13,8 @@ import torch
 
 from advisor.errors import DataError
 from advisor.probes.pixels import Frame, Size
-from advisor.probes.sources import Found, Pool, existing, find, find_unlabelled
+from advisor.probes.pools import Found, Pool, existing
+from advisor.probes.sources import find, find_unlabelled
 from advisor.probes.survey import Unreadable, check_share, left_out
 from advisor.records import Framing
 
@@ -234,10 +235,11 @@ def _read(pool: Pool, indices: Labels, frame: Frame) -> tuple[LabelledImages, li
     images, failures = pool.read(indices, frame)
     labels = torch.from_numpy(pool.labels[indices])
     if failures:
-        kept = torch.tensor(
-            [place for place in range(len(indices)) if place not in failures], dtype=torch.int64
-        )
-        images, labels = images[kept], labels[kept]
+        kept = [place for place in range(len(indices)) if place not in failures]
+        for place, old in enumerate(kept):  # in place: a copy may be more than the memory holds
+            if place != old:
+                images[place] = images[old]
+        images, labels = images[: len(kept)], labels[kept]
     unreadable = [Unreadable(pool.name(int(indices[place])), why) for place, why in failures.items()]
     return LabelledImages(images, labels), unreadable
 

@@ -107,7 +107,7 @@ def _bordered(images: torch.Tensor, frame: Frame) -> torch.Tensor:
     """In the middle of the frame, where they are smaller than it."""
     if images.shape[2:] == frame.size[1:]:
         return images
-    colour = torch.tensor([round(255 * value) for value in frame.fill], dtype=torch.uint8)
+    colour = torch.tensor([round(255 * min(max(value, 0), 1)) for value in frame.fill], dtype=torch.uint8)
     framed = colour.view(1, -1, 1, 1).expand(len(images), *frame.size).clone()
     top, left = ((side - own) // 2 for side, own in zip(frame.size[1:], images.shape[2:], strict=True))
     framed[:, :, top : top + images.shape[2], left : left + images.shape[3]] = images
