@@ -60,6 +60,9 @@ class Recipe:
     class_outputs: tuple[int, ...] = ()  # of the model, one for each of `class_names`
     mean: tuple[float, ...] = ()  # of images in [0, 1], by channel
     std: tuple[float, ...] = ()
+    crop: float = 1.0  # of images of other sizes: resized to so much more than the input, the centre kept
+    interpolation: str = "bilinear"
+    crop_mode: str = "center"
     accuracy: Mapping[str, float | int] | None = None  # mean, low, high, samples: on held-out images
     base_accuracy: Mapping[str, float | int] | None = None
     predicted_accuracy: Mapping[str, float | int] | None = None  # by the probe

@@ -165,7 +165,7 @@ def _cost_all(
     )
     levers = Levers(optimizer=request.optimizer)  # type: ignore[arg-type]
     unseen = story.situation is not None and story.situation.scenario == "new-classes"
-    names = request.methods or tuple(methods())
+    names = tuple(methods()) if request.methods is None else request.methods
     evaluations: dict[Candidate, Evaluation] = {}
     for done, name in enumerate(names):
         method = get_method(name)
@@ -271,6 +271,10 @@ def _probe_all(
         class_names=request.class_names,
         mean=dataset.normalisation.mean,
         std=dataset.normalisation.std,
+        crop=dataset.framing.crop,
+        interpolation=dataset.framing.interpolation,
+        crop_mode=dataset.framing.mode,
+        unreadable_samples=dataset.unreadable,
         rehearse=request.rehearse,
         retain=request.retain,
         unlabelled=request.unlabelled,
@@ -416,6 +420,7 @@ def _summary(story: Story, evaluations: list[Evaluation], request: Request) -> R
         input_size=census.input_size,
         evaluations=tuple(evaluations),
         not_applicable=story.not_applicable,
+        assumed=story.assumed,
         provenance={
             "command": request.command,
             "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

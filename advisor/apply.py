@@ -24,7 +24,7 @@ from advisor.huggingface import save_for_peft
 from advisor.merged import NAMES, save_merged
 from advisor.methods import learning_rates
 from advisor.probes import FineTune, Normalisation, Trainer, accuracy_of
-from advisor.records import Accuracy, Candidate, DataSummary, Evaluation, Recommendation
+from advisor.records import Accuracy, Candidate, DataSummary, Evaluation, Framing, Recommendation
 from advisor.situation import Progress, Request, Story, prepare, versions
 
 PATIENCE = 3  # epochs without a better one, after which training ends
@@ -280,14 +280,16 @@ def _learning_rate(evaluation: Evaluation, given: float | None) -> float | None:
 def _request(recommendation: Recommendation, candidate: Candidate, application: Application) -> Request:
     """What the recommendation was asked with."""
     known = recommendation.data
-    data = application.data or (_source(known) if known is not None else None)
+    data = application.data
+    if data is None and known is not None:
+        data = _source(known)
     if data is None:
         raise InputError("the report was made without data; give the images to train on with --data")
     size = cast(tuple[int, int, int], recommendation.input_size)
     request = Request(
         batch_size=recommendation.batch_size,
         input_size=size,
-        arch=application.arch or recommendation.model.arch,
+        arch=recommendation.model.arch if application.arch is None else application.arch,
         trust=application.trust,
         data=data,
         train_images=_most_images(size),
@@ -295,7 +297,9 @@ def _request(recommendation: Recommendation, candidate: Candidate, application: 
     )
     if known is not None:
         request = replace(request, **_recorded(known))
-    return replace(request, unlabelled=application.unlabelled or request.unlabelled)
+    if application.unlabelled is not None:
+        request = replace(request, unlabelled=application.unlabelled)
+    return request
 
 
 def _most_images(size: tuple[int, int, int]) -> int:
@@ -318,6 +322,7 @@ def _recorded(data: DataSummary) -> dict[str, Any]:
     }
     if data.mean and data.std:
         found["normalisation"] = Normalisation(data.mean, data.std)
+        found["framing"] = Framing(data.crop, data.interpolation, data.crop_mode)
     return found
 
 
@@ -465,6 +470,9 @@ def _recipe(run: _Run, story: Story, recommendation: Recommendation, evaluation:
         class_outputs=situation.label_map,
         mean=data.normalisation.mean,
         std=data.normalisation.std,
+        crop=data.framing.crop,
+        interpolation=data.framing.interpolation,
+        crop_mode=data.framing.mode,
         versions=versions(),
     )
 
@@ -478,6 +486,7 @@ def _figures(accuracy: Accuracy | None) -> dict[str, float | int] | None:
 def _warnings(run: _Run, story: Story, evaluation: Evaluation, recommendation: Recommendation) -> list[str]:
     # What the report has said already was read, and answered where it asked for an option.
     found = [warning for warning in story.warnings if warning not in recommendation.warnings]
+    found += [f"assumed: {each}" for each in story.assumed if each not in recommendation.assumed]
     known = recommendation.data
     assert story.dataset is not None  # noqa: S101 - the request names the data
     cross_validated = known is not None and known.folds > 1  # the probe held out all images in turn

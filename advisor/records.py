@@ -84,6 +84,16 @@ class LayerTypeSummary:
     forward_flops: int
 
 
+@dataclass(frozen=True, slots=True)
+class Framing:
+    """How an image is brought to the input size: resized to a little more, then cropped in the centre."""
+
+    crop: float = 1.0  # what is kept of the resized image's height and width
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    # The shorter side is resized to the size, or both are, or the longer one, and borders are added.
+    mode: Literal["center", "squash", "border"] = "center"
+
+
 Optimizer = Literal["adam", "adamw", "momentum", "sgd"]
 # Of normalisation layers with running statistics: as the method has it, or in eval mode, in train mode,
 # or re-estimated on the new data before training and then frozen.
@@ -360,6 +370,10 @@ class DataSummary:
     unlabelled: str | None = None  # images without labels, as typed
     unlabelled_samples: int = 0
     largest_class_share: float | None = None  # of the held-out images: what guessing gets right
+    crop: float = 1.0  # the images' `Framing`
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    crop_mode: Literal["center", "squash", "border"] = "center"
+    unreadable_samples: int = 0  # images that can't be read and were left out
     data_classes: tuple[str, ...] = ()  # the data's own, in its order; label numbers where it has no names
 
 
@@ -384,6 +398,7 @@ class Recommendation:
     relaxations: tuple[Relaxation, ...] = ()
     not_applicable: Mapping[str, str] = field(default_factory=dict)  # method -> why
     warnings: tuple[str, ...] = ()
+    assumed: tuple[str, ...] = ()  # what was taken for granted, because nothing said so
     provenance: Mapping[str, Any] = field(default_factory=dict)  # versions, seed, command, machine
 
     def evaluation(self, candidate_id: str) -> Evaluation:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -13,8 +12,9 @@ from typing import Literal
 import torch
 from torch import nn
 
+from advisor.assumed import Images, assume
 from advisor.errors import DataError, InputError, ModelError
-from advisor.models import LoadedModel, load_model, take_census
+from advisor.models import LoadedModel, load_model, load_module, take_census
 from advisor.models.fingerprint import model_fingerprint
 from advisor.probes import (
     Dataset,
@@ -30,7 +30,9 @@ from advisor.probes import (
     situate,
 )
 from advisor.probes.data import LabelledImages
-from advisor.records import Census
+from advisor.probes.pixels import Frame
+from advisor.probes.sources import find
+from advisor.records import Census, Framing
 
 Progress = Callable[[str, float, str], None]  # stage, fraction of it done, what is running
 
@@ -53,7 +55,8 @@ class Request:
     train_images: int = 2048  # at most; a larger set is sampled
     data_classes: tuple[str, ...] | None = None  # that the data must have, in that order; None: any
     class_names: tuple[str, ...] | None = None  # the model's, in the order of its outputs
-    normalisation: Normalisation | None = None  # None: ImageNet's for 3 channels
+    normalisation: Normalisation | None = None  # None: the network's own, or ImageNet's for 3 channels
+    framing: Framing | None = None  # of images of other sizes; None: the network's own, or a centre crop
     rehearse: str | None = None  # a corruption of the images, see `parse_corruption`
     retain: str | None = None  # old data, to tell what is forgotten
     unlabelled: str | None = None  # more images of the new world, for methods that look at no labels
@@ -80,6 +83,7 @@ class Story:
     imprinted_from: int | None  # the first of the head's rows that were imprinted; None: none was
     warnings: list[str]
     not_applicable: dict[str, str]
+    assumed: tuple[str, ...] = ()  # what was taken for granted, because nothing said so
     base_forward_flops: dict[str, int] = field(default_factory=dict)
 
 
@@ -89,42 +93,44 @@ def prepare(model: str | nn.Module, request: Request, progress: Progress) -> Sto
     corruption = parse_corruption(request.rehearse) if request.rehearse is not None else None
     progress("load", 0.0, "model")
     loaded = _load(model, request)
-    input_size = request.input_size or loaded.input_size
-    if input_size is None:
-        raise ModelError(f"{loaded.name}: the input size can't be told from it; give --input-size CxHxW")
+    found = None
+    if request.data is not None:
+        progress("load", 0.5, "data")
+        found = find(request.data)
+    images = assume(loaded, found, request.input_size, request.normalisation, request.framing)
+    input_size, census = images.input_size, images.census
     warnings = []
     if not loaded.has_trained_weights:
         warnings.append(
             f"{loaded.source} has random weights: its costs are exact, "
             "but any accuracy is that of an untrained network"
         )
-    census = take_census(loaded.module, input_size)
     known = census.classes
     base = model_fingerprint(loaded.module)
     dataset = situation = imprinted_from = None
-    if request.data is not None:
-        progress("load", 0.5, "data")
+    if request.data is not None and found is not None:
         dataset = load_data(
-            request.data,
+            found,
             input_size,
-            normalisation=request.normalisation,
+            normalisation=images.normalisation,
+            framing=images.framing,
             max_train=request.train_images,
             seed=request.seed,
         )
         if request.data_classes is not None and dataset.class_names != request.data_classes:
             raise DataError(_other_classes(dataset, request.data_classes))
         if request.unlabelled is not None:
-            more = load_unlabelled(
+            more, unread = load_unlabelled(
                 request.unlabelled,
-                input_size,
+                Frame(input_size, dataset.framing, dataset.normalisation.mean),
                 apart_from=request.data,
                 most=request.train_images,
                 seed=request.seed,
             )
-            dataset = replace(dataset, unlabelled=more)
+            dataset = replace(dataset, unlabelled=more, warnings=(*dataset.warnings, *unread))
         if corruption is not None:
             dataset = corrupt(dataset, corruption, request.seed)
-        names = request.class_names or loaded.class_names
+        names = loaded.class_names if request.class_names is None else request.class_names
         if names is not None and len(names) != census.classes:
             raise InputError(f"{len(names)} class names were given, the model has {census.classes} outputs")
         assert census.classes is not None  # noqa: S101 - take_census refuses what is not a classifier
@@ -134,10 +140,11 @@ def prepare(model: str | nn.Module, request: Request, progress: Progress) -> Sto
                 "--unlabelled serves methods that look at no labels, and those can't learn new classes; "
                 "leave it out"
             )
-        warnings += situation.warnings
+        warnings += [*dataset.warnings, *situation.warnings]
         dataset = relabel(dataset, situation)
         if request.retain is not None:
-            old = _old_images(request, input_size, census.classes, names, situation)
+            old, unread = _old_images(request, images, census.classes, names, situation)
+            warnings += unread
             dataset = replace(dataset, retained=old)
         if situation.classes != census.classes or situation.head_replaced:
             if census.head is None:
@@ -148,7 +155,9 @@ def prepare(model: str | nn.Module, request: Request, progress: Progress) -> Sto
                 imprinted_from = kept
             census = take_census(loaded.module, input_size)
     progress("load", 1.0, "")
-    return Story(loaded, census, dataset, situation, known, base, imprinted_from, warnings, {})
+    return Story(
+        loaded, census, dataset, situation, known, base, imprinted_from, warnings, {}, images.assumed
+    )
 
 
 def _check(request: Request) -> None:
@@ -157,6 +166,8 @@ def _check(request: Request) -> None:
         raise InputError(f"--batch-size {request.batch_size} must be at least 1")
     if request.epochs < 1:
         raise InputError(f"--epochs {request.epochs} must be at least 1")
+    if request.methods is not None and not request.methods:
+        raise InputError("methods names no method; leave it out for all of them")
     if not request.ranks or min(request.ranks) < 1:
         raise InputError("--ranks takes positive whole numbers such as 2,4,8")
     if request.data is None:
@@ -170,17 +181,22 @@ def _check(request: Request) -> None:
 
 def _old_images(
     request: Request,
-    input_size: tuple[int, int, int],
+    images: Images,
     classes: int,
     class_names: tuple[str, ...] | None,
     situation: Situation,
-) -> LabelledImages:
-    """Images of the old data, with the model's outputs for labels. They are not corrupted."""
+) -> tuple[LabelledImages, tuple[str, ...]]:
+    """Images of the old data, with the model's outputs for labels, and warnings. They are not corrupted."""
     assert request.retain is not None  # noqa: S101 - the caller has seen it
     if situation.head_replaced:
         raise InputError("--retain: the model's head is replaced, so nothing of it can be retained")
     old = load_data(
-        request.retain, input_size, normalisation=request.normalisation, max_train=_OLD, seed=request.seed
+        request.retain,
+        images.input_size,
+        normalisation=images.normalisation,
+        framing=images.framing,
+        max_train=_OLD,
+        seed=request.seed,
     )
     known = situate(old, classes, model_class_names=class_names)
     if known.new_classes or known.head_replaced:
@@ -190,8 +206,11 @@ def _old_images(
         )
     old = relabel(old, known)
     if not old.is_split_drawn:
-        return old.validation  # what the model was trained on would seem better remembered than it is
-    return LabelledImages.joined(old.train, old.validation)
+        return (
+            old.validation,
+            old.warnings,
+        )  # what the model was trained on would seem better remembered than it is
+    return LabelledImages.joined(old.train, old.validation), old.warnings
 
 
 def _load(model: str | nn.Module, request: Request) -> LoadedModel:
@@ -200,15 +219,7 @@ def _load(model: str | nn.Module, request: Request) -> LoadedModel:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(request.seed)
             return load_model(model, arch=request.arch, trust=request.trust)
-    name = type(model).__name__
-    return LoadedModel(
-        module=copy.deepcopy(model),  # its head may have to grow
-        name=name,
-        source=name,
-        input_size=None,
-        class_names=None,
-        has_trained_weights=True,
-    )
+    return load_module(model)
 
 
 def _other_classes(dataset: Dataset, wanted: tuple[str, ...]) -> str:

@@ -400,3 +400,9 @@ def test_the_recipe_is_plain_json(situation, advice, tmp_path):
     document = json.loads((tmp_path / RECIPE).read_text(), parse_constant=pytest.fail)
     assert document["candidate"] == "norm"
     assert document["versions"]["torch"] == torch.__version__.partition("+")[0]
+
+
+def test_an_empty_path_of_data_is_not_that_of_the_report(situation, advice, tmp_path):
+    for option in ("data", "unlabelled"):
+        with pytest.raises(InputError, match="no such file or folder"):
+            carried_out(situation, advice, tmp_path, "norm", **{option: ""})

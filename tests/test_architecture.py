@@ -30,6 +30,7 @@ ORDER = [
     "probes",
     "solver",
     "candidates",
+    "assumed",
     "situation",
     "advise",
     "adapters",

@@ -24,6 +24,15 @@ def test_the_random_weights_of_a_name_follow_the_seed_alone():
     assert found[0] == found[1] != found[2]
 
 
+def test_what_is_given_but_empty_is_not_taken_for_not_given():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    request = Request(input_size=(1, 8, 8), data="digits")
+    with pytest.raises(InputError, match="names no method"):
+        prepare(model, replace(request, methods=()), lambda *_: None)
+    with pytest.raises(InputError, match="0 class names were given, the model has 10 outputs"):
+        prepare(model, replace(request, class_names=()), lambda *_: None)
+
+
 def test_old_data_has_the_outputs_for_labels_and_no_new_classes(tmp_path):
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
     names = np.array(["a", "b", "c", "d"])

@@ -22,6 +22,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from advisor.errors import ModelError
+from advisor.models.images import declared_size, image_configuration, stem_channels
 
 StateDict = dict[str, torch.Tensor]
 Shapes = Mapping[str, tuple[int, ...]]
@@ -150,21 +151,18 @@ def import_torchvision() -> ModuleType:
 def declared_input_size(*holders: object) -> tuple[int, int, int] | None:
     """The first `input_size` attribute that is a (C, H, W); None where there is none."""
     for holder in holders:
-        size = getattr(holder, "input_size", None)
-        if isinstance(size, tuple | list) and len(size) == 3:
-            channels, height, width = size
-            if all(type(side) is int and side > 0 for side in size):
-                return channels, height, width
+        size = declared_size(getattr(holder, "input_size", None))
+        if size is not None:
+            return size
     return None
 
 
 def stock_input_size(module: nn.Module) -> tuple[int, int, int] | None:
     """(C, H, W) of a torchvision or timm network, told from the module alone; None for others."""
-    config = getattr(module, "pretrained_cfg", None) or getattr(module, "default_cfg", None)
-    home = type(module).__module__
-    if home.startswith("timm.") and config is not None:
-        return _with_channels(module, tuple(config["input_size"])[-2:])
-    if home.startswith("torchvision.models."):
+    configuration = image_configuration(module)
+    if configuration is not None:
+        return configuration.input_size
+    if type(module).__module__.startswith("torchvision.models."):
         default = 299 if type(module).__name__ == "Inception3" else 224
         side = getattr(module, "image_size", default)
         return _with_channels(module, (side, side))
@@ -542,8 +540,7 @@ def _replace(module: nn.Module, name: str, layer: nn.Module) -> None:
 
 def _with_channels(module: nn.Module, size: tuple[int, ...]) -> tuple[int, int, int]:
     """The image size with the channels that the first convolution takes."""
-    stem = next((layer for layer in module.modules() if isinstance(layer, nn.Conv2d)), None)
-    return (stem.in_channels if stem is not None and stem.in_channels else 3, size[0], size[1])
+    return stem_channels(module) or 3, size[0], size[1]
 
 
 def _similar(name: str, known: Iterable[str]) -> str:

@@ -157,10 +157,31 @@ def _forward(model: nn.Module, image: torch.Tensor, *, with_gradients: bool = Fa
         raise
     except Exception as error:
         size = "x".join(map(str, image.shape[1:]))
-        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ModelError(
-            f"the model can't run on one {size} image: {first_line}; give its size with --input-size CxHxW"
-        ) from error
+        mend = "give its size with --input-size CxHxW"
+        if not _may_be_the_size(model, image, error):
+            shape = ", ".join(map(str, image.shape))
+            mend = f"the size is not the cause: run it on torch.zeros({shape}) on the CPU and mend its code"
+        raise ModelError(f"the model can't run on one {size} image: {_first_line(error)}; {mend}") from error
+
+
+def _may_be_the_size(model: nn.Module, image: torch.Tensor, error: Exception) -> bool:
+    """Whether images of other sizes end otherwise, or the model's own check of its input has failed."""
+    if isinstance(error, AssertionError | ValueError | IndexError | ArithmeticError) or image.ndim != 4:
+        return True
+    _, channels, height, width = image.shape
+    for other in ((channels, height // 2 + 1, width // 2 + 1), (1 if channels > 1 else 3, height, width)):
+        try:
+            with torch.no_grad(), evaluating(model):
+                model(image.new_zeros(1, *other))
+        except Exception as again:  # noqa: BLE001 - a model's own code raises what it likes
+            if (type(again), _first_line(again)) == (type(error), _first_line(error)):
+                continue
+        return True
+    return False
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _count_call(  # type: ignore[no-untyped-def]

@@ -6,6 +6,7 @@ torch's own and the layer classes of torch.nn and torchvision. Whatever else is 
 
 from __future__ import annotations
 
+import copy
 import functools
 import io
 import os
@@ -43,6 +44,7 @@ from advisor.models.architectures import (
     stock_input_size,
     torchvision_names,
 )
+from advisor.models.images import ImageConfiguration, image_configuration
 
 # Where checkpoints keep the weights, the likeliest first. Plain weights go before their moving average:
 # they are what a training goes on from.
@@ -103,6 +105,7 @@ class LoadedModel:
     has_trained_weights: bool  # False: built from a name, so randomly initialised
     form: Form = "module"  # what it was saved as
     key_prefix: str = ""  # such as `module.`: what the file's names have before the module's own
+    images: ImageConfiguration | None = None  # what timm's configuration says, where it has one
 
 
 def load_model(source: str, *, arch: str | None = None, trust: bool = False) -> LoadedModel:
@@ -135,6 +138,24 @@ def load_model(source: str, *, arch: str | None = None, trust: bool = False) -> 
             raise ModelError(f"{source}: {error}") from error
         except OSError as error:
             raise ModelError(f"{source}: can't be read: {error.strerror or first_line(error)}") from error
+
+
+def load_module(module: nn.Module) -> LoadedModel:
+    """A copy of a module that is there already, made ready as one from a file is.
+
+    Raises:
+        ModelError: it is quantised, on no device or otherwise not intact.
+    """
+    name = type(module).__name__
+    try:
+        copied = copy.deepcopy(module)
+    except Exception as error:  # a module may hold anything
+        raise ModelError(
+            f"{name} can't be copied ({first_line(error)}); give a file, or its state dict"
+        ) from error
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # as in `load_model`
+        return replace(_loaded(_unwrapped(copied), None, name, {}), source=name)
 
 
 def _load_file(path: Path, source: str, given: Architecture | None, trust: bool) -> LoadedModel:
@@ -185,12 +206,15 @@ def _loaded(
         size = stock_input_size(module) if architecture is None else architecture.input_size(module)
         size = declared_input_size(module) or size
         names = _class_names(content, module)
+        images = image_configuration(module)
     except ModelError:
         raise
     except Exception as error:  # a pickled module may hold anything
         raise ModelError(f"its module is not intact ({first_line(error)}); save it again") from error
     name = type(module).__name__ if architecture is None else architecture.name
-    return LoadedModel(module, name, source, size, names, has_trained_weights=content is not None)
+    return LoadedModel(
+        module, name, source, size, names, has_trained_weights=content is not None, images=images
+    )
 
 
 # What kind of file it is

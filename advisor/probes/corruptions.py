@@ -1,12 +1,14 @@
 """Corruptions of images, to rehearse a shift before it happens.
 
 The kinds and the five severities of CIFAR-10-C and ImageNet-C (Hendrycks & Dietterich, arXiv
-1903.12261), written anew: what is random or a photograph there (snow, fog) is only alike. Small images
-get the levels of CIFAR-10-C, larger ones those of ImageNet-C; lengths grow with the image.
+1903.12261), written anew: what is random or a photograph there (snow, fog, frost, spatter) is only alike.
+Small images get the levels of CIFAR-10-C, larger ones those of ImageNet-C; lengths grow with the image.
+The levels of elastic-transform are this file's own: there, distortions don't grow with the severity.
 """
 
 from __future__ import annotations
 
+import difflib
 import io
 import math
 from collections.abc import Callable
@@ -21,6 +23,10 @@ from advisor.probes.data import Dataset, LabelledImages
 
 _AT_ONCE = 256  # images in floating point
 _SMALL = 64  # pixels of the longer side: from here on an image is large
+_FROST = (0.8, 0.92, 1.0)
+_WATER, _MUD = (0.69, 0.93, 0.93), (0.25, 0.16, 0.08)
+_PANE = 112  # pixels of the longer side of a drawn pane of ice
+_SEEDS = 0.01  # crystals for each of its pixels
 _SIDES = (32, 224)  # of the images that the levels are for
 
 
@@ -39,14 +45,31 @@ def parse_corruption(text: str) -> Corruption:
     """`gaussian-noise:3`; without a severity, 3. Raises InputError."""
     kind, colon, severity = text.strip().partition(":")
     if kind not in _KINDS:
-        raise InputError(f"--rehearse {text!r}: the kinds are {', '.join(_KINDS)}, such as gaussian-noise:3")
+        typed = kind.lower().replace("_", "-")
+        near = difflib.get_close_matches(typed, _KINDS, n=1) or [
+            known for known in _KINDS if typed and (typed in known or known in typed)
+        ]
+        hint = f"did you mean {near[0]}? T" if near else "t"
+        raise InputError(
+            f"--rehearse {text!r}: {hint}he kinds are {', '.join(_KINDS)}, such as gaussian-noise:3"
+        )
     if colon and severity not in ("1", "2", "3", "4", "5"):
         raise InputError(f"--rehearse {text!r}: the severity goes from 1 to 5, such as {kind}:3")
     return Corruption(kind, int(severity) if colon else 3)
 
 
 def corrupt(dataset: Dataset, corruption: Corruption, seed: int) -> Dataset:
-    """The dataset as it would be after the shift: all its images but the old ones."""
+    """The dataset as it would be after the shift: all its images but the old ones.
+
+    Raises:
+        InputError: the images have no colours, and it changes nothing else.
+    """
+    channels = dataset.train.images.shape[1]
+    if corruption.kind == "saturate" and channels != 3:
+        raise InputError(
+            f"--rehearse {corruption}: it changes colours, and these images have {channels} "
+            f"channel{'s' * (channels > 1)}; give contrast or brightness"
+        )
 
     def shifted(part: LabelledImages, seed: int) -> LabelledImages:
         return LabelledImages(corrupted(part.images, corruption, seed), part.labels)
@@ -85,6 +108,10 @@ def _shot_noise(x: torch.Tensor, level: float, _: float, random: torch.Generator
     return torch.poisson(x * level, generator=random) / level
 
 
+def _speckle_noise(x: torch.Tensor, level: float, _: float, random: torch.Generator) -> torch.Tensor:
+    return x + x * level * torch.randn(x.shape, generator=random)
+
+
 def _impulse_noise(x: torch.Tensor, level: float, _: float, random: torch.Generator) -> torch.Tensor:
     """Salt and pepper."""
     hit = torch.rand(x.shape, generator=random) < level
@@ -107,6 +134,26 @@ def _defocus_blur(
 def _gaussian_blur(x: torch.Tensor, level: float, scale: float, _: torch.Generator) -> torch.Tensor:
     line = _gaussian(scale * level)
     return _filtered(x, line[:, None] * line[None])
+
+
+def _glass_blur(
+    x: torch.Tensor, level: tuple[float, float, int], scale: float, random: torch.Generator
+) -> torch.Tensor:
+    """Sigma in pixels, how far a pixel may have come from, and how often that happens."""
+    sigma, farthest, times = level
+    reach = max(round(scale * farthest), 1)
+    count, channels, height, width = x.shape
+    x = _smoothed(x, scale * sigma)
+    for _ in range(times):
+        from_row, from_column = (
+            (places + torch.randint(-reach, reach + 1, (count, height, width), generator=random)).clamp(
+                0, side - 1
+            )
+            for places, side in ((torch.arange(height)[:, None], height), (torch.arange(width), width))
+        )
+        places = (from_row * width + from_column).view(count, 1, -1).expand(-1, channels, -1)
+        x = x.flatten(2).gather(2, places).view(x.shape)
+    return _smoothed(x, scale * sigma)
 
 
 def _motion_blur(
@@ -165,6 +212,69 @@ def _snow(x: torch.Tensor, level: tuple[float, ...], scale: float, random: torch
     return dimmed + flakes + flakes.flip((2, 3))
 
 
+def _frost(x: torch.Tensor, level: tuple[float, float], _: float, random: torch.Generator) -> torch.Tensor:
+    """The light left, and how bright the frost on the pane is.
+
+    The benchmarks lay photographs of frost over an image. Here it is made: ridges of noise, octave
+    after octave, and needles that grow from seeds in six directions, each image's turned its own way.
+    """
+    left, brightness = level
+    ice = _crystals(len(x), x.shape[2:], random)
+    bluish = torch.tensor(_FROST if x.shape[1] == 3 else [sum(_FROST) / 3]).view(1, -1, 1, 1)
+    return left * x + brightness * ice * bluish
+
+
+def _spatter(
+    x: torch.Tensor, level: tuple[float, float, float, bool], scale: float, random: torch.Generator
+) -> torch.Tensor:
+    """The drops' size, from where on the noise that they come from is one, and what they are.
+
+    Of mud (the last is true), the third is how soft a drop's edge is; of water, how bright it is.
+    """
+    size, least, strength, is_mud = level
+    noise = _smoothed(torch.randn(len(x), 1, *x.shape[2:], generator=random), scale * size)
+    noise = noise / noise.std((2, 3), correction=0, keepdim=True).clamp(min=1e-6)
+    colour = torch.tensor(_MUD if is_mud else _WATER)
+    colour = (colour if x.shape[1] == 3 else colour.mean(0, keepdim=True)).view(1, -1, 1, 1)
+    if is_mud:
+        covered = _smoothed((noise > least).float(), scale * strength)
+        covered = torch.where(covered < 0.8, 0.0, covered)
+        return x * (1 - covered) + colour * covered
+    drops = torch.where(noise < least, 0.0, noise - least + 1)
+    # Lit from one corner: brighter where the surface rises towards it.
+    slope = F.pad(drops, (1, 1, 1, 1), mode="replicate")
+    light = slope[:, :, 2:, 2:] - slope[:, :, :-2, :-2]
+    light = drops * (1 + light / light.abs().amax((2, 3), keepdim=True).clamp(min=1e-6))
+    return x + strength * colour * light / light.amax((2, 3), keepdim=True).clamp(min=1e-6)
+
+
+def _elastic_transform(
+    x: torch.Tensor, level: tuple[float, float, float], _: float, random: torch.Generator
+) -> torch.Tensor:
+    """How far pixels wobble, over which distance, and how far the corners are moved: shares of the side."""
+    wobble, distance, moved = level
+    count, _channels, height, width = x.shape
+    side = max(height, width)
+    affine = torch.eye(2, 3).repeat(count, 1, 1)
+    affine += 2 * moved * (2 * torch.rand(count, 2, 3, generator=random) - 1)
+    grid = F.affine_grid(affine, list(x.shape), align_corners=False)
+    field = _smoothed(torch.randn(count, 2, height, width, generator=random), distance * side)
+    field = field / field.std((2, 3), correction=0, keepdim=True).clamp(min=1e-6)
+    grid = grid + 2 * wobble * field.permute(0, 2, 3, 1)  # the grid goes from -1 to 1
+    return F.grid_sample(x, grid, padding_mode="reflection", align_corners=False)
+
+
+def _saturate(x: torch.Tensor, level: tuple[float, float], _: float, __: torch.Generator) -> torch.Tensor:
+    """What HSV's saturation is multiplied with, and what is added to it; grey stays grey."""
+    if x.shape[1] != 3:
+        return x
+    times, more = level
+    value, least = x.amax(1, keepdim=True), x.amin(1, keepdim=True)
+    saturation = (value - least) / value.clamp(min=1e-6)
+    wanted = (times * saturation + more).clamp(0, 1)
+    return value - (value - x) * wanted / saturation.clamp(min=1e-6)
+
+
 def _brightness(x: torch.Tensor, level: float, _: float, __: torch.Generator) -> torch.Tensor:
     """Added to the value of HSV: hue and saturation stay."""
     value = x.amax(1, keepdim=True)
@@ -216,6 +326,49 @@ def _filtered(x: torch.Tensor, kernels: torch.Tensor) -> torch.Tensor:
     return F.conv2d(flat, weights, groups=count * channels).view(x.shape)
 
 
+def _smoothed(x: torch.Tensor, sigma: float) -> torch.Tensor:
+    """Blurred along one side, then along the other: a wide blur in little time."""
+    if sigma < 0.1:
+        return x  # no pixel would see another
+    line = _gaussian(sigma)
+    line, reach = line / line.sum(), len(line) // 2
+    flat = x.flatten(0, 1)[:, None]
+    for along, padding in (((1, 1, -1, 1), (0, 0, reach, reach)), ((1, 1, 1, -1), (reach, reach, 0, 0))):
+        side = flat.shape[2] if padding[2] else flat.shape[3]
+        padded = F.pad(flat, padding, mode="reflect" if reach < side else "replicate")
+        flat = F.conv2d(padded, line.view(along))
+    return flat.view(x.shape)
+
+
+def _crystals(count: int, size: Any, random: torch.Generator) -> torch.Tensor:
+    """Ice on a pane, in [0, 1], (N, 1, H, W)."""
+    shrink = min(_PANE / max(size), 1)  # drawn small: it has no finer detail
+    rows, columns = (max(round(side * shrink), 1) for side in size)
+    ridges = torch.zeros(count, 1, rows, columns)
+    weight, cells = 1.0, 2
+    while cells <= max(rows, columns):
+        noise = torch.rand(count, 1, cells + 1, cells + 1, generator=random)
+        noise = F.interpolate(noise, size=(rows, columns), mode="bilinear", align_corners=True)
+        ridges += weight * (1 - (2 * noise - 1).abs()) ** 3
+        weight, cells = weight / 1.6, 2 * cells
+    reach = max(max(rows, columns) // 6, 1)
+    turns = torch.rand(count, 1, generator=random) + torch.arange(6)
+    steps = torch.linspace(0, reach, 3 * reach + 1)
+    kernels = torch.zeros(count, 2 * reach + 1, 2 * reach + 1)
+    angles = (turns * math.pi / 3)[:, :, None]
+    down, right = ((reach + steps * part).round().long().flatten(1) for part in (angles.sin(), angles.cos()))
+    images = torch.arange(count)[:, None].expand_as(down)
+    kernels.index_put_(
+        (images, down, right), (1 - steps / (reach + 1)).repeat(6).expand_as(down), accumulate=True
+    )
+    seeds = (torch.rand(count, 1, rows, columns, generator=random) < _SEEDS).float()
+    needles = _filtered(seeds, kernels)
+    needles = needles / needles.amax((2, 3), keepdim=True).clamp(min=1e-6)
+    ice = ridges / ridges.amax((2, 3), keepdim=True).clamp(min=1e-6) + needles
+    ice = (ice / ice.amax((2, 3), keepdim=True).clamp(min=1e-6)).clamp(min=0.05)
+    return F.interpolate(ice, size=tuple(size), mode="bilinear", align_corners=False)
+
+
 def _gaussian(sigma: float) -> torch.Tensor:
     reach = math.ceil(4 * sigma)
     return torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / sigma) ** 2)
@@ -233,11 +386,19 @@ def _plasma(count: int, size: Any, decay: float, random: torch.Generator) -> tor
     return (clouds - lowest) / (highest - lowest).clamp(min=1e-6)
 
 
+_ELASTIC = (
+    (0.008, 0.06, 0.01),
+    (0.012, 0.055, 0.015),
+    (0.018, 0.05, 0.02),
+    (0.024, 0.045, 0.025),
+    (0.03, 0.04, 0.03),
+)
 _Function = Callable[[torch.Tensor, Any, float, torch.Generator], torch.Tensor]
 # The function, and its levels for small and for large images: those of the two benchmarks.
 _KINDS: dict[str, tuple[_Function, tuple[Any, ...], tuple[Any, ...]]] = {
     "gaussian-noise": (_gaussian_noise, (0.04, 0.06, 0.08, 0.09, 0.10), (0.08, 0.12, 0.18, 0.26, 0.38)),
     "shot-noise": (_shot_noise, (500, 250, 100, 75, 50), (60, 25, 12, 5, 3)),
+    "speckle-noise": (_speckle_noise, (0.06, 0.1, 0.12, 0.16, 0.2), (0.15, 0.2, 0.35, 0.45, 0.6)),
     "impulse-noise": (_impulse_noise, (0.01, 0.02, 0.03, 0.05, 0.07), (0.03, 0.06, 0.09, 0.17, 0.27)),
     "defocus-blur": (
         _defocus_blur,
@@ -245,6 +406,11 @@ _KINDS: dict[str, tuple[_Function, tuple[Any, ...], tuple[Any, ...]]] = {
         ((3, 0.1), (4, 0.5), (6, 0.5), (8, 0.5), (10, 0.5)),
     ),
     "gaussian-blur": (_gaussian_blur, (0.4, 0.6, 0.7, 0.8, 1), (1, 2, 3, 4, 6)),
+    "glass-blur": (
+        _glass_blur,
+        ((0.05, 1, 1), (0.25, 1, 1), (0.4, 1, 1), (0.25, 1, 2), (0.4, 1, 2)),
+        ((0.7, 1, 2), (0.9, 2, 1), (1, 2, 3), (1.1, 3, 2), (1.5, 4, 2)),
+    ),
     "motion-blur": (
         _motion_blur,
         ((6, 1), (6, 1.5), (6, 2), (8, 2), (9, 2.5)),
@@ -276,6 +442,34 @@ _KINDS: dict[str, tuple[_Function, tuple[Any, ...], tuple[Any, ...]]] = {
             (0.55, 0.3, 4.5, 0.85, 12, 8, 0.65),
             (0.55, 0.3, 2.5, 0.85, 12, 12, 0.55),
         ),
+    ),
+    "frost": (
+        _frost,
+        ((1, 0.2), (1, 0.3), (0.9, 0.4), (0.85, 0.4), (0.75, 0.45)),
+        ((1, 0.4), (0.8, 0.6), (0.7, 0.7), (0.65, 0.7), (0.6, 0.75)),
+    ),
+    "spatter": (
+        _spatter,
+        (
+            (0.7, 1.95, 0.5, False),
+            (0.8, 1.42, 0.5, False),
+            (1, 0.47, 0.5, False),
+            (0.7, 0.98, 0.6, True),
+            (0.5, 0.47, 0.6, True),
+        ),
+        (
+            (4, 1.89, 0.6, False),
+            (3, 1.06, 0.6, False),
+            (2, 0.71, 0.5, False),
+            (1, 0, 1.5, True),
+            (1, -0.18, 1.5, True),
+        ),
+    ),
+    "elastic-transform": (_elastic_transform, _ELASTIC, _ELASTIC),
+    "saturate": (
+        _saturate,
+        ((0.3, 0), (0.1, 0), (1.5, 0), (2, 0.1), (2.5, 0.2)),
+        ((0.3, 0), (0.1, 0), (2, 0), (5, 0.1), (20, 0.2)),
     ),
     "brightness": (_brightness, (0.05, 0.1, 0.15, 0.2, 0.3), (0.1, 0.2, 0.3, 0.4, 0.5)),
     "contrast": (_contrast, (0.75, 0.5, 0.4, 0.3, 0.15), (0.4, 0.3, 0.2, 0.1, 0.05)),

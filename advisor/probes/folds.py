@@ -85,7 +85,8 @@ class CrossValidation(Trainer):
                 return Probe(trial, None, seconds, found.failure)
             answers.append(found.correct)
             retained += found.retained or b""
-        return Probe(trial, self._joined(answers), seconds, retained=retained or None)
+        none_given = self.dataset.retained is None
+        return Probe(trial, self._joined(answers), seconds, retained=None if none_given else retained)
 
     def judge_base(self, samples: int) -> bytes:
         """Which of the first held-out samples the model classifies right as it is."""

@@ -329,11 +329,17 @@ def trained_as(candidate: Candidate, census: Census) -> Candidate:
 def evaluate(
     model: nn.Module, images: _Images, normalisation: Normalisation, samples: int | None = None
 ) -> bytes:
-    """Which of the first `samples` images the model classifies right: one byte each, 1 = right."""
+    """Which of the first `samples` images the model classifies right: one byte each, 1 = right.
+
+    `samples`: None: all; of none, nothing.
+    """
+    count = len(images) if samples is None else min(samples, len(images))
+    if not count:
+        return b""
     model.eval()
     right: list[torch.Tensor] = []
     with torch.inference_mode():
-        for indices in torch.arange(min(samples or len(images), len(images))).split(_EVALUATION_BATCH):
+        for indices in torch.arange(count).split(_EVALUATION_BATCH):
             inputs, labels = images.batch(indices, normalisation)
             right.append(logits(model(inputs)).argmax(1) == labels)
     return bytes(torch.cat(right).to(torch.uint8).tolist())
@@ -353,8 +359,13 @@ def accuracy_of(
 
     Args:
         correct: one byte per sample: how many of the seeds got it right.
+
+    Raises:
+        ValueError: there is no sample, so no share of them either.
     """
     samples = len(correct)
+    if not samples:
+        raise ValueError("the accuracy on no samples is unknown; judge one or more")
     mean = sum(correct) / (samples * seeds)
     denominator = 1 + _Z95**2 / samples
     centre = (mean + _Z95**2 / (2 * samples)) / denominator

@@ -75,6 +75,7 @@ def asked(recommendation: Recommendation) -> list[tuple[str, str]]:
         if data.retain is not None:
             old = data.base_accuracy.retained if data.base_accuracy else None
             lines.append(("Old data", f"{data.retain}; as it is: {view.accuracy_text(old)}"))
+    lines += [("Assumed", assumption) for assumption in recommendation.assumed]
     limits = []
     if budget.ram_bytes is not None:
         less = f", {format_bytes(budget.runtime_overhead_bytes)} of it the runtime's"

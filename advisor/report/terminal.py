@@ -279,6 +279,8 @@ def _print_footnotes(recommendation: Recommendation, console: Console) -> None:
     _heading("Notes", console)
     for warning in recommendation.warnings:
         _item(f"Warning: {warning}", console)
+    for assumption in recommendation.assumed:
+        _item(f"Assumed: {assumption}.", console)
     failures: dict[str, list[str]] = {}
     for item in evaluations:
         if item.probe_failure:

@@ -33,8 +33,8 @@ def parse_budget(
         raise InputError(
             f"--tolerance {tolerance_points:g} is out of range; give percentage points such as 1.0"
         )
-    ram_bytes = parse_bytes(ram) if ram else None
-    overhead = parse_bytes(runtime_overhead) if runtime_overhead else 0
+    ram_bytes = parse_bytes(ram) if ram is not None else None
+    overhead = parse_bytes(runtime_overhead) if runtime_overhead is not None else 0
     if ram_bytes is not None and overhead >= ram_bytes:
         raise InputError(
             f"--runtime-overhead {runtime_overhead} leaves nothing of --ram {ram}; "
@@ -42,9 +42,9 @@ def parse_budget(
         )
     return Budget(
         ram_bytes=ram_bytes,
-        flops=parse_flops(flops) if flops else None,
+        flops=parse_flops(flops) if flops is not None else None,
         fewest_flops=fewest_flops,
-        storage_bytes=parse_bytes(storage) if storage else None,
+        storage_bytes=parse_bytes(storage) if storage is not None else None,
         min_accuracy=_fraction("--min-accuracy", min_accuracy),
         min_retained=_fraction("--min-retained", min_retained),
         tolerance=tolerance_points / 100,

@@ -57,6 +57,73 @@ def test_the_severest_is_farther_from_the_photograph_than_the_mildest(kind, side
     assert distances[-1] > distances[0] or (kind == "pixelate" and side == 32)
 
 
+CIFAR_10_C = """brightness contrast defocus-blur elastic-transform fog frost gaussian-blur gaussian-noise
+glass-blur impulse-noise jpeg motion-blur pixelate saturate shot-noise snow spatter speckle-noise
+zoom-blur"""
+
+
+def test_every_corruption_of_cifar_10_c_is_there():
+    assert sorted(KINDS) == CIFAR_10_C.split()
+    for kind in KINDS:
+        assert parse_corruption(kind) == Corruption(kind, 3)
+        assert parse_corruption(f"{kind}:5") == Corruption(kind, 5)
+
+
+@pytest.mark.parametrize("side", [32, 96, 224])
+@pytest.mark.parametrize("kind", ["speckle-noise", "elastic-transform"])
+def test_each_severity_is_farther_from_the_photograph_than_the_one_before(kind, side):
+    images = photograph(side)
+    distances = [
+        (corrupted(images, Corruption(kind, severity), 0).float() - images.float()).abs().mean().item()
+        for severity in range(1, 6)
+    ]
+    assert distances == sorted(distances)
+
+
+@pytest.mark.parametrize("kind", ["frost", "spatter", "glass-blur", "elastic-transform"])
+def test_each_image_is_hit_elsewhere_and_another_seed_hits_elsewhere(kind):
+    images = photograph(32)[:1].repeat(2, 1, 1, 1)
+    once, again = (corrupted(images, Corruption(kind, 3), seed) for seed in (0, 1))
+    assert not torch.equal(once[0], once[1])
+    assert not torch.equal(once, again)
+
+
+def test_saturate_keeps_value_and_grey_and_needs_colours():
+    image = torch.tensor([[200, 150, 100], [90, 90, 90]], dtype=torch.uint8).view(2, 3, 1, 1)
+    paler, fuller = (corrupted(image, Corruption("saturate", severity), 0) for severity in (1, 5))
+    assert paler[0].flatten().tolist() == [200, 185, 170]  # a saturation of 0.5 becomes 0.15
+    assert fuller[0].flatten().tolist() == [200, 100, 0]
+    assert torch.equal(fuller[1], image[1])
+    with pytest.raises(InputError, match=r"saturate:3: it changes colours, and these images have 1 channel;"):
+        corrupt(load_data("digits", (1, 8, 8)), parse_corruption("saturate"), 0)
+    assert corrupt(load_data("digits", (3, 8, 8)), parse_corruption("saturate"), 0).train is not None
+
+
+def test_frost_and_water_brighten_mud_darkens():
+    grey = torch.full((2, 3, 64, 64), 128, dtype=torch.uint8)
+    frost, water, mud = (
+        corrupted(grey, Corruption(*what), 0).int() for what in (("frost", 1), ("spatter", 1), ("spatter", 4))
+    )
+    assert frost.min() >= 128
+    assert frost[:, 2].float().mean() > frost[:, 0].float().mean()  # bluish
+    assert water.min() == 128 < water.max()
+    assert mud.max() == 128 > mud.min()
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("glas-blur:2", "glass-blur"),
+        ("Gaussian_Noise", "gaussian-noise"),
+        ("elastic", "elastic-transform"),
+        ("jpeg_compression", "jpeg"),
+    ],
+)
+def test_an_unknown_kind_is_guessed(text, meant):
+    with pytest.raises(InputError, match=f"did you mean {meant}\\? The kinds are"):
+        parse_corruption(text)
+
+
 def test_pixelate_leaves_fewer_pixels():
     image = corrupted(photograph(32), Corruption("pixelate", 5), 0)
     assert len(image[0].flatten(0, 1).unique(dim=1).T) == int(32 * 0.65)  # distinct columns
@@ -70,7 +137,7 @@ def test_noise_has_the_deviation_that_it_says():
     assert hit.float().mean() == pytest.approx(0.07, rel=0.1)
 
 
-@pytest.mark.parametrize("kind", ["defocus-blur", "gaussian-blur", "motion-blur", "zoom-blur"])
+@pytest.mark.parametrize("kind", [*(kind for kind in KINDS if kind.endswith("-blur")), "elastic-transform"])
 def test_a_blur_keeps_what_is_all_alike(kind):
     grey = torch.full((2, 1, 20, 20), 77, dtype=torch.uint8)
     assert torch.equal(corrupted(grey, Corruption(kind, 5), 0), grey)

@@ -12,19 +12,21 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from advisor.errors import DataError
 from advisor.probes.data import (
     Dataset,
     LabelledImages,
     Normalisation,
-    _fit,
     _interleaved,
     _split,
     default_normalisation,
     load_data,
 )
+from advisor.probes.pixels import Frame, fit
+from advisor.probes.survey import survey
+from advisor.records import Framing
 
 RGB = (3, 8, 8)
 GREY = (1, 8, 8)
@@ -221,16 +223,15 @@ def test_symlinked_class_folders_are_followed(tmp_path):
     assert load_data(str(tmp_path / "some"), RGB).class_names == ("a", "b")
 
 
-def test_only_the_sample_is_decoded(tmp_path):
+def test_only_the_sample_is_decoded(tmp_path, monkeypatch):
     write_folder(tmp_path, {"a": 30, "b": 30})
+    opened: list[str] = []
+    really = Image.open
+    monkeypatch.setattr(Image, "open", lambda path: opened.append(str(path)) or really(path))
     chosen = load_data(str(tmp_path), RGB, max_train=6, max_validation=4)
-    used = set(ids(chosen.train)) | set(ids(chosen.validation))
-    for place, name in enumerate("ab"):
-        for index in range(30):
-            if (place * 20, index, 0) not in used:
-                (tmp_path / name / f"{index:04}.png").write_bytes(b"broken")
-    again = load_data(str(tmp_path), RGB, max_train=6, max_validation=4)
-    assert torch.equal(again.train.images, chosen.train.images)
+    used = {(place * 20, int(Path(path).stem), 0) for path in opened for place in [path.count("/b/")]}
+    assert used == set(ids(chosen.train)) | set(ids(chosen.validation))
+    assert len(opened) == 10
 
 
 def test_large_jpeg_is_decoded_well_enough(tmp_path):
@@ -328,6 +329,106 @@ def test_truncated_image(tmp_path, suffix):
     assert "truncated" in error_of(tmp_path, max_train=8)
 
 
+def cut_short(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-30])
+
+
+def damaged_inside(path: Path) -> None:
+    """Begins and ends as it should: only decoding tells."""
+    content = bytearray(path.read_bytes())
+    middle = content.index(b"IDAT") + 4
+    content[middle : middle + 8] = b"\xff" * 8
+    path.write_bytes(content)
+
+
+def as_text(path: Path) -> None:
+    path.write_text("<html>404</html>")
+
+
+@pytest.mark.parametrize("damage", [cut_short, damaged_inside, as_text])
+def test_a_few_unreadable_images_are_left_out_counted_and_named(tmp_path, damage):
+    write_folder(tmp_path, {"a": 30, "b": 30})
+    whole = load_data(str(tmp_path), RGB)
+    damage(tmp_path / "a" / "0003.png")
+    damage(tmp_path / "b" / "0007.png")
+    data = load_data(str(tmp_path), RGB)
+    assert len(data.train) + len(data.validation) == 58
+    assert set(ids(data.train)) | set(ids(data.validation)) == (
+        set(ids(whole.train)) | set(ids(whole.validation))
+    ) - {(0, 3, 0), (20, 7, 0)}
+    (warning,) = data.warnings
+    assert f"{tmp_path}: 2 of 60 images can't be read and are left out: {Path('a', '0003.png')} (" in warning
+    assert "up to 5% may be" in warning
+    assert data.unreadable == 2
+    assert (whole.warnings, whole.unreadable) == ((), 0)
+    damage(tmp_path / "b" / "0000.png")
+    damage(tmp_path / "b" / "0001.png")
+    assert "4 of 60 images can't, and only up to 5%" in error_of(tmp_path)
+
+
+@pytest.mark.parametrize("damage", [cut_short, damaged_inside])
+@pytest.mark.parametrize("own_split", [False, True])
+def test_a_small_sample_and_all_images_hold_out_the_same_without_the_unreadable(tmp_path, damage, own_split):
+    parts = [tmp_path / "train", tmp_path / "val"] if own_split else [tmp_path]
+    for part in parts:
+        write_folder(part, {"a": 60, "b": 60, "c": 60})
+        for name, index in (("a", 11), ("b", 5), ("b", 44), ("c", 0)):
+            damage(part / name / f"{index:04}.png")
+    sample, everything = (load_data(str(tmp_path), RGB, max_train=most) for most in (20, 10**6))
+    assert len(sample.train) <= 20
+    assert torch.equal(sample.validation.images, everything.validation.images)
+    assert torch.equal(sample.validation.labels, everything.validation.labels)
+    assert sample.class_names == everything.class_names
+    assert set(ids(sample.train)) <= set(ids(everything.train))
+    if damage is cut_short:  # seen without decoding, in the images that are not sampled, too
+        assert sample.warnings == everything.warnings
+        assert sample.unreadable == 4 * len(parts)
+
+
+def test_a_class_that_loses_its_images_is_named(tmp_path):
+    write_folder(tmp_path, {"a": 100, "b": 2, "c": 2})
+    cut_short(tmp_path / "b" / "0000.png")
+    message = error_of(tmp_path)
+    assert "class 'b' has a single image (1 can't be read, such as" in message
+    assert str(Path("b", "0000.png")) in message
+    cut_short(tmp_path / "b" / "0001.png")
+    assert "class folder 'b' holds no image that can be read" in error_of(tmp_path)
+    for index in range(2):
+        (tmp_path / "b" / f"{index:04}.png").write_bytes((tmp_path / "a" / "0000.png").read_bytes())
+    damaged_inside(tmp_path / "b" / "0000.png")
+    assert "class 'b' has too few images that can be read" in error_of(tmp_path)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".bmp", ".webp", ".ppm", ".gif", ".tif"])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_the_survey_knows_size_colour_and_truncation_of_every_format(tmp_path, suffix, mode):
+    picture = Image.fromarray(noise(40, 24, 3)).convert(mode)
+    paths = [str(tmp_path / f"{name}{suffix}") for name in ("whole", "short")]
+    for path in paths:
+        picture.save(path)
+    content = Path(paths[1]).read_bytes()
+    Path(paths[1]).write_bytes(content[: len(content) // 2])
+    found = survey(paths, lambda position: paths[position])
+    assert found.readable == (0,)
+    assert [each.name for each in found.unreadable] == paths[1:]
+    coloured = mode == "RGB" or suffix in (".webp", ".gif")  # these keep no grey images
+    assert found.sizes <= {(3 if coloured else 1, 40, 24), (1, 40, 24)}
+
+
+def test_jpegs_with_segments_before_and_bytes_after_them_are_read(tmp_path):
+    paths = [str(tmp_path / f"{name}.jpg") for name in ("plain", "exif", "trailer", "progressive")]
+    picture, exif = Image.fromarray(noise(40, 24, 3)), Image.Exif()
+    exif[0x010E] = "a long description " * 3000
+    picture.save(paths[0])
+    picture.save(paths[1], exif=exif)
+    picture.save(paths[2])
+    with Path(paths[2]).open("ab") as file:
+        file.write(b"what a camera adds")
+    picture.save(paths[3], progressive=True)
+    found = survey(paths, lambda position: paths[position])
+    assert (found.readable, found.sizes) == ((0, 1, 2, 3), {(3, 40, 24)})
+
+
 def test_broken_link(tmp_path):
     write_folder(tmp_path, {"a": 1, "b": 2})
     (tmp_path / "a" / "1.png").symlink_to(tmp_path / "gone.png")
@@ -386,7 +487,7 @@ def test_resizing_is_torchvisions_resize_and_centre_crop(shape, side):
 
     smooth = transforms.gaussian_blur(torch.from_numpy(noise(1, 3, *shape)), [5, 5])
     expected = transforms.center_crop(transforms.resize(smooth, [side], antialias=True), [side])
-    found = _fit(smooth, (3, side, side))
+    found = fit(smooth, Frame((3, side, side)))
     assert found.shape == expected.shape
     # A half pixel at most: the crop is rounded to the source's grid, not to the result's.
     assert (found.float() - expected.float()).abs().mean() < 1.5
@@ -394,12 +495,12 @@ def test_resizing_is_torchvisions_resize_and_centre_crop(shape, side):
 
 def test_exact_size_is_not_resampled():
     images = torch.from_numpy(noise(2, 3, 16, 16))
-    assert torch.equal(_fit(images, (3, 16, 16)), images)
+    assert torch.equal(fit(images, Frame((3, 16, 16))), images)
 
 
 def test_longer_side_is_only_cropped():
     images = torch.from_numpy(noise(2, 3, 16, 20))
-    assert torch.equal(_fit(images, (3, 16, 16)), images[..., 2:18])
+    assert torch.equal(fit(images, Frame((3, 16, 16))), images[..., 2:18])
 
 
 @given(
@@ -410,13 +511,13 @@ def test_longer_side_is_only_cropped():
 )
 @settings(max_examples=60, deadline=None)
 def test_any_size_fits_and_a_flat_image_stays_flat(height, width, rows, columns):
-    found = _fit(torch.full((1, 1, height, width), 77, dtype=torch.uint8), (1, rows, columns))
+    found = fit(torch.full((1, 1, height, width), 77, dtype=torch.uint8), Frame((1, rows, columns)))
     assert found.shape == (1, 1, rows, columns)
     assert found.unique().tolist() == [77]
 
 
 def test_long_thin_image_needs_little_memory():
-    found = _fit(torch.zeros(1, 3, 1, 200_000, dtype=torch.uint8), (3, 224, 224))
+    found = fit(torch.zeros(1, 3, 1, 200_000, dtype=torch.uint8), Frame((3, 224, 224)))
     assert found.shape == (1, 3, 224, 224)
 
 
@@ -727,7 +828,42 @@ def test_torchvision_with_a_broken_image(tmp_path):
     (tmp_path / "eurosat" / "2750" / "River" / "0002.png").write_bytes(b"broken")
     assert "1 of" in error_of(f"torchvision:EuroSAT:{tmp_path}")
     (tmp_path / "eurosat" / "2750" / "Forest" / "0000.png").write_bytes(b"broken")  # the first of all
+    assert "2 of 8" in error_of(f"torchvision:EuroSAT:{tmp_path}")
+    for path in (tmp_path / "eurosat" / "2750").rglob("*.png"):
+        path.write_bytes(b"broken")
     assert "EuroSAT can't be read" in error_of(f"torchvision:EuroSAT:{tmp_path}")
+
+
+@pytest.mark.parametrize("damage", [cut_short, damaged_inside])
+@pytest.mark.parametrize("first", [0, 5])
+def test_torchvision_leaves_out_a_few_broken_images(tmp_path, damage, first):
+    write_folder(tmp_path / "eurosat" / "2750", {"River": 30, "Forest": 30})
+    damage(tmp_path / "eurosat" / "2750" / "Forest" / f"{first:04}.png")
+    data = load_data(f"torchvision:EuroSAT:{tmp_path}", RGB)
+    assert len(data.train) + len(data.validation) == 59
+    assert (20, first, 0) not in {*ids(data.train), *ids(data.validation)}  # the colour of the wrong class
+    assert "1 of 60 images can't be read and is left out" in data.warnings[0]
+    for part, count in (("train", 40), ("test", 30)):  # labels that come with the images alone
+        write_folder(tmp_path / "rendered-sst2" / part, {"negative": count, "positive": count})
+    damage(tmp_path / "rendered-sst2" / "train" / "negative" / f"{first:04}.png")
+    data = load_data(f"torchvision:RenderedSST2:{tmp_path}", RGB)
+    assert Counter(data.train.labels.tolist()) == {0: 39, 1: 40}
+    assert data.unreadable == 1
+
+
+def test_arrays_with_a_few_infinite_images_are_used_without_them(tmp_path):
+    images = np.full((60, 8, 8), 0.5)
+    images[7, 3, 3], images[9] = np.nan, np.inf
+    images[:, 0, 0] = np.arange(60) / 255
+    path = write_npz(tmp_path / "data.npz", images=images, labels=np.arange(60) % 2)
+    data = load_data(path, GREY)
+    seen = {*data.train.images[:, 0, 0, 0].tolist(), *data.validation.images[:, 0, 0, 0].tolist()}
+    assert seen == set(range(60)) - {7, 9}
+    assert all(
+        int(image[0, 0, 0]) % 2 == label
+        for image, label in zip(data.train.images, data.train.labels.tolist(), strict=True)
+    )
+    assert "2 of 60 images can't be read and are left out: image 7 (it holds NaN" in data.warnings[0]
 
 
 def test_gzip_under_an_image_name(tmp_path):
@@ -740,3 +876,39 @@ def test_datasets_can_be_compared_by_identity():
     data = load_data("digits", GREY)
     assert isinstance(data, Dataset)
     assert data == data  # noqa: PLR0124 - tensors have no truth value: == must not look into them
+
+
+# timm's framing
+
+
+@pytest.mark.parametrize("mode", ["center", "squash", "border"])
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("crop", [0.875, 1.0, 1.15])
+@pytest.mark.parametrize("shape", [(90, 120), (150, 70), (40, 40)])
+def test_framing_is_timms(mode, interpolation, crop, shape):
+    data = pytest.importorskip("timm.data")
+    mean = (0.2, 0.4, 0.6)
+    transform = data.create_transform(
+        (3, 64, 64), crop_pct=crop, crop_mode=mode, interpolation=interpolation, mean=mean, normalize=False
+    )
+    smooth = Image.fromarray(noise(*shape, 3)).filter(ImageFilter.GaussianBlur(3))
+    expected = transform(smooth).float()
+    image = torch.from_numpy(np.array(smooth)).permute(2, 0, 1)[None]
+    frame = Frame((3, 64, 64), Framing(crop, interpolation, mode), mean)
+    found = fit(image, frame)[0].float()
+    assert found.shape == expected.shape
+    if mode != "border" and crop > 1:
+        return  # timm fills what is lacking with black
+    # A half pixel at most, as above.
+    assert (found - expected).abs().mean() < 1.5
+
+
+def test_what_has_the_inputs_size_stays_as_it_is_whatever_the_framing():
+    images = torch.from_numpy(noise(2, 3, 16, 16))
+    assert torch.equal(fit(images, Frame((3, 16, 16), Framing(0.875, "bicubic", "squash"))), images)
+
+
+@pytest.mark.parametrize("crop", [0.0, -1.0, float("nan")])
+def test_a_crop_that_is_no_share_is_refused(crop):
+    with pytest.raises(DataError, match=r"such as 0\.875"):
+        load_data("digits", GREY, framing=Framing(crop))

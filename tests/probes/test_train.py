@@ -100,6 +100,18 @@ def test_evaluation_is_in_eval_mode_and_in_order():
     assert list(right) == [int(value) for value in expected]
 
 
+def test_of_no_samples_nothing_is_judged_and_no_accuracy_is_known():
+    data, model = dataset(), network()
+    assert evaluate(model, data.validation, data.normalisation, 0) == b""
+    assert len(evaluate(model, data.validation, data.normalisation)) == len(data.validation)
+    trainer = Trainer(model, take_census(network(), SIZE), replace(data, retained=data.train), 8)
+    assert trainer.judge_base(0) == trainer.judge_base_retained(0) == b""
+    probe = trainer.probe(Trial(Candidate("head"), 1e-3, 1, 0, 0))
+    assert (probe.correct, probe.retained) == (b"", b"")
+    with pytest.raises(ValueError, match="no samples"):
+        accuracy_of(b"")
+
+
 @given(st.lists(st.booleans(), min_size=1, max_size=500))
 def test_the_interval_is_wilsons(outcomes):
     accuracy = accuracy_of(bytes(outcomes))

@@ -229,7 +229,7 @@ def test_budgets_as_typed():
 @pytest.mark.parametrize("text", ["0", "0MB", "-5MB", "512XB", "512", "MB", "", " ", "1e400MB", "nanMB"])
 def test_bad_sizes_are_refused_in_one_line(text):
     with pytest.raises(UnitError) as error:
-        parse_budget(ram=text or "?")
+        parse_budget(ram=text)
     assert "\n" not in str(error.value)
 
 
