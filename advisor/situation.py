@@ -142,6 +142,8 @@ def prepare(model: str | nn.Module, request: Request, progress: Progress) -> Sto
                 raise ModelError("the model has no classifier layer that could learn the new classes")
             adapt_head(loaded.module, census.head, situation, data=dataset, seed=request.seed)
             census = take_census(loaded.module, input_size)
+    if census.whole_because:
+        warnings.append(f"only the whole network can be trained, no last part of it: {census.whole_because}")
     progress("load", 1.0, "")
     return Story(loaded, census, dataset, situation, known, base, warnings, {})
 

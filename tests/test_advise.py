@@ -55,6 +55,25 @@ def test_what_does_not_apply_is_said():
     assert found.recommended is None
 
 
+def test_why_only_the_whole_network_can_be_trained_is_said():
+    class Twice(nn.Module):
+        def __init__(self, times):
+            super().__init__()
+            self.stem, self.fc = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 1)
+            self.head, self.times = nn.Linear(4, 2), times
+
+        def forward(self, x):
+            x = self.stem(x)
+            for _ in range(self.times):
+                x = self.fc(x)
+            return self.head(x.mean((2, 3)))
+
+    told = "only the whole network can be trained, no last part of it: layer `fc` runs twice"
+    for ask in (lambda model: profile(model, REQUEST), lambda model: recommend(model, None, REQUEST)):
+        assert told in ask(Twice(2)).warnings
+        assert not any("whole network" in warning for warning in ask(Twice(1)).warnings)
+
+
 def test_the_summary_adds_up():
     found = profile(network(), REQUEST)
     assert sum(t.parameters for t in found.model.layer_types.values()) == found.model.parameters

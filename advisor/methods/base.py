@@ -42,7 +42,8 @@ class Trainable:
     batches_seen: int = 0  # by the re-estimation
     levers: Levers = field(default_factory=Levers)
     front: tuple[str, ...] = ()  # modules before the scope, in order: frozen, in eval mode
-    checkpointed: tuple[tuple[str, ...], ...] = ()  # chains of modules that run again in the backward pass
+    chain: tuple[str, ...] = ()  # what the model calls one after the other
+    checkpointed: tuple[slice, ...] = ()  # parts of the chain that run again in the backward pass
     choices: dict[str, torch.Tensor] = field(default_factory=dict)  # made when attaching, such as indices
     loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = F.cross_entropy  # of outputs and labels
 

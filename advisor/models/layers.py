@@ -12,7 +12,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from advisor.errors import ModelError
-from advisor.models.blocks import CallWatcher, evaluating
+from advisor.models.blocks import evaluating
+from advisor.models.chain import CallWatcher
 from advisor.records import MULTIPLY_ADD_TYPES, Census, Layer
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -85,13 +86,15 @@ def take_census(model: nn.Module, input_size: tuple[int, ...]) -> Census:
         if layer.layer_type in ("linear", "pointwise") and outputs.get(layer.name) == classes
     ]
     head = heads[-1] if heads else None
+    blocks, whole_because = watcher.blocks(image, result, head)
     return Census(
         layers=tuple(layers),
         head=head,
         classes=classes,
         input_size=tuple(input_size),
         parameters=sum(parameter.numel() for parameter in model.parameters()),
-        blocks=watcher.blocks(image, result, head),
+        blocks=blocks,
+        whole_because=whole_because,
     )
 
 
