@@ -17,6 +17,7 @@ from torch.nn.utils import parametrize
 
 from advisor.errors import InputError
 from advisor.models.layers import is_whole
+from advisor.models.padded import pad_itself, pad_once
 from advisor.records import Census, Levers, SettingValue
 
 Setting = Mapping[str, SettingValue]
@@ -168,11 +169,13 @@ def head_parameters(model: nn.Module, census: Census) -> list[nn.Parameter]:
 def add_bypass(layer: LayerModule, bypass: nn.Module) -> None:
     """Run `bypass` on the layer's input and add it to the layer's output.
 
-    A bypass with a method `rescale(sum, layer)` has the last word on what the layer returns.
+    A layer that pads first does so before both. A bypass with a method `rescale(sum, layer)` has the last
+    word on what the layer returns.
     A hook, not a wrapper: the layer keeps its path, class and attributes, so checkpoints of the base
     model still load and code that reads `layer.weight` still works.
     """
     layer.add_module(BYPASS, bypass)
+    pad_once(layer)
     layer.register_forward_hook(_add_bypass_output)
 
 
@@ -194,6 +197,7 @@ def remove_bypass(layer: LayerModule) -> nn.Module:
             del layer._forward_hooks[key]
     bypass = layer.get_submodule(BYPASS)
     delattr(layer, BYPASS)
+    pad_itself(layer)
     return bypass
 
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from advisor.methods.base import LayerModule, reparametrise
 from advisor.methods.low_rank import ADAPTED_TYPES, over_outputs
-from advisor.models.layers import TRANSPOSED, is_plain
+from advisor.models.layers import TRANSPOSED, uses_weight_as_is
 from advisor.records import Census, Layer
 
 # Batch and instance normalisation: each channel by itself, so that a scale before it is lost.
@@ -83,7 +83,7 @@ def _left_out(model: nn.Module, layer: Layer, norm: Layer | None, *, folds: bool
         return f"{layer.followed_by}, which would hold its scale, is not to be trained"
     if folds and norm is not None and not norm.has_affine:
         return f"{layer.followed_by} cancels a scale and has none of its own"
-    if not folds and not is_plain(model.get_submodule(layer.name)):
+    if not folds and not uses_weight_as_is(model.get_submodule(layer.name)):
         return f"{layer.module} computes its weight, which may cancel a scale"
     return ""
 

@@ -27,7 +27,7 @@ from advisor.methods.low_rank import (
     over_outputs,
     plan_layers,
 )
-from advisor.models.layers import is_plain
+from advisor.models.layers import uses_weight_as_is
 from advisor.records import Census, Layer
 
 SCALE = 2.0  # as in LoRA
@@ -59,7 +59,7 @@ class DoRAWeight(nn.Module):
 class DoRABypass(nn.Module):
     """The same as y = g * (W*x + scale * B*(A*x)) + bias, with g = m / ||W + scale * B A||.
 
-    The gain g is one number for each output channel. Needs a layer that `is_plain`.
+    The gain g is one number for each output channel. Needs a layer that `uses_weight_as_is`.
     """
 
     def __init__(self, layer: LayerModule, rank: int) -> None:
@@ -131,7 +131,7 @@ def bypass_holds_less(layer: Layer, rank: int) -> bool:
 
 
 def _adapt(layer: LayerModule, plan: Plan) -> nn.Module:
-    if is_plain(layer) and bypass_holds_less(plan.layer, plan.rank):
+    if uses_weight_as_is(layer) and bypass_holds_less(plan.layer, plan.rank):
         bypass = DoRABypass(layer, plan.rank)
         add_bypass(layer, bypass)
         return bypass

@@ -22,7 +22,7 @@ from advisor.methods.base import (
     train_only,
 )
 from advisor.methods.frugal import freeze_frugally, padding_around, restore_forwards
-from advisor.models.layers import CONVOLUTIONS, is_plain
+from advisor.models.layers import CONVOLUTIONS, uses_weight_as_is
 from advisor.records import Census, Layer
 
 REDUCTIONS = (2, 4)
@@ -99,7 +99,7 @@ class LiteResiduals:
                 freeze_frugally(module)
         for layer in _branched(census, reduction):
             module = model.get_submodule(layer.name)
-            if is_plain(module):
+            if uses_weight_as_is(module):
                 branch = LiteResidual(module, reduction)
                 add_bypass(module, branch)
                 trained += branch.parameters()

@@ -25,7 +25,7 @@ from advisor.methods.low_rank import (
     attach_plans,
     plan_layers,
 )
-from advisor.models.layers import is_plain
+from advisor.models.layers import uses_weight_as_is
 from advisor.records import Census
 
 SCALE = 2.0  # alpha / r with alpha = 2 r: the same step size at every rank
@@ -71,7 +71,7 @@ def _adapt(layer: LayerModule, plan: Plan) -> nn.Module:
         reparametrise(layer, factor)
         return factor
     low_rank = LowRank(layer, plan.rank, SCALE)
-    if is_plain(layer):
+    if uses_weight_as_is(layer):
         add_bypass(layer, low_rank)
     else:
         reparametrise(layer, WeightForm(layer, low_rank))

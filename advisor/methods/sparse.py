@@ -22,7 +22,7 @@ from advisor.methods.base import (
 )
 from advisor.methods.frugal import Geometry, replace_forward, restore_forwards, slide
 from advisor.methods.low_rank import ADAPTED_TYPES, output_norms
-from advisor.models.layers import TRANSPOSED, is_plain
+from advisor.models.layers import TRANSPOSED, uses_weight_as_is
 from advisor.records import Census
 
 FRACTIONS = (0.125, 0.25)
@@ -159,7 +159,7 @@ class Sparse:
             if layer.name == census.head or not layer.calls:
                 continue
             channels = TrainedChannels(module, float(setting["fraction"]))
-            if is_plain(module) and not parametrize.is_parametrized(module):
+            if uses_weight_as_is(module) and not parametrize.is_parametrized(module):
                 module.add_module(CHILD, channels)
                 replace_forward(module, _linear if layer.layer_type == "linear" else _convolution)
             else:

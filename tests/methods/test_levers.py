@@ -14,6 +14,7 @@ from advisor.methods.update import begin, update
 from advisor.models.blocks import front_modules, run_front, trained_part, without_front
 from advisor.models.layers import take_census
 from advisor.records import Candidate, Levers
+from tests.padding import BySize
 
 SIZE = (3, 12, 12)
 BATCH = 8
@@ -374,6 +375,21 @@ def test_fused_norms_compute_the_same():
     plain.eval(), fused.eval()
     torch.testing.assert_close(plain(images), fused(images), rtol=1e-4, atol=1e-5)
     assert one.delta().keys() == two.delta().keys()
+
+
+@pytest.mark.parametrize("kind", [BySize, nn.Conv2d])
+def test_norms_are_fused_into_layers_that_pad_first(kind):
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        *(kind(3, 8, 3, stride=2), nn.BatchNorm2d(8), nn.ReLU(), kind(8, 8, 3), nn.ReLU()),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)),
+    )
+    model(torch.randn(8, *SIZE))
+    plain, _ = after_updates(Levers(scope=1), model=copy.deepcopy(model))
+    fused, _ = after_updates(Levers(scope=1, fuse=True), model=model)
+    assert isinstance(fused[1], nn.Identity)
+    images = torch.randn(4, *SIZE)
+    torch.testing.assert_close(plain.eval()(images), fused.eval()(images), rtol=1e-4, atol=1e-5)
 
 
 def test_levers_together():
