@@ -50,9 +50,11 @@ class Layer:
 class Block:
     """A stage of the model: nothing but its output goes on from it."""
 
-    modules: tuple[str, ...]  # paths of what runs it, in order
+    modules: tuple[str, ...]  # paths of what it calls, in order; what has no weights may be there twice
     linked: bool  # each runs on the output of the one before; the first on that of the block before
     replaceable: bool  # it and all before it can be left out where its output is known
+    in_place: tuple[bool, ...] = ()  # for each call, whether it writes over what it is called with
+    shared: tuple[str, ...] = ()  # paths of modules that run inside those, but are found elsewhere
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +67,7 @@ class Census:
     input_size: tuple[int, ...]  # (C, H, W)
     parameters: int  # each shared weight once
     blocks: tuple[Block, ...] = ()  # before the head, in order; () where the model is no chain of them
+    whole_because: str = ""  # why there are no blocks to choose from, though there are several layers
 
     def of_type(self, *layer_types: str) -> tuple[Layer, ...]:
         """The layers of the given types, in order."""

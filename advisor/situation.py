@@ -147,17 +147,25 @@ def prepare(model: str | nn.Module, request: Request, progress: Progress) -> Sto
             warnings += unread
             dataset = replace(dataset, retained=old)
         if situation.classes != census.classes or situation.head_replaced:
-            if census.head is None:
-                raise ModelError("the model has no classifier layer that could learn the new classes")
-            adapt_head(loaded.module, census.head, situation, seed=request.seed)
-            kept = 0 if situation.head_replaced else situation.classes - situation.new_classes
-            if imprint_where_better(loaded.module, census.head, kept, dataset):
-                imprinted_from = kept
+            imprinted_from = _fit_head(loaded.module, census, situation, dataset, request.seed)
             census = take_census(loaded.module, input_size)
+    if census.whole_because:
+        warnings.append(f"only the whole network can be trained, no last part of it: {census.whole_because}")
     progress("load", 1.0, "")
     return Story(
         loaded, census, dataset, situation, known, base, imprinted_from, warnings, {}, images.assumed
     )
+
+
+def _fit_head(
+    model: nn.Module, census: Census, situation: Situation, dataset: Dataset, seed: int
+) -> int | None:
+    """Give the head a row for each class, in place; the first of those that were imprinted, if any were."""
+    if census.head is None:
+        raise ModelError("the model has no classifier layer that could learn the new classes")
+    adapt_head(model, census.head, situation, seed=seed)
+    kept = 0 if situation.head_replaced else situation.classes - situation.new_classes
+    return kept if imprint_where_better(model, census.head, kept, dataset) else None
 
 
 def _check(request: Request) -> None:

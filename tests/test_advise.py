@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -53,6 +55,26 @@ def test_what_does_not_apply_is_said():
     assert "recalibrate" in found.not_applicable
     assert "norm" in found.not_applicable
     assert found.recommended is None
+
+
+def test_why_only_the_whole_network_can_be_trained_is_said():
+    class Twice(nn.Module):
+        def __init__(self, times):
+            super().__init__()
+            self.stem, self.fc = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 1)
+            self.head, self.times = nn.Linear(4, 2), times
+
+        def forward(self, x):
+            x = self.stem(x)
+            for _ in range(self.times):
+                x = self.fc(x)
+            return self.head(x.mean((2, 3)))
+
+    unverified = replace(REQUEST, verify=False)  # a class made here can't be sent to another process
+    told = "only the whole network can be trained, no last part of it: layer `fc` runs twice"
+    for ask in (lambda model: profile(model, REQUEST), lambda model: recommend(model, None, unverified)):
+        assert told in ask(Twice(2)).warnings
+        assert not any("whole network" in warning for warning in ask(Twice(1)).warnings)
 
 
 def test_the_summary_adds_up():

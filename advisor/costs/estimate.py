@@ -196,7 +196,9 @@ class _Watcher:
         self._hooks = ExitStack()
         for place, module in enumerate(self._modules):
             for handle in (
-                module.register_forward_pre_hook(partial(self._entered, place), with_kwargs=True),
+                module.register_forward_pre_hook(
+                    partial(self._entered, place), prepend=True, with_kwargs=True
+                ),
                 module.register_forward_hook(partial(self._left, place), always_call=True),
             ):
                 self._hooks.callback(handle.remove)

@@ -288,10 +288,10 @@ class Recorder(UncompiledMode):
         return {name: parameter for parameter, name in parameters.items()}, list(buffers)
 
     def _layer_hooks(self) -> Iterator[Any]:
-        # Registered after the methods' own hooks, so that a bypass counts to the layer it adapts.
+        # Around the methods' own hooks, so that a bypass counts to the layer it adapts.
         for name, group in self._groups.items():
             module = self._modules[name]
-            yield module.register_forward_pre_hook(self._push(group))
+            yield module.register_forward_pre_hook(self._push(group), prepend=True)
             yield module.register_forward_hook(lambda *_: self._stack.pop() and None, always_call=True)
 
     def _push(self, group: str) -> Callable[..., None]:

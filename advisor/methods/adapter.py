@@ -12,7 +12,8 @@ from torch import nn
 from advisor.errors import InputError
 from advisor.methods import register
 from advisor.methods.base import Method
-from advisor.models.layers import CONVOLUTIONS, is_plain
+from advisor.models.layers import CONVOLUTIONS, uses_weight_as_is
+from advisor.models.padded import first_padding
 from advisor.parts.attachment import Attachment, Setting
 from advisor.parts.bypass import LayerModule, add_bypass
 from advisor.records import Census
@@ -58,7 +59,8 @@ class ConvAdapter(nn.Module):
 class ParallelAdapter(nn.Module):
     """dy = A * x with A a 1x1 convolution of the layer's stride and groups, zero at the start.
 
-    It reads the pixel under the kernel's middle tap, so merging adds A to that tap.
+    It reads the pixel under the kernel's middle tap, so merging adds A to that tap. Of an input that the
+    layer has padded first (`models.padded`), that is further inside by as much as the kernel reaches.
     """
 
     def __init__(self, layer: LayerModule) -> None:
@@ -75,9 +77,12 @@ class ParallelAdapter(nn.Module):
             dtype=layer.weight.dtype,
         )
         nn.init.zeros_(self.mix.weight)
+        self._inset = _inset(layer)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The adapter's output, to be added to the layer's."""
+        for axis, inset in enumerate(self._inset, start=2):
+            x = x.narrow(axis, inset, x.shape[axis] - 2 * inset) if inset else x
         return self.mix(x)
 
     def weight_change(self, layer: LayerModule) -> torch.Tensor:
@@ -111,7 +116,7 @@ class Adapter(Method):
         """The adapters and the head. InputError where no adapter finds room."""
         adapters: list[nn.Parameter] = []
         for layer, module in to.layers("standard", "pointwise", "depthwise", "grouped"):
-            if not is_plain(module):
+            if not uses_weight_as_is(module):
                 continue
             if to.setting["kind"] == "parallel":
                 if not _reads_middle_pixel(module):
@@ -139,10 +144,21 @@ def bottleneck(channels: int, reduction: int) -> int:
 
 
 def _reads_middle_pixel(layer: LayerModule) -> bool:
-    """Whether output pixel i has input pixel i * stride under its middle tap, k > 1."""
+    """Whether output pixel i has input pixel i * stride under its middle tap, k > 1.
+
+    Or, of a layer that pads first, that pixel further inside the padded input.
+    """
     if set(layer.kernel_size) == {1} or any(size % 2 == 0 for size in layer.kernel_size):
         return False
     if isinstance(layer.padding, str):
         return layer.padding == "same"
-    reach = tuple(d * (k // 2) for d, k in zip(layer.dilation, layer.kernel_size, strict=True))
-    return tuple(layer.padding) == reach
+    inset = _inset(layer)
+    return min(inset) >= 0 and (not any(inset) or first_padding(layer) is not None)
+
+
+def _inset(layer: LayerModule) -> tuple[int, ...]:
+    """For each axis, where the kernel's middle tap is first, from the edge of what the convolution reads."""
+    if isinstance(layer.padding, str):
+        return (0,) * len(layer.kernel_size)
+    taps = zip(layer.kernel_size, layer.dilation, layer.padding, strict=True)
+    return tuple(dilation * (size // 2) - padding for size, dilation, padding in taps)

@@ -10,7 +10,7 @@ from torch import nn
 
 from advisor.methods import register
 from advisor.methods.base import Method
-from advisor.models.layers import is_plain
+from advisor.models.layers import uses_weight_as_is
 from advisor.parts.attachment import Attachment, Setting
 from advisor.parts.bypass import LayerModule, add_bypass, reparametrise
 from advisor.parts.low_rank import (
@@ -53,7 +53,7 @@ class DoRAWeight(nn.Module):
 class DoRABypass(nn.Module):
     """The same as y = g * (W*x + scale * B*(A*x)) + bias, with g = m / ||W + scale * B A||.
 
-    The gain g is one number for each output channel. Needs a layer that `is_plain`.
+    The gain g is one number for each output channel. Needs a layer that `uses_weight_as_is`.
     """
 
     def __init__(self, layer: LayerModule, rank: int) -> None:
@@ -123,7 +123,7 @@ def bypass_holds_less(layer: Layer, rank: int) -> bool:
 
 
 def _adapt(layer: LayerModule, plan: Plan) -> nn.Module:
-    if is_plain(layer) and bypass_holds_less(plan.layer, plan.rank):
+    if uses_weight_as_is(layer) and bypass_holds_less(plan.layer, plan.rank):
         bypass = DoRABypass(layer, plan.rank)
         add_bypass(layer, bypass)
         return bypass

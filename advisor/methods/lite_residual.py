@@ -12,7 +12,7 @@ from torch import nn
 
 from advisor.methods import register
 from advisor.methods.base import Method
-from advisor.models.layers import CONVOLUTIONS, is_plain
+from advisor.models.layers import CONVOLUTIONS, uses_weight_as_is
 from advisor.parts.attachment import Attachment, Setting, is_bias
 from advisor.parts.bypass import LayerModule, add_bypass, merge_attached
 from advisor.parts.frugal import freeze_frugally, padding_around, restore_forwards
@@ -94,7 +94,7 @@ class LiteResiduals(Method):
             trained += _biases(layer, module)
             freeze_frugally(module)
         for layer, module in to.layers(*_BRANCHED):
-            if _has_room(layer, reduction) and is_plain(module):
+            if _has_room(layer, reduction) and uses_weight_as_is(module):
                 branch = LiteResidual(module, reduction)
                 add_bypass(module, branch)
                 trained += branch.parameters()

@@ -8,7 +8,7 @@ from torch import nn
 
 from advisor.methods import register
 from advisor.methods.base import Method
-from advisor.models.layers import is_plain
+from advisor.models.layers import uses_weight_as_is
 from advisor.parts.attachment import Attachment, Setting
 from advisor.parts.bypass import LayerModule, add_bypass, reparametrise
 from advisor.parts.low_rank import (
@@ -64,7 +64,7 @@ def _adapt(layer: LayerModule, plan: Plan) -> nn.Module:
         reparametrise(layer, factor)
         return factor
     low_rank = LowRank(layer, plan.rank, SCALE)
-    if is_plain(layer):
+    if uses_weight_as_is(layer):
         add_bypass(layer, low_rank)
     else:
         reparametrise(layer, WeightForm(layer, low_rank))

@@ -11,7 +11,7 @@ from torch.nn.utils import parametrize
 
 from advisor.methods import register
 from advisor.methods.base import Method
-from advisor.models.layers import TRANSPOSED, is_plain
+from advisor.models.layers import TRANSPOSED, uses_weight_as_is
 from advisor.parts.attachment import Attachment
 from advisor.parts.bypass import LayerModule, merge_attached, reparametrise
 from advisor.parts.frugal import Geometry, replace_forward, restore_forwards, slide
@@ -143,7 +143,7 @@ class Sparse(Method):
         trained = to.head()
         for layer, module in to.layers(*ADAPTED_TYPES):
             channels = TrainedChannels(module, float(to.setting["fraction"]))
-            if is_plain(module) and not parametrize.is_parametrized(module):
+            if uses_weight_as_is(module) and not parametrize.is_parametrized(module):
                 module.add_module(CHILD, channels)
                 replace_forward(module, _linear if layer.layer_type == "linear" else _convolution)
             else:

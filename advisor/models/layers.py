@@ -12,7 +12,9 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from advisor.errors import ModelError
-from advisor.models.blocks import CallWatcher, evaluating
+from advisor.models.blocks import evaluating
+from advisor.models.chain import CallWatcher
+from advisor.models.padded import first_padding
 from advisor.records import MULTIPLY_ADD_TYPES, Census, Layer
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -85,13 +87,15 @@ def take_census(model: nn.Module, input_size: tuple[int, ...]) -> Census:
         if layer.layer_type in ("linear", "pointwise") and outputs.get(layer.name) == classes
     ]
     head = heads[-1] if heads else None
+    blocks, whole_because = watcher.blocks(image, result, head)
     return Census(
         layers=tuple(layers),
         head=head,
         classes=classes,
         input_size=tuple(input_size),
         parameters=sum(parameter.numel() for parameter in model.parameters()),
-        blocks=watcher.blocks(image, result, head),
+        blocks=blocks,
+        whole_because=whole_because,
     )
 
 
@@ -119,17 +123,22 @@ def is_whole(module: nn.Module) -> bool:
 
 
 def is_plain(module: nn.Module) -> bool:
-    """Whether the layer computes with its weight exactly as torch's own class does.
-
-    Weight-standardised or dynamically padded subclasses don't, so nothing may run beside them
-    in the hope of being merged into the weight later.
-    """
+    """Whether the layer computes exactly as torch's own class does."""
     for plain in (*CONVOLUTIONS, *TRANSPOSED, nn.Linear):
         if isinstance(module, plain):
             same_forward = type(module).forward is plain.forward
             inner = "_conv_forward"
             return same_forward and getattr(type(module), inner, None) is getattr(plain, inner, None)
     return False
+
+
+def uses_weight_as_is(module: nn.Module) -> bool:
+    """Whether the layer computes with its weight as torch's own class does, on its input or that padded.
+
+    Weight-standardised subclasses don't, so nothing may run beside them in the hope of being merged into
+    the weight later.
+    """
+    return is_plain(module) or first_padding(module) is not None
 
 
 def logits(output: object) -> torch.Tensor:
@@ -269,7 +278,7 @@ def fuse_norms(model: nn.Module, census: Census, modules: Sequence[str]) -> None
             continue
         convolution: Any = model.get_submodule(layer.name)
         norm: Any = model.get_submodule(layer.followed_by)
-        if not is_plain(convolution) or not isinstance(norm, nn.modules.batchnorm._BatchNorm):
+        if not uses_weight_as_is(convolution) or not isinstance(norm, nn.modules.batchnorm._BatchNorm):
             continue
         if norm.running_mean is None or norm.running_var is None:
             continue

@@ -37,7 +37,8 @@ class Trainable:
     batches_seen: int = 0  # by the re-estimation
     levers: Levers = field(default_factory=Levers)
     front: tuple[str, ...] = ()  # modules before the scope, in order: frozen, in eval mode
-    checkpointed: tuple[tuple[str, ...], ...] = ()  # chains of modules that run again in the backward pass
+    chain: tuple[str, ...] = ()  # what the model calls one after the other
+    checkpointed: tuple[slice, ...] = ()  # parts of the chain that run again in the backward pass
     # Added by the method and never trained, by name: indices of trained channels, a frozen projection.
     additions: dict[str, torch.Tensor] = field(default_factory=dict)
     loss: Loss = F.cross_entropy

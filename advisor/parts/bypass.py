@@ -8,6 +8,8 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
+from advisor.models.padded import pad_itself, pad_once
+
 # A convolution or Linear layer: torch types what a module holds as Tensor | Module, which fits neither.
 LayerModule = Any
 BYPASS = "peft_bypass"  # the child that a bypass becomes: a name that no network uses for its own
@@ -16,11 +18,13 @@ BYPASS = "peft_bypass"  # the child that a bypass becomes: a name that no networ
 def add_bypass(layer: LayerModule, bypass: nn.Module) -> None:
     """Run `bypass` on the layer's input and add it to the layer's output.
 
-    A bypass with a method `rescale(sum, layer)` has the last word on what the layer returns.
+    A layer that pads first does so before both. A bypass with a method `rescale(sum, layer)` has the last
+    word on what the layer returns.
     A hook, not a wrapper: the layer keeps its path, class and attributes, so checkpoints of the base
     model still load and code that reads `layer.weight` still works.
     """
     layer.add_module(BYPASS, bypass)
+    pad_once(layer)
     layer.register_forward_hook(_add_bypass_output)
 
 
@@ -42,6 +46,7 @@ def remove_bypass(layer: LayerModule) -> nn.Module:
             del layer._forward_hooks[key]
     bypass = layer.get_submodule(BYPASS)
     delattr(layer, BYPASS)
+    pad_itself(layer)
     return bypass
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from advisor.models.layers import TRANSPOSED, is_plain
+from advisor.models.layers import TRANSPOSED, uses_weight_as_is
 from advisor.parts.attachment import Attachment
 from advisor.parts.bypass import LayerModule, reparametrise
 from advisor.parts.low_rank import ADAPTED_TYPES, over_outputs
@@ -78,7 +78,7 @@ def _left_out(layer: Layer, module: nn.Module, norm: Layer | None, *, folds: boo
         return f"{layer.followed_by}, which would hold its scale, is not to be trained"
     if folds and norm is not None and not norm.has_affine:
         return f"{layer.followed_by} cancels a scale and has none of its own"
-    if not folds and not is_plain(module):
+    if not folds and not uses_weight_as_is(module):
         return f"{layer.module} computes its weight, which may cancel a scale"
     return ""
 

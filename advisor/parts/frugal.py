@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from advisor.models.layers import CONVOLUTIONS, TRANSPOSED, is_plain
+from advisor.models.layers import CONVOLUTIONS, TRANSPOSED, uses_weight_as_is
+from advisor.models.padded import convolve_only, pad_first
 from advisor.parts.bypass import LayerModule
 
 aten = torch.ops.aten
@@ -40,6 +41,7 @@ def restore_forwards(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(vars(module).get("forward"), _Replaced):
             del module.forward
+            convolve_only(module)
 
 
 def freeze_frugally(layer: nn.Module) -> bool:
@@ -47,7 +49,7 @@ def freeze_frugally(layer: nn.Module) -> bool:
 
     Only the bias may be trained, and running statistics must be frozen.
     """
-    if isinstance(layer, (*CONVOLUTIONS, *TRANSPOSED)) and is_plain(layer):
+    if isinstance(layer, (*CONVOLUTIONS, *TRANSPOSED)) and uses_weight_as_is(layer):
         replace_forward(layer, _frozen_convolution)
     elif isinstance(layer, _PLAIN_NORM) and type(layer).forward is _PLAIN_NORM.forward:
         replace_forward(layer, _frozen_norm)
@@ -105,6 +107,7 @@ def slide(
             *(x, output_size, layer.stride, layer.padding, layer.kernel_size, dimensions, layer.dilation)
         )
     else:
+        x = pad_first(layer, x)
         around = padding_around(layer)
         padding = tuple(around[::-2])
         if layer.padding_mode != "zeros" or padding != tuple(around[-2::-2]):

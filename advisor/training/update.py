@@ -14,7 +14,14 @@ from torch.utils.checkpoint import checkpoint
 
 from advisor.errors import InputError
 from advisor.methods import get_method
-from advisor.models.blocks import front_modules, has_replaceable_front, rerouted, trained_part, without_front
+from advisor.models.blocks import (
+    front_modules,
+    has_replaceable_front,
+    links,
+    rerouted,
+    trained_part,
+    without_front,
+)
 from advisor.models.layers import fuse_norms, logits
 from advisor.parts.attachment import Trainable
 from advisor.records import Candidate, Census
@@ -71,7 +78,8 @@ def attach(model: nn.Module, census: Census, candidate: Candidate) -> Trainable:
         # Re-estimated ones are in the model that is given, and stay as they are.
         trainable.statistics = "frozen" if levers.statistics == "reestimated" else levers.statistics
     if levers.checkpoint:
-        trainable.checkpointed = _checkpointed(model, census, levers.scope)
+        trainable.chain = links(census.blocks)
+        trainable.checkpointed = _checkpointed(model, trainable.chain, census, levers.scope)
     if levers.fuse:
         fuse_norms(model, census, front)
     return trainable
@@ -126,11 +134,11 @@ def _routed(trainable: Trainable) -> Iterator[None]:
         if trainable.levers.cached_prefix != "no":
             routes.enter_context(without_front(trainable.model, trainable.front))
         if trainable.checkpointed:
-            again = {
-                names: _run_twice(_chain(trainable.model, names), trainable)
-                for names in trainable.checkpointed
-            }
-            routes.enter_context(rerouted(trainable.model, again))
+            again: dict[int, Callable[..., Any]] = {}
+            for part in trainable.checkpointed:
+                again |= dict.fromkeys(range(part.start, part.stop), _passed_on)
+                again[part.start] = _run_twice(_chain(trainable.model, trainable.chain[part]), trainable)
+            routes.enter_context(rerouted(trainable.model, trainable.chain, again))
         yield
 
 
@@ -144,6 +152,10 @@ def _chain(model: nn.Module, names: tuple[str, ...]) -> Callable[..., Any]:
         return x
 
     return run
+
+
+def _passed_on(x: Any, *_args: Any, **_kwargs: Any) -> Any:
+    return x
 
 
 def _run_twice(function: Callable[..., Any], trainable: Trainable) -> Callable[..., Any]:
@@ -171,21 +183,28 @@ def _statistics_kept(trainable: Trainable) -> Iterator[None]:
             norm.momentum, norm.num_batches_tracked = momentum, batches
 
 
-def _checkpointed(model: nn.Module, census: Census, scope: int | None) -> tuple[tuple[str, ...], ...]:
-    """The chains to run again: each trained block but the last, which is still at hand."""
-    blocks = census.blocks[-scope:] if scope else census.blocks
-    # Of a block whose modules don't run one on the other's output, each module is a chain of its own.
-    chains = (
-        names
-        for block in blocks[:-1]
-        for names in ([block.modules] if block.linked else [(name,) for name in block.modules])
-    )
+def _checkpointed(
+    model: nn.Module, chain: tuple[str, ...], census: Census, scope: int | None
+) -> tuple[slice, ...]:
+    """The parts of the chain to run again: each trained block but the last, which is still at hand."""
+    parts: list[slice] = []
+    start, trained = 0, len(census.blocks) if scope is None else scope
+    for number, block in enumerate(census.blocks[:-1]):
+        stop = start + len(block.modules)
+        if number >= len(census.blocks) - trained:
+            # Of a block whose modules don't run one on the other's output, each is a part of its own.
+            step = stop - start if block.linked else 1
+            for first in range(start, stop, step):
+                # What is run again needs its input as it was.
+                begin = next((n for n in range(first, first + step) if not block.in_place[n - start]), None)
+                parts += [slice(begin, first + step)] if begin is not None else []
+        start = stop
 
-    def is_frozen(names: tuple[str, ...]) -> bool:
-        parameters = (p for name in names for p in model.get_submodule(name).parameters())
+    def is_frozen(part: slice) -> bool:
+        parameters = (p for name in chain[part] for p in model.get_submodule(name).parameters())
         return not any(parameter.requires_grad for parameter in parameters)
 
-    return tuple(dropwhile(is_frozen, chains))  # no gradient flows through the first of them
+    return tuple(dropwhile(is_frozen, parts))  # no gradient flows through the first of them
 
 
 def _reestimate(trainable: Trainable, images: torch.Tensor) -> None:

@@ -22,6 +22,7 @@ from advisor.models.layers import take_census
 from advisor.parts.attachment import train_only
 from advisor.records import MULTIPLY_ADD_TYPES, Candidate, Flops, Levers
 from advisor.training.update import begin, update
+from tests.padding import ByLayer, BySize
 
 SIZE = (3, 16, 16)
 MIB = 2**20
@@ -113,6 +114,60 @@ def test_channels_last_activations_and_depthwise_workspace(method):
     assert simulated.peak_memory_bytes == pytest.approx(
         measured_peak(model, census, Candidate(method), 1), rel=0.002
     )
+
+
+def padded(kind, **options):
+    """Layers that pad first, with a stride and without, and depthwise; and the same of torch's own."""
+    torch.manual_seed(0)
+    plain = kind is nn.Conv2d
+    return nn.Sequential(
+        *(kind(3, 32, 3, stride=2, padding=1 if plain else 0, **options), nn.BatchNorm2d(32), nn.ReLU()),
+        *(kind(32, 64, 3, padding=1 if plain else 0, **options), nn.BatchNorm2d(64), nn.ReLU()),
+        *(kind(64, 64, 3, padding=1 if plain else 0, groups=64, **options), nn.BatchNorm2d(64), nn.ReLU6()),
+        *(kind(64, 96, 3, stride=2, padding=1 if plain else 0, **options), nn.BatchNorm2d(96), nn.ReLU()),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(96, 8)),
+    )
+
+
+PADDED = {"by size": (BySize, {}), "by layer": (ByLayer, {"around": (0, 1, 1, 1)})}
+BESIDE = [("lora", {"rank": 4}), ("dora", {"rank": 4}), ("adapter", {"kind": "conv", "reduction": 8})]
+BESIDE += [
+    ("adapter", {"kind": "parallel"}),
+    ("lite-residual", {"reduction": 4}),
+    ("sparse", {"fraction": 0.25}),
+]
+
+
+@pytest.mark.parametrize(("method", "setting"), [("full", {}), ("ia3", {}), *BESIDE])
+@pytest.mark.parametrize(("kind", "options"), PADDED.values(), ids=PADDED)
+def test_layers_that_pad_first_take_what_the_allocator_says(kind, options, method, setting):
+    model, candidate = padded(kind, **options), Candidate.of(method, setting, Levers())
+    census = take_census(model, (3, 33, 36))
+    simulator = Simulator(model, census)
+    simulated = simulator.cost(candidate, 4)
+    assert simulated == simulator.cost(candidate, 4, "fake")
+    assert simulated.peak_memory_bytes == pytest.approx(measured_peak(model, census, candidate, 4), rel=0.002)
+
+
+@pytest.mark.parametrize(("method", "setting"), BESIDE)
+@pytest.mark.parametrize(("kind", "options"), PADDED.values(), ids=PADDED)
+def test_a_layer_that_pads_first_has_a_plain_convolutions_methods(kind, options, method, setting):
+    """The weight form costs what `full` does: its whole weight gradient."""
+
+    def cost(model, method, setting):
+        return simulate(model, take_census(model, (3, 32, 32)), Candidate.of(method, setting, Levers()), 4)
+
+    own, plain = padded(kind, **options), padded(nn.Conv2d)
+    found, expected = cost(own, method, setting), cost(plain, method, setting)
+    assert found.trainable_parameters == expected.trainable_parameters
+    assert found.flops.total < 1.15 * expected.flops.total
+    # The padded input is saved once, by the layer and what is beside it.
+    more = cost(own, "full", {}).memory.total - cost(plain, "full", {}).memory.total
+    assert found.memory.total - expected.memory.total < 1.2 * more
+    if method == "lora":
+        gradients = cost(own, "full", {}).flops.weight_gradient
+        assert found.flops.weight_gradient < gradients / 2
+    assert method != "sparse" or not found.notes  # no layer whose whole weight gradient is computed
 
 
 def test_mobilenet_v2_batch_norm_affine_alone(mobilenet):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from importlib import import_module
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from advisor.methods import get_method, methods, register
 from advisor.models.layers import take_census
 from advisor.records import Candidate, Levers
 from advisor.training.update import begin, update
+from tests.padding import ByLayer, BySize
 
 SIZE = (3, 10, 10)
 
@@ -27,12 +30,12 @@ class Standardised(nn.Conv2d):
         return self._conv_forward(x, weight, self.bias)
 
 
-def network(**options) -> nn.Sequential:
-    """Every layer type once; `options` change the middle convolution."""
+def network(kind=nn.Conv2d, **options) -> nn.Sequential:
+    """Every layer type once; `options` change the middle convolution, and `kind` is its class."""
     middle = {"kernel_size": 3, "padding": 1, "groups": 1, "stride": 1} | options
     return nn.Sequential(
         *(nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU()),
-        *(nn.Conv2d(8, 16, **middle), nn.BatchNorm2d(16), nn.ReLU(inplace=True)),
+        *(kind(8, 16, **middle), nn.BatchNorm2d(16), nn.ReLU(inplace=True)),
         *(nn.Conv2d(16, 16, 3, padding=1, groups=16, bias=False), nn.BatchNorm2d(16), nn.ReLU()),
         *(nn.Conv2d(16, 24, 1), nn.BatchNorm2d(24), nn.ReLU()),
         nn.ConvTranspose2d(24, 8, 3, stride=2, padding=1, output_padding=1, groups=2),
@@ -53,7 +56,17 @@ NETWORKS = {
     "circular": {"padding_mode": "circular", "groups": 2},
     "flat kernel": {"kernel_size": (1, 3), "padding": (0, 1)},
     "even kernel": {"kernel_size": 2, "padding": 0},
+    "padded by size": {"kind": BySize, "stride": 2},
+    "padded by size, dilated": {"kind": BySize, "kernel_size": 5, "dilation": 2, "groups": 4},
+    "padded by size, depthwise": {"kind": BySize, "stride": 3, "groups": 8, "bias": False},
+    "padded first": {"kind": ByLayer, "around": (0, 1, 1, 2), "stride": 2, "padding": 0, "kernel_size": 5},
+    "padded twice": {"kind": ByLayer, "around": (2, 1, 0, 1), "stride": 2, "padding": 1},
 }
+
+
+if find_spec("timm"):  # an extra, which users may lack
+    timm = import_module("timm.layers")
+    NETWORKS["timm's, padded by size"] = {"kind": timm.Conv2dSame, "kernel_size": 3, "stride": 2}
 
 
 def trained(name: str, setting: dict, options: dict, updates: int = 2):
@@ -123,6 +136,22 @@ def test_it_starts_as_the_identity(name, setting, options):
     x = torch.randn(4, *SIZE)
     with torch.no_grad():
         torch.testing.assert_close(trainable.model.eval()(x), base(x), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("name", "setting"), ALL_SETTINGS)
+@pytest.mark.parametrize("options", [NETWORKS["padded by size"], NETWORKS["padded first"]])
+def test_a_layer_that_pads_first_does_at_every_image_size_and_once_merged(name, setting, options):
+    base, trainable, _ = trained(name, setting, options, updates=0)
+    images = [torch.randn(2, 3, height, width) for height, width in ((9, 9), (10, 13), (16, 11))]
+    with torch.no_grad():
+        for x in images:
+            torch.testing.assert_close(trainable.model.eval()(x), base(x), rtol=0, atol=1e-6)
+    base, trainable, _ = trained(name, setting, options)
+    with torch.no_grad():
+        adapted = [trainable.model.eval()(x) for x in images]
+        merged = get_method(name).merge(copy.deepcopy(trainable.model))
+        for x, expected in zip(images, adapted, strict=True):
+            torch.testing.assert_close(merged(x), expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(("name", "setting"), ALL_SETTINGS)

@@ -10,10 +10,11 @@ from torch import nn
 
 from advisor.costs import Simulator
 from advisor.errors import InputError
-from advisor.models.blocks import run_front
+from advisor.models.blocks import front_modules, run_front, trained_part, without_front
 from advisor.models.layers import take_census
 from advisor.records import Candidate, Levers
 from advisor.training.update import begin, update
+from tests.padding import BySize
 
 SIZE = (3, 12, 12)
 BATCH = 8
@@ -44,9 +45,77 @@ def network() -> nn.Sequential:
     return model.eval()
 
 
-def after_updates(levers: Levers, method="full", setting=None, updates=3):
+class Given(nn.Module):
+    """A block that runs an activation given to it, twice."""
+
+    def __init__(self, channels, activation):
+        super().__init__()
+        self.first, self.norm = nn.Conv2d(channels, channels, 3, padding=1), nn.BatchNorm2d(channels)
+        self.second, self.activation = nn.Conv2d(channels, channels, 1), activation
+
+    def forward(self, x):
+        return x + self.second(self.activation(self.norm(self.first(self.activation(x * 0.5)))))
+
+
+class Sharing(nn.Module):
+    """Activations and pooling between the layers, twice in a Sequential, and inside blocks.
+
+    Each of them is what `activation` and `pool` return: the same object, or always another.
+    """
+
+    def __init__(self, activation, pool):
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+        self.act, self.pool = activation(), pool()
+        self.given = Given(8, activation())
+        self.body = nn.Sequential(
+            *(nn.Conv2d(8, 12, 3), nn.BatchNorm2d(12), activation(), pool()),
+            *(Given(12, activation()), activation(), nn.Conv2d(12, 12, 1), activation()),
+        )
+        self.act2 = activation()
+        self.tail, self.last = Given(12, activation()), nn.Conv2d(12, 12, 1)
+        self.act3 = activation()
+        self.head = nn.Linear(12, 4)
+
+    def forward(self, x):
+        x = self.given(self.pool(self.act(self.norm(self.stem(x)))))
+        x = self.tail(self.act2(self.body(x) - 0.1))
+        return self.head(self.act3(self.last(x)).mean((2, 3)))
+
+
+class Sine(nn.Module):
+    """Of somebody's own."""
+
+    def forward(self, x):
+        return torch.sin(x)
+
+
+ACTIVATIONS = {
+    "relu": nn.ReLU,
+    "relu in place": lambda: nn.ReLU(inplace=True),
+    "silu": nn.SiLU,
+    "silu in place": lambda: nn.SiLU(inplace=True),
+    "own": Sine,
+}
+SHARED = [*ACTIVATIONS, "apart"]
+
+
+def sharing(kind: str) -> Sharing:
+    """A network with one activation and one pooling object; `apart`: the silu one, with many."""
+    torch.manual_seed(0)
+    if kind == "apart":
+        model = Sharing(nn.SiLU, lambda: nn.MaxPool2d(2, 1))
+    else:
+        activation, pool = ACTIVATIONS[kind](), nn.MaxPool2d(2, 1)
+        model = Sharing(lambda: activation, lambda: pool)
+    for _ in range(2):
+        model(torch.randn(8, *SIZE))
+    return model.eval()
+
+
+def after_updates(levers: Levers, method="full", setting=None, updates=3, model=None):
     """The network after a few updates, and the census."""
-    model = network()
+    model = network() if model is None else model
     census = take_census(model, SIZE)
     trainable, optimizer = begin(model, census, Candidate.of(method, setting or {}, levers), 1e-2)
     generator = torch.Generator().manual_seed(1)
@@ -138,6 +207,117 @@ def test_a_front_stays_where_the_code_behind_it_needs_the_image():
     assert [block.replaceable for block in blocks] == [True, False, True]
 
 
+def test_a_module_without_weights_that_runs_twice_costs_no_block():
+    every = {kind: take_census(sharing(kind), SIZE) for kind in SHARED}
+    apart = every["apart"].blocks
+    assert [len(block.modules) for block in apart] == [4, 1, 4, 2, 3, 1, 2]
+    for kind, census in every.items():
+        assert census.whole_because == ""
+        assert [len(block.modules) for block in census.blocks] == [len(block.modules) for block in apart]
+        assert [block.linked for block in census.blocks] == [block.linked for block in apart], kind
+        assert all(block.replaceable for block in census.blocks)
+    assert [block.modules for block in every["relu"].blocks][:3] == [
+        ("stem", "norm", "act", "pool"),
+        ("given",),
+        ("body.0", "body.1", "act", "pool"),
+    ]
+
+
+@pytest.mark.parametrize("kind", SHARED)
+@pytest.mark.parametrize(
+    ("levers", "other"),
+    [
+        ({}, {"checkpoint": True}),
+        ({"scope": 4}, {"checkpoint": True}),
+        *(({"scope": scope}, {"cached_prefix": "ram"}) for scope in range(1, 7)),
+        ({"scope": 5}, {"cached_prefix": "ram", "checkpoint": True, "update": "per-parameter"}),
+        (
+            {"scope": 3, "statistics": "frozen"},
+            {"cached_prefix": "ram", "checkpoint": True, "micro_batch": 2},
+        ),
+    ],
+)
+def test_levers_change_nothing_where_an_activation_is_shared(kind, levers, other):
+    plain, _ = after_updates(Levers(**levers), model=sharing(kind))
+    helped, _ = after_updates(Levers(**levers, **other), model=sharing(kind))
+    assert_same(plain, helped)
+
+
+def test_one_activation_or_many_train_alike():
+    levers = Levers(scope=4, cached_prefix="ram", checkpoint=True)
+    one, _ = after_updates(levers, "lora", {"rank": 2}, model=sharing("silu"))
+    many, _ = after_updates(levers, "lora", {"rank": 2}, model=sharing("apart"))
+    images = torch.randn(2, *SIZE)
+    torch.testing.assert_close(one.eval()(images), many.eval()(images))
+
+
+@pytest.mark.parametrize("kind", SHARED)
+def test_a_front_is_left_out_of_every_forward_pass_anew(kind):
+    model = sharing(kind)
+    census, images = take_census(model, SIZE), torch.randn(3, 2, *SIZE)
+    for scope in range(len(census.blocks)):
+        front = front_modules(census, scope)
+        made = [run_front(model, front, batch) for batch in images]
+        with without_front(model, front), torch.no_grad():
+            got = [model(tensor) for tensor in made]
+        torch.testing.assert_close(torch.stack(got), torch.stack([model(batch) for batch in images]))
+    assert not any("_compiled_call_impl" in vars(module) for module in model.modules())
+
+
+def test_what_runs_at_another_path_than_its_first_is_left_out_too():
+    class Renamed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1))
+            self.one, self.norm, self.two = self.body
+            self.hidden = [nn.ReLU()]
+            self.head = nn.Linear(4, 4)
+
+        def forward(self, x):
+            return self.head(self.two(self.hidden[0](self.norm(self.one(x)))).mean((2, 3)))
+
+    torch.manual_seed(0)
+    model = Renamed().eval()
+    plain, _ = after_updates(Levers(scope=1), model=copy.deepcopy(model))
+    cached, _ = after_updates(
+        Levers(scope=1, cached_prefix="ram", checkpoint=True), model=copy.deepcopy(model)
+    )
+    assert_same(plain, cached)
+    plain, _ = after_updates(Levers(), model=copy.deepcopy(model))
+    again, _ = after_updates(Levers(checkpoint=True), model=model)
+    assert_same(plain, again)
+
+
+def test_a_shared_dropout_keeps_what_it_runs_in_together():
+    """Frozen parts run in eval mode and trained ones don't: one object can't do both."""
+    torch.manual_seed(0)
+    drop, relu = nn.Dropout(0.5), nn.ReLU()
+    model = nn.Sequential(
+        *(nn.Conv2d(3, 4, 1), relu, drop, nn.Conv2d(4, 4, 1), relu, drop),
+        *(nn.Conv2d(4, 4, 1), relu, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 4)),
+    ).eval()
+    census = take_census(model, SIZE)
+    assert [len(block.modules) for block in census.blocks] == [6, 4]
+    trained = []
+    for cached in ("no", "ram"):
+        tuned, trainable = after_updates(Levers(scope=1, cached_prefix=cached), model=copy.deepcopy(model))
+        assert not trainable.model[2].training
+        trained.append(tuned)
+    assert_same(*trained)
+    _, trainable = after_updates(Levers(checkpoint=True), model=model)
+    assert trainable.model[2].training
+
+
+def test_in_the_trained_part_is_also_what_blocks_have_from_elsewhere():
+    relu = nn.ReLU()
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 1), Given(8, relu), Given(8, relu), nn.Flatten(), nn.Linear(1152, 2)
+    )
+    census = take_census(model, SIZE)
+    assert [block.shared for block in census.blocks] == [(), (), ("1.activation",)]
+    assert "1.activation" in [layer.name for layer in trained_part(census, 1).layers]
+
+
 def test_checkpointing_changes_nothing_but_memory():
     plain, _ = after_updates(Levers())
     again, _ = after_updates(Levers(checkpoint=True))
@@ -197,6 +377,21 @@ def test_fused_norms_compute_the_same():
     assert one.delta().keys() == two.delta().keys()
 
 
+@pytest.mark.parametrize("kind", [BySize, nn.Conv2d])
+def test_norms_are_fused_into_layers_that_pad_first(kind):
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        *(kind(3, 8, 3, stride=2), nn.BatchNorm2d(8), nn.ReLU(), kind(8, 8, 3), nn.ReLU()),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)),
+    )
+    model(torch.randn(8, *SIZE))
+    plain, _ = after_updates(Levers(scope=1), model=copy.deepcopy(model))
+    fused, _ = after_updates(Levers(scope=1, fuse=True), model=model)
+    assert isinstance(fused[1], nn.Identity)
+    images = torch.randn(4, *SIZE)
+    torch.testing.assert_close(plain.eval()(images), fused.eval()(images), rtol=1e-4, atol=1e-5)
+
+
 def test_levers_together():
     plain, _ = after_updates(Levers(scope=3, optimizer="momentum"))
     levers = Levers(
@@ -224,8 +419,9 @@ def test_levers_together():
     ],
 )
 @pytest.mark.parametrize("method", ["full", "norm"])
-def test_every_kind_of_tensor_gives_a_lever_the_same_cost(levers, method):
-    model = network()
+@pytest.mark.parametrize("made", [network, lambda: sharing("silu in place")], ids=["apart", "shared"])
+def test_every_kind_of_tensor_gives_a_lever_the_same_cost(levers, method, made):
+    model = made()
     simulator = Simulator(model, take_census(model, SIZE), images=100)
     candidate = Candidate.of(method, {}, levers)
     meta = simulator.cost(candidate, BATCH, "meta")
