@@ -22,7 +22,7 @@ from advisor.costs import (
     without_collector,
 )
 from advisor.costs.measure import measure
-from advisor.errors import AdvisorError, ModelError
+from advisor.errors import AdvisorError, ModelError, first_line
 from advisor.interrupts import stoppable
 from advisor.methods import get_method, methods
 from advisor.probes import (
@@ -382,7 +382,7 @@ def _not_run(candidate: Candidate, error: BaseException) -> str:
     elif isinstance(error, AdvisorError):
         reason = str(error)
     else:
-        reason = f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
+        reason = f"{type(error).__name__}: {first_line(error)}"
     return (
         f"{candidate.id} was not run in a child process before it was recommended ({reason}): "
         "its memory is the simulated one alone"

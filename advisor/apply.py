@@ -18,7 +18,7 @@ import torch
 
 from advisor.adapters import RECIPE, TENSORS, Recipe, save_adapter
 from advisor.costs import available_bytes
-from advisor.errors import InputError
+from advisor.errors import InputError, first_line
 from advisor.files import make_folder, replacing
 from advisor.huggingface import save_for_peft
 from advisor.merged import NAMES, save_merged
@@ -204,7 +204,7 @@ class _Run:
                 torch.save(saved, temporary)
         except (OSError, RuntimeError) as error:  # torch says RuntimeError where the disk is full
             raise InputError(
-                f"{self._path}: the checkpoint can't be written ({str(error).splitlines()[0]}); "
+                f"{self._path}: the checkpoint can't be written ({first_line(error)}); "
                 "make room, and give the same command again"
             ) from error
 

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save as save_tensors
 from torch import nn
 
+from advisor.errors import first_line
 from advisor.files import write_whole
 from advisor.methods import get_method
 from advisor.models import LoadedModel
@@ -69,7 +70,7 @@ def _pickled(path: Path, merged: nn.Module) -> tuple[Path | None, str]:
     try:
         content = _saved(merged)
     except Exception as error:  # noqa: BLE001 - a user's class may refuse in any way
-        return None, f"no merged model: its class can't be pickled ({str(error).splitlines()[0]})"
+        return None, f"no merged model: its class can't be pickled ({first_line(error)})"
     write_whole(path, content, keep_old=True)
     return path, ""
 

@@ -12,7 +12,7 @@ import typer
 
 from advisor.cli import apply, demo, methods, profile, recommend, report, store
 from advisor.cli.streams import print_what_can_be
-from advisor.errors import EXIT_WRONG_INPUT, AdvisorError
+from advisor.errors import DEBUG, EXIT_WRONG_INPUT, AdvisorError, first_line
 from advisor.interrupts import EXIT_INTERRUPTED, EndedAtOnceError
 
 FEWEST = "fewest"  # what a bare --flops-budget stands for
@@ -56,11 +56,10 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
             EXIT_WRONG_INPUT,
         )
     except Exception as error:
-        if os.environ.get("PEFT_ADVISOR_DEBUG"):
+        if os.environ.get(DEBUG):
             raise
-        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         _fail(
-            f"unexpected {type(error).__name__}: {first_line}; "
+            f"unexpected {type(error).__name__}: {first_line(error)}; "
             "please report it with the traceback that PEFT_ADVISOR_DEBUG=1 shows",
             EXIT_WRONG_INPUT,
         )

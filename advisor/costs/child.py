@@ -28,6 +28,7 @@ from advisor.costs.process import (
     reset_resident_peak,
     return_freed_memory,
 )
+from advisor.errors import first_line
 from advisor.models.blocks import run_front
 from advisor.records import Measurement
 from advisor.training.step_at_once import make_costliest_next
@@ -124,7 +125,7 @@ def run_job(job: Mapping[str, Any], allowed_bytes: int | None, allowance: int) -
     except (RuntimeError, MemoryError) as error:
         if cap is None:
             raise
-        failure = f"an allocation failed under the cap: {str(error).strip().splitlines()[0]}"
+        failure = f"an allocation failed under the cap: {first_line(error)}"
     resident_peak = process_bytes("VmHWM")
 
     keep_freed_memory()
@@ -180,7 +181,6 @@ def main() -> None:
         loaded = torch.load(job, weights_only=False)
         content = {"measurement": asdict(run_job(loaded, order["allowed_bytes"], order["allowance"]))}
     except BaseException as error:  # noqa: BLE001 - whatever a user's module does: the parent says it
-        first_line = (str(error).strip() or "no message").splitlines()[0]
-        content = {"error": f"{type(error).__name__}: {first_line}"}
+        content = {"error": f"{type(error).__name__}: {first_line(error)}"}
     job.with_suffix(".json").write_text(json.dumps(content))
     os._exit(0)  # tearing torch down takes longer than an update

@@ -26,7 +26,7 @@ import torch
 from torch import nn
 
 from advisor.costs.process import GIVE_BACK
-from advisor.errors import InputError, ModelError
+from advisor.errors import InputError, ModelError, first_line
 from advisor.records import Candidate, Census, Measurement
 
 _TIMEOUT_SECONDS = 900
@@ -90,7 +90,7 @@ def measure(
             # By value what the child can't import: classes of a script, a notebook or a function.
             torch.save(content, job, pickle_module=cloudpickle, pickle_protocol=pickle.HIGHEST_PROTOCOL)
         except Exception as error:
-            raise ModelError(f"the model can't be sent to a child process: {_first_line(error)}") from error
+            raise ModelError(f"the model can't be sent to a child process: {first_line(error)}") from error
         return _measured(job, allowed_bytes, waiting)
 
 
@@ -169,10 +169,6 @@ class WaitingChild:
         for pipe in (self._process.stdin, self._process.stderr):
             if pipe is not None:
                 pipe.close()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _check_device(device: str) -> None:

@@ -15,6 +15,7 @@ from math import prod
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.profiler import ProfilerActivity, profile, record_function
 
 aten = torch.ops.aten
@@ -50,7 +51,8 @@ class Workspace:
         wanted = dict.fromkeys(calls)
         missing = [call for call in wanted if call not in self._known]
         if missing:
-            self._known |= zip(missing, _measured(missing), strict=True)
+            with unset_fake_temporarily():  # an update on fake tensors asks, but these have to be real
+                self._known |= zip(missing, _measured(missing), strict=True)
         return {call: self._known[call] for call in wanted}
 
     def bound(self, call: Call, made: int) -> int:

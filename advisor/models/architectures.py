@@ -21,6 +21,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from advisor import errors
 from advisor.errors import ModelError
 from advisor.models.images import declared_size, image_configuration, stem_channels
 
@@ -216,9 +217,8 @@ def shown(text: str) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """What an exception says, as a short single line."""
-    text = str(error).strip() or type(error).__name__
-    return shown(text.splitlines()[0])
+    """What an exception says, as a short single line that is safe to print."""
+    return shown(errors.first_line(error))
 
 
 # torchvision

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from advisor.errors import ModelError
+from advisor.errors import ModelError, first_line
 from advisor.models.blocks import evaluating
 from advisor.models.chain import CallWatcher
 from advisor.models.padded import first_padding
@@ -170,7 +170,7 @@ def _forward(model: nn.Module, image: torch.Tensor, *, with_gradients: bool = Fa
         if not _may_be_the_size(model, image, error):
             shape = ", ".join(map(str, image.shape))
             mend = f"the size is not the cause: run it on torch.zeros({shape}) on the CPU and mend its code"
-        raise ModelError(f"the model can't run on one {size} image: {_first_line(error)}; {mend}") from error
+        raise ModelError(f"the model can't run on one {size} image: {first_line(error)}; {mend}") from error
 
 
 def _may_be_the_size(model: nn.Module, image: torch.Tensor, error: Exception) -> bool:
@@ -183,14 +183,10 @@ def _may_be_the_size(model: nn.Module, image: torch.Tensor, error: Exception) ->
             with torch.no_grad(), evaluating(model):
                 model(image.new_zeros(1, *other))
         except Exception as again:  # noqa: BLE001 - a model's own code raises what it likes
-            if (type(again), _first_line(again)) == (type(error), _first_line(error)):
+            if (type(again), first_line(again)) == (type(error), first_line(error)):
                 continue
         return True
     return False
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _count_call(  # type: ignore[no-untyped-def]

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 import torch
 
-from advisor.errors import InputError
+from advisor.errors import InputError, first_line
 from advisor.probes.train import Probe, Trainer, Trial
 from advisor.records import Candidate
 
@@ -276,8 +276,7 @@ def _connect_ray(spec: str, cleanup: ExitStack) -> int:
         try:
             ray.init(None if spec == "ray" else spec, log_to_driver=False, logging_level=logging.ERROR)
         except Exception as error:
-            first_line = str(error).strip().splitlines()[0]
-            raise InputError(f"--executor: there is no ray cluster at {spec}: {first_line}") from error
+            raise InputError(f"--executor: there is no ray cluster at {spec}: {first_line(error)}") from error
         cleanup.callback(ray.shutdown)
     register_ray()
     return max(int(ray.cluster_resources().get("CPU", 1)), 1)

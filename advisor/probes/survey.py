@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from advisor.errors import DataError
+from advisor.errors import DataError, first_line
 from advisor.probes.pixels import Size, check_depth
 
 MOST_UNREADABLE = 0.05  # of a source's images: so many are left out, with more the data isn't used
@@ -114,7 +114,7 @@ def reason(error: Exception) -> str:
         return "it is not an image"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return first_line(error)
 
 
 def _glance(path: str) -> Size | None:

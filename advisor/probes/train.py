@@ -21,6 +21,7 @@ import advisor.models
 import advisor.parts
 import advisor.probes
 import advisor.training
+from advisor.errors import first_line
 from advisor.methods import Trainable, get_method
 from advisor.methods.recalibrate import reestimation
 from advisor.models.blocks import evaluating, front_modules, has_replaceable_front, run_front, without_front
@@ -104,7 +105,7 @@ class Trainer:
             else:
                 failure = "diverged"
         except Exception as error:  # noqa: BLE001 - what one candidate breaks must not end the others
-            failure = (str(error).strip() or type(error).__name__).splitlines()[0]
+            failure = first_line(error)
         return Probe(trial, correct, time.perf_counter() - start, failure, retained)
 
     def judge_base(self, samples: int) -> bytes:

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from advisor.errors import InputError
+from advisor.errors import InputError, first_line
 from advisor.files import write_whole
 from advisor.plain import decode, encode, shortened
 from advisor.records import Recommendation
@@ -61,7 +61,7 @@ def loads(text: str) -> Recommendation:
     try:
         document = json.loads(text, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
-        raise _not_ours(f"it is not JSON ({str(error).splitlines()[0]})") from error
+        raise _not_ours(f"it is not JSON ({first_line(error)})") from error
     return from_json(document)
 
 

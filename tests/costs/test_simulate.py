@@ -89,6 +89,14 @@ def test_operators_workspace_closes_the_gap_to_the_allocator(resnet, method, set
     assert simulated.peak_memory_bytes == pytest.approx(measured_peak(*resnet, candidate, 2), rel=0.002)
 
 
+@pytest.mark.parametrize("tensors", ["meta", "fake", "real"])
+def test_workspace_is_measured_whatever_tensors_the_update_runs_on(resnet, tensors):
+    candidate = Candidate("full")
+    found = Simulator(*resnet).cost(candidate, 2, tensors)
+    assert found.memory.workspace > 0
+    assert found.peak_memory_bytes == pytest.approx(measured_peak(*resnet, candidate, 2), rel=0.002)
+
+
 class ChannelsLast(nn.Module):
     """What ConvNeXt is made of: LayerNorm over channels leaves images channels-last."""
 
