@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -250,6 +251,13 @@ def test_a_module_is_made_ready_as_one_from_a_file_is(tmp_path, dtype):
     assert found.census.input_size == (3, 16, 16)
     recommendation = recommend(model, request=replace(Request(verify=False), methods=("head",)))
     assert recommendation.recommended is not None
+
+
+def test_a_module_that_cant_be_copied_is_refused_in_one_line():
+    model = Small()
+    model.lock = threading.Lock()
+    with pytest.raises(ModelError, match=r"Small can't be copied \(.*\); give a file, or its state dict$"):
+        load_module(model)
 
 
 def test_a_module_of_a_known_architecture_needs_no_size():

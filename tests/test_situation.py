@@ -57,6 +57,30 @@ def test_old_data_has_the_outputs_for_labels_and_no_new_classes(tmp_path):
         prepare(model, replace(request, data=None), lambda *_: None)
 
 
+def test_what_is_unreadable_of_old_and_of_unlabelled_images_is_left_out_and_named(tmp_path):
+    for folder in ("new/a", "new/b", "old/a", "old/b", "camera"):
+        (tmp_path / folder).mkdir(parents=True)
+        for index in range(30):
+            Image.fromarray(np.full((8, 8), index, np.uint8)).save(tmp_path / folder / f"{index}.png")
+    (tmp_path / "old" / "b" / "3.png").write_bytes(b"no image")
+    (tmp_path / "camera" / "7.png").unlink()
+    (tmp_path / "camera" / "7.png").symlink_to("nowhere.png")
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
+    new, old, camera = (str(tmp_path / name) for name in ("new", "old", "camera"))
+    request = Request(input_size=(1, 8, 8), data=new, retain=old, unlabelled=camera, class_names=("a", "b"))
+    story = prepare(model, request, lambda *_: None)
+    assert (len(story.dataset.retained), len(story.dataset.unlabelled)) == (59, 29)
+    told = [warning for warning in story.warnings if "can't be read" in warning]
+    assert len(told) == 2
+    assert told[0].startswith(f"{camera}: 1 of 30 images can't be read and is left out: 7.png (No such file")
+    assert told[1].startswith(f"{old}: 1 of 60 images can't be read and is left out: b/3.png (it is not an")
+    for index in range(4, 9):
+        (tmp_path / "camera" / f"{index}.png").unlink()
+        (tmp_path / "camera" / f"{index}.png").write_bytes(b"")
+    with pytest.raises(DataError, match="5 of 30 images can't, and only up to 5 %"):
+        prepare(model, request, lambda *_: None)
+
+
 def test_images_without_labels_are_read_from_any_folder_and_shift_with_the_others(tmp_path):
     labels = np.arange(20) % 2
     np.savez(tmp_path / "data.npz", images=np.full((20, 8, 8), 200, np.uint8), labels=labels)

@@ -38,7 +38,9 @@ Trust = Annotated[
 ]
 InputSize = Annotated[
     str | None,
-    typer.Option(metavar="CxHxW", help="Such as 3x224x224; default: the architecture's."),
+    typer.Option(
+        metavar="CxHxW", help="Such as 3x224x224; default: the architecture's, or that of all images."
+    ),
 ]
 BatchSize = Annotated[int, typer.Option(help="Images in one update.")]
 Methods = Annotated[str | None, typer.Option(metavar="A,B,...", help="Only these methods; default: all.")]

@@ -83,10 +83,10 @@ def command(
         typer.Option(metavar="A,B,...", help="The model's class names, in the order of its outputs."),
     ] = None,
     mean: Annotated[
-        str | None, typer.Option(help="Per channel, of images in [0, 1]; default: ImageNet's.")
+        str | None, typer.Option(help="Per channel, of images in [0, 1]; default: timm's, or ImageNet's.")
     ] = None,
     std: Annotated[
-        str | None, typer.Option(help="Per channel, of images in [0, 1]; default: ImageNet's.")
+        str | None, typer.Option(help="Per channel, of images in [0, 1]; default: timm's, or ImageNet's.")
     ] = None,
     probe_time: Annotated[str, typer.Option(help="Wall clock for the probes.")] = "3m",
     epochs: Annotated[

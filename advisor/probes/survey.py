@@ -85,7 +85,7 @@ def check_share(unreadable: Sequence[Unreadable], total: int, where: str = "") -
         first = min(unreadable, key=lambda each: (each.name, each.reason))
         raise DataError(
             f"{where}{first.name} can't be read: {first.reason} ({len(unreadable):,} of {total:,} images "
-            f"can't, and only up to {MOST_UNREADABLE:.0%} would be left out); replace or remove them"
+            f"can't, and only up to {100 * MOST_UNREADABLE:.0f} % would be left out); replace or remove them"
         )
 
 
@@ -99,7 +99,7 @@ def left_out(source: str, unreadable: Sequence[Unreadable], total: int) -> tuple
     are = "is" if len(unreadable) == 1 else "are"
     warning = (
         f"{source}: {len(unreadable):,} of {total:,} images can't be read and {are} left out: {names}{more}; "
-        f"up to {MOST_UNREADABLE:.0%} may be"
+        f"up to {100 * MOST_UNREADABLE:.0f} % may be"
     )
     return (warning,)
 

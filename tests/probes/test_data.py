@@ -358,12 +358,12 @@ def test_a_few_unreadable_images_are_left_out_counted_and_named(tmp_path, damage
     ) - {(0, 3, 0), (20, 7, 0)}
     (warning,) = data.warnings
     assert f"{tmp_path}: 2 of 60 images can't be read and are left out: {Path('a', '0003.png')} (" in warning
-    assert "up to 5% may be" in warning
+    assert "up to 5 % may be" in warning
     assert data.unreadable == 2
     assert (whole.warnings, whole.unreadable) == ((), 0)
     damage(tmp_path / "b" / "0000.png")
     damage(tmp_path / "b" / "0001.png")
-    assert "4 of 60 images can't, and only up to 5%" in error_of(tmp_path)
+    assert "4 of 60 images can't, and only up to 5 %" in error_of(tmp_path)
 
 
 @pytest.mark.parametrize("damage", [cut_short, damaged_inside])
