@@ -90,7 +90,7 @@ def recommend(
         if request.verify:
             # It imports while candidates are priced: the same question asked again should wait for little.
             with suppress(OSError):  # verification will tell why
-                waiting = WaitingChild()
+                waiting = WaitingChild(early=True)
                 cleanup.callback(waiting.stop)
         return _recommend(model, budget, request, progress, waiting)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 
 import pytest
@@ -11,6 +12,17 @@ import torch
 torch.set_num_threads(1)
 # Shells have what they start in the background ignore interrupts, and so would the commands under test.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_finish():
+    """Each look for garbage, of which memory's tests take many, else goes through all imports: 0.2 s."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure():
+    """What stays frozen is taken for a leak by some libraries."""
+    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True, scope="session")

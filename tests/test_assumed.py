@@ -151,7 +151,10 @@ def test_apply_sees_the_images_that_recommend_saw(tmp_path, monkeypatch):
     assert found.data.unreadable_samples == 1
     seen = []
     monkeypatch.setattr("advisor.apply.prepare", lambda *given: seen.append(prepare(*given)) or seen[0])
-    applied = apply_advice("own_network:make", found, Application(output=tmp_path / "out", epochs=1))
+    # Whatever so few images of noise come to, the head can be trained on them.
+    judged = next(e for e in found.evaluations if e.accuracy)
+    application = Application(output=tmp_path / "out", epochs=1, candidate=judged.candidate.id)
+    applied = apply_advice("own_network:make", found, application)
     recipe = applied.recipe
     assert (recipe.crop, recipe.interpolation, recipe.crop_mode) == (0.8, "bicubic", "center")
     assert (recipe.mean, recipe.std) == (CONFIG["mean"], CONFIG["std"])

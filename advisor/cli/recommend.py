@@ -203,7 +203,7 @@ def command(
         typer.echo(f"To carry it out: {command} --output FOLDER", err=True)
     if recommendation.outcome == "none":
         typer.echo(f"peft-advisor: {recommendation.answer}", err=True)
-    outputs.end(EXIT_NOTHING_FITS if recommendation.recommended is None else 0)
+    outputs.end(EXIT_NOTHING_FITS if recommendation.outcome == "none" else 0)
 
 
 def _answerable(progress: Progress) -> Progress:

@@ -164,11 +164,12 @@ def _timed(run: _Run, for_seconds: float) -> tuple[list[float], float | None]:
     return seconds, None if joules is None else joules / len(seconds)
 
 
-def main() -> None:
+def main(start: str) -> None:
     """Wait for the order on the standard input, run the job, and write what came of it beside the job."""
     end_with_parent()
-    with suppress(ImportError, RuntimeError):
-        import torchvision  # noqa: F401 - most models need it; imported while the parent is still busy
+    if start == "early":
+        with suppress(ImportError, RuntimeError):
+            import torchvision  # noqa: F401 - most models need it; imported while the parent is still busy
     text = sys.stdin.read()
     if not text:  # the parent ended, or needs no run
         return

@@ -36,7 +36,7 @@ _ALLOWANCE, _LARGE_ALLOWANCE = 4 * 2**20, 32 * 2**20
 
 # What the child runs. Its import path is the parent's, in the same order: with PYTHONPATH instead, a
 # module of the current folder could hide one of Python's own.
-_PROGRAM = "import sys; sys.path[:] = sys.argv[1:]; from advisor.costs.child import main; main()"
+_PROGRAM = "import sys; sys.path[:] = sys.argv[2:]; from advisor.costs.child import main; main(sys.argv[1])"
 
 
 def measure(
@@ -121,12 +121,15 @@ def _uncapped(job: Path, waiting: WaitingChild | None = None) -> Measurement:
 
 
 class WaitingChild:
-    """A process that has imported what a measurement needs, and waits for its job. It runs one."""
+    """A process that has imported what a measurement needs, and waits for its job. It runs one.
 
-    def __init__(self) -> None:
+    `early`: long before the job is there, so that it may import what most models need and some don't.
+    """
+
+    def __init__(self, *, early: bool = False) -> None:
         path = [entry or str(Path.cwd()) for entry in sys.path]
         self._process = subprocess.Popen(  # noqa: S603 - our own
-            [sys.executable, "-c", _PROGRAM, *path],
+            [sys.executable, "-c", _PROGRAM, "early" if early else "now", *path],
             env=os.environ | GIVE_BACK,
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,

@@ -15,8 +15,20 @@ pytest.importorskip("pty")
 from tests.processes import Terminal, descendants, is_running, wait_until
 
 # Long probes: none of these would end by itself in time.
-ASKED = ("recommend", "model.pt", "--data", "digits", "--input-size", "1x8x8", "--methods", "head,norm,lora")
-ASKED = (*ASKED, "--ranks", "2", "--ram", "3MB", "--no-store", "--epochs", "200", "--probe-time")
+ASKED = ("recommend", "model.pt", "--data", "new-data.npz", "--input-size", "1x8x8")
+ASKED = (
+    *ASKED,
+    "--methods",
+    "head,norm,lora",
+    "--ranks",
+    "2",
+    "--ram",
+    "3MB",
+    "--no-store",
+    "--epochs",
+    "200",
+    "--probe-time",
+)
 PROBING, VERIFYING = "Probing on your data", "Running the choice"
 
 

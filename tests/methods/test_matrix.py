@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import gc
 
 import pytest
 import torch
@@ -35,9 +34,7 @@ def base():
         model(torch.randn(16, *SIZE))
     model.eval()
     census = take_census(model, SIZE)
-    gc.freeze()  # or each look for garbage goes through all that torch has made: 0.2 s
-    yield model, census, Simulator(model, census, IMAGES)
-    gc.unfreeze()
+    return model, census, Simulator(model, census, IMAGES)
 
 
 def batch_of(trainable, candidate):
