@@ -91,7 +91,8 @@ class Proposals:
             narrow = self._with(main, {"scope": scope})
             same = self._first_fitting(narrow, "same", _SAME_UPDATE) if trains else None
             parts = _PARTS if trains else _PARTS[:1]
-            fitting = same or self._first_fitting(narrow, "smaller", self._parts(narrow, parts))
+            kind = "smaller" if trains else "smaller, untrained"
+            fitting = same or self._first_fitting(narrow, kind, self._parts(narrow, parts))
             if fitting is not None:
                 yield from self._priced(fitting)
                 return

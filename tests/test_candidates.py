@@ -114,6 +114,13 @@ def wide_at_the_end() -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), *front, *wide, *head)
 
 
+def test_what_trains_nothing_is_made_to_fit_by_smaller_parts_alone():
+    found, _ = proposed(["full", "recalibrate"], allowed=400_000)
+    levers = [c.levers for c in found if c.method == "recalibrate"]
+    assert any(each.micro_batch for each in levers)
+    assert not any(each.checkpoint or each.update != "end" for each in levers)
+
+
 @pytest.mark.parametrize("model", [network(), wide_at_the_end()], ids=["even", "wide at the end"])
 def test_something_is_proposed_that_fits_exactly_where_brute_force_finds_something(model):
     census = take_census(model, SIZE)

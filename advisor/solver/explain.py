@@ -144,7 +144,7 @@ def _ran(chosen: Evaluation, budget: Budget) -> str:
     if budget.ram_bytes is None or measured.cap_bytes is None:
         peak = format_bytes(measured.peak_memory_bytes)
         return f"; it ran in a child process, where the allocator's peak was {peak}"
-    return "; it ran in a child process that could not take more"
+    return "; it ran in a child process that was held to it"
 
 
 def _nothing_fits(evaluations: Sequence[Evaluation], budget: Budget) -> str:

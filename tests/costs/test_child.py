@@ -215,6 +215,6 @@ def test_a_failure_that_is_the_runtimes_rejects_nothing(larger, monkeypatch):
     assert chosen.fits
     assert chosen.measured.survived
     assert chosen.measured.cap_bytes is None
-    assert "could not take more" not in found.answer
+    assert "held to it" not in found.answer
     (warning,) = found.warnings
     assert "ran without the hard limit" in warning
