@@ -102,7 +102,6 @@ def test_a_closed_stream_is_no_obstacle(folder, tmp_path, closed):
         ("methods",),
         ("--help",),
         ("recommend", "--help"),
-        ("profile", "model.pt", "--input-size", "1x8x8", "--methods", "lora,ia3", "--by", "layer-type"),
         ("recommend", "model.pt", "--input-size", "1x8x8", "--methods", "ia3", "--no-verify"),
         ("recommend", "mod\u00e8le.pt"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 
@@ -69,17 +70,22 @@ if find_spec("timm"):  # an extra, which users may lack
     NETWORKS["timm's, padded by size"] = {"kind": timm.Conv2dSame, "kernel_size": 3, "stride": 2}
 
 
-def trained(name: str, setting: dict, options: dict, updates: int = 2):
-    """A network with realistic statistics, the method attached and trained for a few updates."""
+@cache
+def settled(*options):
+    """A network with realistic statistics, and its census. Not to be changed."""
     torch.manual_seed(0)
-    model = network(**options)
-    model.train()
+    model = network(**dict(options)).train()
     for _ in range(3):
         model(torch.randn(8, *SIZE))
-    model.eval()
-    census = take_census(model, SIZE)
-    base = copy.deepcopy(model)
-    trainable, optimizer = begin(model, census, Candidate.of(name, setting, Levers()), 1e-2)
+    return model.eval(), take_census(model, SIZE)
+
+
+def trained(name: str, setting: dict, options: dict, updates: int = 2):
+    """A network with realistic statistics, the method attached and trained for a few updates."""
+    base, census = settled(*options.items())
+    torch.manual_seed(1)
+    candidate = Candidate.of(name, setting, Levers())
+    trainable, optimizer = begin(copy.deepcopy(base), census, candidate, 1e-2)
     for _ in range(updates):
         update(trainable, optimizer, torch.randn(6, *SIZE), torch.randint(0, 5, (6,)))
     return base, trainable, census
