@@ -128,7 +128,9 @@ def load_model(source: str, *, arch: str | None = None, trust: bool = False) -> 
         if named is not None:
             if arch is not None:
                 raise ModelError(f"{source} names an architecture itself: leave out --arch")
-            return replace(_loaded(named.build(None, None), named, source), form="named")
+            module = named.build(None, None)
+            trained = _is_own_code(source) and _builds_again(named, module)
+            return replace(_loaded(module, named, source), form="named", has_trained_weights=trained)
         given = None if arch is None else named_architecture(arch)
         if arch is not None and given is None:
             raise ModelError(f"--arch {arch!r} is not known; give {NAMED_FORMS}")
@@ -156,6 +158,20 @@ def load_module(module: nn.Module) -> LoadedModel:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # as in `load_model`
         return replace(_loaded(_unwrapped(copied), None, name, {}), source=name)
+
+
+def _is_own_code(source: str) -> bool:
+    """Whether the user's own factory builds the network: it may load weights, which a mere name doesn't."""
+    return source.partition(":")[0] not in ("torchvision", "timm")
+
+
+def _builds_again(named: Architecture, module: nn.Module) -> bool:
+    """Whether the factory gives the same weights twice: then they were not drawn at random."""
+    try:
+        own, again = module.state_dict(), named.build(None, None).state_dict()
+        return own.keys() == again.keys() and all(torch.equal(own[name], again[name]) for name in own)
+    except Exception:  # noqa: BLE001 - the user's own code, or weights that are not made yet
+        return False
 
 
 def _load_file(path: Path, source: str, given: Architecture | None, trust: bool) -> LoadedModel:

@@ -148,9 +148,9 @@ def imprint(model: nn.Module, head: str, kept: int, data: Dataset) -> None:
 def imprint_where_better(model: nn.Module, head: str, kept: int, data: Dataset) -> bool:
     """Imprint where that gets more of the images right, in place; returns whether it does."""
     layer = _head_layer(model, head)
-    _, plain = _seen_by(model, layer, data)
+    features, plain = _seen_by(model, layer, data)
     state = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
-    imprint(model, head, kept, data)
+    _imprint(layer, kept, features, data.train.labels[: len(features)])
     better = _seen_by(model, layer, data)[1] > plain
     if not better:
         layer.load_state_dict(state)

@@ -677,3 +677,22 @@ def folder_with(folder, name):
     folder.mkdir()
     (folder / name).write_bytes(b"")
     return folder
+
+
+def test_a_factory_that_loads_its_weights_is_not_said_to_have_random_ones(tmp_path, monkeypatch):
+    torch.save(nn.Linear(3, 2).state_dict(), tmp_path / "weights.pt")
+    (tmp_path / "made_here.py").write_text(
+        "import torch\n"
+        "def fresh():\n"
+        "    return torch.nn.Linear(3, 2)\n"
+        "def trained():\n"
+        "    model = fresh()\n"
+        f"    model.load_state_dict(torch.load({str(tmp_path / 'weights.pt')!r}))\n"
+        "    return model\n"
+        "def lazy():\n"
+        "    return torch.nn.LazyLinear(2)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    names = ("fresh", "trained", "lazy")
+    found = {name: load_model(f"made_here:{name}").has_trained_weights for name in names}
+    assert found == {"fresh": False, "trained": True, "lazy": False}
