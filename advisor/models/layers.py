@@ -291,11 +291,3 @@ def fuse_norms(model: nn.Module, census: Census, modules: Sequence[str]) -> None
         convolution.requires_grad_(False)
         parent, _, name = layer.followed_by.rpartition(".")
         setattr(model.get_submodule(parent), name, nn.Identity())
-
-
-def resize_outputs(layer: Any, outputs: int) -> None:
-    """Give a Linear or convolution layer `outputs` outputs, in place; its weights become undefined."""
-    layer.weight = nn.Parameter(layer.weight.new_empty(outputs, *layer.weight.shape[1:]))
-    if layer.bias is not None:
-        layer.bias = nn.Parameter(layer.bias.new_empty(outputs))
-    setattr(layer, "out_features" if isinstance(layer, nn.Linear) else "out_channels", outputs)

@@ -112,9 +112,8 @@ def test_its_adapter_comes_back_with_the_matrices_it_was_trained_with(tmp_path):
 def test_it_is_probed():
     model = small_network()
     trainer = Trainer(model, take_census(model, dataset().train.images.shape[1:]), dataset(), 4)
-    census, others = trainer.census, [name for name in ("full", "head", "norm", "bias", "ssf") if name]
-    simulator = Simulator(model, census)
-    candidates = [Candidate(name) for name in ("vera", *others)]
+    simulator = Simulator(model, trainer.census)
+    candidates = [Candidate(name) for name in ("vera", "full", "head", "norm", "bias", "ssf")]
     costs = {candidate: simulator.cost(candidate, 4) for candidate in candidates}
     found = race(trainer, costs, seconds=6.0, updates=8, seed=0)
     assert Candidate("vera") in found.accuracies
