@@ -5,9 +5,10 @@ Units are in the names: bytes, FLOPs (1 multiply-add = 2 FLOPs), seconds. `None`
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 LAYER_TYPES = (
     "standard",  # convolution, groups = 1, kernel > 1
@@ -130,6 +131,28 @@ class Levers:
         }
         return tuple(part for part, given in parts.items() if given)
 
+    @classmethod
+    def parse(cls, parts: Iterable[str]) -> Levers:
+        """From what `described` gives. Raises ValueError on anything else."""
+        found: dict[str, Any] = {}
+        for part in parts:
+            kind, _, value = part.partition("-")
+            if part in get_args(Optimizer):
+                found["optimizer"] = part
+            elif kind in ("last", "micro") and value.isdecimal():
+                found["scope" if kind == "last" else "micro_batch"] = int(value)
+            elif part in ("cached-ram", "cached-disk"):
+                found["cached_prefix"] = value
+            elif kind == "statistics" and value in get_args(StatisticsPolicy):
+                found[kind] = value
+            elif part in ("checkpoint", "fused"):
+                found["checkpoint" if part == "checkpoint" else "fuse"] = True
+            elif part == "per-parameter":
+                found["update"] = part
+            else:
+                raise ValueError(f"{part!r} is no lever")
+        return cls(**found)
+
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
@@ -150,6 +173,31 @@ class Candidate:
         settings = "".join(f"-{name}={value}" for name, value in self.setting)
         levers = "".join(f"@{part}" for part in self.levers.described())
         return f"{self.method}{settings}{levers}"
+
+    @classmethod
+    def parse(cls, text: str) -> Candidate:
+        """The candidate with this id. Raises ValueError where it is none's."""
+        described, *levers = text.split("@")
+        method, *settings = re.split(r"-(?=\w+=)", described)
+        if not method or not all("=" in setting for setting in settings):
+            raise ValueError(f"{text!r} is no candidate's id")
+        pairs = (setting.split("=", 1) for setting in settings)
+        candidate = cls.of(method, {name: _value(value) for name, value in pairs}, Levers.parse(levers))
+        if candidate.id != text:
+            raise ValueError(f"{text!r} is no candidate's id; {candidate.id} would be one")
+        return candidate
+
+
+def _value(text: str) -> SettingValue:
+    """A setting's value from what it prints as."""
+    if text in ("True", "False"):
+        return text == "True"
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,6 +269,7 @@ class LayerTypeCost:
     flops: Flops
     activation_bytes: int  # saved activations and temporaries held at the peak that its layers made
     saved_bytes: int = 0  # what its layers made in a forward pass that is kept for the backward pass
+    peak_bytes: int = 0  # all that is held at the peak for its layers: weights, gradients, state, activations
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,6 +287,8 @@ class Cost:
     notes: tuple[str, ...] = ()  # such as where a rank was capped
     cache_bytes: int = 0  # a cached prefix's outputs for all images, in memory or on disk
     setup_flops: int = 0  # once, before the first update: to fill the cache, to re-estimate statistics
+    # The peak of the tensors alone: the same on every machine, as workspace isn't. None: not known.
+    tensor_peak_bytes: int | None = None
 
     @property
     def peak_memory_bytes(self) -> int:

@@ -6,7 +6,7 @@ import weakref
 from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import accumulate
 from typing import Any, NamedTuple
@@ -38,7 +38,9 @@ class Recording:
 
     flops: Mapping[str, Flops]  # by group; of others, none
     memory: Memory  # at the moment of the peak
+    of_tensors: Memory  # at the moment of the peak of tensors alone
     bytes_at_peak: Mapping[str, int]  # activations and temporaries, by the group that made them
+    all_at_peak: Mapping[str, int]  # weights, gradients and optimizer state, too
     saved: Mapping[str, int]  # bytes that a forward pass leaves for the backward pass, by group
     uncounted: frozenset[str]  # operators without a FLOP rule
     micro_batch: Mapping[str, Flops]  # of the second of several micro-batches alone, by group
@@ -320,7 +322,7 @@ class Recorder(UncompiledMode):
         log, sizes, groups = list(self._log), self._sizes, self._made_by
         held = list(accumulate(change for _, change in log))
         peak = held.index(max(held)) + 1 if held else 0
-        workspace = 0
+        of_tensors, workspace = peak, 0
         if self._workspace is not None and held:
             peak, workspace = self._highest([0, *held], peak, self._workspace)
         after_forward = _live_at(log, self._forward_ends[:1])
@@ -330,13 +332,20 @@ class Recorder(UncompiledMode):
             purpose_of |= {
                 self._ids[_key(tensor)]: purpose for tensor in tensors if _key(tensor) in self._ids
             }
-        memory: Counter[str] = Counter(workspace=workspace)
         made: Counter[str] = Counter()
-        for storage in _live_at(log, [peak]):
-            purpose = purpose_of.get(storage, "temporaries")
-            memory[purpose] += sizes[storage]
-            if purpose in ("activations", "temporaries"):
+        every: Counter[str] = Counter()
+        live = _live_at(log, [peak])
+        for storage in live:
+            every[groups[storage]] += sizes[storage]
+            if purpose_of.get(storage, "temporaries") in ("activations", "temporaries"):
                 made[groups[storage]] += sizes[storage]
+
+        def memory(storages: Iterable[int]) -> Memory:
+            held: Counter[str] = Counter()
+            for storage in storages:
+                held[purpose_of.get(storage, "temporaries")] += sizes[storage]
+            return Memory(**held)
+
         saved: Counter[str] = Counter()
         for storage in after_forward:
             if purpose_of[storage] == "activations":
@@ -344,8 +353,10 @@ class Recorder(UncompiledMode):
         second = self._flops - self._at_starts[1] if len(self._at_starts) > 1 else Counter()
         recording = Recording(
             _by_group(self._flops, Flops.__slots__),
-            Memory(**memory),
+            replace(memory(live), workspace=workspace),
+            memory(live if of_tensors == peak else _live_at(log, [of_tensors])),
             dict(made),
+            dict(every),
             dict(saved),
             frozenset(self._uncounted),
             _by_group(second, ("forward", "input_gradient", "weight_gradient")),

@@ -13,10 +13,11 @@ from __future__ import annotations
 import copy
 import gc
 import platform
-from collections import Counter, OrderedDict
-from collections.abc import Iterator, Sequence
+from collections import Counter, OrderedDict, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
+from operator import attrgetter
 from typing import Any, Literal
 
 import torch
@@ -73,7 +74,8 @@ class Simulator:
         self._workspace = Workspace() if workspace else None
         self._model, self._census = model, census
         self._images, self._unlabelled = images, unlabelled
-        self._types = census.types()
+        self._groups: Mapping[str, str] = census.types()
+        self._kinds = LAYER_TYPES
         self._memo = OperatorMemo()
         self._forward_flops: dict[str, int] | None = None
         self._needs_device = False  # known once a candidate could not run on meta tensors
@@ -91,6 +93,19 @@ class Simulator:
         """
         with without_collector():
             return self._priced(candidate, batch_size, tensors)
+
+    def by_layer(self, candidate: Candidate, batch_size: int) -> Mapping[str, LayerTypeCost]:
+        """What each layer costs, by its path, at the peak of tensors alone; `other`: what no layer does.
+
+        The same on every machine. Raises what `cost` raises.
+        """
+        split = Simulator(
+            self._model, self._census, self._images, unlabelled=self._unlabelled, workspace=False
+        )
+        split._memo = self._memo
+        split._groups = {name: name for name in self._groups}
+        split._kinds = (*split._groups, "other")
+        return split.cost(candidate, batch_size).by_layer_type
 
     def key(self) -> dict[str, Any]:
         """All that a cost depends on, besides candidate and batch size: to find it in a store."""
@@ -192,21 +207,26 @@ class Simulator:
 
         # For each chain that runs again, torch keeps the random numbers' state: no operator makes it.
         random_states = len(trainable.checkpointed) * _bytes(torch.get_rng_state())
-        memory = replace(
-            recording.memory,
-            activations=recording.memory.activations + random_states,
-            batch=_bytes(images, labels) * batch_size // len(labels),
-            cached=cache_bytes if levers.cached_prefix == "ram" else 0,
+        memory, of_tensors = (
+            replace(
+                held,
+                activations=held.activations + random_states,
+                batch=_bytes(images, labels) * batch_size // len(labels),
+                cached=cache_bytes if levers.cached_prefix == "ram" else 0,
+            )
+            for held in (recording.memory, recording.of_tensors)
         )
+        tensor_peak_bytes = of_tensors.total
         if levers.statistics == "reestimated":
             before = self._cost(reestimation(levers.micro_batch), batch_size, tensors)
             memory = max(memory, before.memory, key=lambda held: held.total)
+            tensor_peak_bytes = max(tensor_peak_bytes, before.tensor_peak_bytes or 0)
             estimated_on = min(self._images + self._unlabelled, RECALIBRATION_SAMPLES)
             setup_flops += before.flops.forward * estimated_on // batch_size
         more = max(micro_batches - 2, 0)
-        flops = {kind: recording.flops[kind] + recording.micro_batch[kind] * more for kind in LAYER_TYPES}
+        flops = {kind: recording.flops[kind] + recording.micro_batch[kind] * more for kind in self._kinds}
         if optimizer is None and more:  # without a backward pass nothing parts one pass from the next
-            flops = {kind: Flops(recording.flops[kind].forward // 2 * micro_batches) for kind in LAYER_TYPES}
+            flops = {kind: Flops(recording.flops[kind].forward // 2 * micro_batches) for kind in self._kinds}
         return Cost(
             trainable_parameters=trained.total(),
             delta_bytes=delta_bytes,
@@ -218,9 +238,10 @@ class Simulator:
                     flops[kind],
                     recording.bytes_at_peak.get(kind, 0),
                     recording.saved.get(kind, 0),
+                    recording.all_at_peak.get(kind, 0),
                 )
-                for kind in LAYER_TYPES
-                if trained[kind] or flops[kind].total or recording.bytes_at_peak.get(kind)
+                for kind in self._kinds
+                if trained[kind] or flops[kind].total or recording.all_at_peak.get(kind)
             },
             fidelity="measured" if tensors == "real" else "simulated",
             uncounted_operators=tuple(sorted(recording.uncounted)),
@@ -228,6 +249,7 @@ class Simulator:
             setup_flops=setup_flops,
             inference_flops_ratio=ratio,
             notes=trainable.notes,
+            tensor_peak_bytes=tensor_peak_bytes,
         )
 
     def _copy(self, tensors: Tensors) -> tuple[nn.Module, AbstractContextManager[object]]:
@@ -245,7 +267,7 @@ class Simulator:
         return images, torch.zeros(size, dtype=torch.int64, device=device)
 
     def _recorder(self, model: nn.Module, tensors: Tensors, workspace: Workspace | None) -> Recorder:
-        return Recorder(model, self._types, self._memo if tensors == "meta" else None, workspace)
+        return Recorder(model, self._groups, self._memo if tensors == "meta" else None, workspace)
 
     def _make_optimizer_state(
         self, trainable: Trainable, optimizer: torch.optim.Optimizer | None, tensors: Tensors
@@ -365,15 +387,23 @@ def _forward(recording: Recording) -> int:
 
 def _over_a_period(usual: Recording, rare: Recording, period: int) -> Recording:
     """The higher peak, and the average FLOPs, of `period` updates of which one is rare."""
-    flops = {
-        kind: Flops(
-            *(
-                getattr(usual.flops[kind], phase)
-                + (getattr(rare.flops[kind], phase) - getattr(usual.flops[kind], phase)) // period
-                for phase in Flops.__slots__
+    flops = defaultdict(
+        Flops,
+        {
+            kind: Flops(
+                *(
+                    getattr(usual.flops[kind], phase)
+                    + (getattr(rare.flops[kind], phase) - getattr(usual.flops[kind], phase)) // period
+                    for phase in Flops.__slots__
+                )
             )
-        )
-        for kind in LAYER_TYPES
-    }
-    higher = max(usual, rare, key=lambda recording: recording.memory.total)
-    return replace(higher, flops=flops, uncounted=usual.uncounted | rare.uncounted)
+            for kind in usual.flops.keys() | rare.flops.keys()
+        },
+    )
+    higher, of_tensors = (
+        max(usual, rare, key=lambda recording: held(recording).total)
+        for held in (attrgetter("memory"), attrgetter("of_tensors"))
+    )
+    return replace(
+        higher, flops=flops, of_tensors=of_tensors.of_tensors, uncounted=usual.uncounted | rare.uncounted
+    )
