@@ -13,7 +13,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from advisor.candidates import Proposals
+from advisor.candidates import Pricing, Proposals
 from advisor.costs import (
     Simulator,
     WaitingChild,
@@ -104,10 +104,9 @@ def _recommend(
 ) -> Recommendation:
     story = prepare(model, request, progress)
     with Store(request.store) as store:
-        evaluations = [
-            replace(evaluation, violations=violations(budget, evaluation.cost))
-            for evaluation in _cost_all(story, request, progress, allowed_memory(budget), store)
-        ]
+        simulator = simulator_for(story)
+        evaluations = cost_all(story, request, simulator, budget, progress, store)
+        story.base_forward_flops = simulator.forward_flops()
         data_summary = None
         if story.dataset is not None and story.situation is not None:
             evaluations, data_summary = _probe_all(story, evaluations, budget, request, progress, store)
@@ -140,27 +139,39 @@ def profile(
     """
     request = replace(request or Request(), data=None)
     story = prepare(model, request, progress)
-    evaluations = _cost_all(story, request, progress)
+    simulator = simulator_for(story)
+    evaluations = cost_all(story, request, simulator, Budget(), progress)
+    story.base_forward_flops = simulator.forward_flops()
     front = tuple(evaluation.candidate.id for evaluation in pareto_front(evaluations))
     return replace(_summary(story, evaluations, request), front=front, warnings=tuple(story.warnings))
 
 
-def _cost_all(
+def simulator_for(story: Story) -> Simulator:
+    """What prices candidates of the story's model."""
+    return Simulator(story.loaded.module, story.census, _images(story), unlabelled=_unlabelled(story))
+
+
+def cost_all(
     story: Story,
     request: Request,
-    progress: Progress,
-    allowed_bytes: int | None = None,
+    simulator: Pricing,
+    budget: Budget,
+    progress: Progress = lambda stage, fraction, running: None,
     store: Store | None = None,
 ) -> list[Evaluation]:
-    """Price what is worth pricing of every method asked for; why the others are not."""
-    images = len(story.dataset.train) if story.dataset is not None else 0
-    simulator = Simulator(story.loaded.module, story.census, images, unlabelled=_unlabelled(story))
+    """Price what is worth pricing of every method asked for, with the limits that each breaks.
+
+    What can't be priced goes into the story, with the reason.
+
+    Raises:
+        ModelError: nothing can be.
+    """
     proposals = Proposals(
         simulator,
         story.census,
         batch_size=request.batch_size,
-        allowed_bytes=allowed_bytes,
-        images=images,
+        allowed_bytes=allowed_memory(budget),
+        images=_images(story),
         store=store,
     )
     levers = Levers(optimizer=request.optimizer)  # type: ignore[arg-type]
@@ -178,7 +189,8 @@ def _cost_all(
             continue
         with without_collector():
             for candidate, cost in proposals.of(method, settings, levers):
-                evaluations[candidate] = Evaluation(candidate, cost)
+                broken = violations(budget, cost)
+                evaluations[candidate] = Evaluation(candidate, cost, violations=broken)
                 progress("cost", done / len(names), candidate.id)
     progress("cost", 1.0, "")
     story.not_applicable |= proposals.failures
@@ -189,7 +201,6 @@ def _cost_all(
     if not evaluations:
         reasons = "; ".join(dict.fromkeys([*story.not_applicable.values(), *proposals.faults.values()]))
         raise ModelError(f"no method can be run on this model: {reasons}")
-    story.base_forward_flops = simulator.forward_flops()
     return list(evaluations.values())
 
 
@@ -283,6 +294,11 @@ def _probe_all(
         data_classes=dataset.class_names,
     )
     return evaluations, summary
+
+
+def _images(story: Story) -> int:
+    """How many there are to train on."""
+    return len(story.dataset.train) if story.dataset is not None else 0
 
 
 def _unlabelled(story: Story) -> int:

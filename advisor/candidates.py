@@ -11,9 +11,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
-from typing import Any
+from typing import Any, Protocol
 
-from advisor.costs import Simulator
 from advisor.errors import DEBUG, InputError, first_line, is_fault_of_ours
 from advisor.methods import Method, Setting
 from advisor.models.blocks import has_replaceable_front, trained_part
@@ -24,12 +23,24 @@ from advisor.store import Store
 _Levers = dict[str, Any]
 
 
+class Pricing(Protocol):
+    """What a `Simulator` does, as far as it matters here."""
+
+    def cost(self, candidate: Candidate, batch_size: int) -> Cost:
+        """Cost of one update. Raises whatever the method or the model raises."""
+        ...
+
+    def key(self) -> dict[str, Any]:
+        """All that a cost depends on, besides candidate and batch size."""
+        ...
+
+
 class Proposals:
     """Prices candidates as it proposes them; what can't be run is in `failures` or `faults`."""
 
     def __init__(
         self,
-        simulator: Simulator,
+        simulator: Pricing,
         census: Census,
         *,
         batch_size: int,

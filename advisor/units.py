@@ -54,6 +54,14 @@ def parse_seconds(text: str) -> float:
     return number * _SECONDS[unit.upper()]
 
 
+def parse_input_size(text: str) -> tuple[int, int, int]:
+    """`3x224x224` -> (3, 224, 224). Raises UnitError."""
+    match = re.fullmatch(r"([1-9]\d*)[x×,]([1-9]\d*)[x×,]([1-9]\d*)", text.strip().lower())
+    if not match:
+        raise UnitError(f"{text!r} is not a size; write channels x height x width, such as 3x224x224")
+    return int(match[1]), int(match[2]), int(match[3])
+
+
 def format_bytes(count: float) -> str:
     """Decimal units, three significant figures: 64_000_000 -> `64.0 MB`."""
     return _scaled(count, ("B", "kB", "MB", "GB", "TB"))

@@ -18,6 +18,7 @@ Rule = Literal[
     "baseline-outdated",  # it was made for other limits, another input size, another batch size
     "baseline-missing",  # it has nothing of this target
     "model-failed",  # the model couldn't be loaded, or its costs not be told
+    "accuracy-changed",  # of two answers that were found with data
     "machine-differs",  # with operators' workspace, which depends on the machine, the answer is another one
 ]
 RULES: Mapping[Rule, str] = {
@@ -28,6 +29,7 @@ RULES: Mapping[Rule, str] = {
     "baseline-outdated": "The baseline was made with another configuration",
     "baseline-missing": "The baseline knows nothing of this target",
     "model-failed": "The model could not be checked",
+    "accuracy-changed": "The candidate gets another share of the held-out images right",
     "machine-differs": "What depends on the machine says otherwise",
 }
 
@@ -54,26 +56,19 @@ class LayerFigures:
 
 
 @dataclass(frozen=True, slots=True)
-class OnMachine:
-    """What operators' workspace makes of it on one kind of machine, see `machine_kind`."""
-
-    recommended: str | None  # a candidate's id; None: nothing fits
-    peak_bytes: int | None  # of that candidate, workspace included
-
-
-@dataclass(frozen=True, slots=True)
 class Snapshot:
-    """One model under one target: what a baseline keeps.
-
-    `recommended` is what tensors alone decide, so it is the same on every machine.
-    """
+    """One model under one target: what a baseline keeps."""
 
     budget: Budget
     options: Mapping[str, str]  # all else that the costs depend on, such as the batch size, as configured
     recommended: str | None  # a candidate's id; None: nothing fits
     figures: Figures | None  # of the recommended candidate
     layers: Mapping[str, LayerFigures]  # by path, in the order of calls; `other`: what no layer does
-    machines: Mapping[str, OnMachine]
+    # What depends on the machine, by its kind (`machine_kind`): the peak with operators' workspace.
+    machine_peak_bytes: Mapping[str, int] = field(default_factory=dict)
+    # What would be recommended if tensors alone decided: tells whether the model or the machine changed
+    # the answer. None: nothing would fit, or it wasn't asked.
+    of_tensors: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,12 +79,12 @@ class Checked:
     machine: str  # the kind of this one
     fits: bool  # whether the choice, with workspace, meets every limit on this machine
     answer: str  # one sentence: the choice with its costs, or why there is none
-    # The baseline's candidate where the choice is another one now: priced again. None: it can't be run.
+    # The baseline's candidate where the choice is another one now: priced again. None: not known.
     of_baseline: Figures | None = None
+    of_baseline_failure: str = ""  # why it can't be run on the model as it is now
     of_baseline_layers: Mapping[str, LayerFigures] = field(default_factory=dict)
     of_baseline_broken: tuple[str, ...] = ()  # the limits that it breaks now, in words
-    # With workspace: the peak now of the candidate that the baseline has for this kind of machine.
-    machine_peak_bytes: int | None = None
+    of_baseline_machine_peak_bytes: int | None = None  # of the same candidate, with workspace
     warnings: tuple[str, ...] = ()
 
 

@@ -10,12 +10,10 @@ from typing import NoReturn
 
 import typer
 
-from advisor.cli import apply, demo, methods, profile, recommend, report, store
+from advisor.cli import apply, check, demo, diff, init, methods, options, profile, recommend, report, store
 from advisor.cli.streams import print_what_can_be
 from advisor.errors import DEBUG, EXIT_WRONG_INPUT, AdvisorError, first_line
 from advisor.interrupts import EXIT_INTERRUPTED, EndedAtOnceError
-
-FEWEST = "fewest"  # what a bare --flops-budget stands for
 
 app = typer.Typer(
     name="peft-advisor",
@@ -27,6 +25,9 @@ app = typer.Typer(
 )
 app.command("recommend")(recommend.command)
 app.command("profile")(profile.command)
+app.command("check")(check.command)
+app.command("init")(init.command)
+app.command("diff")(diff.command)
 app.command("apply")(apply.command)
 app.command("report")(report.command)
 app.command("methods")(methods.command)
@@ -76,7 +77,7 @@ def expand_bare_flops_budget(arguments: Sequence[str]) -> list[str]:
         expanded.append(argument)
         following = arguments[position + 1] if position + 1 < len(arguments) else ""
         if argument == "--flops-budget" and not re.match(r"[+-]?\.?\d", following):
-            expanded[-1] = f"--flops-budget={FEWEST}"
+            expanded[-1] = f"--flops-budget={options.FEWEST}"
     return expanded
 
 

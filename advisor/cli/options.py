@@ -15,6 +15,8 @@ from advisor.errors import DataError, InputError, ModelError, UnitError
 if TYPE_CHECKING:
     from advisor.probes import Normalisation
 
+FEWEST = "fewest"  # what a bare --flops-budget stands for
+
 Model = Annotated[
     str,
     typer.Argument(
@@ -43,6 +45,16 @@ InputSize = Annotated[
     ),
 ]
 BatchSize = Annotated[int, typer.Option(help="Images in one update.")]
+Ram = Annotated[str | None, typer.Option(help="Most that one update may hold, such as 512MB, 64MiB.")]
+FlopsBudget = Annotated[
+    str | None,
+    typer.Option(
+        metavar="[FLOPS]",
+        help="Most FLOPs of one update, such as 2GFLOPs; bare: among the methods as accurate as the "
+        "best, the one with the fewest.",
+    ),
+]
+Storage = Annotated[str | None, typer.Option(help="Most bytes to ship, such as 1MB.")]
 Methods = Annotated[str | None, typer.Option(metavar="A,B,...", help="Only these methods; default: all.")]
 Ranks = Annotated[str, typer.Option(metavar="R,R,...", help="Ranks of the low-rank methods.")]
 Optimizer = Annotated[
@@ -86,12 +98,12 @@ def parse_input_size(text: str | None) -> tuple[int, int, int] | None:
     """`3x224x224` -> (3, 224, 224). Raises InputError."""
     if text is None:
         return None
-    match = re.fullmatch(r"([1-9]\d*)[x×,]([1-9]\d*)[x×,]([1-9]\d*)", text.strip().lower())
-    if not match:
-        raise InputError(
-            f"--input-size {text!r} is not a size; write channels x height x width, such as 3x224x224"
-        )
-    return int(match[1]), int(match[2]), int(match[3])
+    from advisor import units
+
+    try:
+        return units.parse_input_size(text)
+    except UnitError as error:
+        raise InputError(f"--input-size {error}") from error
 
 
 def parse_names(text: str | None) -> tuple[str, ...] | None:

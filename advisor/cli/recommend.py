@@ -24,18 +24,9 @@ def command(
         str | None,
         typer.Option(help="ImageFolder, .npz (images, labels), torchvision:CIFAR10:/path or digits."),
     ] = None,
-    ram: Annotated[
-        str | None, typer.Option(help="Most that one update may hold, such as 512MB, 64MiB.")
-    ] = None,
-    flops_budget: Annotated[
-        str | None,
-        typer.Option(
-            metavar="[FLOPS]",
-            help="Most FLOPs of one update, such as 2GFLOPs; bare: among the methods as accurate as the "
-            "best, the one with the fewest.",
-        ),
-    ] = None,
-    storage: Annotated[str | None, typer.Option(help="Most bytes to ship, such as 1MB.")] = None,
+    ram: options.Ram = None,
+    flops_budget: options.FlopsBudget = None,
+    storage: options.Storage = None,
     min_accuracy: Annotated[float | None, typer.Option(help="Least accuracy, such as 0.8.")] = None,
     retain: Annotated[
         str | None,
@@ -122,10 +113,9 @@ def command(
     for images in (data, retain, unlabelled):
         options.check_data(images)
 
-    from advisor.cli import FEWEST
     from advisor.solver import parse_budget
 
-    fewest = flops_budget == FEWEST
+    fewest = flops_budget == options.FEWEST
     budget = parse_budget(
         ram=ram,
         flops=None if fewest else flops_budget,

@@ -75,7 +75,7 @@ class Simulator:
         self._model, self._census = model, census
         self._images, self._unlabelled = images, unlabelled
         self._groups: Mapping[str, str] = census.types()
-        self._kinds = LAYER_TYPES
+        self._kinds: tuple[str, ...] = LAYER_TYPES
         self._memo = OperatorMemo()
         self._forward_flops: dict[str, int] | None = None
         self._needs_device = False  # known once a candidate could not run on meta tensors

@@ -1,0 +1,220 @@
+"""What the check knows of one model under one target: the same engine as `recommend --no-probe`.
+
+The choice is made as there, with operators' workspace, which is measured on this machine. What a baseline
+keeps of it are the costs of tensors alone: they are the same on every machine.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from advisor.advise import cost_all, simulator_for
+from advisor.candidates import Pricing
+from advisor.check.configuration import Target
+from advisor.check.records import Checked, Figures, LayerFigures, Snapshot
+from advisor.costs import Simulator
+from advisor.errors import InputError, ModelError, first_line, is_fault_of_ours
+from advisor.records import Candidate, Cost, Evaluation, Memory
+from advisor.situation import Request, Story, prepare
+from advisor.solver import answer, rank, violations
+
+# What a model's random weights do is no matter of costs.
+_IRRELEVANT = "has random weights"
+
+
+class Pricer:
+    """Prices targets; what several of them have in common is done once."""
+
+    def __init__(self) -> None:
+        self._known: dict[object, tuple[Story, _Prices]] = {}
+
+    def price(self, target: Target, before: Snapshot | None = None, *, to_keep: bool = False) -> Checked:
+        """What one target comes to.
+
+        Args:
+            before: the baseline's, whose candidate is priced again where it is no longer the choice.
+            to_keep: whether the snapshot is to become a baseline, which says what tensors alone would decide.
+
+        Raises:
+            InputError: the model can't be loaded or priced, or an option has no such value.
+        """
+        request = _request(target)
+        story, prices = self._prepared(target, request)
+        choice, evaluations = _choice(target, story, request, prices)
+        recommended = choice.candidate.id if choice else None
+        kind = machine_kind()
+        is_flip = before is not None and before.recommended != recommended
+        of_tensors = None
+        if to_keep or (is_flip and before is not None and kind not in before.machine_peak_bytes):
+            plain, _ = _choice(target, story, request, _OfTensors(prices))
+            of_tensors = plain.candidate.id if plain else None
+        checked = Checked(
+            Snapshot(
+                budget=target.budget,
+                options=target.options | {"input-size": "x".join(map(str, story.census.input_size))},
+                recommended=recommended,
+                figures=_figures(choice.cost) if choice else None,
+                layers=_layers(prices, story, choice.candidate) if choice else {},
+                machine_peak_bytes={kind: choice.cost.peak_memory_bytes} if choice else {},
+                of_tensors=of_tensors,
+            ),
+            kind,
+            fits=choice is not None and choice.fits,
+            answer=_answer(target, choice, evaluations),
+            warnings=tuple(
+                warning for warning in dict.fromkeys(story.warnings) if _IRRELEVANT not in warning
+            ),
+        )
+        if before is None or before.recommended is None or not is_flip:
+            return checked
+        return _with_baseline(checked, Candidate.parse(before.recommended), prices, story)
+
+    def _prepared(self, target: Target, request: Request) -> tuple[Story, _Prices]:
+        key = (target.source, target.arch, target.trust, target.input_size, target.batch_size)
+        if key not in self._known:
+            story = prepare(target.source, request, lambda stage, fraction, running: None)
+            self._known[key] = story, _Prices(simulator_for(story), target.batch_size)
+        return self._known[key]
+
+
+def machine_kind() -> str:
+    """What operators' workspace depends on: torch's release, the processor, what it is allowed to use."""
+    capability = torch.backends.cpu.get_cpu_capability()
+    allowed = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA")
+    parts = [f"torch {torch.__version__.partition('+')[0]}", _processor(), capability]
+    return ", ".join(parts + ([f"oneDNN up to {allowed}"] if allowed else []))
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, "") or platform.processor() or platform.machine()
+
+
+class _Prices:
+    """Stands for a simulator, and remembers: both passes ask for much the same candidates."""
+
+    def __init__(self, simulator: Simulator, batch_size: int) -> None:
+        self.simulator, self.batch_size = simulator, batch_size
+        self._known: dict[Candidate, Cost | Exception] = {}
+
+    def cost(self, candidate: Candidate, batch_size: int) -> Cost:
+        """As `Simulator.cost`."""
+        if candidate not in self._known:
+            try:
+                self._known[candidate] = self.simulator.cost(candidate, batch_size)
+            except Exception as error:  # noqa: BLE001 - whoever asks again is told the same
+                self._known[candidate] = error
+        known = self._known[candidate]
+        if isinstance(known, Exception):
+            raise known
+        return known
+
+    def key(self) -> dict[str, Any]:
+        """As `Simulator.key`."""
+        return self.simulator.key()
+
+
+class _OfTensors:
+    """Likewise, of tensors alone: their breakdown is left out."""
+
+    def __init__(self, prices: _Prices) -> None:
+        self._prices = prices
+
+    def cost(self, candidate: Candidate, batch_size: int) -> Cost:
+        """As `Simulator.cost`."""
+        cost = self._prices.cost(candidate, batch_size)
+        assert cost.tensor_peak_bytes is not None  # noqa: S101 - the simulator knows it
+        return replace(cost, memory=Memory(temporaries=cost.tensor_peak_bytes))
+
+    def key(self) -> dict[str, Any]:
+        """As `Simulator.key`."""
+        return self._prices.key() | {"workspace": False}
+
+
+def _request(target: Target) -> Request:
+    from advisor.methods import get_method
+
+    for name in target.methods or ():
+        get_method(name)
+    return Request(
+        batch_size=target.batch_size,
+        input_size=target.input_size,
+        arch=target.arch,
+        trust=target.trust,
+        methods=target.methods,
+        ranks=target.ranks,
+        optimizer=target.optimizer,
+        probe_seconds=None,
+        verify=False,
+    )
+
+
+def _choice(
+    target: Target, story: Story, request: Request, prices: Pricing
+) -> tuple[Evaluation | None, list[Evaluation]]:
+    """The candidate that was named, or the one that is recommended, and all that were looked at."""
+    if target.candidate is None:
+        evaluations = cost_all(story, request, prices, target.budget)
+        return next(iter(rank(evaluations, target.budget)), None), evaluations
+    named = Candidate.parse(target.candidate)
+    try:
+        cost = prices.cost(named, request.batch_size)
+    except Exception as error:
+        if is_fault_of_ours(error) and not isinstance(error, InputError):
+            raise
+        raise ModelError(f"{named.id} can't be run on this model: {first_line(error)}") from error
+    evaluation = Evaluation(named, cost, violations=violations(target.budget, cost))
+    return evaluation, [evaluation]
+
+
+def _answer(target: Target, choice: Evaluation | None, evaluations: Sequence[Evaluation]) -> str:
+    if choice is not None and choice.violations:
+        reasons = "; ".join(violation.reason for violation in choice.violations)
+        return f"{choice.candidate.id} does not fit: {reasons}."
+    return answer(choice, list(evaluations), target.budget, None)
+
+
+def _with_baseline(checked: Checked, candidate: Candidate, prices: _Prices, story: Story) -> Checked:
+    """With what the baseline's candidate costs on the model as it is now."""
+    try:
+        cost = prices.cost(candidate, prices.batch_size)
+    except Exception as error:  # noqa: BLE001 - whatever the model or the method raises: it is said
+        why = f"{candidate.id} can't be run on the model any more: {first_line(error)}"
+        return replace(checked, of_baseline_failure=why)
+    return replace(
+        checked,
+        of_baseline=_figures(cost),
+        of_baseline_layers=_layers(prices, story, candidate),
+        of_baseline_broken=tuple(v.reason for v in violations(checked.snapshot.budget, cost)),
+        of_baseline_machine_peak_bytes=cost.peak_memory_bytes,
+    )
+
+
+def _figures(cost: Cost) -> Figures:
+    assert cost.tensor_peak_bytes is not None  # noqa: S101 - the simulator knows it
+    return Figures(cost.trainable_parameters, cost.delta_bytes, cost.flops.total, cost.tensor_peak_bytes)
+
+
+def _layers(prices: _Prices, story: Story, candidate: Candidate) -> Mapping[str, LayerFigures]:
+    known = {layer.name: layer for layer in story.census.layers}
+    return {
+        name: LayerFigures(
+            known[name].layer_type if name in known else "other",
+            known[name].weight_shape if name in known else (),
+            share.trainable_parameters,
+            share.flops.total,
+            share.peak_bytes,
+        )
+        for name, share in prices.simulator.by_layer(candidate, prices.batch_size).items()
+    }

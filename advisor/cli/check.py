@@ -1,0 +1,171 @@
+"""`peft-advisor check`: limits and a committed baseline, for CI."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from advisor.cli import options
+from advisor.cli.outputs import Outputs
+from advisor.cli.streams import nothing_more
+from advisor.errors import InputError
+
+if TYPE_CHECKING:
+    from advisor.check.configuration import Configuration
+
+Config = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE", help="The pyproject.toml to read; default: the nearest one with [tool.peft-advisor]."
+    ),
+]
+BatchSize = Annotated[int | None, typer.Option(help="Images in one update; default: 8.")]
+Ranks = Annotated[
+    str | None, typer.Option(metavar="R,R,...", help="Ranks of the low-rank methods; default: 2,4,8.")
+]
+Optimizer = Annotated[
+    str | None,
+    typer.Option(metavar="adam|adamw|momentum|sgd", help="The optimizer of every candidate; default: adam."),
+]
+CandidateId = Annotated[
+    str | None,
+    typer.Option(metavar="ID", help="Check this one, such as lora-rank=4, not the one recommended."),
+]
+
+
+def command(
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[MODEL]",
+            help="One of those configured, by its name, or any other, as for recommend; default: all "
+            "that are configured.",
+            show_default=False,
+        ),
+    ] = None,
+    config: Config = None,
+    baseline: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="The committed baseline; default: peft-advisor-baseline.json."),
+    ] = None,
+    update: Annotated[bool, typer.Option("--update", help="Write the baseline.")] = False,
+    fail_on_increase: Annotated[
+        str | None, typer.Option(metavar="PERCENT", help="By how much a cost may grow; default: 5%.")
+    ] = None,
+    time_limit: Annotated[
+        str | None, typer.Option(metavar="TIME", help="For each model; default: 5min.")
+    ] = None,
+    ram: options.Ram = None,
+    flops_budget: options.FlopsBudget = None,
+    storage: options.Storage = None,
+    input_size: options.InputSize = None,
+    batch_size: BatchSize = None,
+    methods: options.Methods = None,
+    ranks: Ranks = None,
+    optimizer: Optimizer = None,
+    candidate: CandidateId = None,
+    arch: options.Arch = None,
+    trust: options.Trust = False,
+    json: options.JsonPath = None,
+    sarif: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Write SARIF 2.1.0; - prints it alone.")
+    ] = None,
+    junit: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Write JUnit XML; - prints it alone.")
+    ] = None,
+    markdown: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Write Markdown for a pull request; - prints it alone.")
+    ] = None,
+    github: Annotated[bool, typer.Option("--github", help="Print annotations for GitHub, too.")] = False,
+) -> None:
+    """Check what fine-tuning costs against limits and a committed baseline.
+
+    Costs alone: no data, no training, nothing timed, so two runs never differ. Exit codes: 0 passed, 1 a
+    limit is broken, the recommendation flipped or a cost grew, 2 a model or the input can't be used.
+    """
+    given = {
+        "baseline": str(Path(baseline).resolve()) if baseline else None,
+        "fail-on-increase": fail_on_increase,
+        "time-limit": time_limit,
+        "ram": ram,
+        "flops-budget": flops_budget,
+        "storage": storage,
+        "input-size": input_size,
+        "batch-size": batch_size,
+        "methods": methods,
+        "ranks": ranks,
+        "optimizer": optimizer,
+        "candidate": candidate,
+        "arch": arch,
+        "trust": trust or None,
+    }
+    configuration = configured(model, config, {k: v for k, v in given.items() if v is not None})
+    outputs = Outputs({"--json": json, "--sarif": sarif, "--junit": junit, "--markdown": markdown})
+
+    from advisor.check import baseline as baselines
+    from advisor.check.run import check, price_all, to_keep
+    from advisor.files import check_writable, write_whole
+    from advisor.report import check as render
+
+    path = configuration.baseline_path
+    before = baselines.read(path) if configuration.file or baseline else None
+    if before is None and configuration.baseline and not update:
+        raise InputError(f"{path}: there is no such baseline; `peft-advisor check --update` writes it")
+    if update:
+        check_writable(path)
+    priced = price_all(configuration, before or {}, to_keep=update, began=_say_checking)
+    if update and all(each.checked is not None for each in priced):
+        before = to_keep(priced, before, whole=configuration.is_whole)
+        write_whole(path, baselines.dumps(before))
+        typer.echo(f"peft-advisor: {path} is written; commit it", err=True)
+    found = check(configuration, priced, before)
+    for each in priced:
+        if each.checked is None and each.printed:
+            typer.echo(each.printed.rstrip(), err=True)
+
+    outputs.write("--json", lambda: render.dumps(found))
+    outputs.write("--sarif", lambda: render.sarif(found))
+    outputs.write("--junit", lambda: render.junit(found))
+    outputs.write("--markdown", lambda: render.markdown(found))
+    if github:
+        typer.echo(render.annotations(found), nl=False, err=outputs.to_stdout)
+    if outputs.to_stdout:
+        nothing_more()
+    else:
+        render.print_text(found)
+    if before is None and not update and configuration.file:
+        typer.echo(
+            "peft-advisor: warning: there is no baseline, so limits alone were checked; "
+            "`peft-advisor check --update` writes one",
+            err=True,
+        )
+    outputs.end(found.exit_code)
+
+
+def configured(model: str | None, config: str | None, given: Mapping[str, Any]) -> Configuration:
+    """What to check: all that is configured, one model of it, or a model that no file names.
+
+    Raises InputError.
+    """
+    from advisor.check.configuration import find_file, one_model, read_configuration
+
+    file = Path(config).resolve() if config else find_file(Path.cwd())
+    if file is not None:
+        whole = read_configuration(file, given)
+        if model is None or model in {target.model for target in whole.targets}:
+            return whole.only(model)
+    elif model is None:
+        raise InputError(
+            "no model is given, and no pyproject.toml here or above has [tool.peft-advisor]; "
+            "`peft-advisor init MODEL` writes it"
+        )
+    assert model is not None  # noqa: S101 - one of the two was returned or raised
+    options.check_model(model)
+    return one_model(model, given, Path.cwd())
+
+
+def _say_checking(name: str) -> None:
+    typer.echo(f"peft-advisor: checking {name} ...", err=True)
