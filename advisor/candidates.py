@@ -59,6 +59,7 @@ class Proposals:
         self._batch_size, self._allowed, self._images = batch_size, allowed_bytes, images
         self._costs: dict[Candidate, Cost | None] = {}
         self._helped: dict[tuple[str, int | None], list[_Levers]] = defaultdict(list)
+        self._least_left: dict[Levers, float] = {}  # of the peak, by levers: the least of any method so far
         self.failures: dict[str, str] = {}  # what the model lacks, or breaks, by candidate
         self.faults: dict[str, str] = {}  # where we failed, not the model
 
@@ -175,19 +176,42 @@ class Proposals:
 
         Activations are much the same for all methods, so that is mostly right at once.
         """
-        for levers in chain(self._helped[kind, candidate.levers.scope], ladder):
+        scope = candidate.levers.scope
+        for levers in chain(self._helped[kind, scope], ladder):
             lighter = self._with(candidate, levers)
+            if self._is_hopeless(candidate, lighter):
+                continue
             if self._fits(lighter):
-                self._helped[kind, candidate.levers.scope] = [levers]
+                self._helped[kind, scope] = [levers]
                 return lighter
         return None
+
+    def _is_hopeless(self, candidate: Candidate, lighter: Candidate) -> bool:
+        """Whether these levers save far too little, going by what they saved for other methods.
+
+        Levers act on activations, which are much the same for all methods. It only spares a simulation: what
+        has to fit in the end is always simulated.
+        """
+        if self._allowed is None or lighter in self._costs or lighter.levers.micro_batch is not None:
+            return False
+        before = self._cost(candidate)
+        least = self._least_left.get(lighter.levers)
+        if before is None or least is None:
+            return False
+        return _SURELY * least * before.peak_memory_bytes > self._allowed
 
     def _with(self, candidate: Candidate, levers: _Levers) -> Candidate:
         return replace(candidate, levers=replace(candidate.levers, **levers))
 
     def _fits(self, candidate: Candidate) -> bool:
         cost = self._cost(candidate)
-        return cost is not None and self._allowed is not None and cost.peak_memory_bytes <= self._allowed
+        if cost is None or self._allowed is None:
+            return False
+        unaided = self._costs.get(replace(candidate, levers=_unaided(candidate.levers)))
+        if unaided is not None:
+            left = cost.peak_memory_bytes / unaided.peak_memory_bytes
+            self._least_left[candidate.levers] = min(left, self._least_left.get(candidate.levers, left))
+        return cost.peak_memory_bytes <= self._allowed
 
     def _priced(self, candidate: Candidate) -> Iterator[tuple[Candidate, Cost]]:
         cost = self._cost(candidate)
@@ -226,6 +250,12 @@ class Proposals:
         return cost
 
 
+def _unaided(levers: Levers) -> Levers:
+    """Without the levers that save memory at the same scope."""
+    return replace(levers, micro_batch=None, checkpoint=False, update="end")
+
+
+_SURELY = 0.75  # levers may save so much more for one method than for any other
 _MOST_CACHED = 2**30  # bytes in memory where no limit is given
 # In order of what they cost: nothing; a second forward pass.
 _SAME_UPDATE: tuple[_Levers, ...] = (

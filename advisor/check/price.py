@@ -21,6 +21,7 @@ from advisor.check.configuration import Target
 from advisor.check.records import Checked, Figures, LayerFigures, Snapshot
 from advisor.costs import Simulator
 from advisor.errors import InputError, ModelError, first_line, is_fault_of_ours
+from advisor.methods import get_method
 from advisor.records import Candidate, Cost, Evaluation, Memory
 from advisor.situation import Request, Story, prepare
 from advisor.solver import answer, rank, violations
@@ -143,8 +144,6 @@ class _OfTensors:
 
 
 def _request(target: Target) -> Request:
-    from advisor.methods import get_method
-
     for name in target.methods or ():
         get_method(name)
     return Request(
@@ -169,13 +168,21 @@ def _choice(
         return next(iter(rank(evaluations, target.budget)), None), evaluations
     named = Candidate.parse(target.candidate)
     try:
-        cost = prices.cost(named, request.batch_size)
+        cost = _price_named(named, prices, story, request.batch_size)
     except Exception as error:
         if is_fault_of_ours(error) and not isinstance(error, InputError):
             raise
         raise ModelError(f"{named.id} can't be run on this model: {first_line(error)}") from error
     evaluation = Evaluation(named, cost, violations=violations(target.budget, cost))
     return evaluation, [evaluation]
+
+
+def _price_named(candidate: Candidate, prices: Pricing, story: Story, batch_size: int) -> Cost:
+    """Of a candidate that nothing has proposed. Raises what `Simulator.cost` does, and ModelError."""
+    method = get_method(candidate.method)
+    if not list(method.settings(story.census, (1,))):
+        raise ModelError(f"the model has nothing for it: {method.summary}")
+    return prices.cost(candidate, batch_size)
 
 
 def _answer(target: Target, choice: Evaluation | None, evaluations: Sequence[Evaluation]) -> str:
@@ -188,7 +195,7 @@ def _answer(target: Target, choice: Evaluation | None, evaluations: Sequence[Eva
 def _with_baseline(checked: Checked, candidate: Candidate, prices: _Prices, story: Story) -> Checked:
     """With what the baseline's candidate costs on the model as it is now."""
     try:
-        cost = prices.cost(candidate, prices.batch_size)
+        cost = _price_named(candidate, prices, story, prices.batch_size)
     except Exception as error:  # noqa: BLE001 - whatever the model or the method raises: it is said
         why = f"{candidate.id} can't be run on the model any more: {first_line(error)}"
         return replace(checked, of_baseline_failure=why)

@@ -399,9 +399,11 @@ def _factory_architecture(text: str) -> Architecture:
         with stdout_to_stderr():
             home = import_module(module_name)
     except (Exception, SystemExit) as error:
+        if isinstance(error, ModuleNotFoundError) and module_name.startswith(error.name or "\0"):
+            mend = "run from the folder that holds it, or put that folder on PYTHONPATH"
+            raise ModelError(f"{text}: can't import {module_name} ({first_line(error)}); {mend}") from error
         raise ModelError(
-            f"{text}: can't import {module_name} ({first_line(error)}); "
-            "run from the folder that holds it, or put that folder on PYTHONPATH"
+            f"{text}: importing {module_name} failed: {type(error).__name__}: {first_line(error)}"
         ) from error
     factory: Any = home
     for part in attribute.split("."):
