@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,12 @@ import torch
 
 from advisor.advise import cost_all, simulator_for
 from advisor.candidates import Pricing
+from advisor.check.ahead import Found, priced_ahead
 from advisor.check.configuration import Target
 from advisor.check.records import Checked, Figures, LayerFigures, Snapshot
 from advisor.costs import Simulator
 from advisor.errors import InputError, ModelError, first_line, is_fault_of_ours
-from advisor.methods import get_method
+from advisor.methods import get_method, methods
 from advisor.records import Candidate, Cost, Evaluation, Memory
 from advisor.situation import Request, Story, prepare
 from advisor.solver import answer, rank, violations
@@ -48,7 +49,10 @@ class Pricer:
         """
         request = _request(target)
         story, prices = self._prepared(target, request)
-        choice, evaluations = _choice(target, story, request, prices)
+        with priced_ahead(lambda found: self._from_the_end(target, story, request, prices, found)) as told:
+            prices.told = told
+            choice, evaluations = _choice(target, story, request, prices)
+            prices.told = list
         recommended = choice.candidate.id if choice else None
         kind = machine_kind()
         is_flip = before is not None and before.recommended != recommended
@@ -76,6 +80,15 @@ class Pricer:
         if before is None or before.recommended is None or not is_flip:
             return checked
         return _with_baseline(checked, Candidate.parse(before.recommended), prices, story)
+
+    def _from_the_end(
+        self, target: Target, story: Story, request: Request, prices: _Prices, found: Found
+    ) -> None:
+        """What `_choice` does, beginning with the last method."""
+        if target.candidate is None:
+            prices.tell = found
+            backwards = tuple(reversed(request.methods or tuple(methods())))
+            cost_all(story, replace(request, methods=backwards), prices, target.budget)
 
     def _prepared(self, target: Target, request: Request) -> tuple[Story, _Prices]:
         key = (target.source, target.arch, target.trust, target.input_size, target.batch_size)
@@ -108,12 +121,17 @@ class _Prices:
     def __init__(self, simulator: Simulator, batch_size: int) -> None:
         self.simulator, self.batch_size = simulator, batch_size
         self._known: dict[Candidate, Cost | Exception] = {}
+        self.told: Callable[[], list[tuple[Candidate, Cost]]] = list  # costs found elsewhere meanwhile
+        self.tell: Found = lambda candidate, cost: None  # called with each that is found here
 
     def cost(self, candidate: Candidate, batch_size: int) -> Cost:
         """As `Simulator.cost`."""
         if candidate not in self._known:
+            self._known.update(self.told())
+        if candidate not in self._known:
             try:
-                self._known[candidate] = self.simulator.cost(candidate, batch_size)
+                cost = self._known[candidate] = self.simulator.cost(candidate, batch_size)
+                self.tell(candidate, cost)
             except Exception as error:  # noqa: BLE001 - whoever asks again is told the same
                 self._known[candidate] = error
         known = self._known[candidate]
