@@ -38,7 +38,7 @@ class Priced:
     checked: Checked | None
     failure: str = ""  # why not
     printed: str = ""  # by the model's code, and by libraries
-    seconds: float = 0.0
+    seconds: float = 0.0  # wall clock, its share of the process
 
 
 def price_all(
@@ -118,7 +118,7 @@ def _priced(
         job.write_text(json.dumps({"targets": items, "to_keep": to_keep}), encoding="utf-8")
         failure = _run(job, log, configuration, running)
         printed = log.read_text(encoding="utf-8", errors="replace")
-        seconds = time.monotonic() - start
+        seconds = (time.monotonic() - start) / len(targets)
         result = job.with_suffix(".result")
         if not result.exists():
             failure = failure or "it ended the process that loaded it"

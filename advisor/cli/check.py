@@ -131,7 +131,7 @@ def command(
     outputs.write("--junit", lambda: render.junit(found))
     outputs.write("--markdown", lambda: render.markdown(found))
     if github:
-        typer.echo(render.annotations(found), nl=False, err=outputs.to_stdout)
+        typer.echo(render.github(found), nl=False, err=outputs.to_stdout)
     if outputs.to_stdout:
         nothing_more()
     else:

@@ -1,0 +1,114 @@
+"""A check as Markdown, for a comment on the pull request or the summary of a job."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+
+from advisor.check.records import CheckReport, Finding, LayerChange, TargetReport
+from advisor.report.check import changes
+
+# What Markdown or HTML would read as markup.
+_MARKUP = re.compile(r"([\\`*_{}\[\]<>#|~$&])")
+_SIGNS = {"error": "❌", "warning": "⚠️", "note": "💡"}
+
+
+def markdown(report: CheckReport) -> str:
+    """The verdict, then each target: what there is to say, its figures and its layers, before and after."""
+    sign = "❌" if report.exit_code else "✅"
+    lines = [f"### {sign} Fine-tuning costs: {changes.verdict(report)}", ""]
+    for target in report.targets:
+        lines += _target(target)
+    return "\n".join(lines).rstrip("\n") + "\n"
+
+
+def _target(target: TargetReport) -> Iterator[str]:
+    name = _code(changes.title(target))
+    if not target.findings and target.now is not None:
+        yield f"<details><summary>✅ <code>{_html(changes.title(target))}</code>: no change</summary>"
+        yield ""
+        yield from _figures(target)
+        yield "</details>"
+        yield ""
+        return
+    yield f"#### {'❌' if target.failed else '✅'} {name}"
+    yield ""
+    yield from (_finding(finding) for finding in target.findings)
+    yield ""
+    yield from _figures(target)
+    layers = changes.changed_layers(target)
+    if layers:
+        yield from _layers(layers)
+
+
+def _finding(finding: Finding) -> str:
+    return f"- {_SIGNS[finding.level]} {_escaped(changes.plain(finding.message))}"
+
+
+def _figures(target: TargetReport) -> Iterator[str]:
+    rows = changes.figure_rows(target)
+    if not rows:
+        return
+    candidate = changes.candidate_change(target)
+    names = [_code(name) if name != "nothing fits" else name for name in candidate.split(" -> ")]
+    yield f"Recommended: {' → '.join(names)}"
+    yield ""
+    of = _code(changes.compared_candidate(target))
+    cells = [
+        [row.words, row.before or "–", row.after or "–", f"**{row.change}**" if row.change else ""]
+        for row in rows
+    ]
+    yield from _table([of, "before", "now", "change"], cells)
+    yield ""
+
+
+def _layers(layers: Sequence[LayerChange]) -> Iterator[str]:
+    shown = [changes.layer_words(layer) for layer in layers[: changes.LAYERS_SHOWN]]
+    cells = [
+        [
+            _code(words["layer"]),
+            words["type"],
+            *(_arrow(words[key]) for key in ("weight", "peak memory", "FLOPs")),
+        ]
+        for words in shown
+    ]
+    yield from _table(["layer", "type", "weight", "held at the peak", "FLOPs of an update"], cells)
+    if len(layers) > len(shown):
+        yield ""
+        yield f"and {len(layers) - len(shown)} more layers"
+    yield ""
+
+
+def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> Iterator[str]:
+    names = list(head)
+    yield "| " + " | ".join(names) + " |"
+    yield "|" + "|".join(["---", *["---:"] * (len(names) - 1)]) + "|"
+    for row in rows:
+        yield "| " + " | ".join(row) + " |"
+
+
+def _arrow(words: str) -> str:
+    return words.replace(" -> ", " → ")
+
+
+def _code(text: str) -> str:
+    """As code, whatever it holds: backticks need a longer fence, and a pipe ends a cell even there."""
+    text = text.replace("|", "¦")
+    fence = "`" * (max((len(run) for run in re.findall(r"`+", text)), default=0) + 1)
+    space = " " if text.startswith("`") or text.endswith("`") or not text.strip() else ""
+    return f"{fence}{space}{text}{space}{fence}"
+
+
+def _html(text: str) -> str:
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def _escaped(text: str) -> str:
+    """Markup is escaped, but for code that we write ourselves."""
+    text = text.replace("@", "@\u200b").replace("://", ":\u200b//")  # nobody is called, nothing is linked
+    parts = text.split("`")
+    if len(parts) % 2 == 0:
+        return _MARKUP.sub(r"\\\1", text)
+    return "".join(
+        _code(part) if place % 2 else _MARKUP.sub(r"\\\1", part) for place, part in enumerate(parts)
+    )
