@@ -35,7 +35,7 @@ def _print_target(target: TargetReport, console: Console) -> None:
         _print_below(choice, console)
     for finding in target.findings:
         words = Text(f"{finding.level}: ", _STYLES[finding.level]) + Text(changes.plain(finding.message))
-        console.print(Padding(words, (0, 0, 0, _INDENT)))
+        console.print(Padding(words, (0, 0, 0, _INDENT), expand=False))
     layers = changes.changed_layers(target)
     if layers:
         _print_layers(layers, console)
@@ -44,7 +44,7 @@ def _print_target(target: TargetReport, console: Console) -> None:
         table = _table(("", "before", "now", ""))
         for row in rows:
             table.add_row(row.words, row.before, row.after or "not known", row.change)
-        console.print(Padding(table, (0, 0, 0, _INDENT)))
+        console.print(Padding(table, (0, 0, 0, _INDENT), expand=False))
     for warning in target.now.warnings if target.now is not None else ():
         _print_below(f"warning: {changes.plain(warning)}", console)
 
@@ -55,13 +55,13 @@ def _print_layers(layers: tuple[LayerChange, ...], console: Console) -> None:
     table = _table(columns)
     for words in shown:
         table.add_row(*(words[column] for column in columns))
-    console.print(Padding(table, (0, 0, 0, _INDENT)))
+    console.print(Padding(table, (0, 0, 0, _INDENT), expand=False))
     if len(layers) > len(shown):
         _print_below(f"and {len(layers) - len(shown)} more layers", console)
 
 
 def _print_below(line: str, console: Console) -> None:
-    console.print(Padding(Text(line, "dim"), (0, 0, 0, _INDENT)))
+    console.print(Padding(Text(line, "dim"), (0, 0, 0, _INDENT), expand=False))
 
 
 def _table(columns: Iterable[str]) -> Table:
