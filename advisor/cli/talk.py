@@ -78,4 +78,5 @@ class _Handler(logging.Handler):
     """To whatever stderr is at that time: progress bars stand in for it, and keep lines out of their way."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        sys.stderr.write(f"{self.format(record)}\n")
+        if sys.stderr is not None:  # it may be closed
+            sys.stderr.write(f"{self.format(record)}\n")
