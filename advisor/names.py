@@ -21,6 +21,7 @@ NAMED_FORMS = "torchvision:NAME, timm:NAME or package.module:factory"
 OPTIMIZERS = ("adam", "adamw", "momentum", "sgd")
 SCENARIOS = ("auto", "shift", "new-classes")
 EXECUTORS = ("here", "local", "local:", "dask://", "ray", "ray://")  # as they begin
+_EXECUTOR = re.compile(r"here|local(:0*[1-9]\d*)?|dask://.*|ray(://.*)?")
 # What `--rehearse` takes: the keys of `advisor.probes.corruptions`.
 CORRUPTIONS = (
     *("gaussian-noise", "shot-noise", "speckle-noise", "impulse-noise"),
@@ -102,6 +103,16 @@ def unknown_model(library: str, name: str, known: Iterable[str]) -> str:
     """Of a name that a library of networks doesn't have."""
     kind = "classification model" if library == "torchvision" else "model"
     return f"{library} has no {kind} {name!r}{did_you_mean(name, known, most=3)}"
+
+
+def check_executor(spec: str) -> None:
+    """Raises InputError where `--executor` takes no such thing."""
+    if not _EXECUTOR.fullmatch(spec):
+        meant = did_you_mean(spec.partition(":")[0], ("here", "local", "dask", "ray"))
+        forms = "here, local, local:N, dask://HOST:PORT, ray or ray://HOST:PORT"
+        raise InputError(
+            f"--executor {spec!r} is not known{meant}{' It takes' if meant else '; use'} {forms}"
+        )
 
 
 def unknown_method(name: str, known: Sequence[str]) -> str:

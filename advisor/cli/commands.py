@@ -20,6 +20,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from advisor.cli import talk
+from advisor.cli.usage import UsageError
 from advisor.errors import InputError
 from advisor.names import one_of
 
@@ -97,6 +98,14 @@ class _Ours:
             is_option = param.param_type_name == "option"
             if reads_environment and is_option and param.name not in _NOT_FROM_ENVIRONMENT:
                 param.envvar, param.show_envvar = variable_of(param), False
+
+    def parse_args(self: Any, ctx: Any, args: list[str]) -> Any:
+        """As ever; where that fails, the error says of which command."""
+        try:
+            return super().parse_args(ctx, args)  # type: ignore[misc]
+        except UsageError as error:
+            error.ctx = error.ctx or ctx  # type: ignore[attr-defined]
+            raise
 
     def get_help_option(self: Any, ctx: Any) -> Any:
         """The one for -h and --help, whose value needs no pydantic either."""

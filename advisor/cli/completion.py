@@ -95,12 +95,11 @@ def _place(root: Any, words: Iterable[str]) -> tuple[Any, Any]:
 
 
 def _values(param: Any, unfinished: str) -> list[str]:
-    find = _FINDERS.get(param.name)
-    if find is not None:
-        return find(unfinished)
     kind = getattr(getattr(param, "type_descriptor", None), "annotation", None)
-    words = get_args(kind) if get_origin(kind) is Literal else ()
-    return _beginning(words, unfinished)
+    if get_origin(kind) is Literal:
+        return _beginning(get_args(kind), unfinished)
+    find = _FINDERS.get(param.name)
+    return find(unfinished) if find is not None else []
 
 
 def _models(unfinished: str) -> list[str]:

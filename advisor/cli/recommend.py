@@ -13,7 +13,7 @@ from advisor.cli.outputs import Outputs
 from advisor.cli.streams import nothing_more, results_apart
 from advisor.errors import EXIT_NOTHING_FITS, InputError
 from advisor.interrupts import answer_is_possible, answering
-from advisor.names import SCENARIOS, one_of
+from advisor.names import SCENARIOS, check_executor, one_of
 
 if TYPE_CHECKING:
     from advisor.situation import Progress
@@ -171,6 +171,7 @@ def command(
     probe_seconds = None if no_probe else options.parse_probe_time(probe_time)
     class_names = options.parse_class_names(classes)
     size, known_ranks = options.parse_input_size(input_size), options.parse_ranks(ranks)
+    check_executor(executor)
     optimizer, known_methods = options.parse_optimizer(optimizer), options.parse_methods(methods)
     normalisation = options.parse_normalisation(mean, std)
     outputs = Outputs({"--json": json, "--report": report})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -40,7 +41,7 @@ def _missing(error: Any, arguments: Sequence[str]) -> str:
 def _bad_value(error: Any, arguments: Sequence[str]) -> str:
     source = error.ctx.get_parameter_source(error.param.name)
     where = f" (from {error.param.envvar})" if source and source.name == "ENVIRONMENT" else ""
-    return f"{_name(error.param)} {error.message}{where}"
+    return f"{_name(error.param)} {error.message.rstrip('.')}{where}"
 
 
 def _other(error: Any, arguments: Sequence[str]) -> str:
@@ -50,6 +51,11 @@ def _other(error: Any, arguments: Sequence[str]) -> str:
         return f"there is no command {_quoted(typed)}{did_you_mean(typed, commands)}"
     if commands:
         return f"give a command: {', '.join(commands)}"
+    extra = re.search(r"unexpected extra arguments? ?\(?s?\)? ?\((.*)\)", error.message)
+    if extra:
+        takes = (param for param in error.ctx.command.params if param.param_type_name == "argument")
+        taken = " ".join(map(_name, takes)) or "options alone"
+        return f"{_quoted(extra[1])} is too much: {error.ctx.info_name} takes {taken}"
     return error.message[:1].lower() + error.message[1:].rstrip(".")
 
 
