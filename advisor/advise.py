@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import time
@@ -60,8 +61,9 @@ from advisor.solver import (
     weigh,
 )
 from advisor.store import Store
-from advisor.units import format_bytes
+from advisor.units import format_bytes, format_flops, format_seconds
 
+_log = logging.getLogger(__name__)
 _SAFE_SHARE = 0.25  # of the memory that is left: probes hold the images and cached fronts, too
 
 
@@ -192,6 +194,8 @@ def cost_all(
                 broken = violations(budget, cost)
                 evaluations[candidate] = Evaluation(candidate, cost, violations=broken)
                 progress("cost", done / len(names), candidate.id)
+                flops, memory = format_flops(cost.flops.total), format_bytes(cost.peak_memory_bytes)
+                _log.debug("priced %s: %s, %s per update", candidate.id, memory, flops)
     progress("cost", 1.0, "")
     story.not_applicable |= proposals.failures
     story.warnings += [
@@ -366,10 +370,13 @@ def _verify(
                 )
         # What goes wrong with a run says nothing against the answer that was found.
         except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001
+            _log.debug("running %s failed", candidate.id, exc_info=True)
             story.warnings.append(_not_run(candidate, error))
             chosen = evaluation
             break
         tested[candidate] = replace(evaluation, measured=measured)
+        peak, seconds = format_bytes(measured.peak_memory_bytes), format_seconds(measured.update_seconds)
+        _log.debug("ran %s: %s at the allocator's peak, %s per update", candidate.id, peak, seconds)
         if measured.survived:
             chosen = tested[candidate]
             if allowed is not None and measured.cap_bytes is None:

@@ -6,7 +6,6 @@ that is told leans a little to the good side, as any early stopping's does.
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from advisor.files import make_folder, replacing
 from advisor.huggingface import save_for_peft
 from advisor.merged import NAMES, save_merged
 from advisor.methods import learning_rates
+from advisor.names import did_you_mean
 from advisor.probes import FineTune, Normalisation, Trainer, accuracy_of
 from advisor.records import Accuracy, Candidate, DataSummary, Evaluation, Framing, Recommendation
 from advisor.situation import Progress, Request, Story, prepare, versions
@@ -257,10 +257,8 @@ def _chosen(recommendation: Recommendation, wanted: str | None) -> Evaluation:
         return recommendation.evaluation(wanted)
     except KeyError:
         known = [evaluation.candidate.id for evaluation in recommendation.evaluations]
-        near = difflib.get_close_matches(wanted, known, 3, 0.4) or known[:3]
-        raise InputError(
-            f"--candidate {wanted!r} is not in the report; it has {', '.join(near)} and others"
-        ) from None
+        hint = did_you_mean(wanted, known, most=3) or f"; it has {', '.join(known[:3])} and others"
+        raise InputError(f"--candidate {wanted!r} is not in the report{hint}") from None
 
 
 def _learning_rate(evaluation: Evaluation, given: float | None) -> float | None:

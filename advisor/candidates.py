@@ -6,6 +6,7 @@ where memory is short, each method with the levers that cost the least and make 
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,6 +21,7 @@ from advisor.plain import decode, encode
 from advisor.records import Candidate, Census, Cost, Levers, StatisticsPolicy
 from advisor.store import Store
 
+_log = logging.getLogger(__name__)
 _Levers = dict[str, Any]
 
 
@@ -228,6 +230,7 @@ class Proposals:
                     self.failures[candidate.id] = str(error)
                 self._costs[candidate] = None
             except Exception as error:
+                _log.debug("pricing %s failed", candidate.id, exc_info=True)
                 if is_fault_of_ours(error):
                     if os.environ.get(DEBUG):
                         raise

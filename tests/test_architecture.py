@@ -15,6 +15,7 @@ ROOT = Path(advisor.__file__).parent
 # Each may import those before it.
 ORDER = [
     "errors",
+    "names",
     "files",
     "interrupts",
     "units",
@@ -39,6 +40,7 @@ ORDER = [
     "apply",
     "report",
     "demo",
+    "doctor",
     "cli",
 ]
 RENDERERS = ["solver", "report"]  # pure functions of records

@@ -20,11 +20,11 @@ import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, get_args
 
 from advisor.errors import InputError, first_line
+from advisor.names import did_you_mean
 from advisor.records import Budget, Candidate, Optimizer
 from advisor.solver import parse_budget
 from advisor.units import parse_input_size, parse_seconds
@@ -292,9 +292,8 @@ def _target(model: str, name: str, table: Mapping[str, Any], where: str) -> Targ
 def _check_keys(table: Mapping[str, Any], known: Sequence[str], where: str) -> None:
     for key in table:
         if key not in known:
-            near = get_close_matches(key.replace("_", "-"), known, 1)
-            hint = f"did you mean {near[0]}?" if near else "it may hold " + ", ".join(known)
-            raise InputError(f"{where}{key} is unknown; {hint}")
+            hint = did_you_mean(key, known) or f"; it may hold {', '.join(known)}"
+            raise InputError(f"{where}{key} is unknown{hint}")
 
 
 def _tables(table: Mapping[str, Any], key: str, where: str) -> Iterator[tuple[str, Mapping[str, Any]]]:

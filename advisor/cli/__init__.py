@@ -5,24 +5,66 @@ from __future__ import annotations
 import os
 import re
 import sys
+import traceback
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
-from advisor.cli import apply, check, demo, diff, init, methods, options, profile, recommend, report, store
+from advisor.cli import (
+    apply,
+    check,
+    completion,
+    demo,
+    diff,
+    doctor,
+    init,
+    methods,
+    options,
+    profile,
+    recommend,
+    report,
+    store,
+    talk,
+)
+from advisor.cli.commands import App, Quiet, Verbose
 from advisor.cli.streams import print_what_can_be
-from advisor.errors import DEBUG, EXIT_WRONG_INPUT, AdvisorError, first_line
+from advisor.cli.usage import UsageError, in_one_line
+from advisor.errors import DEBUG, EXIT_WRONG_INPUT, AdvisorError, InputError, first_line
 from advisor.interrupts import EXIT_INTERRUPTED, EndedAtOnceError
 
-app = typer.Typer(
-    name="peft-advisor",
-    help="Which fine-tuning method fits this model, this data and this device, and what it will cost.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,  # rich takes longer to import than --help may
-)
+_FLOPS_BUDGET = "PEFT_ADVISOR_FLOPS_BUDGET"
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"peft-advisor {version('peft-advisor')}")
+        raise typer.Exit
+
+
+def _root(
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+    show_completion: completion.Show = False,
+    install_completion: completion.Install = False,
+    version: Annotated[
+        bool,
+        typer.Option("--version", "-V", is_eager=True, callback=_print_version, help="Print it, and exit."),
+    ] = False,
+) -> None:
+    """Which fine-tuning method fits this image classifier, this data and this device, and what it will cost.
+
+    Examples:
+        peft-advisor demo
+        peft-advisor recommend model.pt --data new-images/ --ram 64MB --report report.html
+        peft-advisor profile torchvision:mobilenet_v2
+        peft-advisor doctor
+    """
+
+
+app = App(name="peft-advisor", callback=_root)
 app.command("recommend")(recommend.command)
 app.command("profile")(profile.command)
 app.command("check")(check.command)
@@ -32,6 +74,7 @@ app.command("apply")(apply.command)
 app.command("report")(report.command)
 app.command("methods")(methods.command)
 app.command("demo")(demo.command)
+app.command("doctor")(doctor.command)
 app.add_typer(store.app, name="store")
 
 
@@ -39,13 +82,16 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line; every failure that a user can cause is one line on stderr."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     print_what_can_be()
+    talk.speak("normal")
     try:
-        app(expand_bare_flops_budget(arguments))
+        _run(arguments)
+    except typer.Exit as done:
+        sys.exit(done.exit_code)
     except AdvisorError as error:
         _fail(str(error), error.exit_code)
     except EndedAtOnceError:
         os._exit(EXIT_INTERRUPTED)  # without torch's teardown
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):
         _fail("interrupted", EXIT_INTERRUPTED)
     except BrokenPipeError:
         # The reader, such as `head`, has what it wanted; Python would complain while flushing.
@@ -59,12 +105,34 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except Exception as error:
         if os.environ.get(DEBUG):
             raise
+        if talk.is_verbose():
+            traceback.print_exc()
         _fail(
             f"unexpected {type(error).__name__}: {first_line(error)}; "
-            "please report it with the traceback that PEFT_ADVISOR_DEBUG=1 shows",
+            "please report it with the traceback that --verbose shows",
             EXIT_WRONG_INPUT,
         )
     sys.exit(0)
+
+
+def _run(arguments: Sequence[str]) -> None:
+    """Parse the command line, and run the command that it names."""
+    root = typer.main.get_command(app)
+    if completion.is_asked_for():
+        completion.answer(root)
+        return
+    if os.environ.get(_FLOPS_BUDGET) == "":
+        os.environ[_FLOPS_BUDGET] = options.FEWEST
+    try:
+        # Defaults from a file would go in here, as default_map={command: {parameter: value}}: what is typed,
+        # and what the environment says, go before them.
+        with root.make_context("peft-advisor", expand_bare_flops_budget(arguments)) as context:
+            root.invoke(context)
+    except UsageError as error:
+        if type(error).__name__ != "NoArgsIsHelpError":
+            raise InputError(in_one_line(error, arguments)) from error
+        typer.echo(str(error), err=True)
+        raise typer.Exit(EXIT_WRONG_INPUT) from None
 
 
 def expand_bare_flops_budget(arguments: Sequence[str]) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from advisor.cli import options
+from advisor.cli import options, talk
 from advisor.cli.streams import results_apart
 from advisor.errors import EXIT_WRONG_INPUT
 
@@ -24,7 +24,8 @@ def command(
         Path, typer.Option(metavar="DIR", help="Where to write; made if need be.", show_default=False)
     ],
     data: Annotated[
-        str | None, typer.Option(help="The images to train on; default: those of the report.")
+        str | None,
+        typer.Option(metavar="DATA", help="The images to train on; default: those of the report."),
     ] = None,
     unlabelled: Annotated[
         str | None,
@@ -34,7 +35,7 @@ def command(
         str | None, typer.Option(metavar="ID", help="Another candidate of the report than its choice.")
     ] = None,
     learning_rate: Annotated[
-        float | None, typer.Option(help="Default: the best one of the candidate's probes.")
+        float | None, typer.Option(metavar="RATE", help="Default: the best one of the candidate's probes.")
     ] = None,
     epochs: Annotated[
         int, typer.Option(help="At most; three without a better one end the training, too.")
@@ -50,6 +51,12 @@ def command(
     Writes the adapter (adapter.safetensors, recipe.json), the merged model where the method allows it,
     and huggingface/ where PEFT computes the same. A checkpoint is kept after each epoch: the same
     command goes on from it.
+
+    Exit codes: 0 done, 2 the input or the command line is wrong or a file can't be written, 130 interrupted.
+
+    Examples:
+        peft-advisor apply model.pt advice.json --output tuned/
+        peft-advisor apply model.pt advice.json --output tuned/ --candidate lora-rank=4 --epochs 20
     """
     options.check_model(model)
     for images in (data, unlabelled):
@@ -59,10 +66,9 @@ def command(
 
     recommendation = read_json(report)
     if (output / RECIPE).exists():
-        typer.echo(
-            f"peft-advisor: {output} holds what an earlier run wrote; what comes out otherwise now is kept "
-            "beside the new as NAME~",
-            err=True,
+        talk.notice(
+            f"{output} holds what an earlier run wrote; what comes out otherwise now is kept beside the new "
+            "as NAME~"
         )
 
     from advisor.apply import CHECKPOINT, Application, apply_advice, verdict
@@ -96,17 +102,17 @@ def command(
             go_on = f"{same} goes on from the last whole epoch"
         typer.echo(f"peft-advisor: interrupted; {go_on}", err=True)
         raise typer.Exit(130) from None
-    for warning in applied.warnings:
-        typer.echo(f"peft-advisor: warning: {warning}", err=True)
     rate = applied.recipe.learning_rate
     typer.echo(f"Trained: {applied.recipe.candidate.id}{f', learning rate {rate:g}' if rate else ''}")
     if applied.files:
         typer.echo("Wrote:   " + "\n         ".join(str(path) for path in applied.files))
+    for warning in applied.warnings:
+        typer.echo(f"Warning: {warning}")
     for note in applied.notes:
         typer.echo(f"Note:    {note}")
     typer.echo(verdict(applied))
     for failure in applied.unwritten:
         typer.echo(f"peft-advisor: error: {failure}", err=True)
     if applied.unwritten:
-        typer.echo("peft-advisor: training is done: the same command writes the rest, once it can", err=True)
+        talk.notice("training is done: the same command writes the rest, once it can")
         raise typer.Exit(EXIT_WRONG_INPUT)

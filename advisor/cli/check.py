@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from advisor.cli import options
+from advisor.cli import options, talk
 from advisor.cli.outputs import Outputs
 from advisor.cli.streams import nothing_more
 from advisor.errors import InputError
@@ -85,6 +85,12 @@ def command(
 
     Costs alone: no data, no training, nothing timed, so two runs never differ. Exit codes: 0 passed, 1 a
     limit is broken, the recommendation flipped or a cost grew, 2 a model or the input can't be used.
+
+    Examples:
+        peft-advisor check
+        peft-advisor check --update
+        peft-advisor check --github --sarif costs.sarif --markdown costs.md
+        peft-advisor check torchvision:mobilenet_v2 --ram 64MB --candidate lora-rank=4@last-3@micro-2
     """
     given = {
         "baseline": str(Path(baseline).resolve()) if baseline else None,
@@ -116,14 +122,16 @@ def command(
         raise InputError(f"{path}: there is no such baseline; `peft-advisor check --update` writes it")
     if update:
         check_writable(path)
-    priced = price_all(configuration, before or {}, to_keep=update, began=_say_checking)
+    priced = price_all(
+        configuration, before or {}, to_keep=update, began=lambda name: talk.notice(f"checking {name} ...")
+    )
     if update and all(each.checked is not None for each in priced):
         before = to_keep(priced, before, whole=configuration.is_whole)
         write_whole(path, baselines.dumps(before))
-        typer.echo(f"peft-advisor: {path} is written; commit it", err=True)
+        talk.notice(f"{path} is written; commit it")
     found = check(configuration, priced, before)
     for each in priced:
-        if each.checked is None and each.printed:
+        if each.printed and (each.checked is None or talk.is_verbose()):
             typer.echo(each.printed.rstrip(), err=True)
 
     outputs.write("--json", lambda: render.dumps(found))
@@ -137,10 +145,9 @@ def command(
     else:
         render.print_text(found)
     if before is None and not update and configuration.file:
-        typer.echo(
-            "peft-advisor: warning: there is no baseline, so limits alone were checked; "
-            "`peft-advisor check --update` writes one",
-            err=True,
+        talk.notice(
+            "warning: there is no baseline, so limits alone were checked; `peft-advisor check --update` "
+            "writes one"
         )
     outputs.end(found.exit_code)
 
@@ -165,7 +172,3 @@ def configured(model: str | None, config: str | None, given: Mapping[str, Any]) 
     assert model is not None  # noqa: S101 - one of the two was returned or raised
     options.check_model(model)
     return one_model(model, given, Path.cwd())
-
-
-def _say_checking(name: str) -> None:
-    typer.echo(f"peft-advisor: checking {name} ...", err=True)

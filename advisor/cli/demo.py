@@ -7,11 +7,11 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-from advisor.cli import options
+from advisor.cli import options, talk
 from advisor.cli.outputs import say_what_is_kept
 from advisor.errors import InputError
 from advisor.files import make_folder
@@ -19,20 +19,23 @@ from advisor.files import make_folder
 
 def command(
     scenario: Annotated[
-        str,
-        typer.Option(metavar="shift|new-classes", help="Corrupted digits, or digits never seen before."),
+        Literal["shift", "new-classes"], typer.Option(help="Corrupted digits, or digits never seen before.")
     ] = "shift",
-    folder: Annotated[Path, typer.Option(help="Where the files go.")] = Path("demo"),
-    probe_time: Annotated[str, typer.Option(help="Wall clock for the probes.")] = "60s",
+    folder: Annotated[Path, typer.Option(metavar="DIR", help="Where the files go.")] = Path("demo"),
+    probe_time: Annotated[
+        str, typer.Option(metavar="TIME", help="Wall clock for the probes, such as 60s.")
+    ] = "60s",
     seed: Annotated[int, typer.Option(help="Of the training and the corruption.")] = 0,
 ) -> None:
     """Train a small network on real digits, change the situation, and ask for advice.
 
     Everything it needs is installed with it. It writes model.pt, new-data.npz, old-data.npz,
-    report.html and advice.json into the folder.
+    report.html and advice.json into the folder. Exit codes are those of recommend.
+
+    Examples:
+        peft-advisor demo
+        peft-advisor demo --scenario new-classes --folder demo2 --probe-time 20s
     """
-    if scenario not in ("shift", "new-classes"):
-        raise InputError(f"--scenario {scenario!r} is not known; use shift or new-classes")
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--folder {folder} is a file; give another folder")
     options.parse_probe_time(probe_time)
@@ -46,11 +49,11 @@ def command(
     for name in FILES:
         say_what_is_kept(folder / name)
 
-    typer.echo("Training a small depthwise-separable network on clean digits ...", err=True)
+    talk.hint("Training a small depthwise-separable network on clean digits ...")
     made = make_situation(folder, scenario=scenario, seed=seed)
-    typer.echo(f"{made.model}: {made.before:.1%} right on digits as it knows them", err=True)
-    typer.echo(f"{made.old}: those digits", err=True)
-    typer.echo(f"{made.data}: the new situation, {made.change}", err=True)
+    talk.hint(f"{made.model}: {made.before:.1%} right on digits as it knows them")
+    talk.hint(f"{made.old}: those digits")
+    talk.hint(f"{made.data}: the new situation, {made.change}")
     arguments = ["recommend", str(made.model), "--data", str(made.data), "--input-size", "1x8x8"]
     arguments += [
         "--retain",
@@ -64,7 +67,8 @@ def command(
         probe_time,
     ]
     arguments += ["--report", str(folder / "report.html"), "--json", str(folder / "advice.json")]
-    typer.echo(f"\n$ {shlex.join(['peft-advisor', *arguments])}\n", err=True)
+    arguments += talk.options()
+    talk.hint(f"\n$ {shlex.join(['peft-advisor', *arguments])}\n")
 
     # Exactly as a user would: another process, the same command line. A terminal's Ctrl-C reaches it by
     # itself, and it gives its answer then: it has to be waited for.

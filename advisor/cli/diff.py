@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from advisor.cli import options
+from advisor.cli import options, talk
 from advisor.cli.check import BatchSize, CandidateId, Optimizer, Ranks
 from advisor.cli.outputs import Outputs
 from advisor.cli.streams import nothing_more
@@ -45,6 +45,10 @@ def command(
 
     Limits and options are those of the models that are given; a baseline and an answer have their own.
     Exit code 0 whatever changed: `check` is what fails.
+
+    Examples:
+        peft-advisor diff torchvision:mobilenet_v2 torchvision:mobilenet_v3_small
+        peft-advisor diff old-advice.json advice.json
     """
     outputs = Outputs({"--json": json, "--markdown": markdown})
     given = {
@@ -106,7 +110,7 @@ def _read(
         saved = read_json(text)
         return of_answer(saved), saved
     options.check_model(text)
-    typer.echo(f"peft-advisor: pricing {text} ...", err=True)
+    talk.notice(f"pricing {text} ...")
     known = {text: {DEFAULT_TARGET: before}} if before is not None else {}
     (priced,) = price_all(one_model(text, given, Path.cwd()), known)
     if priced.checked is None:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from advisor.cli import options
+from advisor.cli import options, talk
 from advisor.cli.check import BatchSize, CandidateId, Config, Optimizer, Ranks
 from advisor.errors import ModelError
 
@@ -39,6 +39,10 @@ def command(
     Into the nearest pyproject.toml that configures peft-advisor, else that of the current folder, or a new
     one. Nothing that is there changes. Exit codes: 0 written, 1 written, but nothing fits the limits,
     2 nothing is written: the model or the input can't be used.
+
+    Examples:
+        peft-advisor init package.module:factory --input-size 3x96x96 --ram 64MB
+        peft-advisor init model.pt --name classifier --target phone --ram 48MB --storage 1MB
     """
     from advisor.check import baseline as baselines
     from advisor.check.configuration import FILE, find_file, parse_configuration, short_name
@@ -70,7 +74,7 @@ def command(
     configuration = parse_configuration(text, file).only(name)
     before = baselines.read(configuration.baseline_path)
     check_writable(configuration.baseline_path)
-    typer.echo(f"peft-advisor: measuring {name} ...", err=True)
+    talk.notice(f"measuring {name} ...")
     priced = price_all(configuration, {}, to_keep=True)
     for each in priced:
         if each.checked is None:
@@ -81,9 +85,7 @@ def command(
     found = check(configuration, priced, baseline)
     render.print_text(found)
     written = " and ".join(os.path.relpath(path) for path in (file, configuration.baseline_path))
-    typer.echo(
-        f"peft-advisor: {written} are written; commit both, and let CI run `peft-advisor check`", err=True
-    )
+    talk.notice(f"{written} are written; commit both, and let CI run `peft-advisor check`")
     if found.exit_code:
         raise typer.Exit(found.exit_code)
 

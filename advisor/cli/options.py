@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from advisor import names
+from advisor.cli import talk
 from advisor.errors import DataError, InputError, ModelError, UnitError
 
 if TYPE_CHECKING:
@@ -28,7 +30,8 @@ Model = Annotated[
 Arch = Annotated[
     str | None,
     typer.Option(
-        help="The architecture of a bare state dict: torchvision:NAME, timm:NAME or package.module:factory."
+        metavar="NAME",
+        help="The architecture of a bare state dict: torchvision:NAME, timm:NAME or package.module:factory.",
     ),
 ]
 Trust = Annotated[
@@ -54,7 +57,7 @@ FlopsBudget = Annotated[
         "best, the one with the fewest.",
     ),
 ]
-Storage = Annotated[str | None, typer.Option(help="Most bytes to ship, such as 1MB.")]
+Storage = Annotated[str | None, typer.Option(metavar="SIZE", help="Most bytes to ship, such as 1MB.")]
 Methods = Annotated[str | None, typer.Option(metavar="A,B,...", help="Only these methods; default: all.")]
 Ranks = Annotated[str, typer.Option(metavar="R,R,...", help="Ranks of the low-rank methods.")]
 Optimizer = Annotated[
@@ -85,11 +88,11 @@ def usable_store(text: str | None) -> Path | None:
         path = default_path() if text is None else Path(text)
         with Store(path) as store:
             if store.trouble:
-                typer.echo(f"peft-advisor: warning: {store.trouble}", err=True)
+                talk.notice(f"warning: {store.trouble}")
     except (InputError, RuntimeError) as error:  # RuntimeError: the user has no home folder
         if text is not None:
             raise
-        typer.echo(f"peft-advisor: warning: nothing is remembered: {error}", err=True)
+        talk.notice(f"warning: nothing is remembered: {error}")
         return None
     return path
 
@@ -120,18 +123,18 @@ def parse_class_names(text: str | None) -> tuple[str, ...] | None:
     """
     if text is None:
         return None
-    names = tuple(name.strip() for name in text.split(","))
-    repeated = [name for name, count in Counter(names).items() if count > 1 and name]
+    found = tuple(name.strip() for name in text.split(","))
+    repeated = [name for name, count in Counter(found).items() if count > 1 and name]
     if repeated:
         raise InputError(
             f"--classes names {', '.join(map(repr, repeated))} more than once; give one name for each of the "
             "model's outputs, all different"
         )
-    if not all(names):
+    if not all(found):
         raise InputError(
             f"--classes {text!r} has an empty name; give one name for each of the model's outputs"
         )
-    return names
+    return found
 
 
 def parse_probe_time(text: str) -> float:
@@ -144,21 +147,19 @@ def parse_probe_time(text: str) -> float:
 
 
 def check_model(text: str) -> None:
-    """Tell of a missing file what `load_model` would, without the seconds that its imports take.
+    """Tell of a missing file or name what `load_model` would, without the seconds that its imports take.
 
-    What may be a name - of an architecture, of a factory, of torchvision's without its prefix - is left
-    to `load_model`. Raises ModelError.
+    What may be the name of a factory, or one of timm's many, is left to `load_model`. Raises ModelError.
     """
-    library, _, name = text.partition(":")
-    named = (library in ("torchvision", "timm") and name) or re.fullmatch(
-        r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*", text
-    )
-    if named or text.isidentifier():
+    if os.path.lexists(text):
         return
-    if not os.path.lexists(text):
-        raise ModelError(
-            f"{text}: does not exist; give a file, torchvision:NAME, timm:NAME or package.module:factory"
-        )
+    library, _, name = text.partition(":")
+    if library == "torchvision" and name:
+        known = names.torchvision_models()
+        if known and name not in known:
+            raise ModelError(names.unknown_model(library, name, known))
+    elif (library != "timm" or not name) and not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*", text):
+        raise ModelError(f"{text}: {names.missing_model(text)}")
 
 
 def check_data(text: str | None) -> None:
@@ -170,21 +171,33 @@ def check_data(text: str | None) -> None:
             return
     except (OSError, ValueError, RuntimeError):  # too long, a null byte, no such home
         pass
-    raise DataError(f"data {text!r}: no such file or folder; check the path")
+    raise DataError(names.missing_data(text))
 
 
 def parse_methods(text: str | None) -> tuple[str, ...] | None:
     """Method names, checked. Raises InputError on an unknown one, or on none."""
-    names = parse_names(text)
-    if names is None:
+    found = parse_names(text)
+    if found is None:
         return None
+    if not found:
+        raise InputError("--methods names no method; `peft-advisor methods` lists them")
+    for name in found:
+        check_method(name)
+    return found
+
+
+def check_method(name: str) -> None:
+    """Raises InputError on an unknown one; where there are no third parties' methods, without torch."""
+    from importlib.metadata import entry_points
+
+    own = names.method_names()
+    if name in own:
+        return
+    if not entry_points(group="peft_advisor.methods"):
+        raise InputError(names.unknown_method(name, own))
     from advisor.methods import get_method
 
-    for name in names:
-        get_method(name)
-    if not names:
-        raise InputError("--methods names no method; `peft-advisor methods` lists them")
-    return names
+    get_method(name)
 
 
 def parse_ranks(text: str) -> tuple[int, ...]:
@@ -200,10 +213,7 @@ def parse_ranks(text: str) -> tuple[int, ...]:
 
 def parse_optimizer(text: str) -> str:
     """Adam, adamw, momentum or sgd. Raises InputError."""
-    known = ("adam", "adamw", "momentum", "sgd")
-    if text.lower() not in known:
-        raise InputError(f"--optimizer {text!r} is not known; use one of {', '.join(known)}")
-    return text.lower()
+    return names.one_of("--optimizer", text, names.OPTIMIZERS)
 
 
 def parse_normalisation(mean: str | None, std: str | None) -> Normalisation | None:

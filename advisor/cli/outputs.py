@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import typer
 
-from advisor.errors import EXIT_WRONG_INPUT, AdvisorError, InputError
+from advisor.cli import talk
+from advisor.errors import DEBUG, EXIT_WRONG_INPUT, AdvisorError, InputError
 from advisor.files import check_writable, kept_name, write_whole
 
 
@@ -46,8 +48,10 @@ class Outputs:
         except BrokenPipeError:
             raise
         except Exception as error:
-            if os.environ.get("PEFT_ADVISOR_DEBUG"):
+            if os.environ.get(DEBUG):
                 raise
+            if talk.is_verbose():
+                traceback.print_exc()
             reason = str(error)
             if not isinstance(error, AdvisorError):
                 first_line = (reason.strip() or "no message").splitlines()[0]
@@ -67,6 +71,4 @@ def say_what_is_kept(path: str | Path) -> None:
     """Nothing is overwritten in silence."""
     kept = kept_name(path)
     if kept is not None:
-        typer.echo(
-            f"peft-advisor: {path} is there already; if it changes, it is kept as {kept.name}", err=True
-        )
+        talk.notice(f"{path} is there already; if it changes, it is kept as {kept.name}")

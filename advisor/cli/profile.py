@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from typing import Annotated, Literal
 
 import typer
 
 from advisor.cli import options
+from advisor.cli.commands import typed_command
 from advisor.cli.outputs import Outputs
 from advisor.cli.streams import nothing_more, results_apart
 
@@ -28,10 +27,15 @@ def command(
     ] = "method",
     json: options.JsonPath = None,
 ) -> None:
-    """Show what every method costs on a model: memory, FLOPs, parameters, by layer type."""
+    """Show what every method costs on a model: memory, FLOPs, parameters, by layer type.
+
+    Examples:
+        peft-advisor profile torchvision:mobilenet_v2
+        peft-advisor profile model.pt --input-size 1x8x8 --methods lora,norm --by layer-type
+    """
     options.check_model(model)
     size, known_ranks = options.parse_input_size(input_size), options.parse_ranks(ranks)
-    optimizer = options.parse_optimizer(optimizer)
+    optimizer, known_methods = options.parse_optimizer(optimizer), options.parse_methods(methods)
     outputs = Outputs({"--json": json})
 
     from advisor.advise import profile as advise
@@ -44,10 +48,10 @@ def command(
         input_size=size,
         arch=arch,
         trust=trust,
-        methods=options.parse_methods(methods or (BASELINE if by == "layer-type" else None)),
+        methods=known_methods or ((BASELINE,) if by == "layer-type" else None),
         ranks=known_ranks,
         optimizer=optimizer,
-        command=shlex.join(["peft-advisor", *sys.argv[1:]]),
+        command=typed_command(),
     )
     with results_apart(), ProgressBars() as progress:
         recommendation = advise(model, request, progress)

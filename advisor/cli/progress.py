@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from types import TracebackType
 from typing import Self
 
@@ -15,6 +17,9 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Column
+
+from advisor.cli import talk
+from advisor.units import format_seconds
 
 _STAGES = {
     "load": "Loading",
@@ -31,10 +36,13 @@ def _whole(width: int) -> Column:
 
 
 class ProgressBars:
-    """A context manager that is called as `advise.Progress` is."""
+    """A context manager that is called as `advise.Progress` is. With --quiet it shows nothing."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self._console = console or Console(stderr=True)
+        self._console = console or Console(stderr=True, quiet=talk.is_quiet())
+        # FORCE_COLOR makes rich take a file for a terminal: colours may be wanted there, moving bars aren't.
+        is_terminal = console is not None or bool(sys.stderr and sys.stderr.isatty())
+        self._moves = is_terminal and self._console.is_interactive and not self._console.quiet
         self._bars = Progress(
             TextColumn("{task.description}", table_column=Column(no_wrap=True)),
             BarColumn(bar_width=16),
@@ -50,9 +58,10 @@ class ProgressBars:
             ),
             expand=True,
             console=self._console,
-            disable=not self._console.is_terminal,
+            disable=not self._moves,
         )
         self._tasks: dict[str, TaskID] = {}
+        self._stage, self._since = "", time.perf_counter()
 
     def __enter__(self) -> Self:
         self._bars.start()
@@ -64,16 +73,25 @@ class ProgressBars:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self._enter("")
         self._bars.stop()
 
     def __call__(self, stage: str, fraction: float, running: str) -> None:
         """Move a stage's bar."""
         if stage not in self._tasks:
+            self._enter(stage)
             self._tasks[stage] = self._bars.add_task(_STAGES[stage], total=1.0, running=running)
-            if not self._console.is_terminal:
+            if not self._moves:
                 self._console.print(f"{_STAGES[stage]} ...", highlight=False)
         self._bars.update(self._tasks[stage], completed=fraction, running=running)
 
     def say(self, line: str) -> None:
         """A line above the bars."""
         self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    def _enter(self, stage: str) -> None:
+        """With --verbose, tell how long the stage before took."""
+        now = time.perf_counter()
+        if self._stage and talk.is_verbose():
+            self.say(f"{_STAGES[self._stage]} took {format_seconds(now - self._since)}")
+        self._stage, self._since = stage, now

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 
-from advisor.cli import options
+from advisor.cli import options, talk
+from advisor.cli.commands import typed_command
 from advisor.cli.outputs import Outputs
 from advisor.cli.streams import nothing_more, results_apart
 from advisor.errors import EXIT_NOTHING_FITS, InputError
 from advisor.interrupts import answer_is_possible, answering
+from advisor.names import SCENARIOS, check_executor, one_of
 
 if TYPE_CHECKING:
     from advisor.situation import Progress
@@ -22,12 +23,16 @@ def command(
     model: options.Model,
     data: Annotated[
         str | None,
-        typer.Option(help="ImageFolder, .npz (images, labels), torchvision:CIFAR10:/path or digits."),
+        typer.Option(
+            metavar="DATA", help="ImageFolder, .npz (images, labels), torchvision:CIFAR10:/path or digits."
+        ),
     ] = None,
     ram: options.Ram = None,
     flops_budget: options.FlopsBudget = None,
     storage: options.Storage = None,
-    min_accuracy: Annotated[float | None, typer.Option(help="Least accuracy, such as 0.8.")] = None,
+    min_accuracy: Annotated[
+        float | None, typer.Option(metavar="SHARE", help="Least accuracy, such as 0.8.")
+    ] = None,
     retain: Annotated[
         str | None,
         typer.Option(
@@ -35,7 +40,8 @@ def command(
         ),
     ] = None,
     min_retained: Annotated[
-        float | None, typer.Option(help="Least accuracy on --retain's data, such as 0.9.")
+        float | None,
+        typer.Option(metavar="SHARE", help="Least accuracy on --retain's data, such as 0.9."),
     ] = None,
     unlabelled: Annotated[
         str | None,
@@ -45,10 +51,12 @@ def command(
         ),
     ] = None,
     tolerance: Annotated[
-        float, typer.Option(help="Percentage points below the best that count as as good.")
+        float,
+        typer.Option(metavar="POINTS", help="Percentage points below the best that count as as good."),
     ] = 1.0,
     runtime_overhead: Annotated[
-        str | None, typer.Option(help="The runtime's own footprint, taken off --ram.")
+        str | None,
+        typer.Option(metavar="SIZE", help="The runtime's own footprint, taken off --ram."),
     ] = None,
     input_size: options.InputSize = None,
     batch_size: options.BatchSize = 8,
@@ -74,12 +82,15 @@ def command(
         typer.Option(metavar="A,B,...", help="The model's class names, in the order of its outputs."),
     ] = None,
     mean: Annotated[
-        str | None, typer.Option(help="Per channel, of images in [0, 1]; default: timm's, or ImageNet's.")
+        str | None,
+        typer.Option(
+            metavar="R,G,B", help="Per channel, of images in [0, 1]; default: timm's, or ImageNet's."
+        ),
     ] = None,
-    std: Annotated[
-        str | None, typer.Option(help="Per channel, of images in [0, 1]; default: timm's, or ImageNet's.")
-    ] = None,
-    probe_time: Annotated[str, typer.Option(help="Wall clock for the probes.")] = "3m",
+    std: Annotated[str | None, typer.Option(metavar="R,G,B", help="Likewise; the two go together.")] = None,
+    probe_time: Annotated[
+        str, typer.Option(metavar="TIME", help="Wall clock for the probes, such as 90s or 5m.")
+    ] = "3m",
     epochs: Annotated[
         int,
         typer.Option(help="Of a whole fine-tune: the best candidates train for as long, if there is time."),
@@ -106,8 +117,15 @@ def command(
 ) -> None:
     """Recommend a fine-tuning method for a model under a budget.
 
-    Sizes: MB = 10^6, MiB = 2^20 bytes. FLOPs: 1 multiply-add = 2 FLOPs. Exit codes: 0 advice given,
-    1 nothing fits, 2 the input or the command line is wrong.
+    Sizes: MB = 10^6, MiB = 2^20 bytes. FLOPs: 1 multiply-add = 2 FLOPs.
+
+    Exit codes: 0 advice given, leaving the model alone included, 1 nothing can be recommended, 2 the input or
+    the command line is wrong, 130 interrupted before there was an answer.
+
+    Examples:
+        peft-advisor recommend model.pt --data new-images/ --ram 64MB --json advice.json
+        peft-advisor recommend torchvision:mobilenet_v2 --flops-budget 2GFLOPs
+        peft-advisor recommend model.pt --data old-images/ --rehearse fog:3 --report r.html
     """
     options.check_model(model)
     for images in (data, retain, unlabelled):
@@ -126,8 +144,7 @@ def command(
         tolerance_points=tolerance,
         runtime_overhead=runtime_overhead,
     )
-    if scenario not in ("auto", "shift", "new-classes"):
-        raise InputError(f"--scenario {scenario!r} is not known; use auto, shift or new-classes")
+    scenario = one_of("--scenario", scenario, SCENARIOS)
     if batch_size < 1:
         raise InputError(f"--batch-size {batch_size} must be at least 1")
     if epochs < 1:
@@ -141,7 +158,8 @@ def command(
     probe_seconds = None if no_probe else options.parse_probe_time(probe_time)
     class_names = options.parse_class_names(classes)
     size, known_ranks = options.parse_input_size(input_size), options.parse_ranks(ranks)
-    optimizer = options.parse_optimizer(optimizer)
+    check_executor(executor)
+    optimizer, known_methods = options.parse_optimizer(optimizer), options.parse_methods(methods)
     normalisation = options.parse_normalisation(mean, std)
     outputs = Outputs({"--json": json, "--report": report})
     probes = data is not None and not no_probe
@@ -156,7 +174,7 @@ def command(
         input_size=size,
         arch=arch,
         trust=trust,
-        methods=options.parse_methods(methods),
+        methods=known_methods,
         ranks=known_ranks,
         optimizer=optimizer,
         data=data,
@@ -172,7 +190,7 @@ def command(
         executor=executor,
         verify=not no_verify,
         seed=seed,
-        command=shlex.join(["peft-advisor", *sys.argv[1:]]),
+        command=typed_command(),
     )
     with answering():
         with results_apart(), ProgressBars() as progress:
@@ -183,16 +201,16 @@ def command(
         # Files first: whoever reads the rest may stop reading.
         written = outputs.write("--json", lambda: dumps(recommendation))
         if outputs.write("--report", lambda: render_html(recommendation)):
-            typer.echo(f"Report: {report}", err=True)
+            talk.hint(f"Report: {report}")
         if not outputs.to_stdout:
             print_recommendation(recommendation)
     if outputs.to_stdout:
         nothing_more()
     if written and json and json != "-" and data and recommendation.recommended is not None:
         command = shlex.join(["peft-advisor", "apply", model, json])
-        typer.echo(f"To carry it out: {command} --output FOLDER", err=True)
+        talk.hint(f"To carry it out: {command} --output FOLDER")
     if recommendation.outcome == "none":
-        typer.echo(f"peft-advisor: {recommendation.answer}", err=True)
+        talk.notice(recommendation.answer)
     outputs.end(EXIT_NOTHING_FITS if recommendation.outcome == "none" else 0)
 
 

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from advisor.cli import talk
 from advisor.cli.outputs import Outputs
 
 
@@ -15,7 +16,12 @@ def command(
         str | None, typer.Option(metavar="FILE", help="Write the report, one HTML page.")
     ] = None,
 ) -> None:
-    """Show a saved recommendation, or render its report again."""
+    """Show a saved recommendation, or render its report again.
+
+    Examples:
+        peft-advisor report advice.json
+        peft-advisor report advice.json --report report.html
+    """
     outputs = Outputs({"--report": report})
 
     from advisor.report import print_recommendation, read_json, render_html
@@ -23,7 +29,7 @@ def command(
     recommendation = read_json(path)
     # First: whoever reads the rest may stop reading.
     if outputs.write("--report", lambda: render_html(recommendation)):
-        typer.echo(f"Report: {report}", err=True)
+        talk.hint(f"Report: {report}")
     if not outputs.to_stdout:
         print_recommendation(recommendation)
     outputs.end()

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from advisor.cli import options
+from advisor.cli import options, talk
+from advisor.cli.commands import App
 from advisor.cli.outputs import Outputs
 from advisor.errors import InputError
 from advisor.units import format_bytes
@@ -23,12 +24,16 @@ if TYPE_CHECKING:
 
 _PAIRS_SHOWN = 10  # of a model and a data set
 
-app = typer.Typer(help="Show, export or clear what finished work is remembered.", no_args_is_help=True)
+app = App(help="Show, export or clear what finished work is remembered.")
 
 
 @app.command("show")
 def show(store: options.StorePath = None) -> None:
-    """Show where the store is, how large it is, and what is in it."""
+    """Show where the store is, how large it is, and what is in it.
+
+    Examples:
+        peft-advisor store show
+    """
     from advisor.store import SCHEMA_VERSION, set_aside_files
 
     path = _path(store)
@@ -60,7 +65,11 @@ def export(
     file: Annotated[str, typer.Argument(metavar="[FILE]", help="Where to; - is the standard output.")] = "-",
     store: options.StorePath = None,
 ) -> None:
-    """Write every result as one line of JSON, the oldest first."""
+    """Write every result as one line of JSON, the oldest first.
+
+    Examples:
+        peft-advisor store export results.jsonl
+    """
     outputs = Outputs({"FILE": file})
     path = _path(store)
     with _opened(path) as opened:
@@ -74,7 +83,7 @@ def export(
         ]
     text = "".join(f"{line}\n" for line in lines)
     if outputs.write("FILE", lambda: text) and not outputs.to_stdout:
-        typer.echo(f"{_results(len(lines))}: {file}", err=True)
+        talk.hint(f"{_results(len(lines))}: {file}")
     outputs.end()
 
 
@@ -83,7 +92,13 @@ def clear(
     store: options.StorePath = None,
     yes: Annotated[bool, typer.Option("--yes", help="Don't ask.")] = False,
 ) -> None:
-    """Forget every result. Files that were set aside stay."""
+    """Forget every result. Files that were set aside stay.
+
+    Exit codes: 0 done, 1 not confirmed.
+
+    Examples:
+        peft-advisor store clear --yes
+    """
     path = _path(store)
     with _opened(path) as opened:
         if opened is None:
@@ -93,7 +108,9 @@ def clear(
             if not sys.stdin.isatty():
                 raise InputError("`store clear` asks before it forgets; where nobody can answer, give --yes")
             count = _results(len(list(opened)))
-            typer.confirm(f"Forget {count} in {path}?", abort=True, err=True)
+            if not typer.confirm(f"Forget {count} in {path}?", err=True):
+                talk.notice("nothing was forgotten")
+                raise typer.Exit(1)
         typer.echo(f"{path}: {_results(opened.clear())} forgotten")
 
 

@@ -6,7 +6,6 @@ Method instances.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import pkgutil
 from collections.abc import Iterator, Mapping
@@ -16,6 +15,7 @@ from types import MappingProxyType
 
 from advisor.errors import InputError
 from advisor.methods.base import Method
+from advisor.names import unknown_method
 from advisor.parts.attachment import Setting, Trainable
 from advisor.records import Candidate
 
@@ -51,9 +51,7 @@ def get_method(name: str) -> Method:
     """The method of that name. Raises InputError naming the known ones."""
     _find()
     if name not in _registry:
-        near = difflib.get_close_matches(name, _registry, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(methods())}"
-        raise InputError(f"unknown method {name!r}; {hint}")
+        raise InputError(unknown_method(name, tuple(methods())))
     return _registry[name]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import inspect
 import re
 import sys
@@ -24,12 +23,12 @@ from torch.overrides import TorchFunctionMode
 from advisor import errors
 from advisor.errors import ModelError
 from advisor.models.images import declared_size, image_configuration, stem_channels
+from advisor.names import NAMED_FORMS, did_you_mean, unknown_model
 
 StateDict = dict[str, torch.Tensor]
 Shapes = Mapping[str, tuple[int, ...]]
 _Value = TypeVar("_Value")
 
-NAMED_FORMS = "torchvision:NAME, timm:NAME or package.module:factory"
 _PREFIXES = ("module.", "model.", "net.")
 _CALLABLE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 _OUTPUTS = 7919  # a class count that no hidden layer has: it marks the heads of a trial build
@@ -227,7 +226,7 @@ def first_line(error: BaseException) -> str:
 def _torchvision_architecture(name: str) -> Architecture:
     known = torchvision_names()
     if name not in known:
-        raise ModelError(f"torchvision has no classification model {name!r}{_similar(name, known)}")
+        raise ModelError(unknown_model("torchvision", name, known))
 
     def build(outputs: int | None, state: Shapes | None) -> nn.Module:
         options = dict(_torchvision_options(name, state or {}))
@@ -331,7 +330,7 @@ def _timm_architecture(name: str) -> Architecture:
         raise ModelError(f"timm:{name} needs timm: pip install 'peft-advisor[timm]'") from error
     # Also keeps out timm's `hf-hub:` and `local-dir:` names, which fetch and read files.
     if not timm.is_model(name):
-        raise ModelError(f"timm has no model {name!r}{_similar(name, timm.list_models())}")
+        raise ModelError(unknown_model("timm", name, timm.list_models()))
 
     def build(outputs: int | None, state: Shapes | None) -> nn.Module:
         options = {} if outputs is None else {"num_classes": outputs}
@@ -410,7 +409,9 @@ def _factory_architecture(text: str) -> Architecture:
         factory = getattr(factory, part, None)
     if not callable(factory):
         offered = [name for name in vars(home) if not name.startswith("_")]
-        raise ModelError(f"{text}: {module_name} has no function {attribute}{_similar(attribute, offered)}")
+        raise ModelError(
+            f"{text}: {module_name} has no function {attribute}{did_you_mean(attribute, offered)}"
+        )
 
     def build(outputs: int | None, state: Shapes | None) -> nn.Module:
         return _call_factory(text, factory, outputs)
@@ -543,11 +544,6 @@ def _replace(module: nn.Module, name: str, layer: nn.Module) -> None:
 def _with_channels(module: nn.Module, size: tuple[int, ...]) -> tuple[int, int, int]:
     """The image size with the channels that the first convolution takes."""
     return stem_channels(module) or 3, size[0], size[1]
-
-
-def _similar(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(known), n=3)
-    return f"; did you mean {' or '.join(close)}?" if close else ""
 
 
 def _by(shape: tuple[int, ...]) -> str:

@@ -28,7 +28,6 @@ from torch import _weights_only_unpickler, nn
 
 from advisor.errors import ModelError
 from advisor.models.architectures import (
-    NAMED_FORMS,
     Architecture,
     StateDict,
     build_with_weights,
@@ -42,9 +41,9 @@ from advisor.models.architectures import (
     stdout_to_stderr,
     stock_architecture,
     stock_input_size,
-    torchvision_names,
 )
 from advisor.models.images import ImageConfiguration, image_configuration
+from advisor.names import NAMED_FORMS, missing_model
 
 # Where checkpoints keep the weights, the likeliest first. Plain weights go before their moving average:
 # they are what a training goes on from.
@@ -246,10 +245,7 @@ def _exists(path: Path) -> bool:
 def _read(path: Path, trust: bool) -> tuple[Any, list[str]]:
     """What the file holds, and the names of the classes in it that were replaced by stand-ins."""
     if not _exists(path):
-        text = str(path)
-        if text.isidentifier() and text in torchvision_names():
-            raise ModelError(f"does not exist; for torchvision's network write torchvision:{text}")
-        raise ModelError(f"does not exist; give a file, {NAMED_FORMS}")
+        raise ModelError(missing_model(str(path)))
     if path.is_dir():
         models = sorted(
             each.name for each in path.iterdir() if each.suffix in {".pt", ".pth", ".safetensors"}

@@ -8,7 +8,6 @@ The levels of elastic-transform are this file's own: there, distortions don't gr
 
 from __future__ import annotations
 
-import difflib
 import io
 import math
 from collections.abc import Callable
@@ -19,6 +18,7 @@ import torch
 import torch.nn.functional as F
 
 from advisor.errors import InputError
+from advisor.names import near
 from advisor.probes.data import Dataset, LabelledImages
 
 _AT_ONCE = 256  # images in floating point
@@ -45,11 +45,8 @@ def parse_corruption(text: str) -> Corruption:
     """`gaussian-noise:3`; without a severity, 3. Raises InputError."""
     kind, colon, severity = text.strip().partition(":")
     if kind not in _KINDS:
-        typed = kind.lower().replace("_", "-")
-        near = difflib.get_close_matches(typed, _KINDS, n=1) or [
-            known for known in _KINDS if typed and (typed in known or known in typed)
-        ]
-        hint = f"did you mean {near[0]}? T" if near else "t"
+        meant = near(kind, _KINDS)
+        hint = f"did you mean {meant[0]}? T" if meant else "t"
         raise InputError(
             f"--rehearse {text!r}: {hint}he kinds are {', '.join(_KINDS)}, such as gaussian-noise:3"
         )

@@ -20,11 +20,9 @@ from typing import Any, Protocol
 import torch
 
 from advisor.errors import InputError, first_line
+from advisor.names import check_executor
 from advisor.probes.train import Probe, Trainer, Trial
 from advisor.records import Candidate
-
-_SPECS = "here, local, local:N, dask://HOST:PORT, ray or ray://HOST:PORT"
-
 
 IsRisky = Callable[[Candidate], bool]
 
@@ -56,22 +54,21 @@ def executor_for(
     Raises:
         InputError: there is no such executor, its package is not installed, or it can't be reached.
     """
+    check_executor(spec)
     kind, _, rest = spec.partition(":")
     with ExitStack() as cleanup:
         if spec == "here":
             yield InProcess(trainer, is_risky, cleanup)
-        elif kind == "local" and (not rest or rest.isdecimal()) and rest != "0":
+        elif kind == "local":
             workers = int(rest or os.cpu_count() or 1)
             yield Workers(_sent_by_file(trainer, cleanup), workers, _LOCAL, is_risky)
-        elif kind == "dask" and rest.startswith("//"):
+        elif kind == "dask":
             sent = _sent(trainer)
             workers = _connect_dask(f"tcp:{rest}", sent, cleanup)
             yield Workers(sent, workers, {"backend": "dask", "scatter": [sent]}, is_risky)
-        elif kind == "ray" and (not rest or rest.startswith("//")):
+        else:
             sent, workers = _sent(trainer), _connect_ray(spec, cleanup)
             yield Workers(sent, workers, {"backend": "ray"}, is_risky)
-        else:
-            raise InputError(f"--executor {spec!r} is not known; use {_SPECS}")
 
 
 class InProcess:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from advisor.errors import DataError
+from advisor.names import missing_data
 from advisor.probes.pixels import Frame, Size, fit
 from advisor.probes.survey import Unreadable, decoding, reason
 
@@ -72,7 +73,7 @@ def existing(text: str) -> Path:
             return path
     except (OSError, ValueError, RuntimeError):  # too long, a null byte, no such home
         pass
-    raise DataError(f"data {text!r}: no such file or folder; check the path")
+    raise DataError(missing_data(text))
 
 
 def decoded(

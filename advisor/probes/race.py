@@ -15,6 +15,7 @@ goes on as it was planned, and one that ended is only read.
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -35,6 +36,7 @@ from advisor.records import Accuracy, Candidate, Cost
 from advisor.store import Store
 from advisor.training.update import reestimation_updates
 
+_log = logging.getLogger(__name__)
 Report = Callable[[float, str], None]  # fraction done, what is running
 _Item = TypeVar("_Item")
 _Entry = tuple[Candidate, float]  # and a learning rate
@@ -326,6 +328,8 @@ class _Race:
         try:
             for probe in self._probes(trials):
                 finished[probe.trial] = probe
+                right = f"{_score(probe):.1%} right" if probe.correct is not None else probe.failure
+                _log.debug("probed %s: %s, %.1f s", _named(probe.trial), right, probe.seconds)
         finally:
             probes = [finished[trial] for trial in trials if trial in finished]
             self._judge(probes, last=last)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import inspect
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +13,7 @@ import numpy as np
 import torch
 
 from advisor.errors import DataError
+from advisor.names import did_you_mean
 from advisor.probes.pixels import Frame, Size, pixels
 from advisor.probes.pools import Failures, Found, Pool, class_names_of, decoded, existing
 from advisor.probes.survey import Survey, Unreadable, reason, survey
@@ -70,9 +70,8 @@ def _dataset_class(name: str) -> Callable[..., Any]:
 
     kind = getattr(datasets, name, None) if name in datasets.__all__ else None
     if kind is None:
-        near = difflib.get_close_matches(name.upper(), datasets.__all__, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]}?" if near else "such as CIFAR10, MNIST, SVHN, STL10"
-        raise DataError(f"torchvision has no dataset {name!r}; {hint}")
+        hint = did_you_mean(name, datasets.__all__) or "; it has CIFAR10, MNIST, SVHN, STL10, for example"
+        raise DataError(f"torchvision has no dataset {name!r}{hint}")
     first, *others = inspect.signature(kind).parameters.values()
     needed = [p.name for p in others if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
     if first.name != "root" or needed:

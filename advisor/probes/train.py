@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import math
 import platform
 import tempfile
@@ -31,6 +32,7 @@ from advisor.probes.data import Dataset, LabelledImages, Normalisation
 from advisor.records import Accuracy, Candidate, Census
 from advisor.training.update import begin, reestimation_updates, update
 
+_log = logging.getLogger(__name__)
 _EVALUATION_BATCH = 64
 _TIMED_UPDATES, _TIMING_SECONDS = 8, 0.5  # of each candidate: enough to plan with
 _MOST_IN_MEMORY = 2**30  # bytes of one front's outputs; more go into a file
@@ -105,6 +107,7 @@ class Trainer:
             else:
                 failure = "diverged"
         except Exception as error:  # noqa: BLE001 - what one candidate breaks must not end the others
+            _log.debug("training %s failed", trial.candidate.id, exc_info=True)
             failure = first_line(error)
         return Probe(trial, correct, time.perf_counter() - start, failure, retained)
 

@@ -162,8 +162,8 @@ def _check(recommendation: Recommendation) -> tuple[str, str, str]:
         name,
         "independent check",
         (
-            f"One sample through the base model: {model.forward_flops / 1e6:,.1f} MFLOP; fvcore's "
-            f"multiply-adds, doubled: {model.fvcore_forward_flops / 1e6:,.1f} MFLOP.{compared} "
+            f"One sample through the base model: {format_flops(model.forward_flops)}; fvcore's "
+            f"multiply-adds, doubled: {format_flops(model.fvcore_forward_flops)}.{compared} "
             "The two count normalisation and elementwise operators differently."
         ),
     )

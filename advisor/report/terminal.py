@@ -77,7 +77,7 @@ def print_layer_types(recommendation: Recommendation, console: Console | None = 
         costs = item.cost.by_layer_type
         unit = view.flop_unit(costs[kind].flops.total for kind in costs)
         _heading(f"One update of {view.full_name(item.candidate)}, FLOPs in {unit.name}", console)
-        headers = ("layer type", "trained", "forward", "input\ngradient", "weight\ngradient", "saved")
+        headers = ("layer type", "params\ntrained", "forward", "input\ngradient", "weight\ngradient", "saved")
         rows: list[Row] = []
         for kind in view.layer_types_of(costs):
             cost = costs[kind]
@@ -95,7 +95,7 @@ def _print_costs(recommendation: Recommendation, console: Console) -> None:
     _heading("Cost of one update", console)
     headers = (
         *("candidate", "peak\nmemory", "% of\nfull", "FLOPs per\nupdate", "% of\nfull"),
-        *("trained", "to\nship"),
+        *("params\ntrained", "to\nship"),
     )
     rows: list[Row] = []
     for item in _main_ones_as_priced(recommendation):
@@ -113,7 +113,7 @@ def _print_costs(recommendation: Recommendation, console: Console) -> None:
     _print_table(headers, rows, console)
     flops_per_sample = full and view.multiply_add_flops_per_sample(full, recommendation.batch_size)
     if flops_per_sample:
-        line = f"full: {flops_per_sample / 1e6:,.0f} MFLOP per sample in convolution and linear layers"
+        line = f"full: {format_flops(flops_per_sample)} per sample in convolution and linear layers"
         console.print(_text(f"{line}, both passes."))
 
 
@@ -211,7 +211,7 @@ def _print_candidates(recommendation: Recommendation, console: Console) -> None:
     wide = console.width >= WIDE
     retained = any(item.accuracy and item.accuracy.retained for item in evaluations)
     headers = ["candidate", "accuracy\n95 % interval", "peak\nmemory", "FLOPs per\nupdate"]
-    headers += ["trained", "to\nship", "verdict"] if wide else ["to\nship", "verdict"]
+    headers += ["params\ntrained", "to\nship", "verdict"] if wide else ["to\nship", "verdict"]
     if not any(item.accuracy for item in evaluations):
         del headers[1]
     elif retained:
@@ -265,10 +265,10 @@ def _print_layer_types(recommendation: Recommendation, console: Console) -> None
     _print_table(headers, rows, console)
     check = "unknown"
     if model.fvcore_forward_flops is not None:
-        check = f"{model.fvcore_forward_flops / 1e6:,.0f} MFLOP"
+        check = format_flops(model.fvcore_forward_flops)
     console.print(
         _text(
-            f"Forward pass of one sample: {model.forward_flops / 1e6:,.0f} MFLOP; "
+            f"Forward pass of one sample: {format_flops(model.forward_flops)}; "
             f"fvcore's count of multiply-adds, doubled: {check}."
         )
     )

@@ -17,9 +17,15 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture
-def run(capfd, monkeypatch, folder):
+def run(tell, monkeypatch, folder):
     """Run a command line in this process, in the demo's folder: (exit code, stdout, stderr)."""
     monkeypatch.chdir(folder)
+    return tell
+
+
+@pytest.fixture
+def tell(capfd):
+    """Likewise wherever the test is: nothing is trained for it."""
 
     def go(*arguments):
         with pytest.raises(SystemExit) as done:

@@ -52,13 +52,30 @@ def test_a_missing_file_is_told_before_anything_heavy_is_imported(tmp_path, argu
     assert missing in one_line(done.stderr)
 
 
-@pytest.mark.parametrize("text", ["none.pt", "a/b", "C:\\model.pt", "torchvision:", "model.pt:x y", "a\0b"])
-def test_of_a_missing_model_the_same_is_said_as_when_it_is_loaded(text):
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("none.pt", "give a file, torchvision:NAME"),
+        ("modle.pt", "did you mean model.pt?"),
+        ("./modle.pt", "did you mean"),
+        ("modle.onnx", "did you mean model.pt?"),
+        ("resnet18", "write torchvision:resnet18"),
+        ("reznet18", "did you mean torchvision:resnet18?"),
+        ("torchvision:mobilnet_v2", "did you mean mobilenet_v2 or"),
+        ("torchvision:", "does not exist"),
+        *((text, "does not exist") for text in ("a/b", "C:\\model", "model.pt:x y", "a\0b", "b\x1b[31m")),
+    ],
+)
+def test_of_a_missing_model_the_same_is_said_as_when_it_is_loaded(tmp_path, monkeypatch, text, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model.pt").touch()
     with pytest.raises(ModelError) as loading:
         load_model(text)
     with pytest.raises(ModelError) as checking:
         options.check_model(text)
-    assert str(checking.value) == str(loading.value)
+    assert said in str(checking.value)
+    if not text.startswith("."):
+        assert str(checking.value) == str(loading.value)
 
 
 @pytest.mark.parametrize("text", ["none.npz", "", "a\0b", "~nobody-of-that-name/x", "x" * 5000])
@@ -70,7 +87,7 @@ def test_of_missing_data_the_same_is_said_as_when_it_is_loaded(text):
     assert str(checking.value) == str(loading.value)
 
 
-@pytest.mark.parametrize("text", ["torchvision:resnet18", "timm:x", "a.b:make", "resnet18"])
+@pytest.mark.parametrize("text", ["torchvision:resnet18", "timm:x", "a.b:make"])
 def test_what_may_be_a_name_is_left_to_the_loader(text):
     options.check_model(text)
 

@@ -190,7 +190,7 @@ def test_saved_json_renders_the_same_page(sample: Recommendation) -> None:
             ["did not survive", "norm was first choice", "the allocator asked for 12 MB more"],
         ),
         ("many", ["Every candidate, and why it lost", "over the 512 MB allowed"]),
-        ("profile", ["What each way of fine-tuning this model costs", "1,670"]),
+        ("profile", ["What each way of fine-tuning this model costs", "1.67 GFLOP"]),
     ],
 )
 def test_content(samples: dict[str, Recommendation], name: str, phrases: list[str]) -> None:

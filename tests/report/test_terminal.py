@@ -99,7 +99,7 @@ def test_colour_changes_no_text(samples: dict[str, Recommendation]) -> None:
 
 def test_profile_names_both_counts(samples: dict[str, Recommendation]) -> None:
     output = shown(print_profile, samples["profile"], 120)
-    assert "full: 1,670 MFLOP per sample in convolution and linear layers" in output
+    assert "full: 1.67 GFLOP per sample in convolution and linear layers" in output
     assert "619 MFLOP; fvcore's count of multiply-adds, doubled: 628 MFLOP" in output
 
 
