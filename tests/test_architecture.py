@@ -34,6 +34,7 @@ ORDER = [
     "assumed",
     "situation",
     "advise",
+    "check",
     "adapters",
     "merged",
     "huggingface",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,24 +42,30 @@ class Pricer:
         """What one target comes to.
 
         Args:
-            before: the baseline's, whose candidate is priced again where it is no longer the choice.
-            to_keep: whether the snapshot is to become a baseline, which says what tensors alone would decide.
+            before: the baseline's. Its candidate is among those to choose from, even where it would not be
+                proposed any more: what is proposed depends on how much of a limit is left.
+            to_keep: whether the snapshot is to become a baseline, which says what tensors alone would
+                decide. The choice is then made anew.
 
         Raises:
             InputError: the model can't be loaded or priced, or an option has no such value.
         """
         request = _request(target)
         story, prices = self._prepared(target, request)
+        kept = None
+        if before is not None and before.recommended is not None and not to_keep:
+            kept = Candidate.parse(before.recommended)
         with priced_ahead(lambda found: self._from_the_end(target, story, request, prices, found)) as told:
             prices.told = told
-            choice, evaluations = _choice(target, story, request, prices)
+            choice, evaluations = _choice(target, story, request, prices, kept)
             prices.told = list
         recommended = choice.candidate.id if choice else None
         kind = machine_kind()
         is_flip = before is not None and before.recommended != recommended
         of_tensors = None
         if to_keep or (is_flip and before is not None and kind not in before.machine_peak_bytes):
-            plain, _ = _choice(target, story, request, _OfTensors(prices))
+            also = choice.candidate if to_keep and choice is not None else kept
+            plain, _ = _choice(target, story, request, _OfTensors(prices), also)
             of_tensors = plain.candidate.id if plain else None
         checked = Checked(
             Snapshot(
@@ -77,9 +84,7 @@ class Pricer:
                 warning for warning in dict.fromkeys(story.warnings) if _IRRELEVANT not in warning
             ),
         )
-        if before is None or before.recommended is None or not is_flip:
-            return checked
-        return _with_baseline(checked, Candidate.parse(before.recommended), prices, story)
+        return _with_baseline(checked, kept, prices, story) if kept is not None and is_flip else checked
 
     def _from_the_end(
         self, target: Target, story: Story, request: Request, prices: _Prices, found: Found
@@ -178,11 +183,19 @@ def _request(target: Target) -> Request:
 
 
 def _choice(
-    target: Target, story: Story, request: Request, prices: Pricing
+    target: Target, story: Story, request: Request, prices: Pricing, also: Candidate | None
 ) -> tuple[Evaluation | None, list[Evaluation]]:
-    """The candidate that was named, or the one that is recommended, and all that were looked at."""
+    """The candidate that was named, or the one that is recommended, and all that were looked at.
+
+    Args:
+        also: to be looked at besides what is proposed.
+    """
     if target.candidate is None:
         evaluations = cost_all(story, request, prices, target.budget)
+        if also is not None and all(evaluation.candidate != also for evaluation in evaluations):
+            with suppress(Exception):  # it can't be run any more, so it is no choice
+                cost = _price_named(also, prices, story, request.batch_size)
+                evaluations.append(Evaluation(also, cost, violations=violations(target.budget, cost)))
         return next(iter(rank(evaluations, target.budget)), None), evaluations
     named = Candidate.parse(target.candidate)
     try:

@@ -11,7 +11,8 @@ import typer
 from advisor.cli import options, talk
 from advisor.cli.outputs import Outputs
 from advisor.cli.streams import nothing_more
-from advisor.errors import InputError
+from advisor.errors import InputError, ModelError
+from advisor.names import did_you_mean
 
 if TYPE_CHECKING:
     from advisor.check.configuration import Configuration
@@ -40,7 +41,7 @@ def command(
     model: Annotated[
         str | None,
         typer.Argument(
-            metavar="[MODEL]",
+            metavar="MODEL",
             help="One of those configured, by its name, or any other, as for recommend; default: all "
             "that are configured.",
             show_default=False,
@@ -135,11 +136,11 @@ def command(
             typer.echo(each.printed.rstrip(), err=True)
 
     outputs.write("--json", lambda: render.dumps(found))
-    outputs.write("--sarif", lambda: render.sarif(found))
-    outputs.write("--junit", lambda: render.junit(found))
-    outputs.write("--markdown", lambda: render.markdown(found))
+    outputs.write("--sarif", lambda: render.to_sarif(found))
+    outputs.write("--junit", lambda: render.to_junit(found))
+    outputs.write("--markdown", lambda: render.to_markdown(found))
     if github:
-        typer.echo(render.github(found), nl=False, err=outputs.to_stdout)
+        typer.echo(render.to_github(found), nl=False, err=outputs.to_stdout)
     if outputs.to_stdout:
         nothing_more()
     else:
@@ -162,8 +163,14 @@ def configured(model: str | None, config: str | None, given: Mapping[str, Any]) 
     file = Path(config).resolve() if config else find_file(Path.cwd())
     if file is not None:
         whole = read_configuration(file, given)
-        if model is None or model in {target.model for target in whole.targets}:
+        known = dict.fromkeys(target.model for target in whole.targets)
+        if model is None or model in known:
             return whole.only(model)
+        try:
+            options.check_model(model)
+        except ModelError as error:
+            meant = did_you_mean(model, known) or f"; {file} has {', '.join(known)}"
+            raise InputError(f"{model}: no such file, and no model that is configured{meant}") from error
     elif model is None:
         raise InputError(
             "no model is given, and no pyproject.toml here or above has [tool.peft-advisor]; "

@@ -69,7 +69,7 @@ def command(
     from advisor.report import check as render
 
     outputs.write("--json", lambda: render.dumps(found))
-    outputs.write("--markdown", lambda: render.markdown(found))
+    outputs.write("--markdown", lambda: render.to_markdown(found))
     if outputs.to_stdout:
         nothing_more()
     else:

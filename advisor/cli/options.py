@@ -48,7 +48,9 @@ InputSize = Annotated[
     ),
 ]
 BatchSize = Annotated[int, typer.Option(help="Images in one update.")]
-Ram = Annotated[str | None, typer.Option(help="Most that one update may hold, such as 512MB, 64MiB.")]
+Ram = Annotated[
+    str | None, typer.Option(metavar="SIZE", help="Most that one update may hold, such as 512MB, 64MiB.")
+]
 FlopsBudget = Annotated[
     str | None,
     typer.Option(

@@ -137,3 +137,13 @@ def test_of_tensors_is_asked_only_where_it_is_needed(folder):
     assert Pricer().price(target(folder)).snapshot.of_tensors is None
     kept = Pricer().price(target(folder), to_keep=True).snapshot
     assert Candidate.parse(kept.of_tensors).method in ("full", "norm", "lora", "head")
+
+
+def test_the_baselines_candidate_stays_to_choose_from(folder):
+    """What is proposed depends on how much of a limit is left: that alone flips nothing."""
+    tight = target(folder, ram="350kB")
+    kept = Pricer().price(tight, to_keep=True).snapshot
+    roomy = target(folder, ram="100MB")
+    assert Pricer().price(roomy).snapshot.recommended != kept.recommended
+    assert Pricer().price(roomy, kept).snapshot.recommended == kept.recommended
+    assert Pricer().price(roomy, kept, to_keep=True).snapshot.recommended != kept.recommended

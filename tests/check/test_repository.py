@@ -1,4 +1,4 @@
-"""A small repository with a check: green, a wider layer, another recommendation, a broken limit, a leaner layer.
+"""A small repository with a check: green, a wider layer, a flip, a broken limit, a leaner layer.
 
 The same in every format, through the command, GitHub's action and the pre-commit hook.
 """
@@ -77,7 +77,7 @@ def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("repository")
     repository = Repository(folder)
     arguments = ["init", "nets:Net", "--name", "net", "--input-size", "3x32x32"]
-    more = ["--ram", "2MB", "--methods", "norm,full,lora"]
+    more = ["--ram", "2MB", "--methods", "norm,full"]
     done = subprocess.run(
         [sys.executable, "-m", "advisor", *arguments, *more],
         cwd=folder,

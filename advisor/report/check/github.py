@@ -8,7 +8,7 @@ from advisor.report.check import changes
 _COMMANDS = {"error": "error", "warning": "warning", "note": "notice"}
 
 
-def github(report: CheckReport) -> str:
+def to_github(report: CheckReport) -> str:
     """A line for each finding; empty where there is none."""
     return "".join(
         f"{_annotation(report, target, finding)}\n"

@@ -9,7 +9,7 @@ from advisor.check.records import CheckReport, TargetReport
 from advisor.report.check import changes
 
 
-def junit(report: CheckReport) -> str:
+def to_junit(report: CheckReport) -> str:
     """A target fails with its findings; where its model couldn't be checked, that is an error."""
     by_model: dict[str, list[TargetReport]] = {}
     for target in report.targets:

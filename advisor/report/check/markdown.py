@@ -13,7 +13,7 @@ _MARKUP = re.compile(r"([\\`*_{}\[\]<>#|~$&])")
 _SIGNS = {"error": "❌", "warning": "⚠️", "note": "💡"}
 
 
-def markdown(report: CheckReport) -> str:
+def to_markdown(report: CheckReport) -> str:
     """The verdict, then each target: what there is to say, its figures and its layers, before and after."""
     sign = "❌" if report.exit_code else "✅"
     lines = [f"### {sign} Fine-tuning costs: {changes.verdict(report)}", ""]

@@ -16,7 +16,7 @@ _SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sa
 _ORDER = get_args(Rule)
 
 
-def sarif(report: CheckReport) -> str:
+def to_sarif(report: CheckReport) -> str:
     """A run with a result for each finding, at the line of the configuration that names the model."""
     driver = {
         "name": "peft-advisor",
