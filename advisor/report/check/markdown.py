@@ -67,7 +67,7 @@ def _layers(layers: Sequence[LayerChange]) -> Iterator[str]:
     cells = [
         [
             _code(words["layer"]),
-            words["type"],
+            _escaped(words["type"]),
             *(_arrow(words[key]) for key in ("weight", "peak memory", "FLOPs")),
         ]
         for words in shown
