@@ -43,6 +43,7 @@ ORDER = [
     "demo",
     "doctor",
     "cli",
+    "pytest_plugin",
 ]
 RENDERERS = ["solver", "report"]  # pure functions of records
 

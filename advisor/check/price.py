@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from advisor.advise import cost_all, simulator_for
 from advisor.candidates import Pricing
@@ -35,10 +36,24 @@ _IRRELEVANT = "has random weights"
 class Pricer:
     """Prices targets; what several of them have in common is done once."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, ahead: bool = False) -> None:
+        """Prepare to price.
+
+        Args:
+            ahead: whether a fork of this process may help: it must run one thread, and have run no
+                backward pass.
+        """
+        self._ahead = priced_ahead if ahead else _alone
         self._known: dict[object, tuple[Story, _Prices]] = {}
 
-    def price(self, target: Target, before: Snapshot | None = None, *, to_keep: bool = False) -> Checked:
+    def price(
+        self,
+        target: Target,
+        before: Snapshot | None = None,
+        *,
+        to_keep: bool = False,
+        model: str | nn.Module | None = None,
+    ) -> Checked:
         """What one target comes to.
 
         Args:
@@ -46,16 +61,17 @@ class Pricer:
                 proposed any more: what is proposed depends on how much of a limit is left.
             to_keep: whether the snapshot is to become a baseline, which says what tensors alone would
                 decide. The choice is then made anew.
+            model: instead of the target's source; it is left untouched.
 
         Raises:
             InputError: the model can't be loaded or priced, or an option has no such value.
         """
         request = _request(target)
-        story, prices = self._prepared(target, request)
+        story, prices = self._prepared(target, request, target.source if model is None else model)
         kept = None
         if before is not None and before.recommended is not None and not to_keep:
             kept = Candidate.parse(before.recommended)
-        with priced_ahead(lambda found: self._from_the_end(target, story, request, prices, found)) as told:
+        with self._ahead(lambda found: self._from_the_end(target, story, request, prices, found)) as told:
             prices.told = told
             choice, evaluations = _choice(target, story, request, prices, kept)
             prices.told = list
@@ -80,6 +96,7 @@ class Pricer:
             kind,
             fits=choice is not None and choice.fits,
             answer=_answer(target, choice, evaluations),
+            leanest_layers={} if choice else _layers(prices, story, _leanest(evaluations)),
             warnings=tuple(
                 warning for warning in dict.fromkeys(story.warnings) if _IRRELEVANT not in warning
             ),
@@ -95,12 +112,19 @@ class Pricer:
             backwards = tuple(reversed(request.methods or tuple(methods())))
             cost_all(story, replace(request, methods=backwards), prices, target.budget)
 
-    def _prepared(self, target: Target, request: Request) -> tuple[Story, _Prices]:
-        key = (target.source, target.arch, target.trust, target.input_size, target.batch_size)
+    def _prepared(self, target: Target, request: Request, model: str | nn.Module) -> tuple[Story, _Prices]:
+        key = (model, target.arch, target.trust, target.input_size, target.batch_size)
         if key not in self._known:
-            story = prepare(target.source, request, lambda stage, fraction, running: None)
+            story = prepare(model, request, lambda stage, fraction, running: None)
             self._known[key] = story, _Prices(simulator_for(story), target.batch_size)
         return self._known[key]
+
+
+@contextmanager
+def _alone(work: Callable[[Found], object]) -> Iterator[Callable[[], list[tuple[Candidate, Cost]]]]:
+    """Nothing helps."""
+    del work
+    yield list
 
 
 def machine_kind() -> str:
@@ -237,6 +261,10 @@ def _with_baseline(checked: Checked, candidate: Candidate, prices: _Prices, stor
         of_baseline_broken=tuple(v.reason for v in violations(checked.snapshot.budget, cost)),
         of_baseline_machine_peak_bytes=cost.peak_memory_bytes,
     )
+
+
+def _leanest(evaluations: Sequence[Evaluation]) -> Candidate:
+    return min(evaluations, key=lambda evaluation: evaluation.cost.peak_memory_bytes).candidate
 
 
 def _figures(cost: Cost) -> Figures:

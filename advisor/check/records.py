@@ -85,6 +85,9 @@ class Checked:
     of_baseline_layers: Mapping[str, LayerFigures] = field(default_factory=dict)
     of_baseline_broken: tuple[str, ...] = ()  # the limits that it breaks now, in words
     of_baseline_machine_peak_bytes: int | None = None  # of the same candidate, with workspace
+    leanest_layers: Mapping[str, LayerFigures] = field(
+        default_factory=dict
+    )  # of what takes least, if none fits
     warnings: tuple[str, ...] = ()
 
 

@@ -34,9 +34,20 @@ def counted(self, candidate, size):
     return cost(self, candidate, size)
 
 Simulator.cost = counted
-found = Pricer().price(one_model(sys.argv[1], {"ram": "350kB"}, Path.cwd()).targets[0])
+given = {"ram": "350kB", "methods": "full,norm,bias,lora"}
+found = Pricer(ahead=True).price(one_model(sys.argv[1], given, Path.cwd()).targets[0])
 print(len(priced))
 print(found)
+"""
+_NET = """
+from torch import nn
+
+def build():
+    parts = [nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU()) for _ in range(4)]
+    front = nn.Sequential(nn.Conv2d(3, 8, 3), *parts, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    return nn.Sequential(front, nn.Linear(8, 5))
+
+build.input_size = (3, 16, 16)
 """
 
 
@@ -72,12 +83,7 @@ def test_with_one_core_nothing_is_started(monkeypatch):
 
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="it takes two cores")
 def test_the_answer_is_the_same_with_fewer_prices_of_ones_own(tmp_path):
-    (tmp_path / "net.py").write_text(
-        "from torch import nn\n\ndef build():\n"
-        "    parts = [nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU()) for _ in range(4)]\n"
-        "    return nn.Sequential(nn.Conv2d(3, 8, 3), *parts, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))\n"
-        "build.input_size = (3, 16, 16)\n"
-    )
+    (tmp_path / "net.py").write_text(_NET)
     alone, together = (
         subprocess.run(
             [*prefix, sys.executable, "-c", _SCRIPT, "net:build"],

@@ -84,6 +84,7 @@ def made(tmp_path_factory):
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     repository.commit("What fine-tuning it may cost")
@@ -103,6 +104,10 @@ def run(capsys, *arguments):
         main(arguments)
     captured = capsys.readouterr()
     return done.value.code or 0, captured.out, captured.err
+
+
+def run_in(folder, command, environment):
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
 
 def check_in_every_format(capsys, *more):
@@ -235,7 +240,7 @@ def test_the_action_runs_its_steps(repository, tmp_path):
         }
     )
     shell = ["bash", "--noprofile", "--norc", "-e", "-o", "pipefail", "-c", step["run"]]
-    done = subprocess.run(shell, cwd=repository.folder, env=environment, capture_output=True, text=True)
+    done = run_in(repository.folder, shell, environment)
     assert done.returncode == 1, done.stderr
     assert output.read_text() == "exit-code=1\n"
     assert "middle.0" in summary.read_text()
@@ -280,7 +285,7 @@ def test_the_pre_commit_hook_stops_such_a_commit(repository, tmp_path):
     repository.replace("nets.py", '"middle": 16', '"middle": 32')
     repository.git("add", "-A")
     command = [sys.executable, "-m", "pre_commit", "run", "peft-advisor-check"]
-    done = subprocess.run(command, cwd=repository.folder, env=environment, capture_output=True, text=True)
+    done = run_in(repository.folder, command, environment)
     repository.git("reset", "-q")
     (repository.folder / ".pre-commit-config.yaml").unlink()
     assert done.returncode == 1, done.stderr

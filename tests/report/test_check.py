@@ -192,7 +192,7 @@ def test_any_name_gives_valid_documents(model, target, layer, message):
     assert len(annotation.splitlines()) == 1
     assert re.fullmatch(r"::error file=[^:,]+,line=3,title=[^:,]*::.*\n", annotation)
     rows = [line for line in render.to_markdown(found).splitlines() if line.startswith("| ")]
-    assert {line.count("|") for line in rows} <= {5, 6}  # no name adds a column
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in rows} <= {5, 6}  # no name adds a column
     for form in (render.to_sarif, render.to_junit, render.to_github, render.to_markdown, text):
         form(found).encode()  # no lone surrogate
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", text(found))
