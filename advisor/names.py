@@ -127,6 +127,13 @@ def missing_data(text: str) -> str:
     return f"data {text!r}: no such file or folder; {hint}"
 
 
+def missing_report(text: str) -> str:
+    """Of a saved recommendation that is nowhere."""
+    found = near_files(text, (".json",))
+    hint = f"did you mean {_shown(found[0])}?" if found else "give a file written with --json"
+    return f"{text}: can't be read (No such file or directory); {hint}"
+
+
 @cache
 def method_names() -> tuple[str, ...]:
     """This package's own methods: each is a file of its name. Third parties' are not among them."""

@@ -25,7 +25,7 @@ os.execv(sys.executable, sys.argv[1:])
 class Terminal:
     """A command in a pseudo-terminal of 80 columns."""
 
-    def __init__(self, *arguments, cwd, columns=80):
+    def __init__(self, *arguments, cwd, columns=80, **environment):
         self._master, slave = pty.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
         self.process = subprocess.Popen(
@@ -35,7 +35,7 @@ class Terminal:
             stdout=slave,
             stderr=slave,
             start_new_session=True,
-            env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TERM": "xterm"},
+            env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TERM": "xterm"} | environment,
         )
         os.close(slave)
         self.seen = ""

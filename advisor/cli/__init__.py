@@ -38,9 +38,12 @@ _FLOPS_BUDGET = "PEFT_ADVISOR_FLOPS_BUDGET"
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        from importlib.metadata import version
+        from importlib.metadata import PackageNotFoundError, version
 
-        typer.echo(f"peft-advisor {version('peft-advisor')}")
+        try:
+            typer.echo(f"peft-advisor {version('peft-advisor')}")
+        except PackageNotFoundError:
+            typer.echo("peft-advisor, run from its sources")
         raise typer.Exit
 
 

@@ -61,6 +61,7 @@ def command(
     options.check_model(model)
     for images in (data, unlabelled):
         options.check_data(images)
+    options.check_report(report)
 
     from advisor.report import read_json
 

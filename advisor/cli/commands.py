@@ -12,7 +12,7 @@ import inspect
 import os
 import shlex
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -21,8 +21,8 @@ from typer.core import TyperCommand, TyperGroup
 
 from advisor.cli import talk
 from advisor.cli.usage import UsageError
-from advisor.errors import InputError
-from advisor.names import one_of
+from advisor.errors import DEBUG, InputError
+from advisor.names import near, one_of
 
 # The groups of --help, in their order, with the options by the names of their parameters.
 GROUPS: Mapping[str, tuple[str, ...]] = {
@@ -106,8 +106,11 @@ class _Ours:
                 (kind,) = get_args(kind)
             if kind in _METAVARS or kind is bool or get_origin(kind) is Literal:
                 param._runtime_param = _Value(kind)
-                param.metavar = param.metavar or _METAVARS.get(kind) or "|".join(get_args(kind))
             is_option = param.param_type_name == "option"
+            if param.metavar is None and not is_option:
+                param.metavar = param.name.upper()
+            elif param.metavar is None:
+                param.metavar = _METAVARS.get(kind) or "|".join(get_args(kind)) or None
             if reads_environment and is_option and param.name not in _NOT_FROM_ENVIRONMENT:
                 param.envvar, param.show_envvar = variable_of(param), False
 
@@ -133,7 +136,7 @@ class _Ours:
             if param.hidden:
                 continue
             if param.param_type_name == "argument":
-                arguments.append((param.metavar or param.name.upper(), param.help or ""))
+                arguments.append((param.metavar, param.help or ""))
             else:
                 groups[_GROUP_OF.get(param.name, "Options")].append(param.get_help_record(context))
         for title, rows in ({"Arguments": arguments} | groups).items():
@@ -176,6 +179,8 @@ class Command(_Ours, TyperCommand):
         _taken.update(_from_environment(ctx))
         if _taken:
             talk.notice(f"from the environment: {_assignments()}")
+        for name, meant in _mistyped(ctx.find_root().command).items():
+            talk.notice(f"{name} sets no option; did you mean {meant}?")
         return super().invoke(ctx)
 
 
@@ -219,6 +224,23 @@ def _from_environment(context: Any) -> dict[str, str]:
         if getattr(context.get_parameter_source(param.name), "name", "") == "ENVIRONMENT"
         and param.name not in ("quiet", "verbose")
     }
+
+
+def _mistyped(root: Any) -> dict[str, str]:
+    """Variables that set no option of any command, with the near ones that do."""
+    known = {*_variables(root)}
+    found = {}
+    for name in {name for name in os.environ if name.startswith(_PREFIX)} - known:
+        meant = near(name.removeprefix(_PREFIX), [each.removeprefix(_PREFIX) for each in known])
+        if meant and name != DEBUG:
+            found[name] = _PREFIX + meant[0]
+    return found
+
+
+def _variables(command: Any) -> Iterator[str]:
+    yield from (param.envvar for param in command.params if param.envvar)
+    for each in getattr(command, "commands", {}).values():
+        yield from _variables(each)
 
 
 def _assignments() -> str:

@@ -90,9 +90,9 @@ def _device(device: Device) -> str:
     if device.cores is not None:
         usable = device.usable_cores
         limited = f", {usable} of them for this process" if usable not in (None, device.cores) else ""
-        parts.append(f"{device.cores} cores{limited}")
+        parts.append(f"{device.cores} core{'s' * (device.cores != 1)}{limited}")
     if device.threads is not None:
-        parts.append(f"{device.threads} threads")
+        parts.append(f"{device.threads} thread{'s' * (device.threads != 1)}")
     if device.memory_bytes is not None:
         free = "" if device.available_bytes is None else f"{format_bytes(device.available_bytes)} free of "
         parts.append(f"memory {free}{format_bytes(device.memory_bytes)}")

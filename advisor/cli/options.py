@@ -164,6 +164,12 @@ def check_model(text: str) -> None:
         raise ModelError(f"{text}: {names.missing_model(text)}")
 
 
+def check_report(text: str) -> None:
+    """Likewise of a missing report what `read_json` would. Raises InputError."""
+    if not os.path.lexists(text):
+        raise InputError(names.missing_report(text))
+
+
 def check_data(text: str | None) -> None:
     """Likewise of missing data what `load_data` would. Raises DataError."""
     if text is None or text == "digits" or text.startswith("torchvision:"):

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from advisor.cli import talk
+from advisor.cli import options, talk
 from advisor.cli.outputs import Outputs
 
 
@@ -22,6 +22,7 @@ def command(
         peft-advisor report advice.json
         peft-advisor report advice.json --report report.html
     """
+    options.check_report(path)
     outputs = Outputs({"--report": report})
 
     from advisor.report import print_recommendation, read_json, render_html

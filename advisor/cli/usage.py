@@ -81,7 +81,7 @@ def _options(command: Any) -> list[str]:
 
 def _name(param: Any) -> str:
     if param.param_type_name == "argument":
-        return str(param.metavar or param.name.upper())
+        return str(param.metavar)
     return str(max(param.opts, key=len))
 
 

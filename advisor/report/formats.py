@@ -9,6 +9,7 @@ from typing import Any
 
 from advisor.errors import InputError, first_line
 from advisor.files import write_whole
+from advisor.names import missing_report
 from advisor.plain import decode, encode, shortened
 from advisor.records import Recommendation
 
@@ -74,6 +75,8 @@ def read_json(path: str | os.PathLike[str]) -> Recommendation:
     """The recommendation in a file that `write_json` wrote. Raises InputError."""
     try:
         text = Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise InputError(missing_report(str(path))) from error
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise InputError(f"{path}: can't be read ({reason}); give a file written with --json") from error

@@ -178,12 +178,39 @@ def test_the_environment_counts_and_is_told(tell, network, monkeypatch):
     assert "BATCH_SIZE" not in err
 
 
+def test_a_mistyped_variable_is_told(tell, network, monkeypatch):
+    monkeypatch.setenv("PEFT_ADVISOR_METHDOS", "lora")
+    monkeypatch.setenv("PEFT_ADVISOR_VERSION", "7.0")
+    monkeypatch.setenv("PEFT_ADVISOR_RAM", "1MB")  # of another command
+    _, _, err = tell("profile", *network)
+    assert "PEFT_ADVISOR_METHDOS sets no option; did you mean PEFT_ADVISOR_METHODS?" in err
+    assert err.count("PEFT_ADVISOR") == 2
+
+
 @pytest.mark.parametrize("value", ["", "fewest"])
 def test_a_bare_flops_budget_of_the_environment(tell, network, monkeypatch, value):
     monkeypatch.setenv("PEFT_ADVISOR_FLOPS_BUDGET", value)
     code, out, _ = tell("recommend", *network, "--no-verify", "--json", "-")
     assert code == 0
     assert json.loads(out)["budget"]["fewest_flops"] is True
+
+
+def test_defaults_from_elsewhere_count_the_least(monkeypatch):
+    given = {"profile": {"batch_size": 2, "ranks": "4", "by": "layer-type"}}
+    monkeypatch.setenv("PEFT_ADVISOR_RANKS", "8")
+
+    def values(*arguments):
+        with ROOT.make_context("peft-advisor", ["profile", "m.pt", *arguments], default_map=given) as context:
+            name, command, rest = ROOT.resolve_command(context, ["profile", "m.pt", *arguments])
+            return command.make_context(name, rest, parent=context).params
+
+    found = values("--by", "method")
+    assert (found["batch_size"], found["ranks"], found["by"], found["optimizer"]) == (
+        2,
+        "8",
+        "method",
+        "adam",
+    )
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from advisor.cli import options
 from advisor.errors import AdvisorError, DataError, InputError, ModelError
 from advisor.models import load_model
 from advisor.probes import load_data
+from advisor.report import read_json
 from tests.cli.test_cli import one_line
 
 
@@ -25,6 +26,7 @@ from tests.cli.test_cli import one_line
         ("recommend", "torchvision:resnet18", "--data", "digits", "--retain", "none"),
         ("recommend", "torchvision:resnet18", "--data", "digits", "--unlabelled", "none"),
         ("profile", "none.pt"),
+        ("report", "none.json"),
         ("apply", "none.pt", "advice.json", "--output", "out"),
         ("apply", "torchvision:resnet18", "none.json", "--output", "out"),
         ("apply", "torchvision:resnet18", "./advice", "--output", "out", "--data", "none"),
@@ -85,6 +87,20 @@ def test_of_missing_data_the_same_is_said_as_when_it_is_loaded(text):
     with pytest.raises(DataError) as checking:
         options.check_data(text)
     assert str(checking.value) == str(loading.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"), [("none.json", "give a file written with --json"), ("advise.json", "mean advice.json?")]
+)
+def test_of_a_missing_report_the_same_is_said_as_when_it_is_read(tmp_path, monkeypatch, text, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "advice.json").touch()
+    with pytest.raises(InputError) as reading:
+        read_json(text)
+    with pytest.raises(InputError) as checking:
+        options.check_report(text)
+    assert str(checking.value) == str(reading.value)
+    assert said in str(checking.value)
 
 
 @pytest.mark.parametrize("text", ["torchvision:resnet18", "timm:x", "a.b:make"])

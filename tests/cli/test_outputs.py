@@ -29,6 +29,7 @@ NOWHERE = "/proc/nowhere"  # the kernel lets nobody write there, not even root
         (*ASKED, "--json", "-", "--report", "-"),
         ("profile", "model.pt", "--input-size", "1x8x8", "--json", f"{NOWHERE}.json"),
         ("report", "advice.json", "--report", f"{NOWHERE}.html"),
+        ("doctor", "--json", f"{NOWHERE}.json"),
         ("demo", "--folder", NOWHERE),
         ("demo", "--folder", "model.pt"),
         ("apply", "model.pt", "advice.json", "--output", NOWHERE),

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import io
+import re
 
 import pytest
+import torch
 from rich.console import Console
+from torch import nn
 
 from advisor.cli.progress import _STAGES, ProgressBars
 
@@ -39,3 +42,48 @@ def test_bar_elapsed_and_time_left_are_always_there(width, running):
         assert all(LONG[:10] in line for line in lines)
     elif running:
         assert all("[red]" in line for line in lines)
+
+
+@pytest.fixture
+def seen(tmp_path):
+    """What `profile` of a network of 14 parameters shows in a terminal of 80 columns."""
+    pytest.importorskip("pty")
+    from tests.processes import Terminal
+
+    torch.save(nn.Sequential(nn.Conv2d(1, 1, 3), nn.Flatten(), nn.Linear(1, 2)), tmp_path / "model.pt")
+
+    def show(*options, **environment):
+        asked = ("profile", "model.pt", "--input-size", "1x3x3", "--methods", "head", *options)
+        terminal = Terminal(*asked, cwd=tmp_path, **environment)
+        try:
+            assert terminal.ended() == 0
+        finally:
+            terminal.close()
+        return terminal.seen
+
+    return show
+
+
+def test_in_a_terminal(seen):
+    shown = seen()
+    plain = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", shown)
+    lines = [line for line in re.split(r"[\r\n]+", plain) if line]
+    assert max(map(len, lines)) <= 80
+    assert [line for line in lines if re.match(r"Costing every candidate ━+ 0:00:\d\d left 0:00:\d\d", line)]
+    assert "\x1b[?25h" in shown  # the cursor is back
+
+
+def test_a_dumb_terminal_gets_lines_alone(seen):
+    shown = seen(TERM="dumb")
+    assert "\x1b" not in shown
+    assert "Loading ...\r\nCosting every candidate ...\r\n" in shown
+
+
+def test_no_colour_is_no_colour(seen):
+    assert not re.search(r"\x1b\[[\d;]*[349]\dm", seen(NO_COLOR="1"))
+
+
+def test_quiet_in_a_terminal(seen):
+    shown = seen("--quiet")
+    assert shown.startswith("Model: ")
+    assert "Loading" not in shown
