@@ -1,42 +1,118 @@
-"""Commands in a terminal of their own, and which processes are there."""
+"""Commands as users run them, in processes of their own, also in a terminal; and which processes are there.
+
+    done = run_command("profile", "model.pt", cwd=folder)            # as subprocess.run: text, both streams
+    done = run_command("methods", cwd=folder, env={"LC_ALL": "C"})   # more environment
+    done = run_command("--help", cwd=folder, fresh=True)             # where the start itself is the subject
+    running = start_command("apply", ..., cwd=folder)                # to signal it, or to read along
+    terminal = Terminal("recommend", ..., cwd=folder)                # to press Ctrl-C
+
+A process that has imported torch and the rest once (`tests.forkserver`) forks for each, which saves 4 s of a
+processor. They are real all the same: their own process, streams, signals, exit code, and children. With
+`fresh=True` it is `python -m advisor`, and so it is where `env` sets what only a new interpreter reads, its
+locale say, and on platforms that don't fork.
+"""
 
 from __future__ import annotations
 
+import atexit
 import fcntl
+import json
 import os
 import pty
 import select
+import signal
+import socket
 import struct
 import subprocess
 import sys
 import termios
+import threading
 import time
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+FORKS = sys.platform.startswith("linux")
+# Of the environment, what is read before a command's own code is, or by libraries when they load.
+AT_START = ("PYTHON", "LC_", "LANG", "LD_", "MALLOC_", "OMP_", "MKL_", "OPENBLAS_", "TORCH", "CUDA_")
+_ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
 # The terminal becomes the controlling one, and the command its foreground.
-_START = """
+_IN_TERMINAL = """
 import fcntl, os, sys, termios
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 os.execv(sys.executable, sys.argv[1:])
 """
 
 
+def run_command(*arguments, cwd, env=None, stdin=None, text=True, fresh=False, timeout=300):
+    """Run `peft-advisor ARGUMENTS` to its end, in a process of its own.
+
+    Args:
+        arguments: text, bytes, paths or numbers.
+        cwd: its current folder.
+        env: set on top of this process's environment.
+        stdin: what it can read, text or bytes; nothing by default.
+        text: whether streams are text, not bytes.
+        fresh: start a new interpreter, where how it starts is the subject.
+
+    Returns:
+        A subprocess.CompletedProcess: `returncode` (minus a signal's number), `stdout`, `stderr`.
+    """
+    streams = {"stdin": subprocess.PIPE, "text": text, "env": env, "fresh": fresh}
+    with start_command(*arguments, cwd=cwd, **streams) as process:
+        try:
+            out, err = process.communicate(stdin, timeout)
+        except BaseException:
+            process.kill()
+            raise
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def start_command(  # one keyword for each of Popen's
+    *arguments,
+    cwd,
+    env=None,
+    stdin=subprocess.DEVNULL,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+    fresh=False,
+    terminal=False,
+):
+    """Start `peft-advisor ARGUMENTS`: a subprocess.Popen, or a forked process that is used alike.
+
+    Args:
+        terminal: stdin is a terminal, which becomes that of a new session.
+        others: as `run_command`'s, streams as Popen's.
+    """
+    arguments = [os.fsdecode(each if isinstance(each, bytes) else str(each)) for each in arguments]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)} | (env or {})
+    forks = FORKS and not fresh and _at_start(environment) == _at_start(_ENVIRONMENT)
+    command = [sys.executable, "-m", "advisor", *arguments]
+    if terminal and not forks:
+        command = [sys.executable, "-c", _IN_TERMINAL, *command]
+    return (_Forked if forks else subprocess.Popen)(
+        command,
+        cwd=cwd,
+        env=environment,
+        stdin=stdin,
+        stdout=stdout,
+        stderr=stderr,
+        text=text,
+        start_new_session=terminal,
+    )
+
+
 class Terminal:
     """A command in a pseudo-terminal of 80 columns."""
 
-    def __init__(self, *arguments, cwd, columns=80, **environment):
+    def __init__(self, *arguments, cwd, columns=80, fresh=False, **environment):
         self._master, slave = pty.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", _START, sys.executable, "-m", "advisor", *map(str, arguments)],
-            cwd=cwd,
-            stdin=slave,
-            stdout=slave,
-            stderr=slave,
-            start_new_session=True,
-            env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TERM": "xterm"} | environment,
-        )
+        streams = dict.fromkeys(("stdin", "stdout", "stderr"), slave)
+        more = {"env": {"TERM": "xterm"} | environment, "fresh": fresh, "terminal": True}
+        self.process = start_command(*arguments, cwd=cwd, **streams, **more)
         os.close(slave)
         self.seen = ""
 
@@ -103,3 +179,105 @@ def wait_until(condition, seconds):
             return False
         time.sleep(0.05)
     return True
+
+
+class _Forked:
+    """A forked command, with what tests use of subprocess.Popen."""
+
+    def __init__(self, args, *, cwd, env, stdin, stdout, stderr, text, start_new_session):
+        self.args, self.returncode = args, None
+        ours, theirs = [], []
+        for number, wanted in enumerate((stdin, stdout, stderr)):
+            opened = None
+            if wanted == subprocess.PIPE:
+                ends = os.pipe() if number else os.pipe()[::-1]
+                opened = os.fdopen(ends[0], ("r" if number else "w") + ("" if text else "b"))
+                theirs.append(ends[1])
+            elif wanted == subprocess.DEVNULL:
+                theirs.append(os.open(os.devnull, os.O_RDWR))
+            else:
+                theirs.append(os.dup(wanted if isinstance(wanted, int) else wanted.fileno()))
+            ours.append(opened)
+        self.stdin, self.stdout, self.stderr = ours
+        self._answers, answers = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        wanted = {"cwd": os.fspath(cwd), "env": env, "arguments": args[3:], "terminal": start_new_session}
+        with answers:
+            socket.send_fds(_server(), [json.dumps(wanted).encode()], [*theirs, answers.fileno()])
+        for each in theirs:
+            os.close(each)
+        begun = self._answers.recv(64)
+        assert begun, "no process to fork from: what it says is on this one's stderr"
+        self.pid = int(begun)
+
+    def poll(self):
+        """The exit code, or minus the signal's number; None while it runs."""
+        if self.returncode is None and select.select([self._answers], [], [], 0)[0]:
+            self.returncode = int(self._answers.recv(64))
+        return self.returncode
+
+    def wait(self, timeout=None):
+        if self.returncode is None and not select.select([self._answers], [], [], timeout)[0]:
+            raise subprocess.TimeoutExpired(self.args, timeout)
+        return self.poll()
+
+    def send_signal(self, number):
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self):
+        self.send_signal(signal.SIGKILL)
+
+    def communicate(self, stdin=None, timeout=None):
+        """Give it its input, read what it says, and wait: (stdout, stderr)."""
+        read = {}
+
+        def reading(stream):
+            read[stream] = stream.read()
+
+        outputs = [each for each in (self.stdout, self.stderr) if each]
+        readers = [threading.Thread(target=reading, args=[each], daemon=True) for each in outputs]
+        for each in readers:
+            each.start()
+        if self.stdin:
+            with suppress(BrokenPipeError):  # it ended without
+                if stdin:
+                    self.stdin.write(stdin)
+                self.stdin.close()
+        end = None if timeout is None else time.monotonic() + timeout
+        for each in readers:
+            each.join(None if end is None else max(end - time.monotonic(), 0))
+            if each.is_alive():
+                raise subprocess.TimeoutExpired(self.args, timeout)
+        self.wait(None if end is None else max(end - time.monotonic(), 0))
+        return read.get(self.stdout), read.get(self.stderr)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        for each in (self.stdin, self.stdout, self.stderr):
+            if each:
+                each.close()
+        self.wait()
+        self._answers.close()
+
+
+def _at_start(environment):
+    return {name: value for name, value in environment.items() if name.startswith(AT_START)}
+
+
+@cache
+def _server():
+    """Where to send what is to be forked; the process ends with this one."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with theirs:
+        process = subprocess.Popen(
+            [sys.executable, "-c", f"from tests.forkserver import main; main({theirs.fileno()})"],
+            cwd=ROOT,
+            env=_ENVIRONMENT,
+            stdin=subprocess.DEVNULL,
+            pass_fds=[theirs.fileno()],
+        )
+    atexit.register(process.wait)
+    atexit.register(ours.close)  # ends it
+    return ours

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import signal
 import sqlite3
 import subprocess
-import sys
 import time
 from contextlib import closing
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,6 +18,7 @@ from torch import nn
 from torch.nn import functional
 
 from advisor.store import Store
+from tests.processes import ROOT, start_command
 
 KILLS = 10
 # With ample time no plan depends on the clock: every rung admits all and trains as long as it may.
@@ -64,42 +62,17 @@ def situation(tmp_path_factory):
     return folder / "model.pt", folder / "data.npz"
 
 
-class Runs:
-    """Runs of `peft-advisor recommend`, each a process of its own."""
-
-    def __init__(self, situation):
-        self._situation = situation
-        self._forks = subprocess.Popen(
-            [sys.executable, "-m", "tests.forked"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            cwd=Path(__file__).parents[1],
-        )
-
-    def begin(self, store, answer):
-        """The process id of a run that has begun."""
-        model, data = map(str, self._situation)
-        paths = [model, "--data", data, "--store", str(store)]
-        arguments = ["recommend", *paths, *ARGUMENTS, "--json", str(answer)]
-        self._forks.stdin.write(json.dumps(arguments) + "\n")
-        self._forks.stdin.flush()
-        return int(self._forks.stdout.readline())
-
-    def ended(self):
-        """Its exit code, or minus the signal that killed it."""
-        return int(self._forks.stdout.readline())
-
-    def stop(self):
-        self._forks.communicate()
-
-
 @pytest.fixture
-def runs(situation):
-    started = Runs(situation)
-    yield started
-    started.stop()
+def begin(situation):
+    """Begins a run of `peft-advisor recommend`, in a process of its own."""
+    model, data = situation
+    paths = (model, "--data", data, "--store")
+    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+
+    def go(store, answer):
+        return start_command("recommend", *paths, store, *ARGUMENTS, "--json", answer, cwd=ROOT, **silent)
+
+    return go
 
 
 def logged(path):
@@ -128,11 +101,10 @@ def advice(answer):
     return found
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="runs are forked")
-def test_killed_ten_times_the_advice_is_the_same_and_no_probe_is_trained_twice(runs, tmp_path):
+def test_killed_ten_times_the_advice_is_the_same_and_no_probe_is_trained_twice(begin, tmp_path):
     undisturbed = logged(tmp_path / "undisturbed")
-    runs.begin(undisturbed, tmp_path / "undisturbed.json")
-    assert runs.ended() == 0
+    with begin(undisturbed, tmp_path / "undisturbed.json") as run:
+        assert run.wait() == 0
     expected = probes_put(undisturbed)
     assert len(expected) == len(set(expected)) > 2 * KILLS
 
@@ -140,16 +112,16 @@ def test_killed_ten_times_the_advice_is_the_same_and_no_probe_is_trained_twice(r
     randomness = random.Random(0)
     # Anywhere from before the first probe to the last one, and at any moment of a probe.
     for after in sorted(randomness.choices(range(len(expected)), k=KILLS)):
-        run = runs.begin(killed, tmp_path / "killed.json")
-        while len(probes_put(killed)) < after:
-            time.sleep(0.002)
-        time.sleep(randomness.uniform(0, 0.1))
-        os.kill(run, signal.SIGKILL)
-        assert runs.ended() == -signal.SIGKILL
+        with begin(killed, tmp_path / "killed.json") as run:
+            while len(probes_put(killed)) < after:
+                time.sleep(0.002)
+            time.sleep(randomness.uniform(0, 0.1))
+            run.kill()
+            assert run.wait() == -signal.SIGKILL
     assert not (tmp_path / "killed.json").exists()
     before = len(probes_put(killed))
-    runs.begin(killed, tmp_path / "killed.json")
-    assert runs.ended() == 0
+    with begin(killed, tmp_path / "killed.json") as run:
+        assert run.wait() == 0
 
     assert probes_put(killed) == expected
     assert advice(tmp_path / "killed.json") == advice(tmp_path / "undisturbed.json")

@@ -68,7 +68,9 @@ def executor_for(
             yield Workers(sent, workers, {"backend": "dask", "scatter": [sent]}, is_risky)
         else:
             sent, workers = _sent(trainer), _connect_ray(spec, cleanup)
-            yield Workers(sent, workers, {"backend": "ray"}, is_risky)
+            executor = Workers(sent, workers, {"backend": "ray"}, is_risky)
+            cleanup.callback(executor.stop)
+            yield executor
 
 
 class InProcess:
@@ -107,7 +109,8 @@ class Workers:
     def __init__(self, sent: _Sent, workers: int, backend: dict[str, Any], is_risky: IsRisky) -> None:
         self.workers, self.threads, self.is_risky = workers, sent.threads, is_risky
         self.losses: list[str] = []
-        self._sent, self._backend = sent, backend
+        self._sent, self._backend, self._is_ray = sent, backend, backend["backend"] == "ray"
+        self._opened: Any = None
 
     def run(self, trials: Iterable[Trial]) -> Iterator[Probe]:
         """Each trial's probe as it finishes."""
@@ -126,31 +129,26 @@ class Workers:
             else:
                 return
 
+    def stop(self) -> None:
+        """End what is kept from one call to the next."""
+        opened, self._opened = self._opened, None
+        if opened is not None:
+            opened.__exit__(None, None, None)
+
     def _parallel(self, trials: Iterator[Trial], begun: list[Trial]) -> Iterator[Probe]:
         """Until one of the workers dies; `begun` then holds what was begun and not finished."""
-        from joblib import Parallel, delayed, parallel_config
+        from joblib import delayed
 
         def calls(some: Iterable[Trial]) -> Iterator[Any]:
             for trial in some:
                 begun.append(trial)
                 yield delayed(_probe)(self._sent, trial)
 
-        # joblib's ray backend hands over results only when all of a call are there.
-        in_parts = self._backend["backend"] == "ray"
-        # With a single job joblib would run it in this process.
-        with (
-            warnings.catch_warnings(),
-            parallel_config(n_jobs=max(self.workers, 2), **self._backend),
-            Parallel(
-                return_as="list" if in_parts else "generator_unordered",
-                batch_size=1,
-                pre_dispatch=self.workers,
-            ) as parallel,
-        ):
+        with warnings.catch_warnings(), self._pool() as parallel:
             # One that has grown is replaced: cached fronts are no leak.
             warnings.filterwarnings("ignore", "A worker stopped while some jobs were given")
             while (first := next(trials, None)) is not None:
-                some = chain([first], islice(trials, self.workers - 1) if in_parts else trials)
+                some = chain([first], islice(trials, self.workers - 1) if self._is_ray else trials)
                 # Engines start their workers themselves, and ray's call lasts until all are done.
                 local = self._backend["backend"] == "loky"
                 with _interrupts_kept_from_children() if local else nullcontext():
@@ -158,6 +156,29 @@ class Workers:
                 for probe in probes:
                     begun.remove(probe.trial)
                     yield probe
+
+    @contextmanager
+    def _pool(self) -> Iterator[Any]:
+        """What joblib's calls go through. On ray it is kept: a new one's workers all import torch anew."""
+        from joblib import Parallel, parallel_config
+
+        if self._opened is None:
+            # With a single job joblib would run it in this process.
+            with parallel_config(n_jobs=max(self.workers, 2), **self._backend):
+                opened = Parallel(
+                    # joblib's ray backend hands over results only when all of a call are there.
+                    return_as="list" if self._is_ray else "generator_unordered",
+                    batch_size=1,
+                    pre_dispatch=self.workers,
+                )
+            self._opened = opened.__enter__()
+        is_whole = False
+        try:
+            yield self._opened
+            is_whole = True
+        finally:
+            if not (self._is_ray and is_whole):
+                self.stop()
 
     def _alone(self, trial: Trial) -> Probe:
         try:

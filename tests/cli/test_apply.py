@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -14,8 +11,7 @@ import pytest
 
 from advisor.cli import main
 from tests.cli.test_cli import one_line
-
-ROOT = Path(__file__).parents[2]
+from tests.processes import start_command
 
 
 @pytest.fixture(scope="module")
@@ -87,19 +83,12 @@ def test_what_can_not_be_used_is_one_line(run, tmp_path, arguments, message):
 @pytest.mark.parametrize(("more", "how"), [((), ""), (("--restart",), " without --restart")])
 def test_an_interrupted_run_says_how_to_go_on(folder, tmp_path, more, how):
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "advisor", "apply", "model.pt", "advice.json", "--output", str(out)]
-    process = subprocess.Popen(
-        [*command, "--epochs", "500", *more],
-        cwd=folder,
-        stderr=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        text=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-    )
-    while not (out / "checkpoint.pt").exists() and process.poll() is None:
-        time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    asked = ("apply", "model.pt", "advice.json", "--output", out, "--epochs", "500", *more)
+    with start_command(*asked, cwd=folder, fresh=not more) as process:
+        while not (out / "checkpoint.pt").exists() and process.poll() is None:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert f"interrupted; the same command{how} goes on from the last whole epoch" in err
     assert "Traceback" not in err

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -15,6 +13,7 @@ from torch import nn
 from advisor.cli import expand_bare_flops_budget
 from advisor.demo import make_situation
 from advisor.probes import data as _data  # noqa: F401 - imported early: the runs below fork nothing
+from tests.processes import run_command, start_command
 
 QUICK = ("--input-size", "1x8x8", "--methods", "head,norm,lora", "--ranks", "2", "--probe-time", "4s")
 
@@ -130,12 +129,19 @@ def test_images_without_labels_serve_what_looks_at_none(run, tmp_path):
 
 def test_files_are_written_though_nobody_reads_the_rest(folder, tmp_path):
     out, report = tmp_path / "o.json", tmp_path / "r.html"
-    command = [sys.executable, "-m", "advisor", "recommend", "model.pt", "--no-probe", "--no-verify"]
-    command += ["--input-size", "1x8x8", "--methods", "head", "--json", str(out), "--report", str(report)]
-    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    process.stdout.close()
-    assert process.wait() == 0, process.stderr.read()
-    process.stderr.close()
+    asked = (
+        "recommend",
+        "model.pt",
+        "--no-probe",
+        "--no-verify",
+        "--input-size",
+        "1x8x8",
+        "--methods",
+        "head",
+    )
+    with start_command(*asked, "--json", out, "--report", report, cwd=folder) as process:
+        process.stdout.close()
+        assert process.wait() == 0, process.stderr.read()
     assert json.loads(out.read_text())["recommended"] == "head"
     assert report.exists()
 
@@ -324,9 +330,7 @@ def test_a_bare_flops_budget(typed, meant):
     assert expand_bare_flops_budget(typed) == meant
 
 
-def test_the_module_is_the_command():
-    done = subprocess.run(
-        [sys.executable, "-m", "advisor", "--help"], capture_output=True, text=True, check=False
-    )
+def test_the_module_is_the_command(tmp_path):
+    done = run_command("--help", cwd=tmp_path, fresh=True)
     assert done.returncode == 0
     assert "recommend" in done.stdout

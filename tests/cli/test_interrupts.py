@@ -36,8 +36,8 @@ PROBING, VERIFYING = "Probing on your data", "Running the choice"
 def terminal(folder):
     started = []
 
-    def start(*arguments):
-        started.append(Terminal(*arguments, cwd=folder))
+    def start(*arguments, **how):
+        started.append(Terminal(*arguments, cwd=folder, **how))
         return started[-1]
 
     yield start
@@ -99,7 +99,7 @@ def test_a_second_one_ends_at_once(terminal, tmp_path):
 
 
 def test_before_anything_is_priced_it_ends_the_run(terminal, tmp_path):
-    running = terminal(*ASKED, "10m", *outputs(tmp_path))
+    running = terminal(*ASKED, "10m", *outputs(tmp_path), fresh=True)
     running.wait_for("Loading")
     running.press_ctrl_c()
     assert running.ended() == 130

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.processes import ROOT, run_command
+
 TALKATIVE = """
 import atexit, ctypes, os, sys
 from torch import nn
@@ -36,21 +37,11 @@ class Net(nn.Module):
 ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "ascii"}
 
 
-def command(*arguments, cwd, **environment):
-    return subprocess.run(
-        [sys.executable, "-m", "advisor", *map(str, arguments)],
-        cwd=cwd,
-        env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
-        capture_output=True,
-        check=False,
-    )
-
-
 @pytest.mark.parametrize("name", ["profile", "recommend"])
 def test_json_is_alone_whatever_a_model_prints(tmp_path, name):
     (tmp_path / "talkative.py").write_text(TALKATIVE)
     asked = (name, "talkative:Net", "--input-size", "1x8x8", "--methods", "head", "--json", "-")
-    done = command(*asked, cwd=tmp_path)
+    done = run_command(*asked, cwd=tmp_path, text=False, fresh=name == "recommend")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["candidates"][0]["method"] == "head"
     for said in (
@@ -108,7 +99,7 @@ def test_a_closed_stream_is_no_obstacle(folder, tmp_path, closed):
     ids=" ".join,
 )
 def test_every_command_prints_in_an_ascii_locale(folder, arguments):
-    done = command(*arguments, cwd=folder, **ASCII)
+    done = run_command(*arguments, cwd=folder, env=ASCII, text=False)
     assert done.returncode == (2 if "mod" in arguments[-1] and len(arguments) == 2 else 0), done.stderr
     assert b"unexpected" not in done.stderr
     assert b"Traceback" not in done.stderr
@@ -120,12 +111,6 @@ def test_every_command_prints_in_an_ascii_locale(folder, arguments):
 def test_a_path_that_is_no_text_is_printed(folder, tmp_path):
     out = os.fsencode(tmp_path) + b"/\xff.html"
     asked = ("recommend", "model.pt", "--input-size", "1x8x8", "--methods", "head", "--no-verify", "--report")
-    done = subprocess.run(
-        [sys.executable, "-m", "advisor", *asked, out],
-        cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUTF8": "1"},
-        capture_output=True,
-        check=False,
-    )
+    done = run_command(*asked, out, cwd=folder, env={"PYTHONUTF8": "1"})
     assert done.returncode == 0, done.stderr
     assert Path(os.fsdecode(out)).exists()

@@ -1,0 +1,149 @@
+"""A process that has imported what commands import, and forks for each: a command then starts in no time.
+
+`tests.processes` starts it, and sends it what to run. What a fork runs ends as any other process does. All
+that a new process has is new to it, too: its folder, import path, environment, arguments, streams, signals.
+"""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import fcntl
+import gc
+import importlib
+import io
+import json
+import os
+import pkgutil
+import runpy
+import signal
+import socket
+import sys
+import termios
+import threading
+import warnings
+from pathlib import Path
+
+# What commands import where they use it; the package's own modules find the rest.
+LATER = (
+    *("concurrent.futures.process", "joblib", "safetensors.torch", "sklearn.datasets", "fvcore.nn"),
+    *("sklearn.model_selection", "rich.console", "rich.live", "rich.progress", "rich.table", "torchvision"),
+)
+
+
+def main(descriptor):
+    """Fork for each request on a socket; a fork returns as the main module of an interpreter would."""
+    import_all()
+    with socket.socket(fileno=descriptor) as requests:
+        become(serve(requests))
+    run()
+
+
+def import_all():
+    """Whatever a command may import; no thread may be there afterwards."""
+    import advisor
+
+    for found in pkgutil.walk_packages(advisor.__path__, "advisor."):
+        if found.name != "advisor.__main__":
+            importlib.import_module(found.name)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # as where they are used
+        for name in LATER:
+            importlib.import_module(name)
+    assert len(list(Path("/proc/self/task").iterdir())) == 1, "threads that a fork lacks"
+    gc.collect()  # a fork needn't look through it
+    gc.freeze()
+
+
+def serve(requests):
+    """Fork for each request; in a fork, return what to run."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the tests' own end ends it
+    keepers = []
+    while True:
+        content, files, _, _ = socket.recv_fds(requests, 2**20, 4)
+        if not content:
+            os._exit(0)
+        keepers.append(os.fork())
+        if not keepers[-1]:
+            requests.close()
+            wanted = json.loads(content)
+            keep(wanted, files)
+            return wanted
+        for file in files:
+            os.close(file)
+        keepers = [each for each in keepers if not os.waitpid(each, os.WNOHANG)[0]]
+
+
+def keep(wanted, files):
+    """Start the command and say how it ended; only the command's process returns."""
+    *streams, answer = files
+    command = os.fork()
+    if command:
+        for stream in streams:
+            os.close(stream)
+        os.write(answer, b"%d\n" % command)
+        status = os.waitstatus_to_exitcode(os.waitpid(command, 0)[1])
+        try:
+            os.write(answer, b"%d\n" % status)
+        finally:
+            os._exit(0)
+    os.close(answer)
+    for stream, descriptor in zip(streams, range(3), strict=True):
+        os.dup2(stream, descriptor)
+        os.close(stream)
+
+
+def become(wanted):
+    """What the interpreter does at a start."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if wanted["terminal"]:
+        os.setsid()
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    os.chdir(wanted["cwd"])
+    os.environ.clear()
+    os.environ.update({"KINETO_LOG_LEVEL": "99"} | wanted["env"])  # as the package's import does
+    sys.path[0] = str(Path.cwd())
+    importlib.invalidate_caches()
+    sys.stdin = sys.__stdin__ = stream(0, sys.__stdin__)
+    sys.stdout = sys.__stdout__ = stream(1, sys.__stdout__)
+    sys.stderr = sys.__stderr__ = stream(2, sys.__stderr__)
+    import numpy as np
+
+    np.random.seed()  # the global one, which a start seeds anew
+    sys.argv = ["-m", *wanted["arguments"]]
+    sys.orig_argv = [sys.executable, "-m", "advisor", *wanted["arguments"]]
+
+
+def stream(descriptor, like):
+    """As the interpreter opens it, in the encoding of this process."""
+    name, mode = ("<stdin>", "<stdout>", "<stderr>")[descriptor], "w" if descriptor else "r"
+    binary = open(descriptor, mode + "b", 0 if like.write_through and descriptor else -1, closefd=False)  # noqa: SIM115
+    getattr(binary, "raw", binary).name = name
+    text = io.TextIOWrapper(
+        binary,
+        like.encoding,
+        like.errors,
+        newline="\n" if descriptor else None,
+        line_buffering=not like.write_through and (descriptor == 2 or binary.isatty()),
+        write_through=like.write_through,
+    )
+    text.mode = mode
+    return text
+
+
+def run():
+    """What `python -m advisor` does, but at the end takes apart only what the command made."""
+    try:
+        runpy._run_module_as_main("advisor")
+    except SystemExit as done:
+        if isinstance(done.code or 0, int):
+            threading._shutdown()
+            atexit._run_exitfuncs()
+            for each in (sys.stdout, sys.stderr):
+                if each is not None and not each.closed:
+                    each.flush()  # may fail
+            gc.collect()
+            ctypes.CDLL(None).exit(done.code or 0)
+        raise
+    finally:
+        gc.unfreeze()  # some libraries take what stays for a leak
