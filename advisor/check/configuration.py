@@ -37,9 +37,13 @@ TIME_LIMIT = "5min"
 
 _LIMITS = ("ram", "flops-budget", "storage", "runtime-overhead")
 # Of what is priced; each may stand in a target, in a model, or for all of them.
-_SHARED = (*_LIMITS, "input-size", "batch-size", "methods", "ranks", "optimizer", "candidate")
-_OF_MODEL = (*_SHARED, "model", "arch", "trust", "targets")
-_OF_ALL = (*_SHARED, "model", "arch", "trust", "models", "baseline", "fail-on-increase", "time-limit")
+SHARED = (*_LIMITS, "input-size", "batch-size", "methods", "ranks", "optimizer", "candidate")
+_OF_MODEL = (*SHARED, "model", "arch", "trust", "targets")
+COMMANDS = ("recommend", "profile", "apply", "demo")  # whose options may stand in tables of their own
+_OF_ALL = (
+    *(*SHARED, "model", "arch", "trust", "models", "baseline", "fail-on-increase", "time-limit"),
+    *COMMANDS,
+)
 _HEADER = re.compile(r"""\s*\[\s*tool\s*\.\s*["']?peft-advisor["']?\s*(?:\.\s*models\s*\.\s*(.+?))?\s*\]""")
 
 
@@ -121,6 +125,11 @@ def read_configuration(path: Path, given: Mapping[str, Any] | None = None) -> Co
     return parse_configuration(_text_of(path), path, given)
 
 
+def read_table(path: Path) -> Mapping[str, Any]:
+    """The file's [tool.peft-advisor] as it is; empty where it has none. Raises InputError."""
+    return _table_of(_text_of(path), path) or {}
+
+
 def parse_configuration(text: str, path: Path, given: Mapping[str, Any] | None = None) -> Configuration:
     """Likewise, of what is or will be the file's text."""
     table = _table_of(text, path)
@@ -181,7 +190,7 @@ def _configuration(
 ) -> Configuration:
     _check_keys(table, _OF_ALL, "")
     models = dict(_tables(table, "models", ""))
-    common = {key: value for key, value in table.items() if key in _SHARED}
+    common = {key: value for key, value in table.items() if key in SHARED}
     if "model" in table:
         if models:
             raise InputError("give `model` alone, or several models in tables of their own, not both")
@@ -220,7 +229,7 @@ def _targets_of(name: str, model: Mapping[str, Any]) -> Iterator[tuple[str, Mapp
     if not targets:
         yield DEFAULT_TARGET, {}, where
     for target, limits in targets:
-        _check_keys(limits, _SHARED, f"{where}targets.{target}.")
+        _check_keys(limits, SHARED, f"{where}targets.{target}.")
         yield target, limits, f"{where}targets.{target}."
 
 

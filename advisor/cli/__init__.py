@@ -7,6 +7,7 @@ import re
 import sys
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
@@ -15,6 +16,7 @@ from advisor.cli import (
     apply,
     check,
     completion,
+    defaults,
     demo,
     diff,
     doctor,
@@ -127,9 +129,12 @@ def _run(arguments: Sequence[str]) -> None:
     if os.environ.get(_FLOPS_BUDGET) == "":
         os.environ[_FLOPS_BUDGET] = options.FEWEST
     try:
-        # Defaults from a file would go in here, as default_map={command: {parameter: value}}: what is typed,
-        # and what the environment says, go before them.
-        with root.make_context("peft-advisor", expand_bare_flops_budget(arguments)) as context:
+        # What is typed, and what the environment says, go before what a file says.
+        name = next((argument for argument in arguments if not argument.startswith("-")), "")
+        command = root.commands.get(name)  # type: ignore[attr-defined]
+        from_file = {name: defaults.from_file(name, command, Path.cwd())} if command else {}
+        given = expand_bare_flops_budget(arguments)
+        with root.make_context("peft-advisor", given, default_map=from_file) as context:
             root.invoke(context)
     except UsageError as error:
         if type(error).__name__ != "NoArgsIsHelpError":

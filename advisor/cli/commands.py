@@ -179,6 +179,13 @@ class Command(_Ours, TyperCommand):
         _taken.update(_from_environment(ctx))
         if _taken:
             talk.notice(f"from the environment: {_assignments()}")
+        from_file = [
+            f"{max(param.opts, key=len)} {ctx.params[param.name]}"
+            for param in ctx.command.params
+            if getattr(ctx.get_parameter_source(param.name), "name", "") == "DEFAULT_MAP"
+        ]
+        if from_file:
+            talk.notice(f"from pyproject.toml: {', '.join(from_file)}")
         for name, meant in _mistyped(ctx.find_root().command).items():
             talk.notice(f"{name} sets no option; did you mean {meant}?")
         return super().invoke(ctx)
