@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint study-memory study-flops study-layer-types study-pricing study-peers study-regret clean
+.PHONY: demo test lint study-memory study-flops study-layer-types study-pricing study-peers study-regret study-check clean
 
 demo: $(VENV)/.installed
 	$(BIN)/peft-advisor demo
@@ -29,6 +29,9 @@ study-pricing: $(VENV)/.installed-studies
 
 study-peers: $(VENV)/.installed-peers
 	$(BIN)/python -m measurements.peers $(STUDY)
+
+study-check: $(VENV)/.installed-studies
+	$(BIN)/python -m measurements.check_costs $(STUDY)
 
 # DATA: a folder with CIFAR-10 as JPEG files in train/ and test/. MODELS: one with the ResNets' checkpoints.
 study-regret: $(VENV)/.installed-studies

@@ -25,7 +25,8 @@ def to_markdown(report: CheckReport) -> str:
 def _target(target: TargetReport) -> Iterator[str]:
     name = _code(changes.title(target))
     if not target.findings and target.now is not None:
-        yield f"<details><summary>✅ <code>{_html(changes.title(target))}</code>: no change</summary>"
+        what = "within what is allowed" if any(r.change for r in changes.figure_rows(target)) else "no change"
+        yield f"<details><summary>✅ <code>{_html(changes.title(target))}</code>: {what}</summary>"
         yield ""
         yield from _figures(target)
         yield "</details>"
