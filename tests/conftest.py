@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import sys
 
 import pytest
 import torch
@@ -16,10 +17,15 @@ os.environ["OMP_NUM_THREADS"] = "1"  # nor may the processes that tests start wa
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def pytest_collection_finish():
+_frozen = {"modules": 0}
+
+
+def pytest_runtest_setup():
     """Each look for garbage, of which memory's tests take many, else goes through all imports: 0.2 s."""
-    gc.collect()
-    gc.freeze()
+    if len(sys.modules) > _frozen["modules"] + 20:
+        gc.collect()
+        gc.freeze()
+        _frozen["modules"] = len(sys.modules)
 
 
 def pytest_unconfigure():

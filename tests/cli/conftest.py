@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 
 from advisor.cli import main
 from advisor.demo import make_situation
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A trained model and its changed situation, as `demo` makes them."""
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory):
+    """A trained model and its changed situation, as `demo` makes them; nobody writes here."""
     path = tmp_path_factory.mktemp("demo")
     make_situation(path, scenario="shift", seed=0)
     return path
+
+
+@pytest.fixture(scope="module")
+def folder(demo, tmp_path_factory):
+    """The same in a folder of the module's own."""
+    return shutil.copytree(demo, tmp_path_factory.mktemp("folder") / "demo")
 
 
 @pytest.fixture

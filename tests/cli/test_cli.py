@@ -53,7 +53,7 @@ def test_recommend_answers_runs_and_writes(run, tmp_path):
 
 def test_a_model_that_does_well_as_it_is_is_left_alone(run, tmp_path):
     report, out = tmp_path / "r.html", tmp_path / "o.json"
-    asked = ("--data", "old-data.npz", "--tolerance", "3", "--report", report, "--json", out)
+    asked = ("--data", "old-data.npz", "--tolerance", "3", "--no-verify", "--report", report, "--json", out)
     code, stdout, err = run("recommend", "model.pt", *asked, *QUICK)
     found = json.loads(out.read_text())
     assert (code, found["recommended"], found["outcome"]) == (0, None, "leave")
@@ -69,7 +69,7 @@ def test_a_model_that_does_well_as_it_is_is_left_alone(run, tmp_path):
 def test_what_is_forgotten_is_told_and_a_floor_is_honoured(run, tmp_path):
     out = tmp_path / "o.json"
     data = ("--data", "new-data.npz", "--retain", "old-data.npz")
-    asked = ("recommend", "model.pt", *data, *QUICK, "--json", out)
+    asked = ("recommend", "model.pt", *data, *QUICK, "--no-verify", "--json", out)
     code, stdout, _ = run(*asked)
     assert code == 0
     assert "old data" in stdout
@@ -109,7 +109,7 @@ def test_images_without_labels_serve_what_looks_at_none(run, tmp_path):
         np.savez(tmp_path / "camera.npz", images=data["images"][320:])
     more = ("--unlabelled", tmp_path / "camera.npz")
     asked = ("recommend", "model.pt", "--data", tmp_path / "few.npz", *QUICK, "--methods", "recalibrate,norm")
-    code, stdout, _ = run(*asked, *more, "--json", out)
+    code, stdout, _ = run(*asked, *more, "--no-verify", "--json", out)
     assert code == 0
     assert "for methods that look at no labels" in " ".join(stdout.split())
     found = json.loads(out.read_text())
@@ -150,7 +150,7 @@ def test_recommend_new_classes_grows_the_head(run, tmp_path):
     make_situation(tmp_path, scenario="new-classes", seed=0)
     code, stdout, _ = run(
         "recommend", tmp_path / "model.pt", "--data", tmp_path / "new-data.npz", *QUICK,
-        "--methods", "head,recalibrate", "--json", "-",
+        "--methods", "head,recalibrate", "--no-verify", "--json", "-",
     )  # fmt: skip
     assert code == 0
     found = json.loads(stdout)
@@ -284,7 +284,7 @@ def test_losses_that_become_nan_are_one_line(run, folder, tmp_path):
     with torch.no_grad():
         model[0].weight.fill_(float("nan"))
     torch.save(model, tmp_path / "nan.pt")
-    code, stdout, err = run("recommend", tmp_path / "nan.pt", "--data", "new-data.npz", *QUICK)
+    code, stdout, err = run("recommend", tmp_path / "nan.pt", "--data", "new-data.npz", *QUICK, "--no-verify")
     assert code == 2
     assert stdout == ""
     assert "NaN" in one_line(err)

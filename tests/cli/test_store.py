@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 
+import numpy as np
 import pytest
 
 from advisor.store import Store, default_path
@@ -20,6 +21,14 @@ QUICK = (
     "1",
     "--no-verify",
 )
+
+
+@pytest.fixture(scope="module")
+def few(folder):
+    """As many images as need no cross-validation: path."""
+    with np.load(folder / "new-data.npz") as data:
+        np.savez(folder / "few.npz", images=data["images"][:320], labels=data["labels"][:320])
+    return folder / "few.npz"
 
 
 @pytest.fixture
@@ -42,8 +51,8 @@ def one_error(result):
     return line
 
 
-def test_what_was_probed_is_not_probed_again(run, folder, tmp_path):
-    asked = ("recommend", folder / "model.pt", "--data", folder / "new-data.npz", *QUICK)
+def test_what_was_probed_is_not_probed_again(run, folder, few, tmp_path):
+    asked = ("recommend", folder / "model.pt", "--data", few, *QUICK)
     store = tmp_path / "new" / "store"
     code, _, _ = run(*asked, "--store", store, "--json", tmp_path / "first.json")
     assert code == 0
@@ -64,15 +73,15 @@ def test_what_was_probed_is_not_probed_again(run, folder, tmp_path):
     assert store.read_bytes() == content
 
 
-def test_by_default_it_is_in_the_users_cache_and_not_made_in_vain(run, folder, tmp_path, monkeypatch):
+def test_by_default_it_is_in_the_users_cache_and_not_made_in_vain(run, folder, few, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("LOCALAPPDATA", str(tmp_path / "cache"))
     monkeypatch.setenv("HOME", str(tmp_path / "cache"))
     asked = ("recommend", folder / "model.pt", *QUICK)
     assert run(*asked)[0] == 0
-    assert run(*asked, "--data", folder / "new-data.npz", "--no-probe")[0] == 0
+    assert run(*asked, "--data", few, "--no-probe")[0] == 0
     assert not default_path().exists()
-    assert run(*asked, "--data", folder / "new-data.npz")[0] == 0
+    assert run(*asked, "--data", few)[0] == 0
     assert tmp_path in default_path().parents
     code, out, _ = run("store", "show")
     assert code == 0
@@ -80,27 +89,25 @@ def test_by_default_it_is_in_the_users_cache_and_not_made_in_vain(run, folder, t
     assert "probe: " in out
 
 
-def test_a_default_store_that_cannot_be_used_is_no_obstacle(run, folder, tmp_path, monkeypatch):
+def test_a_default_store_that_cannot_be_used_is_no_obstacle(run, folder, few, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     for name in ("XDG_CACHE_HOME", "LOCALAPPDATA", "HOME"):
         monkeypatch.setenv(name, str(tmp_path / "file"))
-    code, _, err = run("recommend", folder / "model.pt", "--data", folder / "new-data.npz", *QUICK)
+    code, _, err = run("recommend", folder / "model.pt", "--data", few, *QUICK)
     assert code == 0
     assert "warning: nothing is remembered" in err
 
 
-def test_one_that_was_asked_for_and_cannot_be_used_is_an_error(run, folder, tmp_path):
-    asked = ("recommend", folder / "model.pt", "--data", folder / "new-data.npz", *QUICK)
+def test_one_that_was_asked_for_and_cannot_be_used_is_an_error(run, folder, few, tmp_path):
+    asked = ("recommend", folder / "model.pt", "--data", few, *QUICK)
     assert "--no-store" in one_error(run(*asked, "--store", tmp_path))
     assert "exclude" in one_error(run(*asked, "--store", "s", "--no-store"))
     assert "--epochs 0" in one_error(run(*asked, "--epochs", "0"))
 
 
-def test_a_damaged_one_is_set_aside_and_said(run, folder, store):
+def test_a_damaged_one_is_set_aside_and_said(run, folder, few, store):
     store.write_bytes(b"garbage " * 1000)
-    code, _, err = run(
-        "recommend", folder / "model.pt", "--data", folder / "new-data.npz", *QUICK, "--store", store
-    )
+    code, _, err = run("recommend", folder / "model.pt", "--data", few, *QUICK, "--store", store)
     assert code == 0
     assert "set aside" in err
     code, out, _ = run("store", "show", "--store", store)
