@@ -33,7 +33,7 @@ def compare(now: Checked, before: Snapshot | None, allowed: float, *, expected: 
             message = f"the baseline has nothing of this target; add it with {_UPDATE}"
             findings.append(Finding("baseline-missing", "error", message))
         return findings
-    outdated = _configured_otherwise(now.snapshot, before)
+    outdated = configured_otherwise(now.snapshot, before)
     if outdated:
         message = f"the baseline was made with another configuration: {outdated}; renew it with {_UPDATE}"
         findings.append(Finding("baseline-outdated", "warning", message))
@@ -71,7 +71,7 @@ def _weight(change: LayerChange) -> tuple[bool, int, int]:
 def _of_limits(now: Checked, before: Snapshot | None) -> Iterator[Finding]:
     if now.fits:
         return
-    layers = layer_changes(before.layers, _comparable(now, before)) if before else ()
+    layers = layer_changes(before.layers, comparable_layers(now, before)) if before else ()
     yield Finding("budget-broken", "error", now.answer, layers)
 
 
@@ -83,13 +83,6 @@ def _of_choice(now: Checked, before: Snapshot) -> Iterator[Finding]:
         message = f"{chosen} fits now, where nothing did; keep that with {_UPDATE}"
         yield Finding("cost-decreased", "note", message)
         return
-    if now.of_baseline_broken:
-        why = f"{was} no longer fits: {'; '.join(now.of_baseline_broken)}"
-    elif now.of_baseline is not None:
-        why = f"{was} still fits, but comes after it now"
-    else:
-        why = now.of_baseline_failure or f"what {was} costs now is not known"
-    layers = layer_changes(before.layers, _comparable(now, before))
     if now.machine not in before.machine_peak_bytes and now.snapshot.of_tensors == before.of_tensors:
         yield Finding(
             "machine-differs",
@@ -101,31 +94,49 @@ def _of_choice(now: Checked, before: Snapshot) -> Iterator[Finding]:
     yield Finding(
         "recommendation-flipped",
         "error",
-        f"{chosen} is recommended instead of {was}: {why}; if that is meant, {_UPDATE}",
-        layers,
+        f"{flip_words(now, before)}; if that is meant, {_UPDATE}",
+        layer_changes(before.layers, comparable_layers(now, before)),
     )
 
 
+def flip_words(now: Checked, before: Snapshot) -> str:
+    """That another candidate is recommended than before, and why."""
+    was, chosen = before.recommended or "nothing", now.snapshot.recommended or "nothing"
+    if now.of_baseline_broken:
+        why = f": {was} no longer fits: {'; '.join(now.of_baseline_broken)}"
+    elif now.of_baseline is not None:
+        why = f": {was} still fits, but comes after it now"
+    else:
+        why = f": {now.of_baseline_failure}" if now.of_baseline_failure else ""
+    return f"{chosen} is recommended instead of {was}{why}"
+
+
 def _of_costs(now: Checked, before: Snapshot, allowed: float) -> Iterator[Finding]:
-    figures, was = _now_of_baseline(now, before), before.figures
-    if figures is None or was is None:
+    figures = comparable_figures(now, before)
+    if figures is None or before.figures is None:
         return
-    grown: list[str] = []
-    shrunk: list[str] = []
-    for name, (words, show) in _WORDS.items():
-        old, new = getattr(was, name), getattr(figures, name)
-        if exceeds(old, new, allowed):
-            grown.append(f"{words} {_change(old, new, show)}")
-        elif new < old:
-            shrunk.append(f"{words} {_change(old, new, show)}")
+    grown, shrunk = cost_words(before.figures, figures, allowed)
     grown = grown or _grown_on_machine(now, before, allowed)
-    layers = layer_changes(before.layers, _comparable(now, before))
+    layers = layer_changes(before.layers, comparable_layers(now, before))
     if grown:
         message = f"{before.recommended} costs more: {', '.join(grown)}; {_percent(allowed)} allowed"
         yield Finding("cost-increased", "error", message, layers)
     elif shrunk:
         message = f"{before.recommended} costs less: {', '.join(shrunk)}; keep that with {_UPDATE}"
         yield Finding("cost-decreased", "note", message, layers)
+
+
+def cost_words(before: Figures, after: Figures, allowed: float) -> tuple[list[str], list[str]]:
+    """The costs that grew by more than the allowed share, and those that shrank, with their figures."""
+    grown: list[str] = []
+    shrunk: list[str] = []
+    for name, (words, show) in _WORDS.items():
+        old, new = getattr(before, name), getattr(after, name)
+        if exceeds(old, new, allowed):
+            grown.append(f"{words} {_change(old, new, show)}")
+        elif new < old:
+            shrunk.append(f"{words} {_change(old, new, show)}")
+    return grown, shrunk
 
 
 def _grown_on_machine(now: Checked, before: Snapshot, allowed: float) -> list[str]:
@@ -155,17 +166,19 @@ def _percent(fraction: float) -> str:
     return f"{100 * fraction:g}%"
 
 
-def _now_of_baseline(now: Checked, before: Snapshot) -> Figures | None:
+def comparable_figures(now: Checked, before: Snapshot) -> Figures | None:
+    """The costs now, of the baseline's candidate; None: not known."""
     return now.snapshot.figures if now.snapshot.recommended == before.recommended else now.of_baseline
 
 
-def _comparable(now: Checked, before: Snapshot) -> Mapping[str, LayerFigures]:
+def comparable_layers(now: Checked, before: Snapshot) -> Mapping[str, LayerFigures]:
     """The layers now, under the baseline's candidate: what another one costs is no change of the model."""
     same = now.snapshot.recommended == before.recommended
     return now.snapshot.layers if same or not now.of_baseline_layers else now.of_baseline_layers
 
 
-def _configured_otherwise(now: Snapshot, before: Snapshot) -> str:
+def configured_otherwise(now: Snapshot, before: Snapshot) -> str:
+    """What differs between the two that is no cost; empty where nothing does."""
     differing = [
         f"{item.name.removesuffix('_bytes')} was {_shown(item.name, old)}, is {_shown(item.name, new)}"
         for item in fields(Budget)

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from advisor.check import baseline as baselines
-from advisor.check.compare import compare
+from advisor.check.compare import (
+    comparable_figures,
+    comparable_layers,
+    configured_otherwise,
+    cost_words,
+    flip_words,
+    layer_changes,
+)
 from advisor.check.configuration import DEFAULT_TARGET
 from advisor.check.records import (
     Checked,
@@ -81,7 +88,7 @@ def accuracy_change(before: Recommendation, after: Recommendation) -> Finding | 
 
 
 def difference(before: Targets, after: Targets, more: Mapping[tuple[str, str], Finding]) -> CheckReport:
-    """A report of all that differs: every growth counts, as nothing is allowed.
+    """A report of all that differs.
 
     One model against another one is told under the latter's name.
 
@@ -96,10 +103,36 @@ def difference(before: Targets, after: Targets, more: Mapping[tuple[str, str], F
         if snapshot is not None and not snapshot.layers.keys() & now.snapshot.layers.keys():
             snapshot = replace(snapshot, layers={})  # told by layer and by type: nothing compares
             now = replace(now, snapshot=replace(now.snapshot, layers={}), of_baseline_layers={})  # noqa: PLW2901
-        findings = compare(now, snapshot, 0.0, expected=True)
-        findings += [more[key]] if key in more else []
+        findings = [*_notes(now, snapshot), *([more[key]] if key in more else [])]
         reports.append(TargetReport(*key, tuple(findings), now, snapshot))
-    return CheckReport(tuple(reports), "", allowed_increase=0.0)
+    for key, old in {} if alone else before.items():
+        if key not in after:
+            findings = [Finding("baseline-missing", "note", "is no longer there")]
+            reports.append(TargetReport(*key, tuple(findings), None, old.snapshot))
+    return CheckReport(tuple(reports), "", allowed_increase=0.0, is_difference=True)
+
+
+def _notes(now: Checked, before: Snapshot | None) -> Iterator[Finding]:
+    if before is None:
+        yield Finding("baseline-missing", "note", "was not there before")
+        return
+    layers = layer_changes(before.layers, comparable_layers(now, before))
+    configured = configured_otherwise(now.snapshot, before)
+    if configured:
+        yield Finding("baseline-outdated", "note", f"asked otherwise: {configured}", layers)
+    if now.snapshot.recommended != before.recommended:
+        yield Finding("recommendation-flipped", "note", flip_words(now, before), layers)
+    figures = comparable_figures(now, before)
+    if figures is not None and before.figures is not None:
+        grown, shrunk = cost_words(before.figures, figures, 0.0)
+        if grown:
+            yield Finding(
+                "cost-increased", "note", f"{before.recommended} costs more: {', '.join(grown)}", layers
+            )
+        if shrunk:
+            yield Finding(
+                "cost-decreased", "note", f"{before.recommended} costs less: {', '.join(shrunk)}", layers
+            )
 
 
 def _as_checked(snapshot: Snapshot) -> Checked:

@@ -30,6 +30,13 @@ def plain(text: str) -> str:
     return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
+def state(report: CheckReport, target: TargetReport) -> str:
+    """Of one target, in a word."""
+    if report.is_difference:
+        return "changed" if target.findings else "same"
+    return "FAIL" if target.failed else "pass"
+
+
 def title(target: TargetReport) -> str:
     """The model's name, and the target's where it has one of its own."""
     return plain(target.model if target.target == "default" else f"{target.model} ({target.target})")
@@ -37,6 +44,9 @@ def title(target: TargetReport) -> str:
 
 def verdict(report: CheckReport) -> str:
     """The whole check in one sentence."""
+    if report.is_difference:
+        changed = sum(bool(target.findings) for target in report.targets)
+        return f"{changed} of {len(report.targets)} changed" if changed else "nothing changed"
     failed = [target for target in report.targets if target.failed]
     count = len(report.targets)
     what = "1 target" if count == 1 else f"{count} targets"

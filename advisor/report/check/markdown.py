@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
-from advisor.check.records import CheckReport, Finding, LayerChange, TargetReport
+from advisor.check.records import CheckReport, LayerChange, TargetReport
 from advisor.report.check import changes
 
 # What Markdown or HTML would read as markup.
@@ -15,14 +15,18 @@ _SIGNS = {"error": "❌", "warning": "⚠️", "note": "💡"}
 
 def to_markdown(report: CheckReport) -> str:
     """The verdict, then each target: what there is to say, its figures and its layers, before and after."""
-    sign = "❌" if report.exit_code else "✅"
-    lines = [f"### {sign} Fine-tuning costs: {changes.verdict(report)}", ""]
+    sign = _sign(report.exit_code > 0, report.is_difference)
+    lines = [f"### {sign}Fine-tuning costs: {changes.verdict(report)}", ""]
     for target in report.targets:
-        lines += _target(target)
+        lines += _target(target, report.is_difference)
     return "\n".join(lines).rstrip("\n") + "\n"
 
 
-def _target(target: TargetReport) -> Iterator[str]:
+def _sign(failed: bool, is_difference: bool) -> str:
+    return "" if is_difference else "❌ " if failed else "✅ "
+
+
+def _target(target: TargetReport, is_difference: bool) -> Iterator[str]:
     name = _code(changes.title(target))
     if not target.findings and target.now is not None:
         what = "within what is allowed" if any(r.change for r in changes.figure_rows(target)) else "no change"
@@ -32,18 +36,16 @@ def _target(target: TargetReport) -> Iterator[str]:
         yield "</details>"
         yield ""
         return
-    yield f"#### {'❌' if target.failed else '✅'} {name}"
+    yield f"#### {_sign(target.failed, is_difference)}{name}"
     yield ""
-    yield from (_finding(finding) for finding in target.findings)
+    for finding in target.findings:
+        sign = "" if is_difference else f"{_SIGNS[finding.level]} "
+        yield f"- {sign}{_escaped(changes.plain(finding.message))}"
     yield ""
     yield from _figures(target)
     layers = changes.changed_layers(target)
     if layers:
         yield from _layers(layers)
-
-
-def _finding(finding: Finding) -> str:
-    return f"- {_SIGNS[finding.level]} {_escaped(changes.plain(finding.message))}"
 
 
 def _figures(target: TargetReport) -> Iterator[str]:

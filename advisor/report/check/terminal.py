@@ -14,6 +14,7 @@ from advisor.report.check import changes
 from advisor.report.terminal import Output
 
 _STYLES = {"error": "red", "warning": "yellow", "note": "cyan"}
+_STATES = {"FAIL": "bold red", "pass": "bold green", "changed": "bold", "same": "dim"}
 _INDENT = 6
 _LAYERS_SHOWN = 6
 
@@ -22,14 +23,17 @@ def print_text(report: CheckReport, console: Console | None = None) -> None:
     """To stdout unless a console is given."""
     console = console or Output(highlight=False)
     for target in report.targets:
-        _print_target(target, console)
+        _print_target(report, target, console)
     style = "bold red" if report.exit_code else "bold green"
     console.print(Text(changes.verdict(report), style=style))
 
 
-def _print_target(target: TargetReport, console: Console) -> None:
-    state = Text("FAIL  ", "bold red") if target.failed else Text("pass  ", "bold green")
-    console.print(state + Text(changes.title(target), "bold"))
+def _print_target(report: CheckReport, target: TargetReport, console: Console) -> None:
+    state = changes.state(report, target)
+    console.print(
+        Text(f"{state:<{_INDENT}}" if len(state) < _INDENT else f"{state} ", _STATES[state])
+        + Text(changes.title(target), "bold")
+    )
     choice = changes.choice_words(target)
     if choice:
         _print_below(choice, console)
