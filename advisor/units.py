@@ -34,8 +34,9 @@ def parse_flops(text: str) -> int:
     """
     number, unit = _split(text.replace("/s", "PS"), "a FLOP count", "2GFLOPs")
     if unit.endswith("S"):
+        rate = f"{unit.removesuffix('PS')}/s" if "/s" in text else unit
         raise UnitError(
-            f"FLOP count {text!r}: {unit.removesuffix('PS')!r} is a rate (operations per second); "
+            f"FLOP count {text!r}: {rate!r} is a rate (operations per second); "
             "give the count for one update, such as 2GFLOPs"
         )
     key = unit.removesuffix("s").upper()
