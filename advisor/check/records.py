@@ -132,7 +132,7 @@ class CheckReport:
     """All of them."""
 
     targets: tuple[TargetReport, ...]
-    configuration: str  # the file that names the models, relative to the current folder; "" where none does
+    configuration: str  # the file that names the models, as formats show it; "" where none does
     lines: Mapping[str, int] = field(default_factory=dict)  # of that file: where each model is named, from 1
     allowed_increase: float = 0.05  # a fraction
     is_difference: bool = False  # of two things that are not held against each other: nothing passes or fails

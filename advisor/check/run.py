@@ -178,12 +178,13 @@ def _kill(process: subprocess.Popen[str]) -> None:
 
 
 def _relative(path: Path | None) -> str:
+    """As GitHub wants it, from the checkout's root; elsewhere from the current folder."""
     if path is None:
         return ""
-    try:
-        return str(path.resolve().relative_to(Path.cwd()))
-    except ValueError:
-        return str(path)
+    for folder in (os.environ.get("GITHUB_WORKSPACE"), Path.cwd()):
+        if folder and path.resolve().is_relative_to(Path(folder).resolve()):
+            return str(path.resolve().relative_to(Path(folder).resolve()))
+    return str(path)
 
 
 def to_keep(priced: Sequence[Priced], before: Baseline | None, *, whole: bool) -> Baseline:

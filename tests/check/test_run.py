@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -104,3 +105,17 @@ def test_a_failure_outweighs_what_only_failed_the_check(tmp_path):
     priced = [Priced(wanted.targets[0], None, "it hangs"), Priced(wanted.targets[1], None, "it hangs")]
     assert check(wanted, priced, {}).exit_code == 2
     assert os.path.relpath(wanted.baseline_path, tmp_path) == "peft-advisor-baseline.json"
+
+
+def test_the_configuration_is_told_from_the_checkouts_root(tmp_path, monkeypatch):
+    folder = tmp_path / "part"
+    folder.mkdir()
+    wanted = Configuration((), folder, folder / "pyproject.toml")
+    monkeypatch.chdir(folder)
+    monkeypatch.delenv("GITHUB_WORKSPACE", raising=False)
+    assert check(wanted, [], None).configuration == "pyproject.toml"
+    monkeypatch.setenv("GITHUB_WORKSPACE", str(tmp_path))
+    assert check(wanted, [], None).configuration == str(Path("part", "pyproject.toml"))
+    monkeypatch.setenv("GITHUB_WORKSPACE", "/elsewhere")
+    monkeypatch.chdir("/")
+    assert check(wanted, [], None).configuration == str(folder / "pyproject.toml")[1:]
