@@ -13,6 +13,7 @@ import pytest
 import xmlschema
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from markdown_it import MarkdownIt
 from rich.console import Console
 
 from advisor.check.compare import compare
@@ -26,7 +27,8 @@ from advisor.check.records import (
     TargetReport,
 )
 from advisor.report import check as render
-from tests.check.records import FIGURES, LAYERS, checked, snapshot
+from advisor.report.check.changes import plain
+from tests.check.records import FIGURES, HERE, LAYERS, checked, snapshot
 
 SCHEMAS = Path(__file__).parent / "schemas"
 SARIF = jsonschema.Draft202012Validator(json.loads((SCHEMAS / "sarif-2.1.0.json").read_text()))
@@ -130,7 +132,10 @@ def test_annotations_are_lines_that_github_reads(report):
 
 def test_markdown_has_a_table_of_before_and_after(report):
     lines = render.to_markdown(report).splitlines()
-    assert lines[0] == "### ❌ Fine-tuning costs: 1 of 3 targets could not be checked"
+    assert lines[0] == "### ❌ Fine-tuning costs: 1 of 3 targets could not be checked, 1 failed"
+    assert lines[-1].startswith(
+        "**What next?** If the new costs are meant, run `peft-advisor check --update`"
+    )
     assert "| peak memory | 1.00 MB | 1.50 MB | **+50.0%** |" in lines
     assert "| `features.0` | standard | 16x3x3x3 → 32x3x3x3 | 600 kB → 1.20 MB | 1.00 → 2.00 MFLOP |" in lines
     assert any(line.startswith("<details><summary>✅ <code>net (phone)</code>: no change") for line in lines)
@@ -139,9 +144,10 @@ def test_markdown_has_a_table_of_before_and_after(report):
 def test_text_fits_80_columns_and_says_the_verdict_last(report):
     lines = text(report).splitlines()
     assert max(map(len, lines)) <= 80
-    assert lines[-1] == "1 of 3 targets could not be checked"
-    assert lines[0].rstrip() == "FAIL  net (phone)"
-    assert "pass  net (phone)" in [line.rstrip() for line in lines]
+    assert lines[-1] == "1 of 3 targets could not be checked, 1 failed"
+    assert lines[0] == "FAIL  net (phone)"
+    assert "pass  net (phone)" in lines
+    assert all(line == line.rstrip() for line in lines)
     assert "\x1b" not in text(report)
 
 
@@ -151,6 +157,7 @@ def test_text_fits_80_columns_and_says_the_verdict_last(report):
         ([reported(checked(), snapshot())], "1 target passed", 0),
         ([reported(checked(), snapshot())] * 2, "2 targets passed", 0),
         ([reported(checked(fits=False, answer="Nothing fits."))], "1 of 1 target failed", 1),
+        ([], "nothing to check", 0),
     ],
 )
 def test_the_verdict_is_one_sentence(targets, words, code):
@@ -163,16 +170,106 @@ def test_a_flip_shows_both_candidates():
     now = checked(snapshot(recommended="bias"), of_baseline=DEARER, of_baseline_layers=WIDER)
     content = render.to_markdown(CheckReport((reported(now, snapshot()),), "", {}))
     assert "Recommended: `norm` → `bias`" in content
-    assert "| `norm` | before | now | change |" in content
-    assert "| peak memory | 1.00 MB | 1.50 MB | **+50.0%** |" in content
+    assert "| `norm` | before | now | change | `bias` now |" in content
+    assert "| peak memory | 1.00 MB | 1.50 MB | **+50.0%** | 1.00 MB |" in content
+    assert re.search(
+        r"peak memory +1.00 MB +1.50 MB +\+50.0% +1.00 MB",
+        text(CheckReport((reported(now, snapshot()),), "", {})),
+    )
 
 
-def test_many_layers_are_cut_short_and_counted():
-    many = {f"layer.{n}": LayerFigures("norm", (n + 1,), n, n, n) for n in range(40)}
-    grown = reported(checked(snapshot(figures=DEARER, layers=many)), snapshot())
-    found = CheckReport((grown,), "", {})
-    assert "and 34 more layers" in render.to_markdown(found)
-    assert "and 38 more layers" in text(found)
+def test_a_target_that_passes_says_how_it_stands_to_the_baseline():
+    larger = Figures(1000, 4000, 2_000_001, 1_000_000)
+    grown = checked(snapshot(figures=larger, machine_peak_bytes={HERE: 1_150_000}))
+    for one, words in (
+        (reported(checked(), snapshot()), "no change"),
+        (reported(checked()), "within its limits"),
+        (reported(grown, snapshot()), "within what is allowed"),
+    ):
+        content = render.to_markdown(CheckReport((one,), "pyproject.toml", {}))
+        assert f"<code>net (phone)</code>: {words}</summary>" in content
+        assert "What next" not in content
+    assert "| FLOPs of an update | 2.00 MFLOP | 2.00 MFLOP | **+\\<0.1%** |" in content
+    assert "| with operators' workspace | 1.10 MB | 1.15 MB | **+4.5%** |" in content
+
+
+def test_a_layer_that_is_new_or_gone_says_so_once():
+    layers = {name: LAYERS[name] for name in ("features.0", "other")} | {"features.9": WIDER["features.9"]}
+    one = reported(checked(snapshot(figures=DEARER, layers=layers)), snapshot())
+    found = CheckReport((one,), "", {})
+    content = render.to_markdown(found)
+    assert "| `features.9` (new) | pointwise | 32x32x1x1 | 5.00 kB | 900 kFLOP |" in content
+    assert "| `head` (gone) | linear | 5x16 | 200 kB | 800 kFLOP |" in content
+    assert "features.9 (pointwise, new) 32x32x1x1: 5.00 kB at the peak, 900 kFLOP" in render.to_junit(found)
+
+
+def test_long_names_of_layers_are_not_folded():
+    names = [f"backbone.stages.{n}.mixer.projection" for n in range(3)]
+    before, after = (dict.fromkeys(names, layers["features.0"]) for layers in (LAYERS, WIDER))
+    grown = reported(checked(snapshot(figures=DEARER, layers=after)), snapshot(layers=before))
+    lines = text(CheckReport((grown,), "", {})).splitlines()
+    start = lines.index(f"      {names[0]} (standard) 16x3x3x3 -> 32x3x3x3")
+    assert lines[start + 1] == "        600 kB -> 1.20 MB at the peak, 1.00 -> 2.00 MFLOP"
+
+
+def test_what_is_said_of_a_target_that_passes_is_in_junit(report):
+    warned = reported(checked(warnings=("only the whole network can be trained",)), snapshot())
+    suites = ElementTree.fromstring(render.to_junit(CheckReport((warned,), "", {})))
+    said = suites.findtext(".//system-out")
+    assert said.splitlines() == [
+        "norm: 1.10 MB of 2.00 MB at the peak, 2.00 MFLOP an update, 4.00 kB to ship",
+        "warning: only the whole network can be trained",
+    ]
+    assert suites.find(".//failure") is None
+
+
+def test_sarif_tells_what_to_do_and_tells_targets_of_a_model_apart(report):
+    small = TargetReport("net", "watch", report.targets[0].findings, report.targets[0].now, snapshot())
+    (run,) = json.loads(render.to_sarif(CheckReport((report.targets[0], small), "", {})))["runs"]
+    assert len({rule["help"]["text"] for rule in run["tool"]["driver"]["rules"]}) == len(RULES)
+    prints = [result["partialFingerprints"]["primaryLocationLineHash"] for result in run["results"]]
+    assert len(set(prints)) == 2
+    place = run["results"][0]["locations"][0]["physicalLocation"]
+    assert (place["artifactLocation"]["uri"], place["region"]["startLine"]) == ("pyproject.toml", 1)
+    assert run["invocations"][0]["exitCode"] == 1
+
+
+def test_a_file_name_is_a_uri_reference_and_a_property():
+    finding = Finding("cost-increased", "error", "100% more")
+    one = TargetReport("a,b: c", "default", (finding,), checked(), None)
+    found = CheckReport((one,), "ci files/a,b:c%.toml", {"a,b: c": 3})
+    place = json.loads(render.to_sarif(found))["runs"][0]["results"][0]["locations"][0]["physicalLocation"]
+    assert place["artifactLocation"]["uri"] == "ci%20files/a%2Cb%3Ac%25.toml"
+    line = render.to_github(found)
+    assert line.startswith(
+        "::error file=ci files/a%2Cb%3Ac%25.toml,line=3,title=peft-advisor%3A a%2Cb%3A c::100%25"
+    )
+    assert "file=" not in render.to_github(CheckReport((one,), "", {}))  # no file, no line of one
+
+
+MARKUP = st.text(st.sampled_from("ab1.`|\\<>[]()!*_~#@&;:/ \n-=$'\"{}\u202e\x1b"), max_size=16)
+
+
+@settings(max_examples=100, deadline=None)
+@given(MARKUP, MARKUP, MARKUP.map(lambda text: text.replace("`", "")))
+def test_markdown_shows_names_and_messages_as_they_are(model, layer, message):
+    change = LayerChange(layer, None, LayerFigures("conv", (1, 2), 1, 1, 1))
+    one = TargetReport(
+        model, "default", (Finding("cost-increased", "error", message, (change,)),), checked(), None
+    )
+    found = CheckReport((one,), "", {})
+    parser = MarkdownIt("commonmark").enable(["table", "strikethrough"])
+    tokens = parser.parse(render.to_markdown(found))
+    inline = [child for token in tokens for child in token.children or ()]
+    kinds = {token.type for token in (*tokens, *inline)}
+    assert not kinds & {"link_open", "image", "html_inline", "html_block", "em_open", "s_open", "fence"}
+    codes = [each.content.strip() for each in inline if each.type == "code_inline"]
+    assert plain(model).replace("|", "¦").strip() in codes
+    assert plain(layer).replace("|", "¦").strip() in codes
+    first = next(place for place, token in enumerate(tokens) if token.type == "list_item_open")
+    said = next(token for token in tokens[first:] if token.type == "inline")
+    words = "".join(each.content for each in said.children).replace("\u200b", "")
+    assert " ".join(words.split()) == " ".join(f"❌ {plain(message)}".replace(" -> ", " → ").split())
 
 
 ANY = st.text(st.characters(exclude_categories=()), max_size=12)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from advisor.check.records import CheckReport, Figures, LayerChange, LayerFigures, TargetReport
@@ -11,8 +11,13 @@ from advisor.solver import allowed_memory
 from advisor.units import format_bytes, format_count, format_flops
 
 LAYERS_SHOWN = 10
-# Terminals and XML take no control characters; a model's names may hold any.
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufffe\uffff]")
+_LEAST_SHARE = 0.0005  # what is not shown as 0.0%
+# Neither terminals nor XML take control characters, and some turn a line's direction; names may hold any.
+_CONTROL = re.compile(
+    r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff\ufffe\uffff]"
+)
+_UPDATE = "`peft-advisor check --update`"
+_DRIFT = {"recommendation-flipped", "cost-increased", "baseline-missing", "baseline-outdated"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +28,7 @@ class Row:
     before: str  # empty where nothing is known
     after: str
     change: str  # such as +42.5%; empty where nothing changed
+    chosen: str = ""  # of the candidate that is recommended now, where that is another one
 
 
 def plain(text: str) -> str:
@@ -47,29 +53,91 @@ def verdict(report: CheckReport) -> str:
     if report.is_difference:
         changed = sum(bool(target.findings) for target in report.targets)
         return f"{changed} of {len(report.targets)} changed" if changed else "nothing changed"
-    failed = [target for target in report.targets if target.failed]
     count = len(report.targets)
     what = "1 target" if count == 1 else f"{count} targets"
-    if report.exit_code == 2:
-        broken = [t for t in failed if any(f.rule == "model-failed" for f in t.findings)]
-        return f"{len(broken)} of {what} could not be checked"
-    return f"{len(failed)} of {what} failed" if failed else f"{what} passed"
+    broken = sum(could_not_be_checked(target) for target in report.targets)
+    failed = sum(target.failed for target in report.targets) - broken
+    if broken:
+        return f"{broken} of {what} could not be checked" + (f", {failed} failed" if failed else "")
+    if failed:
+        return f"{failed} of {what} failed"
+    return f"{what} passed" if count else "nothing to check"
+
+
+def could_not_be_checked(target: TargetReport) -> bool:
+    """Whether nothing is known of it, as its model failed."""
+    return any(finding.rule == "model-failed" for finding in target.findings)
+
+
+def next_step(report: CheckReport) -> str:
+    """How to make the baseline agree where a change is meant; empty where that is no question."""
+    rules = {finding.rule for target in report.targets for finding in target.findings}
+    if report.is_difference or not rules & _DRIFT:
+        return ""
+    limit = " A broken limit stays broken, whatever the baseline says." if "budget-broken" in rules else ""
+    return f"If the new costs are meant, run {_UPDATE} and commit the baseline.{limit}"
+
+
+def state_words(target: TargetReport) -> str:
+    """Of a target with nothing to be said of it: how it stands to its baseline."""
+    if target.before is None:
+        return "within its limits"
+    return "within what is allowed" if any(row.change for row in figure_rows(target)) else "no change"
 
 
 def figure_rows(target: TargetReport) -> list[Row]:
-    """The candidate's costs before and after: the baseline's candidate, where there is one."""
+    """The candidate's costs before and after: the baseline's candidate, where there is one.
+
+    Peak memory is that of tensors alone, which is the same everywhere; then that with operators' workspace,
+    as this machine has it.
+    """
     before = target.before.figures if target.before is not None else None
     after = _figures_after(target)
+    if before is None and after is None:
+        return []
+    now, chosen = target.now, None
+    if now is not None and target.before is not None and _is_flip(target):
+        chosen = now.snapshot.figures
     rows = [
-        Row(
+        _row(
             words,
-            show(getattr(before, name)) if before is not None else "",
-            show(getattr(after, name)) if after is not None else "",
-            change(getattr(before, name), getattr(after, name)) if before and after else "",
+            show,
+            *(getattr(each, name) if each is not None else None for each in (before, after, chosen)),
         )
         for name, (words, show) in _FIGURES.items()
     ]
-    return rows if before is not None or after is not None else []
+    peaks = _with_workspace(target)
+    if any(peak is not None for peak in peaks[1:]):
+        rows.insert(1, _row("with operators' workspace", format_bytes, *peaks))
+    return rows
+
+
+def _row(
+    words: str, show: Callable[[float], str], before: int | None, after: int | None, chosen: int | None
+) -> Row:
+    was, is_now, instead = ("" if value is None else show(value) for value in (before, after, chosen))
+    return Row(words, was, is_now, "" if before is None or after is None else change(before, after), instead)
+
+
+def _with_workspace(target: TargetReport) -> tuple[int | None, int | None, int | None]:
+    """The peak on this kind of machine, before, after and of the new choice; None where it isn't known."""
+    now, before = target.now, target.before
+    if now is None:
+        return None, None, None
+    chosen = now.snapshot.machine_peak_bytes.get(now.machine)
+    if before is None or not _is_flip(target):
+        return (before.machine_peak_bytes.get(now.machine) if before is not None else None), chosen, None
+    return before.machine_peak_bytes.get(now.machine), now.of_baseline_machine_peak_bytes, chosen
+
+
+def _is_flip(target: TargetReport) -> bool:
+    now, before = target.now, target.before
+    return (
+        now is not None
+        and before is not None
+        and before.recommended is not None
+        and before.recommended != now.snapshot.recommended
+    )
 
 
 def candidate_change(target: TargetReport) -> str:
@@ -97,10 +165,13 @@ def changed_layers(target: TargetReport) -> tuple[LayerChange, ...]:
 
 def layer_words(layer: LayerChange) -> dict[str, str]:
     """Of one layer: its type, weight, memory at the peak and FLOPs, each with before and after."""
+    state = "new" if layer.before is None else "gone" if layer.after is None else ""
+    kind = _both(layer, lambda figures: plain(figures.layer_type))
     return {
         "layer": plain(layer.name),
-        "type": _both(layer, lambda figures: plain(figures.layer_type)),
-        "weight": _both(layer, lambda figures: "x".join(map(str, figures.shape)) or "none"),
+        "type": "no layer's" if layer.name == kind == "other" else kind,
+        "state": state,  # empty where it is there before and after
+        "weight": _both(layer, lambda figures: "x".join(map(str, figures.shape))),
         "peak memory": _both(layer, lambda figures: format_bytes(figures.peak_bytes)),
         "FLOPs": _both(layer, lambda figures: format_flops(figures.update_flops)),
     }
@@ -108,11 +179,22 @@ def layer_words(layer: LayerChange) -> dict[str, str]:
 
 def layer_line(layer: LayerChange) -> str:
     """The same in one line."""
+    what, costs = layer_parts(layer)
+    return f"{what}: {costs}"
+
+
+def layer_parts(layer: LayerChange) -> tuple[str, str]:
+    """What it is, and what it costs."""
     words = layer_words(layer)
-    return (
-        f"{words['layer']} ({words['type']}): weight {words['weight']}, peak memory {words['peak memory']}, "
-        f"{words['FLOPs']}"
-    )
+    kind = ", ".join(filter(None, (words["type"], words["state"])))
+    weight = f" {words['weight']}" if words["weight"] else ""
+    return f"{words['layer']} ({kind}){weight}", f"{words['peak memory']} at the peak, {words['FLOPs']}"
+
+
+def more_layers(layers: Sequence[LayerChange], shown: int) -> str:
+    """`and 3 more layers`; empty where all are shown."""
+    more = len(layers) - shown
+    return "" if more <= 0 else f"and {more} more layer{'s' * (more > 1)}"
 
 
 def choice_words(target: TargetReport) -> str:
@@ -139,18 +221,21 @@ def change(before: int, after: int) -> str:
     """`+42.5%`; empty where nothing changed, and in words where there was nothing."""
     if before == after:
         return ""
-    return f"{(after - before) / before:+.1%}" if before else "new"
+    if not before:
+        return "new"
+    share = (after - before) / before
+    return f"{share:+.1%}" if abs(share) >= _LEAST_SHARE else f"{'+' if share > 0 else '-'}<0.1%"
 
 
 def _both(layer: LayerChange, show: Callable[[LayerFigures], str]) -> str:
     if layer.before is None or layer.after is None:
         there = layer.after or layer.before
-        assert there is not None  # noqa: S101 - a change has one of them
-        return f"{show(there)} ({'new' if layer.before is None else 'gone'})"
+        return show(there) if there is not None else ""
     before, after = show(layer.before), show(layer.after)
-    number, _, unit = before.partition(" ")
     if before == after:
         return before
+    before, after = before or "none", after or "none"
+    number, _, unit = before.partition(" ")
     if unit and after.endswith(f" {unit}"):
         return f"{number} -> {after}"
     return f"{before} -> {after}"
@@ -160,7 +245,7 @@ def _figures_after(target: TargetReport) -> Figures | None:
     now, before = target.now, target.before
     if now is None:
         return None
-    if before is None or before.recommended is None or before.recommended == now.snapshot.recommended:
+    if before is None or not _is_flip(target):
         return now.snapshot.figures
     return now.of_baseline
 

@@ -20,7 +20,18 @@ def dumps(report: CheckReport) -> str:
         "allowed_increase": report.allowed_increase,
         "targets": [_target(target) for target in report.targets],
     }
-    return json.dumps(document, indent=2, allow_nan=False) + "\n"
+    return json.dumps(_well_formed(document), indent=2, allow_nan=False) + "\n"
+
+
+def _well_formed(value: Any) -> Any:
+    """Without lone surrogates, which a file's name may hold and most readers of JSON refuse."""
+    if isinstance(value, str):
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if isinstance(value, dict):
+        return {_well_formed(key): _well_formed(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_well_formed(item) for item in value]
+    return value
 
 
 def _target(target: TargetReport) -> dict[str, Any]:

@@ -18,14 +18,14 @@ def to_github(report: CheckReport) -> str:
 
 
 def _annotation(report: CheckReport, target: TargetReport, finding: Finding) -> str:
-    properties = {
-        "file": report.configuration or "pyproject.toml",
-        "line": str(report.lines.get(target.model, 1)),
-        "title": f"peft-advisor: {changes.title(target)}",
-    }
+    properties = {"title": f"peft-advisor: {changes.title(target)}"}
+    if report.configuration:
+        line = str(report.lines.get(target.model, 1))
+        properties = {"file": report.configuration, "line": line, **properties}
     said = ",".join(f"{name}={_property(value)}" for name, value in properties.items())
-    layers = map(changes.layer_line, finding.layers[: changes.LAYERS_SHOWN])
-    message = "\n".join([changes.plain(finding.message), *layers])
+    layers = [changes.layer_line(layer) for layer in finding.layers[: changes.LAYERS_SHOWN]]
+    more = changes.more_layers(finding.layers, len(layers))
+    message = "\n".join([changes.plain(finding.message), *layers, *([more] if more else [])])
     return f"::{_COMMANDS[finding.level]} {said}::{_data(message)}"
 
 

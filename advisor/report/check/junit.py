@@ -32,24 +32,24 @@ def to_junit(report: CheckReport) -> str:
 
 def _fill(case: Element, target: TargetReport) -> None:
     errors = [finding for finding in target.findings if finding.level == "error"]
-    others = [finding for finding in target.findings if finding.level != "error"]
     if errors:
-        tag = "error" if _could_not_be_checked(target) else "failure"
+        tag = "error" if changes.could_not_be_checked(target) else "failure"
         messages = [changes.plain(finding.message) for finding in errors]
-        layers = map(changes.layer_line, changes.changed_layers(target))
+        layers = changes.changed_layers(target)
+        shown = [changes.layer_line(layer) for layer in layers[: changes.LAYERS_SHOWN]]
+        more = changes.more_layers(layers, len(shown))
         failure = SubElement(case, tag, message=messages[0], type=errors[0].rule)
-        failure.text = "\n".join([*messages, *layers])
-    if others:
-        said = SubElement(case, "system-out")
-        said.text = "\n".join(f"{f.level}: {changes.plain(f.message)}" for f in others)
-
-
-def _could_not_be_checked(target: TargetReport) -> bool:
-    return any(finding.rule == "model-failed" for finding in target.findings)
+        failure.text = "\n".join([*messages, *shown, *([more] if more else [])])
+    said = [changes.choice_words(target)]
+    said += [f"{f.level}: {changes.plain(f.message)}" for f in target.findings if f.level != "error"]
+    said += [f"warning: {changes.plain(line)}" for line in (target.now.warnings if target.now else ())]
+    text = "\n".join(filter(None, said))
+    if text:
+        SubElement(case, "system-out").text = text
 
 
 def _counts(targets: Sequence[TargetReport]) -> dict[str, str]:
-    errors = sum(_could_not_be_checked(target) for target in targets)
+    errors = sum(changes.could_not_be_checked(target) for target in targets)
     failures = sum(target.failed for target in targets) - errors
     return {
         "tests": str(len(targets)),

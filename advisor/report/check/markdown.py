@@ -10,6 +10,8 @@ from advisor.report.check import changes
 
 # What Markdown or HTML would read as markup.
 _MARKUP = re.compile(r"([\\`*_{}\[\]<>#|~$&])")
+# What GitHub makes a link of, or calls somebody with: a space of no width ends it. Not `lora-rank=4@last-3`.
+_LINKS = re.compile(r"(?<!\w)@(?=\w)|@(?=[\w-]+\.\w)|(?<!\w)#(?=\d)|(?i:\bwww)(?=\.)|:(?=//)")
 _SIGNS = {"error": "❌", "warning": "⚠️", "note": "💡"}
 
 
@@ -19,6 +21,8 @@ def to_markdown(report: CheckReport) -> str:
     lines = [f"### {sign}Fine-tuning costs: {changes.verdict(report)}", ""]
     for target in report.targets:
         lines += _target(target, report.is_difference)
+    step = changes.next_step(report)
+    lines += [f"**What next?** {_escaped(step)}"] if step else []
     return "\n".join(lines).rstrip("\n") + "\n"
 
 
@@ -29,8 +33,8 @@ def _sign(failed: bool, is_difference: bool) -> str:
 def _target(target: TargetReport, is_difference: bool) -> Iterator[str]:
     name = _code(changes.title(target))
     if not target.findings and target.now is not None:
-        what = "within what is allowed" if any(r.change for r in changes.figure_rows(target)) else "no change"
-        yield f"<details><summary>✅ <code>{_html(changes.title(target))}</code>: {what}</summary>"
+        said = f"<code>{_html(changes.title(target))}</code>: {changes.state_words(target)}"
+        yield f"<details><summary>{_sign(False, is_difference)}{said}</summary>"
         yield ""
         yield from _figures(target)
         yield "</details>"
@@ -41,6 +45,8 @@ def _target(target: TargetReport, is_difference: bool) -> Iterator[str]:
     for finding in target.findings:
         sign = "" if is_difference else f"{_SIGNS[finding.level]} "
         yield f"- {sign}{_escaped(changes.plain(finding.message))}"
+    warnings = target.now.warnings if target.now is not None else ()
+    yield from (f"- {_SIGNS['warning']} {_escaped(changes.plain(warning))}" for warning in warnings)
     yield ""
     yield from _figures(target)
     layers = changes.changed_layers(target)
@@ -57,11 +63,20 @@ def _figures(target: TargetReport) -> Iterator[str]:
     yield f"Recommended: {' → '.join(names)}"
     yield ""
     of = _code(changes.compared_candidate(target))
+    if target.before is None:
+        yield from _table([of, "now"], [[row.words, row.after] for row in rows])
+        yield ""
+        return
+    head = [of, "before", "now", "change"]
     cells = [
-        [row.words, row.before or "–", row.after or "–", f"**{row.change}**" if row.change else ""]
+        [row.words, row.before or "–", row.after or "–", f"**{_prose(row.change)}**" if row.change else ""]
         for row in rows
     ]
-    yield from _table([of, "before", "now", "change"], cells)
+    chosen = target.now.snapshot.recommended if target.now is not None else None
+    if chosen is not None and any(row.chosen for row in rows):
+        head.append(f"{_code(changes.plain(chosen))} now")
+        cells = [[*each, row.chosen] for each, row in zip(cells, rows, strict=True)]
+    yield from _table(head, cells)
     yield ""
 
 
@@ -69,23 +84,25 @@ def _layers(layers: Sequence[LayerChange]) -> Iterator[str]:
     shown = [changes.layer_words(layer) for layer in layers[: changes.LAYERS_SHOWN]]
     cells = [
         [
-            _code(words["layer"]),
+            _code(words["layer"]) + (f" ({words['state']})" if words["state"] else ""),
             _escaped(words["type"]),
             *(_arrow(words[key]) for key in ("weight", "peak memory", "FLOPs")),
         ]
         for words in shown
     ]
     yield from _table(["layer", "type", "weight", "held at the peak", "FLOPs of an update"], cells)
-    if len(layers) > len(shown):
-        yield ""
-        yield f"and {len(layers) - len(shown)} more layers"
     yield ""
+    more = changes.more_layers(layers, len(shown))
+    if more:
+        yield more
+        yield ""
 
 
 def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> Iterator[str]:
     names = list(head)
     yield "| " + " | ".join(names) + " |"
-    yield "|" + "|".join(["---", *["---:"] * (len(names) - 1)]) + "|"
+    words = [name in ("type", "weight") for name in names[1:]]
+    yield "|" + "|".join(["---", *("---" if is_text else "---:" for is_text in words)]) + "|"
     for row in rows:
         yield "| " + " | ".join(row) + " |"
 
@@ -108,10 +125,11 @@ def _html(text: str) -> str:
 
 def _escaped(text: str) -> str:
     """Markup is escaped, but for code that we write ourselves."""
-    text = text.replace("@", "@\u200b").replace("://", ":\u200b//")  # nobody is called, nothing is linked
     parts = text.split("`")
     if len(parts) % 2 == 0:
-        return _MARKUP.sub(r"\\\1", text)
-    return "".join(
-        _code(part) if place % 2 else _MARKUP.sub(r"\\\1", part) for place, part in enumerate(parts)
-    )
+        return _prose(text)
+    return "".join(_code(part) if place % 2 else _prose(part) for place, part in enumerate(parts))
+
+
+def _prose(text: str) -> str:
+    return _MARKUP.sub(r"\\\1", _arrow(_LINKS.sub("\\g<0>\u200b", text)))
