@@ -193,6 +193,14 @@ def test_a_target_that_passes_says_how_it_stands_to_the_baseline():
     assert "| with operators' workspace | 1.10 MB | 1.15 MB | **+4.5%** |" in content
 
 
+def test_a_named_candidate_that_does_not_fit_is_not_called_recommended():
+    one = reported(checked(fits=False, answer="norm does not fit."), snapshot())
+    content = render.to_markdown(CheckReport((one,), "", {}))
+    assert "Candidate: `norm`" in content
+    assert "Recommended" not in content
+    assert "What next" not in content  # renewing the baseline would not help
+
+
 def test_a_layer_that_is_new_or_gone_says_so_once():
     layers = {name: LAYERS[name] for name in ("features.0", "other")} | {"features.9": WIDER["features.9"]}
     one = reported(checked(snapshot(figures=DEARER, layers=layers)), snapshot())

@@ -60,7 +60,9 @@ def _figures(target: TargetReport) -> Iterator[str]:
         return
     candidate = changes.candidate_change(target)
     names = [_code(name) if name != "nothing fits" else name for name in candidate.split(" -> ")]
-    yield f"Recommended: {' → '.join(names)}"
+    now = target.now
+    is_named = now is not None and now.snapshot.recommended is not None and not now.fits
+    yield f"{'Candidate' if is_named else 'Recommended'}: {' → '.join(names)}"
     yield ""
     of = _code(changes.compared_candidate(target))
     if target.before is None:
@@ -72,7 +74,7 @@ def _figures(target: TargetReport) -> Iterator[str]:
         [row.words, row.before or "–", row.after or "–", f"**{_prose(row.change)}**" if row.change else ""]
         for row in rows
     ]
-    chosen = target.now.snapshot.recommended if target.now is not None else None
+    chosen = now.snapshot.recommended if now is not None else None
     if chosen is not None and any(row.chosen for row in rows):
         head.append(f"{_code(changes.plain(chosen))} now")
         cells = [[*each, row.chosen] for each, row in zip(cells, rows, strict=True)]
