@@ -45,10 +45,12 @@ def compare(now: Checked, before: Snapshot | None, allowed: float, *, expected: 
 def layer_changes(
     before: Mapping[str, LayerFigures], after: Mapping[str, LayerFigures]
 ) -> tuple[LayerChange, ...]:
-    """The layers whose figures differ, the largest change of memory first.
+    """The layers whose figures differ, the largest change of memory first; none where one side isn't known.
 
     A layer whose weight has another shape comes before those that only see larger inputs for it.
     """
+    if not before or not after:  # not known
+        return ()
     names = dict.fromkeys([*before, *after])
     changes = [
         LayerChange(name, before.get(name), after.get(name))

@@ -23,8 +23,9 @@ from advisor.check.ahead import Found, priced_ahead
 from advisor.check.configuration import Target
 from advisor.check.records import Checked, Figures, LayerFigures, Snapshot
 from advisor.costs import Simulator
-from advisor.errors import InputError, ModelError, first_line, is_fault_of_ours
+from advisor.errors import InputError, ModelError, first_line
 from advisor.methods import get_method, methods
+from advisor.names import did_you_mean
 from advisor.records import Candidate, Cost, Evaluation, Memory
 from advisor.situation import Request, Story, prepare
 from advisor.solver import answer, rank, violations
@@ -224,10 +225,11 @@ def _choice(
     named = Candidate.parse(target.candidate)
     try:
         cost = _price_named(named, prices, story, request.batch_size)
+    except InputError as error:
+        raise ModelError(f"{named.id} can't be run on this model: {error}") from error
     except Exception as error:
-        if is_fault_of_ours(error) and not isinstance(error, InputError):
-            raise
-        raise ModelError(f"{named.id} can't be run on this model: {first_line(error)}") from error
+        why = f"{type(error).__name__}: {first_line(error)}"
+        raise ModelError(f"{named.id} can't be run on this model: {why}") from error
     evaluation = Evaluation(named, cost, violations=violations(target.budget, cost))
     return evaluation, [evaluation]
 
@@ -235,8 +237,17 @@ def _choice(
 def _price_named(candidate: Candidate, prices: Pricing, story: Story, batch_size: int) -> Cost:
     """Of a candidate that nothing has proposed. Raises what `Simulator.cost` does, and ModelError."""
     method = get_method(candidate.method)
-    if not list(method.settings(story.census, (1,))):
+    settings = list(method.settings(story.census, (1,)))
+    if not settings:
         raise ModelError(f"the model has nothing for it: {method.summary}")
+    known = dict.fromkeys(name for setting in settings for name in setting)
+    for name, value in candidate.setting:
+        if name not in known:
+            meant = did_you_mean(name, known) or f"; it has {', '.join(known) or 'none'}"
+            raise ModelError(f"{method.name} has no setting {name}{meant}")
+        kinds = {type(setting[name]) for setting in settings if name in setting}
+        if type(value) not in kinds:
+            raise ModelError(f"{method.name}'s {name} is {value!r}, but should be as in {settings[0]}")
     return prices.cost(candidate, batch_size)
 
 

@@ -10,6 +10,7 @@ probe-time = "5m"
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -56,9 +57,12 @@ def _files(folder: Path) -> Iterable[Path]:
 
 def _may_have_table(path: Path) -> bool:
     try:
-        return b"peft-advisor" in path.read_bytes()
+        text = path.read_text(encoding="utf-8")
+        return "peft-advisor" in text and "peft-advisor" in tomllib.loads(text).get("tool", {})
     except OSError:
         return False
+    except (ValueError, TypeError, RecursionError):  # what is wrong with it is told where it is read
+        return True
 
 
 def _key(param: Any) -> str:

@@ -147,3 +147,18 @@ def test_the_baselines_candidate_stays_to_choose_from(folder):
     assert Pricer().price(roomy).snapshot.recommended != kept.recommended
     assert Pricer().price(roomy, kept).snapshot.recommended == kept.recommended
     assert Pricer().price(roomy, kept, to_keep=True).snapshot.recommended != kept.recommended
+
+
+@pytest.mark.parametrize(
+    ("candidate", "words"),
+    [
+        ("lora-rnk=4", "lora has no setting rnk; did you mean rank?"),
+        ("lora-rank=four", "lora's rank is 'four'"),
+        ("norm-rank=4", "norm has no setting rank; it has none"),
+        ("lorra-rank=4", "lorra"),
+    ],
+)
+def test_a_setting_that_there_is_not_is_told(folder, candidate, words):
+    with pytest.raises(InputError) as error:
+        Pricer().price(target(folder, candidate=candidate))
+    assert words in str(error.value)
