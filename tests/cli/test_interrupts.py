@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -56,6 +57,15 @@ def answered(terminal, out):
     return found
 
 
+def is_deaf_worker(process_id):
+    """Whether it runs probes, and never sees a Ctrl-C, however early that comes."""
+    process = Path(f"/proc/{process_id}")
+    blocked = (process / "status").read_text().partition("SigBlk:")[2].split()[0]
+    return b"LokyProcess" in (process / "cmdline").read_bytes() and bool(
+        int(blocked, 16) & 1 << signal.SIGINT - 1
+    )
+
+
 def outputs(out):
     return ("--json", out / "o.json", "--report", out / "r.html")
 
@@ -66,6 +76,7 @@ def test_during_probes(terminal, tmp_path, executor):
     running.wait_for(PROBING)
     time.sleep(2)
     begun = descendants(running.process.pid)
+    assert sum(map(is_deaf_worker, begun)) == (2 if executor == "local:2" else 0)
     running.press_ctrl_c()
     found = answered(running, tmp_path)
     assert any("interrupted" in warning for warning in found["warnings"])
