@@ -26,7 +26,9 @@ def _no_such_option(error: Any, arguments: Sequence[str]) -> str:
     commands = getattr(error.ctx.find_root().command, "commands", {})
     having = [name for name, command in commands.items() if typed in _options(command)]
     if having:
-        return f"{error.ctx.info_name} has no option {typed}, but {' and '.join(having)} has"
+        *first, last = having
+        others = f"{', '.join(first)} and {last} have" if first else f"{last} has"
+        return f"{error.ctx.info_name} has no option {typed}, but {others}"
     return f"there is no option {_quoted(typed)}{did_you_mean(typed, _options(error.ctx.command))}"
 
 
