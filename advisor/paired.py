@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from advisor.records import Accuracy
 
 _RESAMPLES = 2000
@@ -14,6 +12,8 @@ def paired_gap(better: Accuracy, other: Accuracy) -> tuple[float, float]:
 
     Where the two were judged on different numbers of samples, on those that both have seen.
     """
+    import numpy as np
+
     shared = min(len(better.correct), len(other.correct))
     if shared == 0:  # accuracies read back from a file carry no samples: compare intervals
         return better.low - other.high, better.high - other.low

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import statistics
@@ -174,6 +175,10 @@ def main(start: str) -> None:
     if not text:  # the parent ended, or needs no run
         return
     order = json.loads(text)
+    import torch._dynamo  # every optimizer's first step would
+
+    gc.enable()
+    gc.freeze()
     sys.path[:] = order["path"]
     job = Path(order["job"])
     content: dict[str, Any]
