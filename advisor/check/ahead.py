@@ -43,6 +43,11 @@ def priced_ahead(work: Callable[[Found], object]) -> Iterator[Callable[[], list[
 
 
 def _run(work: Callable[[Found], object], sending: Connection) -> None:
+    import torch
+
+    # torch makes its pool of threads anew after a fork at the first such call; autograd's own threads would
+    # race each other to it, and end the process.
+    torch.set_num_threads(1)
     with suppress(Exception):  # the process that it helps meets the same failure, and says it
         work(lambda candidate, cost: sending.send((candidate, cost)))
     os._exit(0)
