@@ -29,7 +29,7 @@ def main(path: str) -> None:
     torch.set_num_threads(1)  # workspace depends on it: whatever the machine has, the figures are the same
     job = Path(path)
     content = json.loads(job.read_text(encoding="utf-8"))
-    pricer = Pricer(ahead=True)
+    pricer = Pricer(ahead=content["ahead"])
     results = [_result(pricer, item, content["to_keep"]) for item in content["targets"]]
     write_whole(job.with_suffix(".result"), json.dumps(results))
     sys.stdout.flush()

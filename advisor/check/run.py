@@ -67,7 +67,8 @@ def price_all(
     def price_model(name: str) -> list[Priced]:
         began(name)
         known = before.get(name, {})
-        return _priced(configuration, models[name], known, to_keep, running)
+        has_core_to_spare = 2 * len(models) <= (os.cpu_count() or 1)
+        return _priced(configuration, models[name], known, (to_keep, has_core_to_spare), running)
 
     with ThreadPoolExecutor(max(1, min(len(models), os.cpu_count() or 1))) as pool:
         jobs = [pool.submit(price_model, name) for name in models]
@@ -111,15 +112,15 @@ def _priced(
     configuration: Configuration,
     targets: Sequence[Target],
     before: Mapping[str, Snapshot],
-    to_keep: bool,
+    how: tuple[bool, bool],
     running: list[subprocess.Popen[str]],
 ) -> list[Priced]:
-    """Targets of one model, in one process."""
+    """Targets of one model, in one process; `how`: for a baseline, and with another process to help."""
     start = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="peft-advisor-") as folder:
         job, log = Path(folder, "job.json"), Path(folder, "log.txt")
         items = [{"target": encode(t), "before": encode(before.get(t.name))} for t in targets]
-        job.write_text(json.dumps({"targets": items, "to_keep": to_keep}), encoding="utf-8")
+        job.write_text(json.dumps({"targets": items, "to_keep": how[0], "ahead": how[1]}), encoding="utf-8")
         failure = _run(job, log, configuration, running)
         printed = log.read_text(encoding="utf-8", errors="replace")
         seconds = (time.monotonic() - start) / len(targets)
