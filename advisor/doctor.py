@@ -16,6 +16,7 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
 from advisor.errors import ModelError, first_line
+from advisor.processor import processor_name
 from advisor.store import default_path
 
 # What `pip install 'peft-advisor[...]'` adds: the extra, its package, and what it gives.
@@ -148,10 +149,10 @@ def _devices(problems: list[Problem]) -> Iterator[Device]:
         problems.append(
             Problem(f"torch can't be used: {first_line(error)}", "pip install --force-reinstall torch")
         )
-        yield Device("cpu", _processor(), total, None, os.cpu_count(), usable)
+        yield Device("cpu", processor_name(), total, None, os.cpu_count(), usable)
         return
     yield Device(
-        "cpu", _processor(), total, available_bytes(), os.cpu_count(), usable, torch.get_num_threads()
+        "cpu", processor_name(), total, available_bytes(), os.cpu_count(), usable, torch.get_num_threads()
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of a driver that is not there
@@ -162,15 +163,6 @@ def _devices(problems: list[Problem]) -> Iterator[Device]:
                 yield Device("cuda", found.name, found.total_memory, free)
         if torch.backends.mps.is_available():
             yield Device("mps", "Apple GPU", None)
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, "") or platform.machine()
 
 
 def _memory_limit_works() -> bool:

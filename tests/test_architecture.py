@@ -17,6 +17,7 @@ ORDER = [
     "errors",
     "names",
     "files",
+    "processor",
     "interrupts",
     "units",
     "records",

@@ -11,7 +11,7 @@ from advisor.units import format_bytes, format_count, format_flops
 
 _UPDATE = "`peft-advisor check --update`"
 # Of the candidate's figures: in words, and how they are printed.
-_WORDS: Mapping[str, tuple[str, Callable[[float], str]]] = {
+FIGURES: Mapping[str, tuple[str, Callable[[float], str]]] = {
     "peak_bytes": ("peak memory", format_bytes),
     "update_flops": ("FLOPs of an update", format_flops),
     "delta_bytes": ("bytes to ship", format_bytes),
@@ -132,7 +132,7 @@ def cost_words(before: Figures, after: Figures, allowed: float) -> tuple[list[st
     """The costs that grew by more than the allowed share, and those that shrank, with their figures."""
     grown: list[str] = []
     shrunk: list[str] = []
-    for name, (words, show) in _WORDS.items():
+    for name, (words, show) in FIGURES.items():
         old, new = getattr(before, name), getattr(after, name)
         if exceeds(old, new, allowed):
             grown.append(f"{words} {_change(old, new, show)}")

@@ -7,11 +7,9 @@ keeps of it are the costs of tensors alone: they are the same on every machine.
 from __future__ import annotations
 
 import os
-import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,6 +24,7 @@ from advisor.costs import Simulator
 from advisor.errors import InputError, ModelError, first_line
 from advisor.methods import get_method, methods
 from advisor.names import did_you_mean
+from advisor.processor import processor_name
 from advisor.records import Candidate, Cost, Evaluation, Memory
 from advisor.situation import Request, Story, prepare
 from advisor.solver import answer, rank, violations
@@ -132,17 +131,8 @@ def machine_kind() -> str:
     """What operators' workspace depends on: torch's release, the processor, what it is allowed to use."""
     capability = torch.backends.cpu.get_cpu_capability()
     allowed = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA")
-    parts = [f"torch {torch.__version__.partition('+')[0]}", _processor(), capability]
+    parts = [f"torch {torch.__version__.partition('+')[0]}", processor_name(), capability]
     return ", ".join(parts + ([f"oneDNN up to {allowed}"] if allowed else []))
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, "") or platform.processor() or platform.machine()
 
 
 class _Prices:

@@ -93,23 +93,23 @@ def command(
         peft-advisor check --github --sarif costs.sarif --markdown costs.md
         peft-advisor check torchvision:mobilenet_v2 --ram 64MB --candidate lora-rank=4@last-3@micro-2
     """
-    given = {
-        "baseline": str(Path(baseline).resolve()) if baseline else None,
-        "fail-on-increase": fail_on_increase,
-        "time-limit": time_limit,
-        "ram": ram,
-        "flops-budget": flops_budget,
-        "storage": storage,
-        "input-size": input_size,
-        "batch-size": batch_size,
-        "methods": methods,
-        "ranks": ranks,
-        "optimizer": optimizer,
-        "candidate": candidate,
-        "arch": arch,
-        "trust": trust or None,
-    }
-    configuration = configured(model, config, {k: v for k, v in given.items() if v is not None})
+    given = keys_given(
+        baseline=str(Path(baseline).resolve()) if baseline else None,
+        fail_on_increase=fail_on_increase,
+        time_limit=time_limit,
+        ram=ram,
+        flops_budget=flops_budget,
+        storage=storage,
+        input_size=input_size,
+        batch_size=batch_size,
+        methods=methods,
+        ranks=ranks,
+        optimizer=optimizer,
+        candidate=candidate,
+        arch=arch,
+        trust=trust or None,
+    )
+    configuration = configured(model, config, given)
     outputs = Outputs({"--json": json, "--sarif": sarif, "--junit": junit, "--markdown": markdown})
 
     from advisor.check import baseline as baselines
@@ -151,6 +151,11 @@ def command(
             "writes one"
         )
     outputs.end(found.exit_code)
+
+
+def keys_given(**parameters: Any) -> dict[str, Any]:
+    """What was given, by the configuration's keys, which are the options' names."""
+    return {name.replace("_", "-"): value for name, value in parameters.items() if value is not None}
 
 
 def configured(model: str | None, config: str | None, given: Mapping[str, Any]) -> Configuration:

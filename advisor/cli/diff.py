@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from advisor.cli import options, talk
-from advisor.cli.check import BatchSize, CandidateId, Optimizer, Ranks
+from advisor.cli.check import BatchSize, CandidateId, Optimizer, Ranks, keys_given
 from advisor.cli.outputs import Outputs
 from advisor.cli.streams import nothing_more
 from advisor.errors import ModelError
@@ -51,20 +51,20 @@ def command(
         peft-advisor diff old-advice.json advice.json
     """
     outputs = Outputs({"--json": json, "--markdown": markdown})
-    given = {
-        "ram": ram,
-        "flops-budget": flops_budget,
-        "storage": storage,
-        "input-size": input_size,
-        "batch-size": batch_size,
-        "methods": methods,
-        "ranks": ranks,
-        "optimizer": optimizer,
-        "candidate": candidate,
-        "arch": arch,
-        "trust": trust or None,
-    }
-    found = _compared(before, after, {key: value for key, value in given.items() if value is not None})
+    given = keys_given(
+        ram=ram,
+        flops_budget=flops_budget,
+        storage=storage,
+        input_size=input_size,
+        batch_size=batch_size,
+        methods=methods,
+        ranks=ranks,
+        optimizer=optimizer,
+        candidate=candidate,
+        arch=arch,
+        trust=trust or None,
+    )
+    found = _compared(before, after, given)
 
     from advisor.report import check as render
 

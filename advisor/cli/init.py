@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from advisor.cli import options, talk
-from advisor.cli.check import BatchSize, CandidateId, Config, Optimizer, Ranks
+from advisor.cli.check import BatchSize, CandidateId, Config, Optimizer, Ranks, keys_given
 from advisor.errors import ModelError
 
 
@@ -55,21 +55,20 @@ def command(
     file = Path(config).resolve() if config else find_file(Path.cwd()) or Path.cwd() / FILE
     check_writable(file)
     name = name or short_name(model)
-    values = {
-        "model": _as_seen_from(model, file.parent),
-        "arch": arch,
-        "trust": trust or None,
-        "input-size": input_size,
-        "batch-size": batch_size,
-        "methods": options.parse_names(methods),
-        "ranks": options.parse_ranks(ranks) if ranks is not None else None,
-        "optimizer": optimizer,
-        "ram": ram,
-        "flops-budget": flops_budget == options.FEWEST or flops_budget,
-        "storage": storage,
-        "candidate": candidate,
-    }
-    given = {key: value for key, value in values.items() if value is not None}
+    given = keys_given(
+        model=_as_seen_from(model, file.parent),
+        arch=arch,
+        trust=trust or None,
+        input_size=input_size,
+        batch_size=batch_size,
+        methods=options.parse_names(methods),
+        ranks=options.parse_ranks(ranks) if ranks is not None else None,
+        optimizer=optimizer,
+        ram=ram,
+        flops_budget=flops_budget == options.FEWEST or flops_budget,
+        storage=storage,
+        candidate=candidate,
+    )
     text = with_model(read_text(file), name, target, given)
     configuration = parse_configuration(text, file).only(name)
     before = baselines.read(configuration.baseline_path)

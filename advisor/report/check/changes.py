@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from advisor.check.compare import FIGURES
 from advisor.check.records import CheckReport, Figures, LayerChange, LayerFigures, TargetReport
 from advisor.solver import allowed_memory
-from advisor.units import format_bytes, format_count, format_flops
+from advisor.units import format_bytes, format_flops
 
 LAYERS_SHOWN = 10
 _LEAST_SHARE = 0.0005  # what is not shown as 0.0%
@@ -104,7 +105,7 @@ def figure_rows(target: TargetReport) -> list[Row]:
             show,
             *(getattr(each, name) if each is not None else None for each in (before, after, chosen)),
         )
-        for name, (words, show) in _FIGURES.items()
+        for name, (words, show) in FIGURES.items()
     ]
     peaks = _with_workspace(target)
     if any(peak is not None for peak in peaks[1:]):
@@ -248,11 +249,3 @@ def _figures_after(target: TargetReport) -> Figures | None:
     if before is None or not _is_flip(target):
         return now.snapshot.figures
     return now.of_baseline
-
-
-_FIGURES: Mapping[str, tuple[str, Callable[[float], str]]] = {
-    "peak_bytes": ("peak memory", format_bytes),
-    "update_flops": ("FLOPs of an update", format_flops),
-    "delta_bytes": ("bytes to ship", format_bytes),
-    "trainable_parameters": ("trainable parameters", format_count),
-}
