@@ -27,9 +27,9 @@ from advisor.files import write_whole
 from advisor.models import take_census
 from advisor.models.fingerprint import model_fingerprint
 from advisor.parts.attachment import Trainable
-from advisor.probes import Situation, adapt_head, trained_as
+from advisor.probes import Situation, adapt_head, head_of, trained_as
 from advisor.records import Candidate, Census, Levers, SettingValue
-from advisor.training.update import attach
+from advisor.training.update import attach, solved_head
 
 FORMAT = "peft-advisor adapter 1"
 TENSORS, RECIPE = "adapter.safetensors", "recipe.json"
@@ -151,6 +151,8 @@ def attach_adapter(
                 adapt_head(adapted, census.head, _situation(recipe))
                 census = take_census(adapted, recipe.input_size)
             trainable = attach(adapted, census, trained_as(recipe.candidate, census))
+            if head_of(recipe.candidate) is not None:
+                solved_head(trainable, census)
     except Exception as error:  # a recipe may hold anything
         raise InputError(f"{folder}: the adapter can't be attached to this model: {error}") from error
     expected = trainable.delta()

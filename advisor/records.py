@@ -25,6 +25,9 @@ MULTIPLY_ADD_TYPES = ("standard", "pointwise", "depthwise", "grouped", "transpos
 BASELINE = "full"  # the method that all others are held against: every weight is trained
 
 Fidelity = Literal["estimated", "simulated", "measured"]
+# What a head in closed form reads: what the head reads anyway; the late, or all, blocks' pooled outputs, too.
+Features = Literal["last", "late", "all"]
+FEATURES: tuple[Features, ...] = get_args(Features)
 SettingValue = int | float | str | bool
 
 
@@ -56,6 +59,7 @@ class Block:
     replaceable: bool  # it and all before it can be left out where its output is known
     in_place: tuple[bool, ...] = ()  # for each call, whether it writes over what it is called with
     shared: tuple[str, ...] = ()  # paths of modules that run inside those, but are found elsewhere
+    features: int = 0  # channels of its output, to be pooled; 0: it has no positions, or can't be told apart
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +106,8 @@ Optimizer = Literal["adam", "adamw", "momentum", "sgd"]
 # Of normalisation layers with running statistics: as the method has it, or in eval mode, in train mode,
 # or re-estimated on the new data before training and then frozen.
 StatisticsPolicy = Literal["own", "frozen", "updated", "reestimated"]
+# After training: the head as it was trained, or one in closed form of such `Features`.
+HeadPolicy = Literal["trained", "ridge-last", "ridge-late", "ridge-all"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +122,12 @@ class Levers:
     cached_prefix: Literal["no", "ram", "disk"] = "no"  # what is before the scope runs once an image
     fuse: bool = False  # BatchNorm before the scope folded into the layers that it follows
     statistics: StatisticsPolicy = "own"
+    head: HeadPolicy = "trained"
+
+    @property
+    def solved_head(self) -> Features | None:
+        """The features of the head that is solved after training; None: it stays as it was trained."""
+        return None if self.head == "trained" else self.head.removeprefix("ridge-")  # type: ignore[return-value]
 
     def described(self) -> tuple[str, ...]:
         """What differs from the defaults, such as `last-3` or `micro-2`."""
@@ -128,6 +140,7 @@ class Levers:
             f"cached-{self.cached_prefix}": self.cached_prefix != "no",
             "fused": self.fuse,
             f"statistics-{self.statistics}": self.statistics != "own",
+            f"head-{self.head}": self.head != "trained",
         }
         return tuple(part for part, given in parts.items() if given)
 
@@ -144,6 +157,8 @@ class Levers:
             elif part in ("cached-ram", "cached-disk"):
                 found["cached_prefix"] = value
             elif kind == "statistics" and value in get_args(StatisticsPolicy):
+                found[kind] = value
+            elif kind == "head" and value in get_args(HeadPolicy):
                 found[kind] = value
             elif part in ("checkpoint", "fused"):
                 found["checkpoint" if part == "checkpoint" else "fuse"] = True

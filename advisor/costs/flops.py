@@ -168,6 +168,11 @@ def _packets(*names: str) -> list[Any]:
     return [getattr(aten, name) for name in names if hasattr(aten, name)]
 
 
+def _eigenvectors(args: Sequence[Any], kwargs: Mapping[str, Any], result: Any) -> int:
+    # The symmetric QR algorithm with eigenvectors: 9 n^3 (Golub and Van Loan, Matrix Computations, 8.3).
+    return 9 * args[0].shape[-1] ** 3
+
+
 _RULES: dict[Any, Callable[[Sequence[Any], Mapping[str, Any], Any], int | OperatorFlops]] = {
     aten.convolution: _convolution,
     aten._convolution: _convolution,
@@ -185,6 +190,7 @@ _RULES: dict[Any, Callable[[Sequence[Any], Mapping[str, Any], Any], int | Operat
     aten.native_layer_norm_backward: _layer_norm_backward,
     aten.native_group_norm_backward: _layer_norm_backward,
     aten._native_multi_head_attention: _fused_attention_layer,
+    aten._linalg_eigh: _eigenvectors,
     aten._softmax: _times(5),
     aten._log_softmax: _times(5),
     aten._softmax_backward_data: _times(4),

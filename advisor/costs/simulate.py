@@ -41,15 +41,27 @@ from advisor.costs.workspace import Workspace
 from advisor.errors import InputError
 from advisor.methods import Method, Trainable, get_method
 from advisor.methods.recalibrate import reestimation
+from advisor.methods.ridge import Ridge
 from advisor.models.blocks import run_front
 from advisor.models.fingerprint import code_fingerprint, fingerprint
 from advisor.parts.bypass import bypass_of
-from advisor.records import LAYER_TYPES, Candidate, Census, Cost, Flops, LayerTypeCost
+from advisor.parts.closed_form import MOST_ROWS, Examples, WideHead, feature_sizes, solver_workspace
+from advisor.records import (
+    LAYER_TYPES,
+    Candidate,
+    Census,
+    Cost,
+    Features,
+    Flops,
+    LayerTypeCost,
+    Levers,
+)
 from advisor.training.update import RECALIBRATION_SAMPLES, begin, update
 
 # In order of speed. Meta tensors know only shapes; fake ones also stand for the CPU where a model's
 # code asks for a device; real ones have the values that some models' code reads.
 Tensors = Literal["meta", "fake", "real"]
+_SOLVING_BATCH = 64  # images whose features enter a Gram matrix at once
 
 
 class Simulator:
@@ -78,6 +90,7 @@ class Simulator:
         self._kinds: tuple[str, ...] = LAYER_TYPES
         self._memo = OperatorMemo()
         self._forward_flops: dict[str, int] | None = None
+        self._known: dict[tuple[Candidate, int, Tensors | None], Cost] = {}
         self._needs_device = False  # known once a candidate could not run on meta tensors
 
     def cost(self, candidate: Candidate, batch_size: int, tensors: Tensors | None = None) -> Cost:
@@ -92,7 +105,14 @@ class Simulator:
             Exception: whatever the method or the model raises when such an update is run.
         """
         with without_collector():
-            return self._priced(candidate, batch_size, tensors)
+            features = candidate.levers.solved_head
+            if features is None:
+                return self._priced(candidate, batch_size, tensors)
+            # The head is solved after training: the one doesn't change what the other costs.
+            trained = replace(candidate, levers=replace(candidate.levers, head="trained"))
+            return self._with_solved_head(
+                self._priced(trained, batch_size, tensors), trained, features, batch_size, tensors
+            )
 
     def by_layer(self, candidate: Candidate, batch_size: int) -> Mapping[str, LayerTypeCost]:
         """What each layer costs, by its path, at the peak of tensors alone; `other`: what no layer does.
@@ -129,7 +149,75 @@ class Simulator:
             "machine": platform.machine(),
         }
 
+    def _with_solved_head(
+        self, cost: Cost, trained: Candidate, features: Features, batch_size: int, tensors: Tensors | None
+    ) -> Cost:
+        """What training costs, and then a pass over all images and the solving."""
+        levers = Levers(micro_batch=trained.levers.micro_batch)
+        last, fit = (
+            self._priced(Candidate.of(Ridge.name, {"features": each}, levers), batch_size, tensors)
+            for each in ("last", features)
+        )
+        more = fit.trainable_parameters - last.trainable_parameters
+        more_bytes = fit.delta_bytes - last.delta_bytes
+        if not get_method(trained.method).learns_classes:  # it leaves the head alone
+            more, more_bytes = fit.trainable_parameters, fit.delta_bytes
+        # The trained network is held meanwhile, with what the method added to it.
+        weights = max(cost.memory.weights, fit.memory.weights)
+        solving = replace(fit.memory, weights=weights)
+        by_type = dict(cost.by_layer_type)
+        if more:
+            by_type["linear"] = replace(
+                by_type["linear"], trainable_parameters=by_type["linear"].trainable_parameters + more
+            )
+        of_tensors = (fit.tensor_peak_bytes or 0) + weights - fit.memory.weights
+        passes = -(-self._examples(features) // batch_size)
+        return replace(
+            cost,
+            trainable_parameters=cost.trainable_parameters + more,
+            delta_bytes=cost.delta_bytes + more_bytes,
+            by_layer_type=by_type,
+            memory=max(cost.memory, solving, key=lambda held: held.total),
+            tensor_peak_bytes=max(cost.tensor_peak_bytes or 0, of_tensors),
+            setup_flops=cost.setup_flops + passes * fit.flops.total + fit.setup_flops,
+            inference_flops_ratio=cost.inference_flops_ratio + fit.inference_flops_ratio - 1,
+        )
+
+    def _examples(self, features: Features) -> int:
+        """How many images a head is solved on; where that isn't known, as many as it has features."""
+        return self._images or sum(feature_sizes(self._census, features))
+
+    def _solving(self, features: Features, tensors: Tensors) -> tuple[Recording, int]:
+        """The solving of a head, its images' features included, and the bytes of those features."""
+        sizes, classes = feature_sizes(self._census, features), self._census.classes or 0
+        count, device = self._examples(features), "meta" if tensors == "meta" else None
+        kept = min(count, MOST_ROWS)
+        parts = [kept] if kept == count else [kept, min(count - kept, _SOLVING_BATCH)]
+
+        def run() -> None:
+            examples = Examples(sizes, classes)
+            for part in parts:
+                rows = torch.ones(part, sum(sizes), device=device)
+                examples.add(rows, torch.zeros(part, dtype=torch.int64, device=device))
+            del rows
+            examples.solve()
+
+        recording = self._recorder(nn.Module(), tensors, None, {}).record(run)
+        order = sum(sizes) if len(parts) > 1 else min(count, sum(sizes))
+        memory = replace(recording.memory, workspace=solver_workspace(order))
+        flops = recording.flops.copy()
+        again = max(-(-(count - kept) // _SOLVING_BATCH) - 1, 0)  # further batches that the Gram matrix takes
+        flops["linear"] += Flops(again * 2 * _SOLVING_BATCH * sum(sizes) * (sum(sizes) + classes))
+        held = kept * sum(sizes) * 4 + (8 * sum(sizes) ** 2 if len(parts) > 1 else 0)
+        return replace(recording, memory=memory, flops=flops), held
+
     def _priced(self, candidate: Candidate, batch_size: int, tensors: Tensors | None) -> Cost:
+        key = candidate, batch_size, tensors
+        if key not in self._known:
+            self._known[key] = self._priced_anew(candidate, batch_size, tensors)
+        return self._known[key]
+
+    def _priced_anew(self, candidate: Candidate, batch_size: int, tensors: Tensors | None) -> Cost:
         if tensors is not None:
             return self._cost(candidate, batch_size, tensors)
         if not self._needs_device:
@@ -189,7 +277,8 @@ class Simulator:
             self._make_optimizer_state(trainable, optimizer, tensors)
             recording = recorder.record_update(trainable, optimizer, images, labels)
             stepped = getattr(optimizer, "stepped", ())
-            if any(p.grad is None and p not in stepped for p in trainable.parameters.values()):
+            unmoved = (p for p in trainable.parameters.values() if p.grad is None and p not in stepped)
+            if optimizer is not None and any(True for _ in unmoved):
                 # Some weights take no part (auxiliary heads): give state only to those that do.
                 optimizer.state.clear()  # type: ignore[union-attr]
                 update(trainable, optimizer, images, labels)
@@ -204,6 +293,7 @@ class Simulator:
                 trained[recorder.group_of(name)] += parameter.numel()
             delta_bytes = _bytes(*trainable.delta().values())
             ratio = self._inference_ratio(method, model, tensors)
+            solving, rows = self._solving(trainable.solved, tensors) if trainable.solved else (None, 0)
 
         # For each chain that runs again, torch keeps the random numbers' state: no operator makes it.
         random_states = len(trainable.checkpointed) * _bytes(torch.get_rng_state())
@@ -212,11 +302,17 @@ class Simulator:
                 held,
                 activations=held.activations + random_states,
                 batch=_bytes(images, labels) * batch_size // len(labels),
-                cached=cache_bytes if levers.cached_prefix == "ram" else 0,
+                cached=rows if solving else cache_bytes if levers.cached_prefix == "ram" else 0,
             )
             for held in (recording.memory, recording.of_tensors)
         )
         tensor_peak_bytes = of_tensors.total
+        if solving is not None:
+            setup_flops += _forward(solving)
+            at_rest = memory.weights + memory.buffers
+            tensor_peak_bytes = max(tensor_peak_bytes, at_rest + solving.of_tensors.total)
+            end = replace(solving.memory, weights=memory.weights, buffers=memory.buffers)
+            memory = max(memory, end, key=lambda held: held.total)
         if levers.statistics == "reestimated":
             before = self._cost(reestimation(levers.micro_batch), batch_size, tensors)
             memory = max(memory, before.memory, key=lambda held: held.total)
@@ -266,8 +362,15 @@ class Simulator:
         images = torch.zeros(size, *self._census.input_size, device=device)
         return images, torch.zeros(size, dtype=torch.int64, device=device)
 
-    def _recorder(self, model: nn.Module, tensors: Tensors, workspace: Workspace | None) -> Recorder:
-        return Recorder(model, self._groups, self._memo if tensors == "meta" else None, workspace)
+    def _recorder(
+        self,
+        model: nn.Module,
+        tensors: Tensors,
+        workspace: Workspace | None,
+        groups: Mapping[str, str] | None = None,
+    ) -> Recorder:
+        memo = self._memo if tensors == "meta" else None
+        return Recorder(model, self._groups if groups is None else groups, memo, workspace)
 
     def _make_optimizer_state(
         self, trainable: Trainable, optimizer: torch.optim.Optimizer | None, tensors: Tensors
@@ -293,8 +396,9 @@ class Simulator:
 
     def _inference_ratio(self, method: Method, attached: nn.Module, tensors: Tensors) -> float:
         """Forward FLOPs of the merged model against the base's: 1 unless something can't be merged."""
+        is_wide = any(isinstance(module, WideHead) for module in attached.modules())
         bypasses = [bypass for module in attached.modules() if (bypass := bypass_of(module)) is not None]
-        if all(hasattr(bypass, "weight_change") for bypass in bypasses):
+        if not is_wide and all(hasattr(bypass, "weight_change") for bypass in bypasses):
             return 1.0
         merged = method.merge(attached).eval()
         if tensors == "meta":

@@ -25,7 +25,7 @@ from advisor.parts.attachment import (
     train_only,
 )
 from advisor.parts.bypass import merge_attached
-from advisor.records import Census, Levers
+from advisor.records import Census, Features, Levers
 
 _LAST = 1000
 
@@ -93,13 +93,18 @@ class Method(ABC):
                     "or a buffer with register_buffer"
                 )
         trainable = train_only(model, trained, self.statistics, setting, to.notes)
-        trainable.loss = self.loss
+        trainable.loss, trainable.solved = self.loss, self.solves(setting)
         trainable.additions = {
             name: tensor.detach()
             for name, tensor in tensors_of(model).items()
             if id(tensor) not in before and name not in trainable.parameters
         }
         return trainable
+
+    def solves(self, setting: Setting) -> Features | None:
+        """The features of the head that is solved in closed form, and nothing else learned; None: it trains."""
+        del setting
+        return None
 
     @abstractmethod
     def train(self, to: Attachment) -> Iterable[nn.Parameter]:

@@ -171,6 +171,15 @@ class _Turns:
             self._inside = False
 
 
+def pool(output: torch.Tensor) -> torch.Tensor:
+    """The mean over positions of (N, C, H, W), (N, tokens, C), or (N, H, W, C) where that is plain to see."""
+    if output.ndim == 3:
+        return output.mean(1)
+    _, second, third, fourth = output.shape
+    is_channels_last = second == third != fourth
+    return output.mean((1, 2) if is_channels_last else (2, 3))
+
+
 class _Reached(Exception):  # noqa: N818 - not an error: the way out of a forward pass
     def __init__(self, tensor: torch.Tensor) -> None:
         super().__init__()

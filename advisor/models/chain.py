@@ -5,7 +5,7 @@ What a model is a chain of are calls, not modules: one activation may stand betw
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from advisor.models.blocks import evaluating, is_inside, run_front, without_front
+from advisor.models.blocks import evaluating, is_inside, pool, run_front, without_front
 from advisor.records import Block
 
 _MULTIPLY_ADDS = (nn.modules.conv._ConvNd, nn.Linear, nn.MultiheadAttention)
@@ -40,7 +40,7 @@ class CallWatcher:
     def __init__(self, model: nn.Module) -> None:
         self._root = _Call("", model)
         self._stack: list[_Call] = []
-        self._called: set[nn.Module] = set()
+        self._calls: Counter[nn.Module] = Counter()
         self._kept: dict[int, torch.Tensor] = {}  # an address is a tensor's only while it lives
         self._names = {module: name for name, module in model.named_modules()}
         self._handles = [
@@ -96,7 +96,8 @@ class CallWatcher:
             front += names
             replaceable = following is not None and self._is_replaceable(front, last, following, image)
             in_place = tuple(element.in_place for element in group)
-            blocks.append(Block(names, linked, replaceable, in_place, self._shared(group)))
+            features = self._features(group[-1])
+            blocks.append(Block(names, linked, replaceable, in_place, self._shared(group), features))
         return tuple(blocks), why
 
     def _unrepeatable(self, elements: Sequence[_Call]) -> str:
@@ -118,7 +119,7 @@ class CallWatcher:
         links = {element.module for element in elements}
         for module, name in self._names.items():
             layers = [m for m in module.modules() if next(m.parameters(recurse=False), None) is not None]
-            if not layers or not self._called.isdisjoint((module, *layers)):
+            if not layers or any(self._calls[each] for each in (module, *layers)):
                 continue  # called, or its layers are, by the code around it
             for inner in module.modules():
                 if inner in links:  # training may call it at any time, so calls can't be told apart
@@ -134,9 +135,16 @@ class CallWatcher:
                 name
                 for element in group
                 for module in element.module.modules()
-                if module in self._called and not is_inside(name := self._names[module], (element.name,))
+                if self._calls[module] and not is_inside(name := self._names[module], (element.name,))
             )
         )
+
+    def _features(self, last: _Call) -> int:
+        """Channels of what the call made; 0: it has no positions, or the module is called elsewhere, too."""
+        made = self._kept[last.result[0]] if last.result is not None else None
+        if made is None or made.ndim not in (3, 4) or self._calls[last.module] != 1:
+            return 0
+        return pool(made).shape[1]
 
     def _is_replaceable(
         self, front: Sequence[str], made: _Place | None, following: _Call, image: torch.Tensor
@@ -167,7 +175,7 @@ class CallWatcher:
 
     def _entered(self, name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            self._called.add(module)
+            self._calls[module] += 1
             if not name:
                 call = self._root
             else:

@@ -14,7 +14,7 @@ from torch import nn
 from advisor.errors import InputError
 from advisor.models.layers import is_whole
 from advisor.parts.bypass import LayerModule
-from advisor.records import LAYER_TYPES, Census, Layer, Levers, SettingValue
+from advisor.records import LAYER_TYPES, Census, Features, Layer, Levers, SettingValue
 
 Setting = Mapping[str, SettingValue]
 Statistics = Literal["frozen", "updated", "reestimated"]
@@ -42,6 +42,7 @@ class Trainable:
     # Added by the method and never trained, by name: indices of trained channels, a frozen projection.
     additions: dict[str, torch.Tensor] = field(default_factory=dict)
     loss: Loss = F.cross_entropy
+    solved: Features | None = None  # of the head that is in closed form: nothing else is learned
 
     def tracked_norms(self) -> list[tuple[str, Any]]:
         """The normalisation layers with running statistics that the candidate changes, by name.
@@ -58,7 +59,7 @@ class Trainable:
 
     def train_mode(self) -> None:
         """Put every module in the mode that an update needs."""
-        self.model.train(self.statistics != "reestimated")
+        self.model.train(self.statistics != "reestimated" and self.solved is None)
         for _, module in self.tracked_norms():
             module.train(self.statistics != "frozen")
         for name in self.front:

@@ -9,7 +9,16 @@ from advisor.probes.executor import executor_for
 from advisor.probes.folds import CrossValidation, fold_count
 from advisor.probes.race import RaceResult
 from advisor.probes.scenarios import Situation, adapt_head, imprint_where_better, relabel, situate
-from advisor.probes.train import FineTune, Trainer, Trial, accuracy_of, in_quick_layout, trained_as
+from advisor.probes.train import (
+    FineTune,
+    Trainer,
+    Trial,
+    accuracy_of,
+    head_of,
+    in_quick_layout,
+    trained_as,
+    without_head,
+)
 
 __all__ = [
     "Corruption",
@@ -26,6 +35,7 @@ __all__ = [
     "corrupt",
     "executor_for",
     "fold_count",
+    "head_of",
     "imprint_where_better",
     "in_quick_layout",
     "load_data",
@@ -34,4 +44,5 @@ __all__ = [
     "relabel",
     "situate",
     "trained_as",
+    "without_head",
 ]

@@ -12,7 +12,7 @@ from torch import nn
 
 from advisor.probes.data import Dataset, LabelledImages
 from advisor.probes.scenarios import imprint
-from advisor.probes.train import Probe, Trainer, Trial
+from advisor.probes.train import Answers, Probe, Trainer, Trial
 from advisor.records import Candidate, Census
 
 _FEW = 300  # images: of fewer, 30 % tell too little apart
@@ -77,16 +77,19 @@ class CrossValidation(Trainer):
 
     def probe(self, trial: Trial) -> Probe:
         """Train as many copies as there are folds; the first held-out images are of all folds."""
-        answers, retained, seconds = [], b"", 0.0
+        answers: list[list[Answers]] = []  # of each fold: of the network as trained, then with each head
+        seconds = 0.0
         for trainer, samples in zip(self._trainers, self._shares(trial.samples), strict=True):
             found = trainer.probe(replace(trial, samples=samples))
             seconds += found.seconds
             if found.correct is None:
                 return Probe(trial, None, seconds, found.failure)
-            answers.append(found.correct)
-            retained += found.retained or b""
-        none_given = self.dataset.retained is None
-        return Probe(trial, self._joined(answers), seconds, retained=None if none_given else retained)
+            answers.append([Answers(found.correct, found.retained), *found.solved])
+        own, *solved = (
+            Answers(self._joined([a.correct for a in each]), self._joined_retained([a.retained for a in each]))
+            for each in zip(*answers, strict=True)
+        )
+        return Probe(trial, own.correct, seconds, retained=own.retained, solved=tuple(solved))
 
     def judge_base(self, samples: int) -> bytes:
         """Which of the first held-out samples the model classifies right as it is."""
@@ -101,6 +104,9 @@ class CrossValidation(Trainer):
     def _joined(self, answers: Sequence[bytes]) -> bytes:
         each = [iter(of_fold) for of_fold in answers]
         return bytes(next(each[fold]) for fold in self._fold_of[: sum(map(len, answers))].tolist())
+
+    def _joined_retained(self, answers: Sequence[bytes | None]) -> bytes | None:
+        return None if self.dataset.retained is None else b"".join(each or b"" for each in answers)
 
     def time_updates(self, candidate: Candidate) -> tuple[float, float]:
         """Of all folds together."""

@@ -31,8 +31,17 @@ from advisor.interrupts import stoppable
 from advisor.methods import get_method, learning_rates
 from advisor.paired import paired_gap
 from advisor.probes.executor import Executor, InProcess
-from advisor.probes.train import Probe, Trainer, Trial, accuracy_of, trained_as
-from advisor.records import Accuracy, Candidate, Cost
+from advisor.probes.train import (
+    Answers,
+    Probe,
+    Trainer,
+    Trial,
+    accuracy_of,
+    head_of,
+    trained_as,
+    without_head,
+)
+from advisor.records import FEATURES, Accuracy, Candidate, Cost, Features
 from advisor.store import Store
 from advisor.training.update import reestimation_updates
 
@@ -121,20 +130,26 @@ class _Race:
         self._trainer, self._seconds, self._updates, self._seed = trainer, seconds, updates, seed
         self._store, self._key = store or Store(None), dict(key)
         self._executor, self._report = executor or InProcess(trainer, lambda _: False), report
-        # Those that train alike are raced once.
-        self._alike: dict[Candidate, list[Candidate]] = {}
+        # Those that train alike are trained once; what differs is the head that they are given in the end.
+        self._alike: dict[Candidate, dict[Features | None, list[Candidate]]] = {}
         for candidate in costs:
-            self._alike.setdefault(trained_as(candidate, trainer.census), []).append(candidate)
-        self._costs = {one: costs[others[0]] for one, others in self._alike.items()}
+            training = trained_as(without_head(candidate), trainer.census)
+            heads = self._alike.setdefault(training, {})
+            heads.setdefault(_head_in(training, candidate), []).append(candidate)
+        self._costs = {
+            one: costs[min((c for each in heads.values() for c in each), key=list(costs).index)]
+            for one, heads in self._alike.items()
+        }
         self._race_key = {
-            "race": [one.id for one in self._costs],
+            "race": [[one.id, *map(str, self._alike[one])] for one in self._costs],
             "seconds": seconds,
             "updates": updates,
             "seed": seed,
             "min_retained": min_retained,
         }
         self._min_retained = min_retained
-        self._accuracies: dict[Candidate, Accuracy] = {}
+        self._accuracies: dict[Candidate, Accuracy] = {}  # with the best of its heads
+        self._of_heads: dict[Candidate, dict[Features | None, Accuracy]] = {}
         self._failures: dict[Candidate, str] = {}
         self._warnings: list[str] = []
         self._pace = _Pace(self._costs)
@@ -169,8 +184,19 @@ class _Race:
                 )
         return RaceResult(
             base,
-            {other: found for one, found in self._accuracies.items() for other in self._alike[one]},
-            {other: why for one, why in self._failures.items() for other in self._alike[one]},
+            {
+                candidate: replace(found, finalist=self._accuracies[one].finalist)
+                for one, heads in self._of_heads.items()
+                if one in self._accuracies
+                for head, found in heads.items()
+                for candidate in self._alike[one].get(head, ())
+            },
+            {
+                candidate: why
+                for one, why in self._failures.items()
+                for each in self._alike[one].values()
+                for candidate in each
+            },
             self._spent(),
             tuple(self._warnings),
             self._probes_run,
@@ -226,14 +252,19 @@ class _Race:
         """One probe for each candidate that has no learning rate."""
 
         def updates(candidate: Candidate) -> int:
+            if head_of(candidate) is not None:
+                return 0
             return reestimation_updates(len(self._trainer.images_for(candidate)), self._trainer.batch_size)
 
         trials = [
-            Trial(candidate, None, updates(candidate), samples, 0)
+            Trial(candidate, None, updates(candidate), samples, 0, self._heads(candidate))
             for candidate in self._costs
             if not learning_rates(candidate)
         ]
         self._judged(trials, last=True)
+
+    def _heads(self, training: Candidate) -> tuple[Features, ...]:
+        return tuple(head for head in FEATURES if head in self._alike[training])
 
     def _opening(self) -> list[Candidate]:
         """Each method whole and with half of the network trained, the promising first (`Method.opening`)."""
@@ -306,7 +337,7 @@ class _Race:
             self._finalists = plan["updates"], plan["samples"]
         seed = self._seed + max(rung - _FINAL, 0)
         trials = [
-            Trial(candidate, rate, plan["updates"], plan["samples"], seed)
+            Trial(candidate, rate, plan["updates"], plan["samples"], seed, self._heads(candidate))
             for candidate, rate in entries[: plan["entries"]]
         ]
         ended = self._recall("rung", key)
@@ -346,7 +377,10 @@ class _Race:
             correct, retained = _bytes(found["correct"]), _bytes(found.get("retained"))
             self._recalled_seconds += found["seconds"] / self._executor.workers
             self._probes_recalled += 1
-            yield Probe(trial, correct, found["seconds"], found["failure"], retained)
+            solved = tuple(
+                Answers(bytes.fromhex(right), _bytes(old)) for right, old in found.get("solved", ())
+            )
+            yield Probe(trial, correct, found["seconds"], found["failure"], retained, solved)
 
         def in_time() -> Iterator[Trial]:
             for number, trial in enumerate(missing):
@@ -361,6 +395,7 @@ class _Race:
             value = {
                 "correct": _hex(probe.correct),
                 "retained": _hex(probe.retained),
+                "solved": [(each.correct.hex(), _hex(each.retained)) for each in probe.solved],
                 "seconds": probe.seconds,
                 "failure": probe.failure,
             }
@@ -388,13 +423,22 @@ class _Race:
                 self._screened[candidate] = best
                 found = [best]
             self._failures.pop(candidate, None)
-            self._accuracies[candidate] = _accuracy(
-                _summed([each.correct for each in found]),
-                _summed([each.retained for each in found]),
-                seeds=len(found),
-                learning_rate=found[0].trial.learning_rate,
-                updates=found[0].trial.updates,
-                finalist=last,
+            accuracies = {
+                head: _accuracy(
+                    _summed([each.correct for each in answers]),
+                    _summed([each.retained for each in answers]),
+                    seeds=len(answers),
+                    learning_rate=found[0].trial.learning_rate,
+                    updates=found[0].trial.updates,
+                    finalist=last,
+                )
+                for head, answers in zip(
+                    (None, *probe.trial.heads), zip(*map(_answers, found), strict=True), strict=True
+                )
+            }
+            self._of_heads[candidate] = accuracies
+            self._accuracies[candidate] = max(
+                (accuracies[head] for head in self._alike[candidate]), key=lambda accuracy: accuracy.mean
             )
 
     def _promoted(self, rung: int, probes: Sequence[Probe], opening: Sequence[Candidate]) -> list[_Entry]:
@@ -657,5 +701,17 @@ def _surely_better(one: Accuracy, other: Accuracy) -> bool:
     return paired_gap(one, other)[0] > 0
 
 
+def _answers(probe: Probe) -> tuple[Answers, ...]:
+    """Of the network as it was trained, then with each of the trial's heads."""
+    return Answers(probe.correct or b"", probe.retained), *probe.solved
+
+
 def _score(probe: Probe) -> float:
-    return sum(probe.correct or b"") / max(len(probe.correct or b""), 1)
+    """The share of right answers, with the best of its heads."""
+    return max(sum(each.correct) / max(len(each.correct), 1) for each in _answers(probe))
+
+
+def _head_in(training: Candidate, candidate: Candidate) -> Features | None:
+    """Which head the candidate has, other than the one that its training ends with."""
+    head = head_of(candidate)
+    return None if head == head_of(training) else head

@@ -8,7 +8,7 @@ import math
 import platform
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,9 +28,10 @@ from advisor.methods.recalibrate import reestimation
 from advisor.models.blocks import evaluating, front_modules, has_replaceable_front, run_front, without_front
 from advisor.models.fingerprint import code_fingerprint, fingerprint
 from advisor.models.layers import logits
+from advisor.parts.closed_form import Examples, feature_blocks, head_inputs, pooled_outputs
 from advisor.probes.data import Dataset, LabelledImages, Normalisation
-from advisor.records import Accuracy, Candidate, Census
-from advisor.training.update import begin, reestimation_updates, update
+from advisor.records import FEATURES, Accuracy, Block, Candidate, Census, Features
+from advisor.training.update import begin, fill_head, reestimation_updates, update
 
 _log = logging.getLogger(__name__)
 _EVALUATION_BATCH = 64
@@ -48,6 +49,15 @@ class Trial:
     updates: int
     samples: int  # how many of the held-out images it is judged on: the first ones
     seed: int
+    heads: tuple[Features, ...] = ()  # solved for the trained network, and judged as well
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """Which images one network classifies right: one byte each, 1 = right."""
+
+    correct: bytes  # of the held-out ones
+    retained: bytes | None = None  # of as many of the old data's; None where there is none
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +69,7 @@ class Probe:
     seconds: float
     failure: str = ""  # why, in words
     retained: bytes | None = None  # likewise of as many of the old data's; None where there is none
+    solved: tuple[Answers, ...] = ()  # with each of the trial's heads in the place of the trained one
 
 
 class Trainer:
@@ -99,9 +110,12 @@ class Trainer:
         """Train a copy of the model, and classify the first held-out samples."""
         start = time.perf_counter()
         correct, retained, failure = None, None, ""
+        solved: tuple[Answers, ...] = ()
         try:
             fine_tune = FineTune(self, trial.candidate, trial.learning_rate, trial.updates, trial.seed)
             if fine_tune.run(trial.updates):
+                solved = fine_tune.judge_solved(trial.heads, trial.samples)
+                fine_tune.finish()
                 correct = fine_tune.judge(trial.samples)
                 retained = fine_tune.judge_retained(trial.samples)
             else:
@@ -109,7 +123,7 @@ class Trainer:
         except Exception as error:  # noqa: BLE001 - what one candidate breaks must not end the others
             _log.debug("training %s failed", trial.candidate.id, exc_info=True)
             failure = first_line(error)
-        return Probe(trial, correct, time.perf_counter() - start, failure, retained)
+        return Probe(trial, correct, time.perf_counter() - start, failure, retained, solved)
 
     def judge_base(self, samples: int) -> bytes:
         """Which of the first held-out samples the model classifies right as it is."""
@@ -161,7 +175,9 @@ class Trainer:
         key = trainable.front, _is_reestimated(candidate), train is self.dataset.train
         if key not in self._features:
             normalisation = self.dataset.normalisation
-            self._features[key] = tuple(_Features.of(part, trainable, normalisation) for part in parts)
+            self._features[key] = tuple(
+                _Features.of(part, trainable, normalisation, self.census) for part in parts
+            )
         return self._features[key]
 
 
@@ -176,7 +192,7 @@ class FineTune:
     ) -> None:
         """`updates`: over which the learning rate falls to zero."""
         self.done = 0
-        self._trainer, self._updates = trainer, updates
+        self._trainer, self._candidate, self._updates = trainer, candidate, updates
         self._random = torch.Generator().manual_seed(seed).get_state()
         with self._own_random_numbers():
             quick = trained_as(candidate, trainer.census)
@@ -216,6 +232,69 @@ class FineTune:
     def _judged(self, images: _Images, samples: int | None) -> bytes:
         with self._without_front():
             return evaluate(self.trainable.model, images, self._trainer.dataset.normalisation, samples)
+
+    def judge_solved(self, heads: Sequence[Features], samples: int | None = None) -> tuple[Answers, ...]:
+        """As `judge` and `judge_retained`, with each of these heads solved in the place of the trained one.
+
+        What was trained stays as it is.
+        """
+        if not heads:
+            return ()
+        train, *judged = self._pooled_features(max(heads, key=FEATURES.index), samples)
+        found = []
+        for features in heads:
+            groups = len(feature_blocks(self._trainer.census, features)) + 1
+            weight, bias = self._solve(train, groups)
+            found.append([_right(weight, bias, groups, part) for part in judged])
+        return tuple(Answers(*right) for right in found)
+
+    def finish(self) -> None:
+        """What follows training: a head in closed form is solved, and takes its place."""
+        features = head_of(self._candidate)
+        if features is None:
+            return
+        train, *_ = self._pooled_features(features, 0)
+        weight, bias = self._solve(train, len(train[0]))
+        fill_head(self.trainable, self._trainer.census, weight, bias)
+
+    def _solve(self, train: tuple[list[torch.Tensor], torch.Tensor], groups: int) -> tuple[Any, Any]:
+        features, labels = train
+        examples = Examples([group.shape[1] for group in features[:groups]], self._trainer.census.classes or 0)
+        for indices in torch.arange(len(labels)).split(_EVALUATION_BATCH):
+            examples.add(torch.cat([group[indices] for group in features[:groups]], 1), labels[indices])
+        return examples.solve()
+
+    def _pooled_features(
+        self, features: Features, samples: int | None
+    ) -> list[tuple[list[torch.Tensor], torch.Tensor]]:
+        """Groups of features, and labels, of images to train on, held-out and old ones."""
+        census, model = self._trainer.census, self.trainable.model.eval()
+        blocks = feature_blocks(census, features)
+        found = []
+        for number, part in enumerate((self._train, self._validation, *self._retained)):
+            count = len(part) if samples is None or number == 0 else min(samples, len(part))
+            # What is frozen and left out makes of images what it made of them when it was run.
+            pooled = {b: t[:count] for b, t in part.pooled.items()} if isinstance(part, _Features) else {}
+            inputs: list[torch.Tensor] = []
+            missing = [block for block in blocks if block not in pooled]
+            made: dict[Block, list[torch.Tensor]] = {block: [] for block in missing}
+            with (
+                self._without_front(),
+                head_inputs(model, census) as head,
+                pooled_outputs(model, missing) as outputs,
+                torch.inference_mode(),
+            ):
+                for indices in torch.arange(count).split(_EVALUATION_BATCH) if count else ():
+                    model(part.batch(indices, self._trainer.dataset.normalisation)[0])
+                    inputs.append(head[0])
+                    for block in missing:
+                        made[block].append(outputs[block])
+            if count:
+                pooled |= {block: torch.cat(parts) for block, parts in made.items()}
+                found.append(([torch.cat(inputs), *(pooled[b] for b in blocks)], part.labels[:count]))
+            else:
+                found.append(([], part.labels[:0]))
+        return found
 
     def state(self) -> dict[str, Any]:
         """All that `restore` needs to go on from here as if nothing had happened."""
@@ -260,13 +339,21 @@ class _Features:
     outputs: torch.Tensor  # (N, ...)
     labels: torch.Tensor  # (N,) int64
     folder: tempfile.TemporaryDirectory[str] | None  # of the file that holds the outputs, if one does
+    pooled: dict[Block, torch.Tensor]  # of the front's blocks, for a head in closed form
 
     @classmethod
-    def of(cls, images: LabelledImages, trainable: Trainable, normalisation: Normalisation) -> _Features:
+    def of(
+        cls, images: LabelledImages, trainable: Trainable, normalisation: Normalisation, census: Census
+    ) -> _Features:
         """Run the front on all images."""
         outputs, folder = torch.empty(0), None
+        blocks = [b for b in feature_blocks(census, "all") if b.modules[-1] in trainable.front]
+        pooled: dict[Block, list[torch.Tensor]] = {block: [] for block in blocks}
         for positions in torch.arange(len(images)).split(_EVALUATION_BATCH):
-            made = run_front(trainable.model, trainable.front, images.batch(positions, normalisation)[0])
+            with pooled_outputs(trainable.model, blocks) as of_blocks:
+                made = run_front(trainable.model, trainable.front, images.batch(positions, normalisation)[0])
+            for block in blocks:
+                pooled[block].append(of_blocks[block])
             if not outputs.numel():
                 shape = (len(images), *made.shape[1:])
                 if math.prod(shape) * made.element_size() > _MOST_IN_MEMORY:
@@ -277,7 +364,7 @@ class _Features:
                 else:
                     outputs = made.new_empty(shape)
             outputs[positions] = made
-        return cls(outputs, images.labels, folder)
+        return cls(outputs, images.labels, folder, {block: torch.cat(parts) for block, parts in pooled.items()})
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -287,6 +374,14 @@ class _Features:
 
 
 _Images = LabelledImages | _Features
+def _right(
+    weight: torch.Tensor, bias: torch.Tensor, groups: int, judged: tuple[list[torch.Tensor], torch.Tensor]
+) -> bytes:
+    features, labels = judged
+    if not len(labels):
+        return b""
+    answers = torch.nn.functional.linear(torch.cat(features[:groups], 1), weight, bias).argmax(1)
+    return bytes((answers == labels).to(torch.uint8).tolist())
 
 
 def _judged_on(data: Dataset) -> tuple[LabelledImages, ...]:
@@ -319,6 +414,8 @@ def trained_as(candidate: Candidate, census: Census) -> Candidate:
     Checkpointing, when a parameter is stepped, a cache and fused norms change costs, not results.
     """
     levers = replace(candidate.levers, checkpoint=False, update="end", fuse=False, cached_prefix="no")
+    if head_of(candidate) not in (None, "last"):
+        return replace(candidate, levers=levers)  # its head reads what a cache leaves out
     only_head = get_method(candidate.method).only_head
     if only_head and levers.scope is None and levers.statistics in ("own", "reestimated"):
         levers = replace(levers, scope=0)  # with frozen statistics, all before the head is its front
@@ -327,6 +424,19 @@ def trained_as(candidate: Candidate, census: Census) -> Candidate:
             levers = replace(levers, cached_prefix="ram")
         elif not front_modules(census, levers.scope) or only_head:
             levers = replace(levers, scope=None)
+    return replace(candidate, levers=levers)
+
+
+def head_of(candidate: Candidate) -> Features | None:
+    """The features of the head that is solved for the candidate once it is trained, if one is."""
+    return get_method(candidate.method).solves(dict(candidate.setting)) or candidate.levers.solved_head
+
+
+def without_head(candidate: Candidate) -> Candidate:
+    """What is trained before the candidate's head is solved: the same for every such head."""
+    method, levers = get_method(candidate.method), replace(candidate.levers, head="trained")
+    if method.solves(dict(candidate.setting)) is not None:
+        return Candidate.of(method.name, method.variants[0], levers)
     return replace(candidate, levers=levers)
 
 

@@ -17,6 +17,7 @@ from advisor.methods import get_method
 from advisor.models.blocks import (
     front_modules,
     has_replaceable_front,
+    is_inside,
     links,
     rerouted,
     trained_part,
@@ -24,6 +25,7 @@ from advisor.models.blocks import (
 )
 from advisor.models.layers import fuse_norms, logits
 from advisor.parts.attachment import Trainable
+from advisor.parts.closed_form import WideHead, widen
 from advisor.records import Candidate, Census
 from advisor.training.step_at_once import StepAtOnce
 
@@ -49,8 +51,9 @@ def begin(
     trainable = attach(model, census, candidate)
     method, levers = get_method(candidate.method), candidate.levers
     trainable.train_mode()
-    if levers.update == "end" or not trainable.parameters:
-        return trainable, method.optimizer(trainable, levers, learning_rate)
+    whole = method.optimizer(trainable, levers, learning_rate)
+    if levers.update == "end" or whole is None:
+        return trainable, whole
     each = {
         parameter: method.optimizer(replace(trainable, parameters={name: parameter}), levers, learning_rate)
         for name, parameter in trainable.parameters.items()
@@ -85,6 +88,32 @@ def attach(model: nn.Module, census: Census, candidate: Candidate) -> Trainable:
     return trainable
 
 
+def fill_head(trainable: Trainable, census: Census, weight: torch.Tensor, bias: torch.Tensor) -> None:
+    """Give the trained model a head in closed form, in place, to be shipped with what was trained.
+
+    Args:
+        weight: (classes, features), of the features that the candidate's method or levers name.
+        bias: (classes,)
+    """
+    linear = solved_head(trainable, census)
+    with torch.no_grad():
+        linear.weight.copy_(weight)
+        linear.bias.copy_(bias)
+
+
+def solved_head(trainable: Trainable, census: Census) -> nn.Linear:
+    """The Linear layer to hold a head in closed form, in place of the trained one; it becomes shipped."""
+    head = census.head or ""
+    if trainable.solved is None and trainable.levers.solved_head is not None:
+        widen(trainable.model, census, trainable.levers.solved_head)
+        trainable.solved = trainable.levers.solved_head
+        kept = {n: p for n, p in trainable.parameters.items() if not is_inside(n, (head,))}
+        held = trainable.model.get_submodule(head).named_parameters(prefix=head)
+        trainable.parameters = kept | dict(held)
+    module: Any = trainable.model.get_submodule(head)
+    return module.linear if isinstance(module, WideHead) else module  # type: ignore[no-any-return]
+
+
 def update(
     trainable: Trainable,
     optimizer: torch.optim.Optimizer | None,
@@ -109,7 +138,11 @@ def update(
     size = min(trainable.levers.micro_batch or count, count)
     if optimizer is None:
         for part in images.split(size):
-            _reestimate(trainable, part)
+            if trainable.solved is not None:  # its features are what is kept of a batch
+                with torch.no_grad():
+                    trainable.model(part)
+            else:
+                _reestimate(trainable, part)
         return None
     optimizer.zero_grad(set_to_none=True)
     total = None
