@@ -34,6 +34,7 @@ from advisor.probes import (
     fold_count,
     in_quick_layout,
     trained_as,
+    without_head,
 )
 from advisor.probes.race import race
 from advisor.records import (
@@ -240,7 +241,11 @@ def _probe_all(
         train, validation = len(trainer.dataset.train), len(trainer.dataset.validation)
         fitting = [evaluation for evaluation in cheapest_first(evaluations, budget) if evaluation.fits]
         most = _SAFE_SHARE * available_bytes()
-        risky = {trained_as(e.candidate, story.census) for e in fitting if e.cost.peak_memory_bytes > most}
+        risky = {
+            trained_as(without_head(e.candidate), story.census)
+            for e in fitting
+            if e.cost.peak_memory_bytes > most
+        }
         with executor_for(request.executor, trainer, risky.__contains__) as executor:
             result = race(
                 trainer,
@@ -366,6 +371,7 @@ def _verify(
                     request.batch_size,
                     allowed_bytes=allowed,
                     cache_bytes=evaluation.cost.cache_bytes,
+                    images=_images(story),
                     waiting=waiting if tried == 0 else None,
                 )
         # What goes wrong with a run says nothing against the answer that was found.

@@ -17,8 +17,9 @@ from typing import Any, Protocol
 from advisor.errors import DEBUG, InputError, first_line, is_fault_of_ours
 from advisor.methods import Method, Setting
 from advisor.models.blocks import has_replaceable_front, trained_part
+from advisor.parts.closed_form import solvable
 from advisor.plain import decode, encode
-from advisor.records import Candidate, Census, Cost, Levers, StatisticsPolicy
+from advisor.records import Candidate, Census, Cost, Features, Levers, StatisticsPolicy
 from advisor.store import Store
 
 _log = logging.getLogger(__name__)
@@ -68,13 +69,34 @@ class Proposals:
     def of(
         self, method: Method, settings: Sequence[Setting], levers: Levers
     ) -> Iterator[tuple[Candidate, Cost]]:
-        """The method's candidates with their costs; `levers` are the ones that all start from."""
+        """The method's candidates with their costs; `levers` are the ones that all start from.
+
+        Where there are images, each is proposed with heads that are solved after its training, too.
+        """
+        heads: tuple[Features, ...] = ()
+        if self._images and method.learns_classes and method.learning_rates:
+            heads = solvable(self._census)
+        main = settings[len(settings) // 2]
+        for candidate, cost in self._trained(method, settings, levers):
+            yield candidate, cost
+            if heads and candidate.levers.cached_prefix == "no":
+                # The widest is the most accurate on most data; the head's own features need no new layer.
+                is_plain = candidate == Candidate.of(method.name, main, levers)
+                for features in dict.fromkeys((heads[0], heads[-1])) if is_plain else heads[-1:]:
+                    yield from self._priced(self._with(candidate, {"head": f"ridge-{features}"}))
+
+    def _trained(
+        self, method: Method, settings: Sequence[Setting], levers: Levers
+    ) -> Iterator[tuple[Candidate, Cost]]:
         for setting in settings:
             yield from self._priced(Candidate.of(method.name, setting, levers))
         main = Candidate.of(method.name, settings[len(settings) // 2], levers)
-        policies = self._policies(method, main) if method.learning_rates else []
+        policies = self._policies(method, main)
         for policy in policies:
-            yield from self._priced(self._with(main, {"statistics": policy}))
+            # Where nothing is trained, other settings take no more time to try.
+            for setting in settings if not method.learning_rates else [dict(main.setting)]:
+                one = Candidate.of(method.name, setting, levers)
+                yield from self._priced(self._with(one, {"statistics": policy}))
         scopes = self._scopes(method)
         for scope in scopes:
             narrow = replace(main, levers=replace(levers, scope=scope))
@@ -126,6 +148,8 @@ class Proposals:
         if self._cost(main) is None:
             return []
         every: tuple[StatisticsPolicy, ...] = ("frozen", "updated", "reestimated")
+        if not method.learning_rates:  # one pass changes no statistics, but may find them changed
+            every = ("reestimated",) if method.solves(dict(main.setting)) else ()
         return [policy for policy in every if policy != method.statistics]
 
     def _scopes(self, method: Method) -> list[int]:

@@ -108,6 +108,7 @@ Optimizer = Literal["adam", "adamw", "momentum", "sgd"]
 StatisticsPolicy = Literal["own", "frozen", "updated", "reestimated"]
 # After training: the head as it was trained, or one in closed form of such `Features`.
 HeadPolicy = Literal["trained", "ridge-last", "ridge-late", "ridge-all"]
+_POLICIES = {"statistics": StatisticsPolicy, "head": HeadPolicy}
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,9 +157,7 @@ class Levers:
                 found["scope" if kind == "last" else "micro_batch"] = int(value)
             elif part in ("cached-ram", "cached-disk"):
                 found["cached_prefix"] = value
-            elif kind == "statistics" and value in get_args(StatisticsPolicy):
-                found[kind] = value
-            elif kind == "head" and value in get_args(HeadPolicy):
+            elif kind in _POLICIES and value in get_args(_POLICIES[kind]):
                 found[kind] = value
             elif part in ("checkpoint", "fused"):
                 found["checkpoint" if part == "checkpoint" else "fuse"] = True

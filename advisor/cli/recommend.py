@@ -167,6 +167,7 @@ def command(
 
     from advisor.advise import recommend as advise
     from advisor.cli.progress import ProgressBars
+    from advisor.costs import keep_freed_memory
     from advisor.situation import Request
 
     request = Request(
@@ -192,6 +193,7 @@ def command(
         seed=seed,
         command=typed_command(),
     )
+    keep_freed_memory()
     with answering():
         with results_apart(), ProgressBars() as progress:
             recommendation = advise(model, budget, request, _answerable(progress))

@@ -6,7 +6,7 @@ The functions `simulate` and `measure` are in the modules of their names, which 
 from advisor.costs.estimate import Estimates, Estimator
 from advisor.costs.fvcore_check import fvcore_forward_flops
 from advisor.costs.measure import WaitingChild
-from advisor.costs.process import available_bytes
+from advisor.costs.process import available_bytes, keep_freed_memory
 from advisor.costs.simulate import Simulator, without_collector
 
 __all__ = [
@@ -16,5 +16,6 @@ __all__ = [
     "WaitingChild",
     "available_bytes",
     "fvcore_forward_flops",
+    "keep_freed_memory",
     "without_collector",
 ]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
@@ -40,11 +41,26 @@ def allocator_peak(
         make_costliest_next(optimizer)
         with record_function(_WATCHED):
             update(trainable, optimizer, images, labels)
+    return held + _highest(profiler)
+
+
+def peak_of(run: Callable[[], object]) -> int:
+    """The most bytes that the CPU's allocator gives out while `run` runs, on top of what was there."""
+    with (
+        profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler,
+        record_function(_WATCHED),
+    ):
+        run()
+    return _highest(profiler)
+
+
+def _highest(profiler: Any) -> int:
+    """Of the sum of what was given out and taken back, from the watched part's start on."""
     events = profiler.profiler.kineto_results.events()
     start = next(event.start_ns() for event in events if event.name() == _WATCHED)
     changes = [event for event in events if event.name() == "[memory]" and event.start_ns() >= start]
     changes.sort(key=lambda event: event.start_ns())
-    return held + max(accumulate((event.nbytes() for event in changes), initial=0))
+    return max(accumulate((event.nbytes() for event in changes), initial=0))
 
 
 def held_bytes(trainable: Trainable, optimizer: torch.optim.Optimizer | None, *others: torch.Tensor) -> int:

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from advisor.costs.allocator import allocator_peak, held_bytes
+from advisor.costs.allocator import allocator_peak, held_bytes, peak_of
 from advisor.costs.energy import count_joules
 from advisor.costs.process import (
     data_limit,
@@ -31,12 +31,14 @@ from advisor.costs.process import (
 )
 from advisor.errors import first_line
 from advisor.models.blocks import run_front
+from advisor.parts.closed_form import Examples, feature_sizes
 from advisor.records import Measurement
 from advisor.training.step_at_once import make_costliest_next
 from advisor.training.update import begin, update
 from advisor.units import format_bytes
 
 _FEWEST_TIMED = 5
+_SOLVING_BATCH = 64  # images whose features are added at once
 
 
 class _Run:
@@ -52,9 +54,14 @@ class _Run:
         images = torch.rand(batch_size, *census.input_size, device=self.device)
         if candidate.levers.cached_prefix != "no":
             images = run_front(self._trainable.model, self._trainable.front, images)
-        self._batch = images, torch.arange(batch_size, device=self.device) % census.classes
+        labels = torch.arange(batch_size, device=self.device) % census.classes
+        self._batch: tuple[torch.Tensor, ...] = (images, labels)
         self._cache: tuple[torch.Tensor, ...] = ()
-        self.missing_cache_bytes = job["cache_bytes"] if candidate.levers.cached_prefix == "ram" else 0
+        solved = self._trainable.solved
+        self._sizes = feature_sizes(census, solved) if solved is not None else ()
+        self._images, self._classes = job["images"] or sum(self._sizes), census.classes
+        in_memory = candidate.levers.cached_prefix == "ram" or self._sizes
+        self.missing_cache_bytes = job["cache_bytes"] if in_memory else 0
 
     def update(self) -> None:
         """One update."""
@@ -72,13 +79,26 @@ class _Run:
             self._cache = (empty.fill_(1),)  # a page is resident once it is written to
             self.missing_cache_bytes = 0
 
+    def solve_head(self) -> None:
+        """Solve a head on random features of as many images as there are, where that is what is learned."""
+        if self._sizes:
+            self._cache = ()  # what stood for them
+            examples = Examples(self._sizes, self._classes)
+            for rows in torch.rand(self._images, sum(self._sizes)).split(_SOLVING_BATCH):
+                examples.add(rows, torch.arange(len(rows)) % self._classes)
+            examples.solve()
+
     def held_bytes(self) -> int:
         """What lives from one update to the next."""
         return held_bytes(self._trainable, self._optimizer, *self._batch, *self._cache)
 
     def peak_bytes(self) -> int:
-        """The allocator's peak in an update of the costliest kind."""
-        return allocator_peak(self._trainable, self._optimizer, *self._batch, *self._cache)
+        """The allocator's peak in an update of the costliest kind, or where a head is solved."""
+        peak = allocator_peak(self._trainable, self._optimizer, *self._batch, *self._cache)
+        if not self._sizes:
+            return peak
+        self._batch = self._cache = ()  # every image was seen
+        return max(peak, self.held_bytes() + peak_of(self.solve_head))
 
     def timed_update(self) -> float:
         """Seconds that one update takes: the wall clock's, or on a GPU the device's own."""
@@ -123,6 +143,7 @@ def run_job(job: Mapping[str, Any], allowed_bytes: int | None, allowance: int) -
             run.hold_cache()
             run.update_at_most()
             run.update()
+            run.solve_head()
     except (RuntimeError, MemoryError) as error:
         if cap is None:
             raise

@@ -51,6 +51,7 @@ def measure(
     *,
     allowed_bytes: int | None = None,
     cache_bytes: int = 0,
+    images: int = 0,
     device: str = "cpu",
     timing_seconds: float = 1.0,
     waiting: WaitingChild | None = None,
@@ -60,6 +61,7 @@ def measure(
     Args:
         allowed_bytes: what an update may hold; the child gets no more than that on top of the
             runtime's own footprint. None: no cap.
+        images: how many there are to train on: where a head is solved, it is on so many.
         cache_bytes: the cost's; held as well where the candidate's prefix is cached in RAM.
         device: `cpu`, `cuda` or `cuda:N`.
         timing_seconds: updates are timed for so long, and five at least.
@@ -86,6 +88,7 @@ def measure(
             "candidate": candidate,
             "batch_size": batch_size,
             "cache_bytes": cache_bytes,
+            "images": images,
             "device": device,
             "timing_seconds": timing_seconds,
             "threads": torch.get_num_threads(),

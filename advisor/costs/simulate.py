@@ -45,7 +45,7 @@ from advisor.methods.ridge import Ridge
 from advisor.models.blocks import run_front
 from advisor.models.fingerprint import code_fingerprint, fingerprint
 from advisor.parts.bypass import bypass_of
-from advisor.parts.closed_form import MOST_ROWS, Examples, WideHead, feature_sizes, solver_workspace
+from advisor.parts.closed_form import MOST_ROWS, Examples, WideHead, feature_sizes
 from advisor.records import (
     LAYER_TYPES,
     Candidate,
@@ -192,24 +192,22 @@ class Simulator:
         sizes, classes = feature_sizes(self._census, features), self._census.classes or 0
         count, device = self._examples(features), "meta" if tensors == "meta" else None
         kept = min(count, MOST_ROWS)
-        parts = [kept] if kept == count else [kept, min(count - kept, _SOLVING_BATCH)]
+        more = min(count - kept, _SOLVING_BATCH)
 
         def run() -> None:
             examples = Examples(sizes, classes)
-            for part in parts:
-                rows = torch.ones(part, sum(sizes), device=device)
-                examples.add(rows, torch.zeros(part, dtype=torch.int64, device=device))
-            del rows
+            rows = torch.ones(kept + more, sum(sizes), device=device)
+            labels = torch.zeros(kept + more, dtype=torch.int64, device=device)
+            for some in torch.arange(kept + more).split(_SOLVING_BATCH):
+                examples.add(rows[: len(some)], labels[: len(some)])
             examples.solve()
 
         recording = self._recorder(nn.Module(), tensors, None, {}).record(run)
-        order = sum(sizes) if len(parts) > 1 else min(count, sum(sizes))
-        memory = replace(recording.memory, workspace=solver_workspace(order))
-        flops = recording.flops.copy()
+        flops = defaultdict(Flops, recording.flops)
         again = max(-(-(count - kept) // _SOLVING_BATCH) - 1, 0)  # further batches that the Gram matrix takes
         flops["linear"] += Flops(again * 2 * _SOLVING_BATCH * sum(sizes) * (sum(sizes) + classes))
-        held = kept * sum(sizes) * 4 + (8 * sum(sizes) ** 2 if len(parts) > 1 else 0)
-        return replace(recording, memory=memory, flops=flops), held
+        held = kept * sum(sizes) * 4 + (8 * sum(sizes) ** 2 if more else 0)
+        return replace(recording, flops=flops), held
 
     def _priced(self, candidate: Candidate, batch_size: int, tensors: Tensors | None) -> Cost:
         key = candidate, batch_size, tensors
@@ -280,7 +278,7 @@ class Simulator:
             unmoved = (p for p in trainable.parameters.values() if p.grad is None and p not in stepped)
             if optimizer is not None and any(True for _ in unmoved):
                 # Some weights take no part (auxiliary heads): give state only to those that do.
-                optimizer.state.clear()  # type: ignore[union-attr]
+                optimizer.state.clear()
                 update(trainable, optimizer, images, labels)
                 recording = recorder.record_update(trainable, optimizer, images, labels)
             period = getattr(optimizer, "refresh_every", 1)
@@ -308,7 +306,7 @@ class Simulator:
         )
         tensor_peak_bytes = of_tensors.total
         if solving is not None:
-            setup_flops += _forward(solving)
+            setup_flops, cache_bytes = setup_flops + _forward(solving), rows
             at_rest = memory.weights + memory.buffers
             tensor_peak_bytes = max(tensor_peak_bytes, at_rest + solving.of_tensors.total)
             end = replace(solving.memory, weights=memory.weights, buffers=memory.buffers)

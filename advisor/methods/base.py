@@ -102,7 +102,7 @@ class Method(ABC):
         return trainable
 
     def solves(self, setting: Setting) -> Features | None:
-        """The features of the head that is solved in closed form, and nothing else learned; None: it trains."""
+        """The features of the head that is solved in closed form; None: all that is learned is trained."""
         del setting
         return None
 

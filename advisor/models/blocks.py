@@ -171,13 +171,21 @@ class _Turns:
             self._inside = False
 
 
-def pool(output: torch.Tensor) -> torch.Tensor:
-    """The mean over positions of (N, C, H, W), (N, tokens, C), or (N, H, W, C) where that is plain to see."""
+def channels(output: torch.Tensor) -> int:
+    """Of an output (N, C, H, W), (N, tokens, C), or (N, H, W, C) where equal sides tell; 0: of another."""
     if output.ndim == 3:
-        return output.mean(1)
+        return output.shape[2]
+    if output.ndim != 4:
+        return 0
     _, second, third, fourth = output.shape
-    is_channels_last = second == third != fourth
-    return output.mean((1, 2) if is_channels_last else (2, 3))
+    return fourth if second == third != fourth else second
+
+
+def pool(output: torch.Tensor, channels: int) -> torch.Tensor:
+    """The mean (N, channels) over all positions of such an output."""
+    if output.ndim == 4 and output.shape[1] == channels:
+        return output.mean((2, 3))
+    return output.flatten(1, -2).mean(1)
 
 
 class _Reached(Exception):  # noqa: N818 - not an error: the way out of a forward pass

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from advisor.models.blocks import evaluating, is_inside, pool, run_front, without_front
+from advisor.models.blocks import channels, evaluating, is_inside, run_front, without_front
 from advisor.records import Block
 
 _MULTIPLY_ADDS = (nn.modules.conv._ConvNd, nn.Linear, nn.MultiheadAttention)
@@ -142,9 +142,7 @@ class CallWatcher:
     def _features(self, last: _Call) -> int:
         """Channels of what the call made; 0: it has no positions, or the module is called elsewhere, too."""
         made = self._kept[last.result[0]] if last.result is not None else None
-        if made is None or made.ndim not in (3, 4) or self._calls[last.module] != 1:
-            return 0
-        return pool(made).shape[1]
+        return channels(made) if made is not None and self._calls[last.module] == 1 else 0
 
     def _is_replaceable(
         self, front: Sequence[str], made: _Place | None, following: _Call, image: torch.Tensor

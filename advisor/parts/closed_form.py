@@ -7,8 +7,10 @@ as much as any other block's. The penalty is the one with the least exact leave-
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -55,11 +57,11 @@ class WideHead(nn.Module):
 class _Tap:
     """A forward hook that hands a block's pooled output to the wide head; copied along with it."""
 
-    def __init__(self, head: WideHead, place: int) -> None:
-        self._head, self._place = head, place
+    def __init__(self, head: WideHead, place: int, channels: int) -> None:
+        self._head, self._place, self._channels = head, place, channels
 
     def __call__(self, _module: nn.Module, _args: object, output: torch.Tensor) -> None:
-        self._head.pooled[self._place] = pool(output)
+        self._head.pooled[self._place] = pool(output, self._channels)
 
 
 def feature_blocks(census: Census, features: Features) -> tuple[Block, ...]:
@@ -117,11 +119,11 @@ def widen(model: nn.Module, census: Census, features: Features) -> nn.Linear:
     head: Any = model.get_submodule(census.head)
     blocks = feature_blocks(census, features)
     if not blocks and head.bias is not None:
-        return head  # type: ignore[no-any-return]
+        return head
     wide = WideHead(head, feature_sizes(census, features))
     wide.linear.requires_grad_(head.weight.requires_grad)
     for place, block in enumerate(blocks):
-        model.get_submodule(block.modules[-1]).register_forward_hook(_Tap(wide, place))
+        model.get_submodule(block.modules[-1]).register_forward_hook(_Tap(wide, place, block.features))
     parent, _, name = census.head.rpartition(".")
     setattr(model.get_submodule(parent), name, wide)
     return wide.linear
@@ -134,13 +136,11 @@ def pooled_outputs(model: nn.Module, blocks: Sequence[Block]) -> Iterator[dict[B
 
     def tap(block: Block) -> Callable[..., None]:
         def hook(_module: nn.Module, _args: object, output: torch.Tensor) -> None:
-            seen[block] = pool(output)
+            seen[block] = pool(output, block.features)
 
         return hook
 
-    handles = [
-        model.get_submodule(block.modules[-1]).register_forward_hook(tap(block)) for block in blocks
-    ]
+    handles = [model.get_submodule(block.modules[-1]).register_forward_hook(tap(block)) for block in blocks]
     try:
         yield seen
     finally:
@@ -149,15 +149,14 @@ def pooled_outputs(model: nn.Module, blocks: Sequence[Block]) -> Iterator[dict[B
 
 
 @contextmanager
-def head_inputs(model: nn.Module, census: Census) -> Iterator[list[torch.Tensor]]:
-    """While it lasts, what it yields holds what the head was called with last."""
-    assert census.head is not None  # noqa: S101 - the caller is about to solve it
+def inputs_of(module: nn.Module) -> Iterator[list[torch.Tensor]]:
+    """While it lasts, what it yields holds what the module was called with last."""
     seen: list[torch.Tensor] = []
 
     def hook(_module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
         seen[:] = args
 
-    handle = model.get_submodule(census.head).register_forward_pre_hook(hook)
+    handle = module.register_forward_pre_hook(hook)
     try:
         yield seen
     finally:
@@ -167,123 +166,158 @@ def head_inputs(model: nn.Module, census: Census) -> Iterator[list[torch.Tensor]
 class Examples:
     """Features and labels of images, as much of them as a ridge regression needs.
 
-    Up to `MOST_ROWS` images' features are kept as they are; with more, their Gram matrix takes all of them.
+    Up to `MOST_ROWS` images' features are kept as they are; of more, sums are kept besides.
     """
 
     def __init__(self, sizes: Sequence[int], classes: int) -> None:
         """`sizes`: of the groups of features that count alike."""
         self.sizes, self.classes, self.count = tuple(sizes), classes, 0
-        self._rows: list[torch.Tensor] = []
-        self._labels: list[torch.Tensor] = []
-        self._gram: torch.Tensor | None = None  # (F, F)
-        self._sums = torch.empty(0)  # (F,) of the features
-        self._moments = torch.empty(0)  # (F, classes): features times targets
-        self._shares = torch.empty(0)  # (classes,) sums of targets
+        self._rows: list[tuple[torch.Tensor, torch.Tensor]] = []  # features (n, F), labels (n,)
+        self._sums: _Sums | None = None
 
     def add(self, features: torch.Tensor, labels: torch.Tensor) -> None:
         """Take in features (n, F) of images with these labels (n,)."""
         self.count += len(features)
         if self.count <= MOST_ROWS:
-            self._rows.append(features)
-            self._labels.append(labels)
+            self._rows.append((features, labels))
             return
-        if self._gram is None:
-            for rows, known in zip(self._rows, self._labels, strict=True):
-                self._accumulate(rows, known)
-        self._accumulate(features, labels)
-
-    def _accumulate(self, features: torch.Tensor, labels: torch.Tensor) -> None:
-        x, targets = features.double(), self._one_hot(labels)
-        if self._gram is None:
-            self._gram, self._sums = x.T @ x, x.sum(0)
-            self._moments, self._shares = x.T @ targets, targets.sum(0)
-            return
-        self._gram.addmm_(x.T, x)
-        self._sums += x.sum(0)
-        self._moments.addmm_(x.T, targets)
-        self._shares += targets.sum(0)
-
-    def _one_hot(self, labels: torch.Tensor) -> torch.Tensor:
-        zeros = torch.zeros(len(labels), self.classes, dtype=torch.float64, device=labels.device)
-        return zeros.scatter_(1, labels[:, None], 1.0)
+        if self._sums is None:
+            self._sums = _Sums.of(self._rows, self.classes)
+        self._sums.add(features, labels)
 
     def solve(self, groups: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-        """The weight (classes, F) and bias (classes,) of the ridge regression.
+        """The weight (classes, F) and bias (classes,) of the ridge regression, in single precision.
+
+        Each output estimates the probability of its class.
 
         Args:
             groups: how many of the groups of features are used, the first ones; None: all.
-
-        Returns:
-            In single precision. Each output estimates the probability of its class.
         """
         sizes = self.sizes[:groups]
+        rows = [(features[:, : sum(sizes)], labels) for features, labels in self._rows]
+        if self._sums is None and self.count <= sum(sizes):
+            return self._solved_by_rows(sizes, rows)
+        return self._solved_by_sums(sizes, rows, self._sums or _Sums.of(rows, self.classes))
+
+    def _solved_by_rows(
+        self, sizes: Sequence[int], rows: Sequence[_Rows]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """By an eigenproblem of as many unknowns as there are images: X' (XX' + c)^-1 Y."""
+        x = torch.cat([features for features, _ in rows])
+        targets = torch.cat([_one_hot(labels, self.classes) for _, labels in rows])
+        mean, shares = x.mean(0), targets.mean(0)
+        scale = _scales(sizes, x.std(0, correction=0))
+        x.sub_(mean).mul_(scale)
+        values, vectors = _eigenvectors((x @ x.T).double())
+        inner = vectors.T @ targets.sub_(shares)
+        kept = zip(vectors.split([len(labels) for _, labels in rows]), rows, strict=True)
+        along = ((part, labels) for part, (_, labels) in kept)
+        penalty = self._best_penalty(values, inner, shares, along)
+        weight = x.T @ (vectors @ (inner / (values + penalty)[:, None])).float()
+        return self._unscaled(weight.double(), mean.double(), scale.double(), shares)
+
+    def _solved_by_sums(
+        self, sizes: Sequence[int], rows: Sequence[_Rows], sums: _Sums
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """By an eigenproblem of as many unknowns as there are features: (X'X + c)^-1 X' Y."""
         used = sum(sizes)
-        rows = torch.cat([rows[:, :used] for rows in self._rows])
-        targets = self._one_hot(torch.cat(self._labels))
-        if self._gram is None:
-            mean, shares = rows.mean(0, dtype=torch.float64), targets.mean(0)
-            spread = rows.std(0, correction=0).double()
-        else:
-            mean, shares = self._sums[:used] / self.count, self._shares / self.count
-            spread = (self._gram.diagonal()[:used] / self.count - mean**2).clamp_min(0).sqrt()
-        weights = [torch.full((s,), s**-0.5, dtype=torch.float64, device=rows.device) for s in sizes]
-        scale = torch.cat(weights) / spread.clamp_min(_LEAST_SPREAD * spread.max())
-        x = (rows - mean.float()) * scale.float()
-        targets -= shares
-        if self._gram is not None:
-            gram = self._gram[:used, :used] - self.count * torch.outer(mean, mean)
-            gram *= torch.outer(scale, scale)
-            moments = (self._moments[:used] - self.count * torch.outer(mean, shares)) * scale[:, None]
-            values, vectors = torch.linalg.eigh(gram)
-            values = values.clamp_min(0)
-            along = _whitened(x, values, vectors)
-            inner = vectors.T @ moments / _roots(values)
-        elif len(x) <= used:
-            values, along = torch.linalg.eigh((x @ x.T).double())
-            values = values.clamp_min(0)
-            inner = along.T @ targets
-        else:
-            values, vectors = torch.linalg.eigh((x.T @ x).double())
-            values = values.clamp_min(0)
-            along = _whitened(x, values, vectors)
-            inner = along.T @ targets
-        penalty = self._best_penalty(values, along, inner, targets)
-        shrunk = inner / (values + penalty)[:, None]
-        if self._gram is None:
-            weight = x.T @ (along @ shrunk).float()
-        else:
-            weight = (vectors @ (shrunk * _roots(values))).float()
-        weight = weight.double() * scale[:, None]
-        return weight.T.float().contiguous(), (shares - mean @ weight).float()
+        mean, shares = sums.features[:used] / self.count, sums.targets / self.count
+        spread = (sums.gram.diagonal()[:used] / self.count - mean**2).clamp_min(0).sqrt()
+        scale = _scales(sizes, spread)
+        gram = torch.addr(sums.gram[:used, :used], mean, mean, alpha=-self.count)
+        values, vectors = _eigenvectors(gram.mul_(scale).mul_(scale[:, None]))
+        del gram
+        moments = torch.addr(sums.moments[:used], mean, shares, alpha=-self.count).mul_(scale[:, None])
+        # What lies along an eigenvalue of zero is rounding.
+        roots = values.clamp_min(1e-12 * values.max()).sqrt()
+        inner = (vectors.T @ moments) / roots[:, None]
+        along = (((features - mean) * scale @ vectors / roots, labels) for features, labels in rows)
+        penalty = self._best_penalty(values, inner, shares, along)
+        weight = vectors @ (inner * (roots / (values + penalty))[:, None])
+        return self._unscaled(weight, mean, scale, shares)
 
     def _best_penalty(
-        self, values: torch.Tensor, along: torch.Tensor, inner: torch.Tensor, targets: torch.Tensor
+        self, values: torch.Tensor, inner: torch.Tensor, shares: torch.Tensor, rows: Iterable[_Rows]
     ) -> torch.Tensor:
-        """The penalty of the least squared leave-one-out error.
+        """The penalty (1,) of the least squared leave-one-out error.
 
         The prediction that image i gets without itself is off by r_i / (1 - h_i), with r its residual and h
         the diagonal of the hat matrix, in which the intercept has a share of 1 / n.
+
+        Args:
+            values: (r,) eigenvalues.
+            inner: (r, classes), the targets along the eigenvectors.
+            rows: images (n, r) along the eigenvectors, each of which has unit length over all images.
         """
-        squares = along**2
         penalties = torch.logspace(*_PENALTIES, dtype=torch.float64, device=values.device) * values.mean()
-        errors = []
-        for penalty in penalties:
-            kept = values / (values + penalty)
-            leverage = squares @ kept + 1 / self.count
-            residuals = targets - along @ (kept[:, None] * inner)
-            residuals /= (1 - leverage).clamp_min(1e-9)[:, None]
-            errors.append((residuals**2).sum())
-        return penalties.gather(0, torch.stack(errors).argmin()[None])
+        errors = torch.zeros_like(penalties)
+        for along, labels in rows:
+            targets = _one_hot(labels, self.classes).sub_(shares)
+            squares = along**2
+            for place, penalty in enumerate(penalties):
+                kept = values / (values + penalty)
+                residuals = targets - along @ (kept[:, None] * inner)
+                residuals /= (1 - 1 / self.count - squares @ kept).clamp_min(1e-9)[:, None]
+                errors[place] += residuals.square_().sum()
+        return penalties.gather(0, errors.argmin()[None])
+
+    def _unscaled(
+        self, weight: torch.Tensor, mean: torch.Tensor, scale: torch.Tensor, shares: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """For features as they are."""
+        weight = weight * scale[:, None]
+        return weight.T.float().contiguous(), (shares - mean @ weight).float()
 
 
-def _roots(values: torch.Tensor) -> torch.Tensor:
-    """(F, 1) square roots, none of them zero: what lies along a zero is rounding."""
-    return values.clamp_min(1e-12 * values.max()).sqrt()[:, None]
+_Rows = tuple[torch.Tensor, torch.Tensor]  # of some images: a row each, labels
 
 
-def _whitened(x: torch.Tensor, values: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
-    """The images (n, F) along the eigenvectors, each of unit length over all images."""
-    return (x @ vectors.float()).double() / _roots(values).T
+@dataclass(slots=True)
+class _Sums:
+    """Over images, in double precision."""
+
+    gram: torch.Tensor  # (F, F) of the features
+    moments: torch.Tensor  # (F, classes): features times targets
+    features: torch.Tensor  # (F,)
+    targets: torch.Tensor  # (classes,)
+
+    @classmethod
+    def of(cls, rows: Sequence[_Rows], classes: int) -> _Sums:
+        first, count = rows[0][0], rows[0][0].shape[1]
+        zeros = partial(torch.zeros, dtype=torch.float64, device=first.device)
+        sums = cls(zeros(count, count), zeros(count, classes), zeros(count), zeros(classes))
+        for features, labels in rows:
+            sums.add(features, labels)
+        return sums
+
+    def add(self, features: torch.Tensor, labels: torch.Tensor) -> None:
+        x, targets = features.double(), _one_hot(labels, len(self.targets))
+        self.gram.addmm_(x.T, x)
+        self.moments.addmm_(x.T, targets)
+        self.features += x.sum(0)
+        self.targets += targets.sum(0)
+
+
+def _one_hot(labels: torch.Tensor, classes: int) -> torch.Tensor:
+    zeros = torch.zeros(len(labels), classes, dtype=torch.float64, device=labels.device)
+    return zeros.scatter_(1, labels[:, None], 1.0)
+
+
+def _scales(sizes: Sequence[int], spread: torch.Tensor) -> torch.Tensor:
+    """What features are multiplied by, so that each varies alike, and each group as much as any other."""
+    shares = [torch.full((s,), s**-0.5, dtype=spread.dtype, device=spread.device) for s in sizes]
+    return torch.cat(shares) / spread.clamp_min(_LEAST_SPREAD * spread.max())
+
+
+def _eigenvectors(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Eigenvalues, none below zero, and eigenvectors of a symmetric matrix."""
+    if matrix.is_meta:  # what only shapes run through LAPACK needs, too
+        workspace = torch.empty(solver_workspace(len(matrix)), dtype=torch.uint8, device="meta")
+        values, vectors = torch.linalg.eigh(matrix)
+        del workspace
+    else:
+        values, vectors = torch.linalg.eigh(matrix)
+    return values.clamp_min(0), vectors
 
 
 def solver_workspace(order: int) -> int:

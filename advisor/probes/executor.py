@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 import torch
 
+from advisor.costs import keep_freed_memory
 from advisor.errors import InputError, first_line
 from advisor.names import check_executor
 from advisor.probes.train import Probe, Trainer, Trial
@@ -201,7 +202,11 @@ class _Sent:
 
 
 def _follow_parent() -> None:
-    """In a worker process of this machine: end soon after the process that started it, however that ended."""
+    """In a worker process of this machine: end soon after the process that started it, however that ended.
+
+    It only trains, so it keeps what it frees.
+    """
+    keep_freed_memory()
     parent = os.getppid()
 
     def watch() -> None:

@@ -78,18 +78,21 @@ class CrossValidation(Trainer):
     def probe(self, trial: Trial) -> Probe:
         """Train as many copies as there are folds; the first held-out images are of all folds."""
         answers: list[list[Answers]] = []  # of each fold: of the network as trained, then with each head
-        seconds = 0.0
+        seconds = setup = training = 0.0
         for trainer, samples in zip(self._trainers, self._shares(trial.samples), strict=True):
             found = trainer.probe(replace(trial, samples=samples))
             seconds += found.seconds
+            setup, training = setup + found.setup_seconds, training + found.training_seconds
             if found.correct is None:
                 return Probe(trial, None, seconds, found.failure)
             answers.append([Answers(found.correct, found.retained), *found.solved])
         own, *solved = (
-            Answers(self._joined([a.correct for a in each]), self._joined_retained([a.retained for a in each]))
+            Answers(
+                self._joined([a.correct for a in each]), self._joined_retained([a.retained for a in each])
+            )
             for each in zip(*answers, strict=True)
         )
-        return Probe(trial, own.correct, seconds, retained=own.retained, solved=tuple(solved))
+        return Probe(trial, own.correct, seconds, "", own.retained, tuple(solved), setup, training)
 
     def judge_base(self, samples: int) -> bytes:
         """Which of the first held-out samples the model classifies right as it is."""

@@ -137,9 +137,8 @@ class _Race:
             heads = self._alike.setdefault(training, {})
             heads.setdefault(_head_in(training, candidate), []).append(candidate)
         self._costs = {
-            one: costs[min((c for each in heads.values() for c in each), key=list(costs).index)]
-            for one, heads in self._alike.items()
-        }
+            one: costs[next(iter(heads.values()))[0]] for one, heads in self._alike.items()
+        }  # the cheapest's
         self._race_key = {
             "race": [[one.id, *map(str, self._alike[one])] for one in self._costs],
             "seconds": seconds,
@@ -152,7 +151,8 @@ class _Race:
         self._of_heads: dict[Candidate, dict[Features | None, Accuracy]] = {}
         self._failures: dict[Candidate, str] = {}
         self._warnings: list[str] = []
-        self._pace = _Pace(self._costs)
+        solves = any(head is not None for heads in self._alike.values() for head in heads)
+        self._pace = _Pace(self._costs, len(trainer.dataset.train) if solves else 0)
         self._start = time.perf_counter()
         self._screening: tuple[int, int] | None = None  # updates and held-out images of a probe
         self._screened: dict[Candidate, Probe] = {}  # the best of each candidate
@@ -397,6 +397,8 @@ class _Race:
                 "retained": _hex(probe.retained),
                 "solved": [(each.correct.hex(), _hex(each.retained)) for each in probe.solved],
                 "seconds": probe.seconds,
+                "setup_seconds": probe.setup_seconds,
+                "training_seconds": probe.training_seconds,
                 "failure": probe.failure,
             }
             # What failed otherwise, for want of memory say, may go better another time.
@@ -548,7 +550,10 @@ class _Race:
 class _Pace:
     """How long probes take on this machine."""
 
-    def __init__(self, costs: Mapping[Candidate, Cost]) -> None:
+    def __init__(self, costs: Mapping[Candidate, Cost], solved_on: int) -> None:
+        """`solved_on`: how many images a head is solved on after a probe's training; 0: none is."""
+        self._solved_on, self._solves = solved_on, solved_on > 0
+        self._fronts: set[tuple[Any, ...]] = set()  # whose outputs are there: no probe waits for them again
         self.per_image = 0.0  # seconds to classify one
         self.timed: dict[Candidate, tuple[float, float]] = {}  # seconds before the first update, and of one
         self._costs = costs
@@ -556,12 +561,16 @@ class _Pace:
     def expected(self, trial: Trial) -> float:
         """Seconds of the trial."""
         setup, each = self._of(trial.candidate)
-        return setup + trial.updates * each + trial.samples * self.per_image
+        return setup + trial.updates * each + self.judging(trial.samples, bool(trial.heads))
+
+    def judging(self, samples: int, solves: bool) -> float:
+        """Seconds to judge a network, its heads solved before if it has any."""
+        return (samples + self._solved_on * solves) * self.per_image
 
     def updates(self, candidates: Sequence[Candidate], samples: int, seconds: float) -> int:
         """How many updates each of the candidates can have."""
         setups, each = (sum(part) for part in zip(*map(self._of, candidates), strict=True))
-        left = seconds - setups - len(candidates) * samples * self.per_image
+        left = seconds - setups - len(candidates) * self.judging(samples, self._solves)
         return max(int(left / max(each, 1e-6)), 0)
 
     def affordable_samples(self, candidate: Candidate, updates: int) -> int:
@@ -574,17 +583,22 @@ class _Pace:
         """Expect of the candidate, and of those like it, what its probe took."""
         trial = probe.trial
         if probe.correct is not None and trial.learning_rate is not None:
-            setup = self.timed.get(trial.candidate, (0.0, 0.0))[0]
-            training = probe.seconds - setup - trial.samples * self.per_image
-            self.timed.pop(trial.candidate, None)
-            self.timed[trial.candidate] = setup, max(training, 0.0) / trial.updates
+            setup = self.timed.pop(trial.candidate, (0.0, 0.0))[0]
+            each = probe.training_seconds / trial.updates
+            self.timed[trial.candidate] = max(setup, probe.setup_seconds), each
+        if probe.correct is not None:
+            self._fronts.add(_front(trial.candidate))
 
     def _of(self, candidate: Candidate) -> tuple[float, float]:
         """The candidate's times, or by FLOPs those of the most alike, the last one first."""
-        if candidate in self.timed:
-            return self.timed[candidate]
         if not self.timed:
             return 0.0, 0.0
+        setup, each = self._like(candidate)
+        return (0.0 if _front(candidate) in self._fronts else setup), each
+
+    def _like(self, candidate: Candidate) -> tuple[float, float]:
+        if candidate in self.timed:
+            return self.timed[candidate]
         alike = max(
             reversed(self.timed),
             key=lambda known: (
@@ -594,6 +608,12 @@ class _Pace:
         )
         setup, each = self.timed[alike]
         return setup, each * self._costs[candidate].flops.total / self._costs[alike].flops.total
+
+
+def _front(candidate: Candidate) -> tuple[Any, ...]:
+    """What runs once for all candidates that have the same."""
+    levers = candidate.levers
+    return levers.scope if levers.cached_prefix != "no" else None, levers.statistics == "reestimated"
 
 
 @contextmanager
@@ -628,7 +648,7 @@ def _bytes(answers: str | None) -> bytes | None:
 
 def _trial_key(trial: Trial) -> dict[str, Any]:
     """All of the trial, in plain values."""
-    return asdict(trial) | {"candidate": trial.candidate.id}
+    return asdict(trial) | {"candidate": trial.candidate.id, "heads": list(trial.heads)}
 
 
 def _named(trial: Trial) -> str:

@@ -28,10 +28,10 @@ from advisor.methods.recalibrate import reestimation
 from advisor.models.blocks import evaluating, front_modules, has_replaceable_front, run_front, without_front
 from advisor.models.fingerprint import code_fingerprint, fingerprint
 from advisor.models.layers import logits
-from advisor.parts.closed_form import Examples, feature_blocks, head_inputs, pooled_outputs
+from advisor.parts.closed_form import Examples, feature_blocks, inputs_of, pooled_outputs
 from advisor.probes.data import Dataset, LabelledImages, Normalisation
 from advisor.records import FEATURES, Accuracy, Block, Candidate, Census, Features
-from advisor.training.update import begin, fill_head, reestimation_updates, update
+from advisor.training.update import begin, reestimation_updates, solve_head, update
 
 _log = logging.getLogger(__name__)
 _EVALUATION_BATCH = 64
@@ -70,6 +70,8 @@ class Probe:
     failure: str = ""  # why, in words
     retained: bytes | None = None  # likewise of as many of the old data's; None where there is none
     solved: tuple[Answers, ...] = ()  # with each of the trial's heads in the place of the trained one
+    setup_seconds: float = 0.0  # of them, before the first update
+    training_seconds: float = 0.0  # of them, for all updates
 
 
 class Trainer:
@@ -108,12 +110,15 @@ class Trainer:
 
     def probe(self, trial: Trial) -> Probe:
         """Train a copy of the model, and classify the first held-out samples."""
-        start = time.perf_counter()
+        start = begun = trained = time.perf_counter()
         correct, retained, failure = None, None, ""
         solved: tuple[Answers, ...] = ()
         try:
             fine_tune = FineTune(self, trial.candidate, trial.learning_rate, trial.updates, trial.seed)
-            if fine_tune.run(trial.updates):
+            begun = time.perf_counter()
+            is_finite = fine_tune.run(trial.updates)
+            trained = time.perf_counter()
+            if is_finite:
                 solved = fine_tune.judge_solved(trial.heads, trial.samples)
                 fine_tune.finish()
                 correct = fine_tune.judge(trial.samples)
@@ -123,7 +128,10 @@ class Trainer:
         except Exception as error:  # noqa: BLE001 - what one candidate breaks must not end the others
             _log.debug("training %s failed", trial.candidate.id, exc_info=True)
             failure = first_line(error)
-        return Probe(trial, correct, time.perf_counter() - start, failure, retained, solved)
+        seconds = time.perf_counter() - start
+        return Probe(
+            trial, correct, seconds, failure, retained, solved, begun - start, max(trained - begun, 0.0)
+        )
 
     def judge_base(self, samples: int) -> bytes:
         """Which of the first held-out samples the model classifies right as it is."""
@@ -250,16 +258,20 @@ class FineTune:
 
     def finish(self) -> None:
         """What follows training: a head in closed form is solved, and takes its place."""
-        features = head_of(self._candidate)
-        if features is None:
+        if head_of(self._candidate) is None:
             return
-        train, *_ = self._pooled_features(features, 0)
-        weight, bias = self._solve(train, len(train[0]))
-        fill_head(self.trainable, self._trainer.census, weight, bias)
+        self.trainable.levers = replace(self.trainable.levers, head=self._candidate.levers.head)
+        normalisation = self._trainer.dataset.normalisation
+        every = torch.arange(len(self._train)).split(_EVALUATION_BATCH)
+        with self._without_front():
+            batches = (self._train.batch(indices, normalisation) for indices in every)
+            solve_head(self.trainable, self._trainer.census, batches)
 
     def _solve(self, train: tuple[list[torch.Tensor], torch.Tensor], groups: int) -> tuple[Any, Any]:
         features, labels = train
-        examples = Examples([group.shape[1] for group in features[:groups]], self._trainer.census.classes or 0)
+        examples = Examples(
+            [group.shape[1] for group in features[:groups]], self._trainer.census.classes or 0
+        )
         for indices in torch.arange(len(labels)).split(_EVALUATION_BATCH):
             examples.add(torch.cat([group[indices] for group in features[:groups]], 1), labels[indices])
         return examples.solve()
@@ -280,7 +292,7 @@ class FineTune:
             made: dict[Block, list[torch.Tensor]] = {block: [] for block in missing}
             with (
                 self._without_front(),
-                head_inputs(model, census) as head,
+                inputs_of(model.get_submodule(census.head or "")) as head,
                 pooled_outputs(model, missing) as outputs,
                 torch.inference_mode(),
             ):
@@ -364,7 +376,9 @@ class _Features:
                 else:
                     outputs = made.new_empty(shape)
             outputs[positions] = made
-        return cls(outputs, images.labels, folder, {block: torch.cat(parts) for block, parts in pooled.items()})
+        return cls(
+            outputs, images.labels, folder, {block: torch.cat(parts) for block, parts in pooled.items()}
+        )
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -374,6 +388,8 @@ class _Features:
 
 
 _Images = LabelledImages | _Features
+
+
 def _right(
     weight: torch.Tensor, bias: torch.Tensor, groups: int, judged: tuple[list[torch.Tensor], torch.Tensor]
 ) -> bytes:

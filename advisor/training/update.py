@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from itertools import dropwhile
@@ -25,7 +25,7 @@ from advisor.models.blocks import (
 )
 from advisor.models.layers import fuse_norms, logits
 from advisor.parts.attachment import Trainable
-from advisor.parts.closed_form import WideHead, widen
+from advisor.parts.closed_form import Examples, WideHead, feature_sizes, inputs_of, widen
 from advisor.records import Candidate, Census
 from advisor.training.step_at_once import StepAtOnce
 
@@ -88,15 +88,25 @@ def attach(model: nn.Module, census: Census, candidate: Candidate) -> Trainable:
     return trainable
 
 
-def fill_head(trainable: Trainable, census: Census, weight: torch.Tensor, bias: torch.Tensor) -> None:
+def solve_head(
+    trainable: Trainable, census: Census, batches: Iterable[tuple[torch.Tensor, torch.Tensor]]
+) -> None:
     """Give the trained model a head in closed form, in place, to be shipped with what was trained.
 
     Args:
-        weight: (classes, features), of the features that the candidate's method or levers name.
-        bias: (classes,)
+        batches: images (n, C, H, W), normalised, and labels (n,); each image once.
     """
+    features = trainable.solved or trainable.levers.solved_head
+    assert features is not None  # noqa: S101 - the candidate says so
     linear = solved_head(trainable, census)
+    examples = Examples(feature_sizes(census, features), linear.out_features)
+    trainable.model.eval()
     with torch.no_grad():
+        with inputs_of(linear) as inputs:
+            for images, labels in batches:
+                trainable.model(images)
+                examples.add(inputs[0], labels)
+        weight, bias = examples.solve()
         linear.weight.copy_(weight)
         linear.bias.copy_(bias)
 
@@ -111,7 +121,7 @@ def solved_head(trainable: Trainable, census: Census) -> nn.Linear:
         held = trainable.model.get_submodule(head).named_parameters(prefix=head)
         trainable.parameters = kept | dict(held)
     module: Any = trainable.model.get_submodule(head)
-    return module.linear if isinstance(module, WideHead) else module  # type: ignore[no-any-return]
+    return module.linear if isinstance(module, WideHead) else module
 
 
 def update(
@@ -139,7 +149,7 @@ def update(
     if optimizer is None:
         for part in images.split(size):
             if trainable.solved is not None:  # its features are what is kept of a batch
-                with torch.no_grad():
+                with torch.no_grad(), _routed(trainable):
                     trainable.model(part)
             else:
                 _reestimate(trainable, part)

@@ -26,6 +26,8 @@ LEVERS = (
     Levers(statistics="frozen"),
     Levers(statistics="updated"),
     Levers(statistics="reestimated"),
+    Levers(head="ridge-last", scope=2, micro_batch=3),
+    Levers(head="ridge-all", statistics="frozen", update="per-parameter"),
     Levers(scope=2, micro_batch=3, checkpoint=True, update="per-parameter", statistics="frozen"),
 )
 # What a method has no use for, and says so: the reason is part of what is tested.
