@@ -23,7 +23,7 @@ from advisor.huggingface import save_for_peft
 from advisor.merged import NAMES, save_merged
 from advisor.methods import learning_rates
 from advisor.names import did_you_mean
-from advisor.probes import FineTune, Normalisation, Trainer, accuracy_of
+from advisor.probes import FineTune, Normalisation, Trainer, accuracy_of, head_of
 from advisor.records import Accuracy, Candidate, DataSummary, Evaluation, Framing, Recommendation
 from advisor.situation import Progress, Request, Story, prepare, versions
 
@@ -121,7 +121,9 @@ class _Run:
         self.trainer, self.learning_rate, self._path = trainer, rate, path
         # Statistics are re-estimated in a single pass; another would find the same.
         self.epochs = epochs if rate is not None else 1
-        self.updates_per_epoch = max(len(trainer.images_for(candidate)) // trainer.batch_size, 1)
+        self._is_solved = rate is None and head_of(candidate) is not None
+        images = len(trainer.images_for(candidate))
+        self.updates_per_epoch = 0 if self._is_solved else max(images // trainer.batch_size, 1)
         self.fine_tune = FineTune(trainer, candidate, rate, self.epochs * self.updates_per_epoch, seed)
         known = trainer.key()
         self._key = {  # what must be equal for a checkpoint to be this run's
@@ -144,6 +146,8 @@ class _Run:
             if not self._one_epoch(progress):
                 self.diverged = True
                 break
+            if self._is_solved:
+                self.fine_tune.finish()
             correct = self.fine_tune.judge()
             self.epochs_run += 1
             better = not self.best_epoch or sum(correct) > sum(self.best_correct)
@@ -159,6 +163,8 @@ class _Run:
             )
         progress("train", 1.0, "")
         self.fine_tune.trainable.model.load_state_dict(self.best, strict=False)
+        if not self._is_solved:
+            self.fine_tune.finish()  # a head that is solved for the network of the best epoch
 
     def resume(self) -> None:
         """Go on from the folder's checkpoint, if there is one. Raises InputError."""
@@ -186,7 +192,7 @@ class _Run:
             if done > self.fine_tune.done and not self.fine_tune.run(done):
                 return False
             running = f"epoch {self.epochs_run + 1} of {self.epochs}"
-            progress("train", done / (self.epochs * each), running)
+            progress("train", done / max(self.epochs * each, 1), running)
         return True
 
     def _save(self) -> None:

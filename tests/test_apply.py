@@ -113,6 +113,26 @@ def adapter_id(advice):
     return next(e.candidate.id for e in advice.evaluations if e.candidate.method == "adapter")
 
 
+HEADS = ["ridge-features=last", "ridge-features=all", "dora-rank=2@head-ridge-last", "norm@head-ridge-all"]
+
+
+@pytest.mark.parametrize("candidate", HEADS)
+def test_a_head_that_was_solved_comes_back_with_the_adapter(situation, advice, tmp_path, trained, candidate):
+    applied = carried_out(situation, advice, tmp_path, candidate)
+    base = load_model(str(situation / "model.pt")).module
+    again = load_adapter(base, tmp_path)
+    assert torch.equal(outputs(again), trained[0])
+    # One-hot targets: the outputs of an image sum to the share of images that have a class.
+    torch.testing.assert_close(outputs(again).sum(1), torch.ones(6), rtol=0, atol=1e-3)
+    is_wide = candidate.endswith("all")
+    assert ((tmp_path / "merged.pt") in applied.files) is not is_wide
+    if not is_wide:
+        plain = load_model(str(tmp_path / "merged.pt")).module
+        torch.testing.assert_close(outputs(plain), trained[0], rtol=1e-4, atol=1e-4)
+    twice = carried_out(situation, advice, tmp_path, candidate)  # from its checkpoint
+    assert twice.accuracy == applied.accuracy
+
+
 @pytest.mark.parametrize("candidate", [*CANDIDATES, "adapter"])
 def test_a_loaded_adapter_answers_as_the_trained_model(situation, advice, tmp_path, trained, candidate):
     candidate = adapter_id(advice) if candidate == "adapter" else candidate

@@ -273,19 +273,7 @@ class Simulator:
                 images = run_front(trainable.model, trainable.front, images)
                 cache_bytes = cached * images[0].numel() * images.element_size()
             self._make_optimizer_state(trainable, optimizer, tensors)
-            recording = recorder.record_update(trainable, optimizer, images, labels)
-            stepped = getattr(optimizer, "stepped", ())
-            unmoved = (p for p in trainable.parameters.values() if p.grad is None and p not in stepped)
-            if optimizer is not None and any(True for _ in unmoved):
-                # Some weights take no part (auxiliary heads): give state only to those that do.
-                optimizer.state.clear()
-                update(trainable, optimizer, images, labels)
-                recording = recorder.record_update(trainable, optimizer, images, labels)
-            period = getattr(optimizer, "refresh_every", 1)
-            if period > 1:
-                optimizer.refresh_next()  # type: ignore[union-attr]
-                rare = recorder.record_update(trainable, optimizer, images, labels)
-                recording = _over_a_period(recording, rare, period)
+            recording = _recorded(recorder, trainable, optimizer, images, labels)
             trained: Counter[str] = Counter()
             for name, parameter in trainable.parameters.items():
                 trained[recorder.group_of(name)] += parameter.numel()
@@ -293,6 +281,7 @@ class Simulator:
             ratio = self._inference_ratio(method, model, tensors)
             solving, rows = self._solving(trainable.solved, tensors) if trainable.solved else (None, 0)
 
+        flops = self._flops(recording, micro_batches, with_gradients=optimizer is not None)
         # For each chain that runs again, torch keeps the random numbers' state: no operator makes it.
         random_states = len(trainable.checkpointed) * _bytes(torch.get_rng_state())
         memory, of_tensors = (
@@ -317,10 +306,6 @@ class Simulator:
             tensor_peak_bytes = max(tensor_peak_bytes, before.tensor_peak_bytes or 0)
             estimated_on = min(self._images + self._unlabelled, RECALIBRATION_SAMPLES)
             setup_flops += before.flops.forward * estimated_on // batch_size
-        more = max(micro_batches - 2, 0)
-        flops = {kind: recording.flops[kind] + recording.micro_batch[kind] * more for kind in self._kinds}
-        if optimizer is None and more:  # without a backward pass nothing parts one pass from the next
-            flops = {kind: Flops(recording.flops[kind].forward // 2 * micro_batches) for kind in self._kinds}
         return Cost(
             trainable_parameters=trained.total(),
             delta_bytes=delta_bytes,
@@ -345,6 +330,13 @@ class Simulator:
             notes=trainable.notes,
             tensor_peak_bytes=tensor_peak_bytes,
         )
+
+    def _flops(self, recording: Recording, micro_batches: int, *, with_gradients: bool) -> dict[str, Flops]:
+        """Of all micro-batches, of which two at most were recorded."""
+        more = max(micro_batches - 2, 0)
+        if not with_gradients and more:  # without a backward pass nothing parts one pass from the next
+            return {kind: Flops(recording.flops[kind].forward // 2 * micro_batches) for kind in self._kinds}
+        return {kind: recording.flops[kind] + recording.micro_batch[kind] * more for kind in self._kinds}
 
     def _copy(self, tensors: Tensors) -> tuple[nn.Module, AbstractContextManager[object]]:
         """A copy of the model to run on such tensors, and the context to run it in."""
@@ -485,6 +477,31 @@ def _bytes(*tensors: torch.Tensor) -> int:
 
 def _forward(recording: Recording) -> int:
     return sum(flops.forward for flops in recording.flops.values())
+
+
+def _recorded(
+    recorder: Recorder,
+    trainable: Trainable,
+    optimizer: torch.optim.Optimizer | None,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+) -> Recording:
+    """An update, with the state that a first one leaves in place; on average, where some are rare."""
+    recording = recorder.record_update(trainable, optimizer, images, labels)
+    if optimizer is None:
+        return recording
+    stepped = getattr(optimizer, "stepped", ())
+    if any(p.grad is None and p not in stepped for p in trainable.parameters.values()):
+        # Some weights take no part (auxiliary heads): give state only to those that do.
+        optimizer.state.clear()
+        update(trainable, optimizer, images, labels)
+        recording = recorder.record_update(trainable, optimizer, images, labels)
+    period = getattr(optimizer, "refresh_every", 1)
+    if period > 1:
+        optimizer.refresh_next()  # type: ignore[attr-defined]
+        rare = recorder.record_update(trainable, optimizer, images, labels)
+        recording = _over_a_period(recording, rare, period)
+    return recording
 
 
 def _over_a_period(usual: Recording, rare: Recording, period: int) -> Recording:

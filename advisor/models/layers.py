@@ -59,7 +59,8 @@ def take_census(model: nn.Module, input_size: tuple[int, ...]) -> Census:
         for hook in (_count_call(name, calls, outputs, positions), readers.watch(name, module))
     ]
     watcher = CallWatcher(model)
-    image = image.requires_grad_().clone()  # a leaf could not be written to in place
+    with torch.enable_grad():
+        image = image.requires_grad_().clone()  # a leaf could not be written to in place
     try:
         result = _forward(model, image, with_gradients=True)
     finally:

@@ -17,7 +17,16 @@ from torch import nn
 from advisor.methods import get_method, methods
 from advisor.models.layers import take_census
 from advisor.probes.data import Dataset, LabelledImages, Normalisation
-from advisor.probes.train import FineTune, Trainer, Trial, accuracy_of, evaluate, in_quick_layout
+from advisor.probes.train import (
+    FineTune,
+    Trainer,
+    Trial,
+    accuracy_of,
+    evaluate,
+    in_quick_layout,
+    trained_as,
+    without_head,
+)
 from advisor.records import Candidate, Levers
 
 SIZE = (1, 6, 6)
@@ -258,6 +267,48 @@ def separable():
     )
     layers = [layer for conv in convolutions for layer in (conv, nn.BatchNorm2d(16), nn.ReLU())]
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 2)).eval()
+
+
+def deep():
+    """Three blocks, with statistics of what it sees."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        *(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 6, 1), nn.BatchNorm2d(6), nn.ReLU()),
+        *(nn.Conv2d(6, 8, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2)),
+    ).train()
+    model(torch.randn(32, *SIZE))
+    return model.eval()
+
+
+@pytest.mark.parametrize("levers", [Levers(), Levers(scope=1), Levers(statistics="reestimated")])
+@pytest.mark.parametrize("method", ["ridge", "head", "full"])
+def test_heads_that_are_judged_on_the_way_are_those_that_are_carried_out(method, levers):
+    if method == "ridge":
+        levers = replace(levers, scope=None)
+    data = dataset()
+    old = dataset(60, seed=5).train
+    trainer = trainer_of(deep(), replace(data, retained=old))
+    heads = ("last", "late", "all")
+    trained = Candidate.of(method, {"features": "last"} if method == "ridge" else {}, levers)
+    rate = 1e-2 if method != "ridge" else None
+    quick = trained_as(trained, trainer.census)
+    probe = trainer.probe(Trial(quick, rate, 12 if rate else 0, 30, 0, heads))
+    assert not probe.failure
+    assert probe.setup_seconds + probe.training_seconds <= probe.seconds
+    for features, found in zip(heads, probe.solved, strict=True):
+        if method == "ridge":
+            whole = Candidate.of("ridge", {"features": features}, levers)
+        else:
+            whole = replace(trained, levers=replace(levers, head=f"ridge-{features}"))
+        assert without_head(whole) == trained
+        tuned = FineTune(trainer, whole, rate, 12, 0)
+        assert tuned.run(12 if rate else 0)
+        tuned.finish()
+        assert found.correct == tuned.judge(30)
+        assert found.retained == tuned.judge_retained(30)
+        assert tuned.judge(30) == evaluate(
+            tuned.trainable.model, data.validation, data.normalisation, 30
+        ) or (tuned.trainable.levers.cached_prefix != "no")
 
 
 @pytest.mark.parametrize("method", methods())
