@@ -6,10 +6,11 @@ import logging
 import os
 import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import partial
+from operator import itemgetter
 
 import torch
 from torch import nn
@@ -25,7 +26,7 @@ from advisor.costs import (
 from advisor.costs.measure import measure
 from advisor.errors import AdvisorError, ModelError, first_line
 from advisor.interrupts import stoppable
-from advisor.methods import get_method, methods
+from advisor.methods import get_method, learning_rates, methods
 from advisor.probes import (
     CrossValidation,
     Dataset,
@@ -65,6 +66,7 @@ from advisor.store import Store
 from advisor.units import format_bytes, format_flops, format_seconds
 
 _log = logging.getLogger(__name__)
+_LEAST_PROBING, _MOST_PROBING, _ROUNDED = 60.0, 1200.0, 30.0  # seconds
 _SAFE_SHARE = 0.25  # of the memory that is left: probes hold the images and cached fronts, too
 
 
@@ -246,12 +248,13 @@ def _probe_all(
             for e in fitting
             if e.cost.peak_memory_bytes > most
         }
+        updates = request.epochs * max(train // request.batch_size, 1)
         with executor_for(request.executor, trainer, risky.__contains__) as executor:
             result = race(
                 trainer,
                 {evaluation.candidate: evaluation.cost for evaluation in fitting},
-                seconds=request.probe_seconds,
-                updates=request.epochs * max(train // request.batch_size, 1),
+                seconds=_probe_seconds(request, trainer, fitting, risky, updates, store, progress),
+                updates=updates,
                 seed=request.seed,
                 judge_base=not situation.head_replaced,
                 min_retained=budget.min_retained,
@@ -303,6 +306,44 @@ def _probe_all(
         data_classes=dataset.class_names,
     )
     return evaluations, summary
+
+
+def _probe_seconds(
+    request: Request,
+    trainer: Trainer,
+    fitting: Sequence[Evaluation],
+    risky: Set[Candidate],
+    updates: int,
+    store: Store,
+    progress: Progress,
+) -> float:
+    """What the probes may take: as asked, or what a fine-tune of every weight would take on this machine.
+
+    Of the candidates that train and surely fit into this machine's memory, the one with most FLOPs is timed.
+    """
+    if request.probe_seconds != "auto":
+        assert request.probe_seconds is not None  # noqa: S101 - the caller probes
+        return request.probe_seconds
+    key = trainer.key() | {"updates": updates, "fitting": [evaluation.candidate.id for evaluation in fitting]}
+    known = store.get("auto", key)
+    if known is not None:
+        return float(known["seconds"])
+    trained = [
+        (e.cost.flops.total, trained_as(without_head(e.candidate), trainer.census))
+        for e in fitting
+        if learning_rates(e.candidate)
+    ]
+    _, timed = max((each for each in trained if each[1] not in risky), default=(0, None), key=itemgetter(0))
+    seconds = _LEAST_PROBING
+    if timed is not None:
+        progress("probe", 0.0, f"timing {timed.id}")
+        with suppress(Exception):  # its probe will say why
+            seconds = updates * trainer.time_updates(timed)[1]
+    # Rounded, so that how busy the machine is hardly matters.
+    seconds = min(max(round(seconds / _ROUNDED) * _ROUNDED, _LEAST_PROBING), _MOST_PROBING)
+    store.put("auto", key, {"seconds": seconds})
+    progress("probe", 0.0, f"for {format_seconds(seconds)}, as long as one full fine-tune")
+    return seconds
 
 
 def _images(story: Story) -> int:

@@ -61,7 +61,8 @@ class Request:
     retain: str | None = None  # old data, to tell what is forgotten
     unlabelled: str | None = None  # more images of the new world, for methods that look at no labels
     scenario: Literal["auto", "shift", "new-classes"] = "auto"
-    probe_seconds: float | None = 180.0  # None: no probes
+    # None: no probes; auto: as long as a full fine-tune of the data takes, within limits
+    probe_seconds: float | Literal["auto"] | None = "auto"
     epochs: int = 10  # of a whole fine-tune: what the race's finalists train for, if there is time
     store: Path | None = None  # where finished probes and costs are kept; None: nowhere
     executor: str = "here"  # what runs the probes, see `executor_for`

@@ -6,7 +6,7 @@ import os
 import re
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -139,10 +139,12 @@ def parse_class_names(text: str | None) -> tuple[str, ...] | None:
     return found
 
 
-def parse_probe_time(text: str) -> float:
+def parse_probe_time(text: str) -> float | Literal["auto"]:
     """`5m` -> 300.0. Raises UnitError; none at all is another option."""
     from advisor.units import parse_seconds
 
+    if text.strip().lower() == "auto":
+        return "auto"
     if re.fullmatch(r"\s*[+-]?0*\.?0*\s*[a-z]*\s*", text, re.IGNORECASE) and "0" in text:
         raise UnitError(f"--probe-time {text!r}: probes need time; to train nothing, give --no-probe instead")
     return parse_seconds(text)

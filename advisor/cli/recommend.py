@@ -89,8 +89,13 @@ def command(
     ] = None,
     std: Annotated[str | None, typer.Option(metavar="R,G,B", help="Likewise; the two go together.")] = None,
     probe_time: Annotated[
-        str, typer.Option(metavar="TIME", help="Wall clock for the probes, such as 90s or 5m.")
-    ] = "3m",
+        str,
+        typer.Option(
+            metavar="TIME",
+            help="Wall clock for the probes, such as 90s or 5m; auto: that of one full fine-tune of the "
+            "data, 1 to 20 minutes.",
+        ),
+    ] = "auto",
     epochs: Annotated[
         int,
         typer.Option(help="Of a whole fine-tune: the best candidates train for as long, if there is time."),
