@@ -132,8 +132,7 @@ def return_freed_memory() -> None:
 def keep_freed_memory() -> None:
     """Let glibc keep all freed memory for later: else the kernel hands an update's pages out anew each time.
 
-    That is a third of an update's time at 224 pixels, for a few percent more resident memory
-    (`measurements/freed_memory.py`).
+    At large images that is a good part of an update's time; a little more memory stays resident.
     """
     if sys.platform.startswith("linux"):
         set_option = getattr(ctypes.CDLL(None), "mallopt", lambda *_: None)

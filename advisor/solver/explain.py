@@ -83,6 +83,9 @@ def lever_words(levers: Levers) -> list[str]:
         "statistics frozen": levers.statistics == "frozen",
         "statistics updated": levers.statistics == "updated",
         "statistics re-estimated first": levers.statistics == "reestimated",
+        "head solved in the end": levers.head == "ridge-last",
+        "wide head of late blocks solved in the end": levers.head == "ridge-late",
+        "wide head of all blocks solved in the end": levers.head == "ridge-all",
     }
     return [word for word, given in words.items() if given]
 
