@@ -90,7 +90,7 @@ class Simulator:
         self._kinds: tuple[str, ...] = LAYER_TYPES
         self._memo = OperatorMemo()
         self._forward_flops: dict[str, int] | None = None
-        self._known: dict[tuple[Candidate, int, Tensors | None], Cost] = {}
+        self._known: dict[tuple[Method, Candidate, int, Tensors | None], Cost] = {}
         self._needs_device = False  # known once a candidate could not run on meta tensors
 
     def cost(self, candidate: Candidate, batch_size: int, tensors: Tensors | None = None) -> Cost:
@@ -210,7 +210,7 @@ class Simulator:
         return replace(recording, flops=flops), held
 
     def _priced(self, candidate: Candidate, batch_size: int, tensors: Tensors | None) -> Cost:
-        key = candidate, batch_size, tensors
+        key = get_method(candidate.method), candidate, batch_size, tensors
         if key not in self._known:
             self._known[key] = self._priced_anew(candidate, batch_size, tensors)
         return self._known[key]

@@ -184,6 +184,7 @@ def test_shape_that_scripts_rely_on(samples: dict[str, Recommendation]) -> None:
             "cached_prefix": "no",
             "fuse": False,
             "statistics": "own",
+            "head": "trained",
         },
     )
     assert lora["fits"] is False
