@@ -74,7 +74,8 @@ class Proposals:
         Where there are images, each is proposed with heads that are solved after its training, too.
         """
         heads: tuple[Features, ...] = ()
-        if self._images and method.learns_classes and method.learning_rates:
+        # Of a head that is trained alone, nothing would be left: that is `ridge`.
+        if self._images and method.learns_classes and method.learning_rates and not method.only_head:
             heads = solvable(self._census)
         main = settings[len(settings) // 2]
         for candidate, cost in self._trained(method, settings, levers):

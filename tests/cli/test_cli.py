@@ -168,7 +168,7 @@ def test_json_dash_prints_json_alone(run):
     assert found["recommended"] is None
     assert {c["method"] for c in found["candidates"]} == {
         *("full", "head", "norm", "bias", "recalibrate", "tent", "lora", "dora", "loha", "lokr"),
-        *("galore", "adapter", "ia3", "ssf", "lite-residual", "sparse"),
+        *("galore", "adapter", "ia3", "ssf", "lite-residual", "sparse", "ridge"),
     }
 
 

@@ -75,8 +75,13 @@ def test_during_probes(terminal, tmp_path, executor):
     running = terminal(*ASKED, "10m", "--executor", executor, *outputs(tmp_path))
     running.wait_for(PROBING)
     time.sleep(2)
+    workers = 2 if executor == "local:2" else 0
+
+    def are_there():
+        return sum(map(is_deaf_worker, descendants(running.process.pid))) == workers
+
+    assert wait_until(are_there, 30)
     begun = descendants(running.process.pid)
-    assert sum(map(is_deaf_worker, begun)) == (2 if executor == "local:2" else 0)
     running.press_ctrl_c()
     found = answered(running, tmp_path)
     assert any("interrupted" in warning for warning in found["warnings"])
