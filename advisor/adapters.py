@@ -29,7 +29,7 @@ from advisor.models.fingerprint import model_fingerprint
 from advisor.parts.attachment import Trainable
 from advisor.probes import Situation, adapt_head, head_of, trained_as
 from advisor.records import Candidate, Census, Levers, SettingValue
-from advisor.training.update import attach, solved_head
+from advisor.training.update import attach, head_to_solve
 
 FORMAT = "peft-advisor adapter 1"
 TENSORS, RECIPE = "adapter.safetensors", "recipe.json"
@@ -152,7 +152,7 @@ def attach_adapter(
                 census = take_census(adapted, recipe.input_size)
             trainable = attach(adapted, census, trained_as(recipe.candidate, census))
             if head_of(recipe.candidate) is not None:
-                solved_head(trainable, census)
+                head_to_solve(trainable, census)
     except Exception as error:  # a recipe may hold anything
         raise InputError(f"{folder}: the adapter can't be attached to this model: {error}") from error
     expected = trainable.delta()

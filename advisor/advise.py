@@ -34,8 +34,7 @@ from advisor.probes import (
     executor_for,
     fold_count,
     in_quick_layout,
-    trained_as,
-    without_head,
+    training_of,
 )
 from advisor.probes.race import race
 from advisor.records import (
@@ -243,11 +242,7 @@ def _probe_all(
         train, validation = len(trainer.dataset.train), len(trainer.dataset.validation)
         fitting = [evaluation for evaluation in cheapest_first(evaluations, budget) if evaluation.fits]
         most = _SAFE_SHARE * available_bytes()
-        risky = {
-            trained_as(without_head(e.candidate), story.census)
-            for e in fitting
-            if e.cost.peak_memory_bytes > most
-        }
+        risky = {training_of(e.candidate, story.census) for e in fitting if e.cost.peak_memory_bytes > most}
         updates = request.epochs * max(train // request.batch_size, 1)
         with executor_for(request.executor, trainer, risky.__contains__) as executor:
             result = race(
@@ -329,7 +324,7 @@ def _probe_seconds(
     if known is not None:
         return float(known["seconds"])
     trained = [
-        (e.cost.flops.total, trained_as(without_head(e.candidate), trainer.census))
+        (e.cost.flops.total, training_of(e.candidate, trainer.census))
         for e in fitting
         if learning_rates(e.candidate)
     ]

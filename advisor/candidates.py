@@ -77,13 +77,12 @@ class Proposals:
         # Of a head that is trained alone, nothing would be left: that is `ridge`.
         if self._images and method.learns_classes and method.learning_rates and not method.only_head:
             heads = solvable(self._census)
-        main = settings[len(settings) // 2]
+        plain = Candidate.of(method.name, settings[len(settings) // 2], levers)
         for candidate, cost in self._trained(method, settings, levers):
             yield candidate, cost
             if heads and candidate.levers.cached_prefix == "no":
                 # The widest is the most accurate on most data; the head's own features need no new layer.
-                is_plain = candidate == Candidate.of(method.name, main, levers)
-                for features in dict.fromkeys((heads[0], heads[-1])) if is_plain else heads[-1:]:
+                for features in dict.fromkeys((heads[0], heads[-1])) if candidate == plain else heads[-1:]:
                     yield from self._priced(self._with(candidate, {"head": f"ridge-{features}"}))
 
     def _trained(

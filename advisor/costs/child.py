@@ -38,7 +38,6 @@ from advisor.training.update import begin, update
 from advisor.units import format_bytes
 
 _FEWEST_TIMED = 5
-_SOLVING_BATCH = 64  # images whose features are added at once
 
 
 class _Run:
@@ -83,10 +82,9 @@ class _Run:
         """Solve a head on random features of as many images as there are, where that is what is learned."""
         if self._sizes:
             self._cache = ()  # what stood for them
-            examples = Examples(self._sizes, self._classes)
-            for rows in torch.rand(self._images, sum(self._sizes)).split(_SOLVING_BATCH):
-                examples.add(rows, torch.arange(len(rows)) % self._classes)
-            examples.solve()
+            rows = torch.rand(self._images, sum(self._sizes))
+            labels = torch.arange(self._images) % self._classes
+            Examples.of(self._sizes, self._classes, rows, labels).solve()
 
     def held_bytes(self) -> int:
         """What lives from one update to the next."""

@@ -61,8 +61,9 @@ def measure(
     Args:
         allowed_bytes: what an update may hold; the child gets no more than that on top of the
             runtime's own footprint. None: no cap.
+        cache_bytes: the cost's; held as well where the candidate's prefix is cached in RAM, or where it is
+            the features that a head is solved on.
         images: how many there are to train on: where a head is solved, it is on so many.
-        cache_bytes: the cost's; held as well where the candidate's prefix is cached in RAM.
         device: `cpu`, `cuda` or `cuda:N`.
         timing_seconds: updates are timed for so long, and five at least.
         waiting: a child that was started earlier, to save the time that it takes to start; it serves

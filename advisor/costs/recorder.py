@@ -129,17 +129,14 @@ class Recorder(UncompiledMode):
 
     def record_forward(self, images: torch.Tensor) -> Recording:
         """Run and record one forward pass of the model as it stands, without gradients."""
-        return self._record_without_gradients(lambda: self._model(images))
-
-    def record(self, run: Callable[[], object]) -> Recording:
-        """Record whatever is run, without gradients; the model's weights are not among what is held."""
-        return self._record_without_gradients(run)
+        return self.record(lambda: self._model(images))
 
     def record_front(self, trainable: Trainable, images: torch.Tensor) -> Recording:
         """Run and record one pass through the front that is frozen."""
-        return self._record_without_gradients(lambda: run_front(trainable.model, trainable.front, images))
+        return self.record(lambda: run_front(trainable.model, trainable.front, images))
 
-    def _record_without_gradients(self, run: Callable[[], object]) -> Recording:
+    def record(self, run: Callable[[], object]) -> Recording:
+        """Run and record anything, without gradients; the model's weights are not among what is held."""
         self._reset()
         handles = list(self._layer_hooks())
         try:

@@ -165,18 +165,16 @@ class Simulator:
         # The trained network is held meanwhile, with what the method added to it.
         weights = max(cost.memory.weights, fit.memory.weights)
         solving = replace(fit.memory, weights=weights)
-        by_type = dict(cost.by_layer_type)
-        if more:
-            by_type["linear"] = replace(
-                by_type["linear"], trainable_parameters=by_type["linear"].trainable_parameters + more
-            )
+        group = self._groups[self._census.head or ""]
+        of_head = cost.by_layer_type[group]
+        of_head = replace(of_head, trainable_parameters=of_head.trainable_parameters + more)
         of_tensors = (fit.tensor_peak_bytes or 0) + weights - fit.memory.weights
         passes = -(-self._examples(features) // batch_size)
         return replace(
             cost,
             trainable_parameters=cost.trainable_parameters + more,
             delta_bytes=cost.delta_bytes + more_bytes,
-            by_layer_type=by_type,
+            by_layer_type={**cost.by_layer_type, group: of_head},
             memory=max(cost.memory, solving, key=lambda held: held.total),
             tensor_peak_bytes=max(cost.tensor_peak_bytes or 0, of_tensors),
             setup_flops=cost.setup_flops + passes * fit.flops.total + fit.setup_flops,
@@ -195,14 +193,11 @@ class Simulator:
         more = min(count - kept, _SOLVING_BATCH)
 
         def run() -> None:
-            examples = Examples(sizes, classes)
             rows = torch.ones(kept + more, sum(sizes), device=device)
             labels = torch.zeros(kept + more, dtype=torch.int64, device=device)
-            for some in torch.arange(kept + more).split(_SOLVING_BATCH):
-                examples.add(rows[: len(some)], labels[: len(some)])
-            examples.solve()
+            Examples.of(sizes, classes, rows, labels).solve()
 
-        recording = self._recorder(nn.Module(), tensors, None, {}).record(run)
+        recording = Recorder(nn.Module(), {}, self._memo if tensors == "meta" else None).record(run)
         flops = defaultdict(Flops, recording.flops)
         again = max(-(-(count - kept) // _SOLVING_BATCH) - 1, 0)  # further batches that the Gram matrix takes
         flops["linear"] += Flops(again * 2 * _SOLVING_BATCH * sum(sizes) * (sum(sizes) + classes))
@@ -352,15 +347,8 @@ class Simulator:
         images = torch.zeros(size, *self._census.input_size, device=device)
         return images, torch.zeros(size, dtype=torch.int64, device=device)
 
-    def _recorder(
-        self,
-        model: nn.Module,
-        tensors: Tensors,
-        workspace: Workspace | None,
-        groups: Mapping[str, str] | None = None,
-    ) -> Recorder:
-        memo = self._memo if tensors == "meta" else None
-        return Recorder(model, self._groups if groups is None else groups, memo, workspace)
+    def _recorder(self, model: nn.Module, tensors: Tensors, workspace: Workspace | None) -> Recorder:
+        return Recorder(model, self._groups, self._memo if tensors == "meta" else None, workspace)
 
     def _make_optimizer_state(
         self, trainable: Trainable, optimizer: torch.optim.Optimizer | None, tensors: Tensors

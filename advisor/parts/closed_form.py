@@ -7,7 +7,7 @@ as much as any other block's. The penalty is the one with the least exact leave-
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -24,6 +24,7 @@ MOST_ROWS = 2048  # images whose features are kept as they are: leave-one-out is
 MOST_FEATURES = 4096  # of a wide head: solving takes time by their cube, memory by their square
 # Times the mean eigenvalue: from hardly any penalty to hardly anything learnt.
 _PENALTIES = -4, 2, 13  # powers of ten: the first, the last, how many
+_AT_ONCE = 64  # images whose features enter the sums together
 _LEAST_SPREAD = 1e-6  # of the largest: a feature that varies less is a constant that was rounded
 
 
@@ -44,24 +45,27 @@ class WideHead(nn.Module):
             self.linear.bias.zero_()
             if head.bias is not None:
                 self.linear.bias.copy_(head.bias)
-        self.pooled: list[Any] = [None] * (len(sizes) - 1)  # of the images that are being classified
+        self.pooled: dict[int, torch.Tensor] = {}  # by the block's place, of what is being classified
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Logits (N, classes) of the head's input (N, features)."""
-        features = torch.cat([x, *self.pooled], 1)
-        self.pooled = [None] * len(self.pooled)
+        features = torch.cat([x, *(self.pooled[place] for place in sorted(self.pooled))], 1)
+        self.pooled.clear()
         result: torch.Tensor = self.linear(features)
         return result
 
 
 class _Tap:
-    """A forward hook that hands a block's pooled output to the wide head; copied along with it."""
+    """A forward hook that writes down what a block's output comes to when it is pooled.
 
-    def __init__(self, head: WideHead, place: int, channels: int) -> None:
-        self._head, self._place, self._channels = head, place, channels
+    No function: a wide head's taps are copied and pickled along with what they write to.
+    """
+
+    def __init__(self, into: dict[Any, torch.Tensor], key: Any, block: Block) -> None:
+        self._into, self._key, self._channels = into, key, block.features
 
     def __call__(self, _module: nn.Module, _args: object, output: torch.Tensor) -> None:
-        self._head.pooled[self._place] = pool(output, self._channels)
+        self._into[self._key] = pool(output, self._channels)
 
 
 def feature_blocks(census: Census, features: Features) -> tuple[Block, ...]:
@@ -123,7 +127,7 @@ def widen(model: nn.Module, census: Census, features: Features) -> nn.Linear:
     wide = WideHead(head, feature_sizes(census, features))
     wide.linear.requires_grad_(head.weight.requires_grad)
     for place, block in enumerate(blocks):
-        model.get_submodule(block.modules[-1]).register_forward_hook(_Tap(wide, place, block.features))
+        model.get_submodule(block.modules[-1]).register_forward_hook(_Tap(wide.pooled, place, block))
     parent, _, name = census.head.rpartition(".")
     setattr(model.get_submodule(parent), name, wide)
     return wide.linear
@@ -133,14 +137,10 @@ def widen(model: nn.Module, census: Census, features: Features) -> nn.Linear:
 def pooled_outputs(model: nn.Module, blocks: Sequence[Block]) -> Iterator[dict[Block, torch.Tensor]]:
     """While it lasts, what it yields holds the blocks' pooled outputs (n, channels) of the last images."""
     seen: dict[Block, torch.Tensor] = {}
-
-    def tap(block: Block) -> Callable[..., None]:
-        def hook(_module: nn.Module, _args: object, output: torch.Tensor) -> None:
-            seen[block] = pool(output, block.features)
-
-        return hook
-
-    handles = [model.get_submodule(block.modules[-1]).register_forward_hook(tap(block)) for block in blocks]
+    handles = [
+        model.get_submodule(block.modules[-1]).register_forward_hook(_Tap(seen, block, block))
+        for block in blocks
+    ]
     try:
         yield seen
     finally:
@@ -174,6 +174,14 @@ class Examples:
         self.sizes, self.classes, self.count = tuple(sizes), classes, 0
         self._rows: list[tuple[torch.Tensor, torch.Tensor]] = []  # features (n, F), labels (n,)
         self._sums: _Sums | None = None
+
+    @classmethod
+    def of(cls, sizes: Sequence[int], classes: int, features: torch.Tensor, labels: torch.Tensor) -> Examples:
+        """Of features (N, F) that are all there."""
+        examples = cls(sizes, classes)
+        for some, their in zip(features.split(_AT_ONCE), labels.split(_AT_ONCE), strict=True):
+            examples.add(some, their)
+        return examples
 
     def add(self, features: torch.Tensor, labels: torch.Tensor) -> None:
         """Take in features (n, F) of images with these labels (n,)."""
@@ -311,15 +319,14 @@ def _scales(sizes: Sequence[int], spread: torch.Tensor) -> torch.Tensor:
 
 def _eigenvectors(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Eigenvalues, none below zero, and eigenvectors of a symmetric matrix."""
-    if matrix.is_meta:  # what only shapes run through LAPACK needs, too
-        workspace = torch.empty(solver_workspace(len(matrix)), dtype=torch.uint8, device="meta")
-        values, vectors = torch.linalg.eigh(matrix)
-        del workspace
-    else:
-        values, vectors = torch.linalg.eigh(matrix)
+    # Where only shapes run, LAPACK takes nothing, so something else has to stand for what it would.
+    size = _solver_workspace(len(matrix)) if matrix.is_meta else 0
+    workspace = torch.empty(size, dtype=torch.uint8, device=matrix.device)
+    values, vectors = torch.linalg.eigh(matrix)
+    del workspace
     return values.clamp_min(0), vectors
 
 
-def solver_workspace(order: int) -> int:
+def _solver_workspace(order: int) -> int:
     """Bytes that LAPACK's divide-and-conquer eigensolver (dsyevd) works in, for an order x order matrix."""
     return 8 * (1 + 6 * order + 2 * order**2) + 4 * (3 + 5 * order)

@@ -17,7 +17,7 @@ from advisor.probes.train import (
     head_of,
     in_quick_layout,
     trained_as,
-    without_head,
+    training_of,
 )
 
 __all__ = [
@@ -44,5 +44,5 @@ __all__ = [
     "relabel",
     "situate",
     "trained_as",
-    "without_head",
+    "training_of",
 ]

@@ -38,8 +38,7 @@ from advisor.probes.train import (
     Trial,
     accuracy_of,
     head_of,
-    trained_as,
-    without_head,
+    training_of,
 )
 from advisor.records import FEATURES, Accuracy, Candidate, Cost, Features
 from advisor.store import Store
@@ -133,7 +132,7 @@ class _Race:
         # Those that train alike are trained once; what differs is the head that they are given in the end.
         self._alike: dict[Candidate, dict[Features | None, list[Candidate]]] = {}
         for candidate in costs:
-            training = trained_as(without_head(candidate), trainer.census)
+            training = training_of(candidate, trainer.census)
             heads = self._alike.setdefault(training, {})
             heads.setdefault(_head_in(training, candidate), []).append(candidate)
         self._costs = {
@@ -397,8 +396,6 @@ class _Race:
                 "retained": _hex(probe.retained),
                 "solved": [(each.correct.hex(), _hex(each.retained)) for each in probe.solved],
                 "seconds": probe.seconds,
-                "setup_seconds": probe.setup_seconds,
-                "training_seconds": probe.training_seconds,
                 "failure": probe.failure,
             }
             # What failed otherwise, for want of memory say, may go better another time.
@@ -552,7 +549,7 @@ class _Pace:
 
     def __init__(self, costs: Mapping[Candidate, Cost], solved_on: int) -> None:
         """`solved_on`: how many images a head is solved on after a probe's training; 0: none is."""
-        self._solved_on, self._solves = solved_on, solved_on > 0
+        self._solved_on = solved_on
         self._fronts: set[tuple[Any, ...]] = set()  # whose outputs are there: no probe waits for them again
         self.per_image = 0.0  # seconds to classify one
         self.timed: dict[Candidate, tuple[float, float]] = {}  # seconds before the first update, and of one
@@ -561,16 +558,16 @@ class _Pace:
     def expected(self, trial: Trial) -> float:
         """Seconds of the trial."""
         setup, each = self._of(trial.candidate)
-        return setup + trial.updates * each + self.judging(trial.samples, bool(trial.heads))
+        return setup + trial.updates * each + self.judging(trial.samples, solves=bool(trial.heads))
 
-    def judging(self, samples: int, solves: bool) -> float:
+    def judging(self, samples: int, *, solves: bool) -> float:
         """Seconds to judge a network, its heads solved before if it has any."""
         return (samples + self._solved_on * solves) * self.per_image
 
     def updates(self, candidates: Sequence[Candidate], samples: int, seconds: float) -> int:
         """How many updates each of the candidates can have."""
         setups, each = (sum(part) for part in zip(*map(self._of, candidates), strict=True))
-        left = seconds - setups - len(candidates) * self.judging(samples, self._solves)
+        left = seconds - setups - len(candidates) * self.judging(samples, solves=True)
         return max(int(left / max(each, 1e-6)), 0)
 
     def affordable_samples(self, candidate: Candidate, updates: int) -> int:

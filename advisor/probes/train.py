@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import advisor.methods
@@ -28,7 +29,7 @@ from advisor.methods.recalibrate import reestimation
 from advisor.models.blocks import evaluating, front_modules, has_replaceable_front, run_front, without_front
 from advisor.models.fingerprint import code_fingerprint, fingerprint
 from advisor.models.layers import logits
-from advisor.parts.closed_form import Examples, feature_blocks, inputs_of, pooled_outputs
+from advisor.parts.closed_form import Examples, feature_blocks, feature_sizes, inputs_of, pooled_outputs
 from advisor.probes.data import Dataset, LabelledImages, Normalisation
 from advisor.records import FEATURES, Accuracy, Block, Candidate, Census, Features
 from advisor.training.update import begin, reestimation_updates, solve_head, update
@@ -248,43 +249,38 @@ class FineTune:
         """
         if not heads:
             return ()
-        train, *judged = self._pooled_features(max(heads, key=FEATURES.index), samples)
+        census = self._trainer.census
+        widest = max(heads, key=FEATURES.index)
+        (features, labels), *judged = self._pooled_features(widest, samples)
+        examples = Examples.of(feature_sizes(census, widest), census.classes or 0, features, labels)
         found = []
-        for features in heads:
-            groups = len(feature_blocks(self._trainer.census, features)) + 1
-            weight, bias = self._solve(train, groups)
-            found.append([_right(weight, bias, groups, part) for part in judged])
-        return tuple(Answers(*right) for right in found)
+        for head in heads:
+            weight, bias = examples.solve(groups=len(feature_sizes(census, head)))
+            found.append(Answers(*(_right(weight, bias, part) for part in judged)))
+        return tuple(found)
 
     def finish(self) -> None:
         """What follows training: a head in closed form is solved, and takes its place."""
         if head_of(self._candidate) is None:
             return
-        self.trainable.levers = replace(self.trainable.levers, head=self._candidate.levers.head)
         normalisation = self._trainer.dataset.normalisation
         every = torch.arange(len(self._train)).split(_EVALUATION_BATCH)
         with self._without_front():
             batches = (self._train.batch(indices, normalisation) for indices in every)
             solve_head(self.trainable, self._trainer.census, batches)
 
-    def _solve(self, train: tuple[list[torch.Tensor], torch.Tensor], groups: int) -> tuple[Any, Any]:
-        features, labels = train
-        examples = Examples(
-            [group.shape[1] for group in features[:groups]], self._trainer.census.classes or 0
-        )
-        for indices in torch.arange(len(labels)).split(_EVALUATION_BATCH):
-            examples.add(torch.cat([group[indices] for group in features[:groups]], 1), labels[indices])
-        return examples.solve()
-
     def _pooled_features(
         self, features: Features, samples: int | None
-    ) -> list[tuple[list[torch.Tensor], torch.Tensor]]:
-        """Groups of features, and labels, of images to train on, held-out and old ones."""
+    ) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Features (n, F) and labels (n,) of images to train on, held-out and old ones."""
         census, model = self._trainer.census, self.trainable.model.eval()
         blocks = feature_blocks(census, features)
         found = []
         for number, part in enumerate((self._train, self._validation, *self._retained)):
             count = len(part) if samples is None or number == 0 else min(samples, len(part))
+            if not count:
+                found.append((torch.empty(0, 0), part.labels[:0]))
+                continue
             # What is frozen and left out makes of images what it made of them when it was run.
             pooled = {b: t[:count] for b, t in part.pooled.items()} if isinstance(part, _Features) else {}
             inputs: list[torch.Tensor] = []
@@ -296,16 +292,15 @@ class FineTune:
                 pooled_outputs(model, missing) as outputs,
                 torch.inference_mode(),
             ):
-                for indices in torch.arange(count).split(_EVALUATION_BATCH) if count else ():
+                for indices in torch.arange(count).split(_EVALUATION_BATCH):
                     model(part.batch(indices, self._trainer.dataset.normalisation)[0])
                     inputs.append(head[0])
                     for block in missing:
                         made[block].append(outputs[block])
-            if count:
-                pooled |= {block: torch.cat(parts) for block, parts in made.items()}
-                found.append(([torch.cat(inputs), *(pooled[b] for b in blocks)], part.labels[:count]))
-            else:
-                found.append(([], part.labels[:0]))
+            pooled |= {block: torch.cat(parts) for block, parts in made.items()}
+            found.append(
+                (torch.cat([torch.cat(inputs), *map(pooled.__getitem__, blocks)], 1), part.labels[:count])
+            )
         return found
 
     def state(self) -> dict[str, Any]:
@@ -390,13 +385,12 @@ class _Features:
 _Images = LabelledImages | _Features
 
 
-def _right(
-    weight: torch.Tensor, bias: torch.Tensor, groups: int, judged: tuple[list[torch.Tensor], torch.Tensor]
-) -> bytes:
+def _right(weight: torch.Tensor, bias: torch.Tensor, judged: tuple[torch.Tensor, torch.Tensor]) -> bytes:
+    """Which images a head gets right that reads the first of these features."""
     features, labels = judged
     if not len(labels):
         return b""
-    answers = torch.nn.functional.linear(torch.cat(features[:groups], 1), weight, bias).argmax(1)
+    answers = F.linear(features[:, : weight.shape[1]], weight, bias).argmax(1)
     return bytes((answers == labels).to(torch.uint8).tolist())
 
 
@@ -454,6 +448,11 @@ def without_head(candidate: Candidate) -> Candidate:
     if method.solves(dict(candidate.setting)) is not None:
         return Candidate.of(method.name, method.variants[0], levers)
     return replace(candidate, levers=levers)
+
+
+def training_of(candidate: Candidate, census: Census) -> Candidate:
+    """The training that the candidate shares with all that differ in costs, or in the head in the end."""
+    return trained_as(without_head(candidate), census)
 
 
 def evaluate(

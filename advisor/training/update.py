@@ -51,9 +51,8 @@ def begin(
     trainable = attach(model, census, candidate)
     method, levers = get_method(candidate.method), candidate.levers
     trainable.train_mode()
-    whole = method.optimizer(trainable, levers, learning_rate)
-    if levers.update == "end" or whole is None:
-        return trainable, whole
+    if levers.update == "end" or not trainable.parameters or trainable.solved is not None:
+        return trainable, method.optimizer(trainable, levers, learning_rate)
     each = {
         parameter: method.optimizer(replace(trainable, parameters={name: parameter}), levers, learning_rate)
         for name, parameter in trainable.parameters.items()
@@ -96,10 +95,9 @@ def solve_head(
     Args:
         batches: images (n, C, H, W), normalised, and labels (n,); each image once.
     """
-    features = trainable.solved or trainable.levers.solved_head
-    assert features is not None  # noqa: S101 - the candidate says so
-    linear = solved_head(trainable, census)
-    examples = Examples(feature_sizes(census, features), linear.out_features)
+    linear = head_to_solve(trainable, census)
+    assert trainable.solved is not None  # noqa: S101 - the candidate says so
+    examples = Examples(feature_sizes(census, trainable.solved), linear.out_features)
     trainable.model.eval()
     with torch.no_grad():
         with inputs_of(linear) as inputs:
@@ -111,8 +109,8 @@ def solve_head(
         linear.bias.copy_(bias)
 
 
-def solved_head(trainable: Trainable, census: Census) -> nn.Linear:
-    """The Linear layer to hold a head in closed form, in place of the trained one; it becomes shipped."""
+def head_to_solve(trainable: Trainable, census: Census) -> nn.Linear:
+    """The Linear layer to hold a head in closed form, in place of the trained one, to be shipped as well."""
     head = census.head or ""
     if trainable.solved is None and trainable.levers.solved_head is not None:
         widen(trainable.model, census, trainable.levers.solved_head)

@@ -385,3 +385,15 @@ def test_flops_grow_with_the_batch_and_memory_never_falls(batch, method):
         batch * per_sample.by_layer_type["pointwise"].flops.forward
     )
     assert large.flops.optimizer == small.flops.optimizer
+
+
+@pytest.mark.parametrize("lever", ["ridge-last", "ridge-all"])
+def test_a_head_that_is_solved_is_the_heads_own_in_the_split_by_layer(lever):
+    model = network().eval()
+    census = take_census(model, (3, 16, 16))
+    simulator = Simulator(model, census, 50, workspace=False)
+    plain, solved = Candidate("norm"), Candidate("norm", levers=Levers(head=lever))
+    whole = simulator.cost(solved, 8)
+    layers, before = simulator.by_layer(solved, 8), simulator.by_layer(plain, 8)
+    assert sum(part.trainable_parameters for part in layers.values()) == whole.trainable_parameters
+    assert {name for name in layers if layers[name] != before[name]} <= {census.head}

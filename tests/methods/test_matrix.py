@@ -17,7 +17,7 @@ from advisor.models.layers import take_census
 from advisor.probes import Dataset, FineTune, Normalisation, Trainer, head_of
 from advisor.probes.data import LabelledImages
 from advisor.records import Flops, Levers
-from advisor.training.update import begin, solve_head, solved_head, update
+from advisor.training.update import begin, head_to_solve, solve_head, update
 from tests.methods.matrix import BATCH, CANDIDATES, REFUSED, RUNNABLE, SIZE, network
 
 IMAGES = 4 * BATCH
@@ -66,7 +66,7 @@ def test_it_starts_as_the_identity_moves_what_it_trains_alone_and_costs_what_is_
         del optimizer
         for parameter in trainable.model.parameters():
             parameter.grad = None
-        solved_head(trainable, census)  # makes room for it
+        head_to_solve(trainable, census)  # makes room for it
         at_rest = held_bytes(trainable, None)
         solving = peak_of(lambda: solve_head(trainable, census, every_image(candidate)))
         measured = (

@@ -130,6 +130,10 @@ def test_a_wide_head_answers_as_before_and_is_copied_whole():
 
 
 def test_channels_are_found_where_they_come_last():
+    class ToLast(nn.Module):
+        def forward(self, x):
+            return x.permute(0, 2, 3, 1)
+
     class Last(nn.Module):
         def __init__(self, inner):
             super().__init__()
@@ -143,10 +147,8 @@ def test_channels_are_found_where_they_come_last():
             return x.mean((1, 2))
 
     torch.manual_seed(0)
-    stem = nn.Conv2d(3, 8, 3)
-    model = nn.Sequential(stem, nn.ReLU(), Last(nn.Conv2d(8, 8, 1)), Last(nn.Conv2d(8, 9, 1)), Pooled())
-    model[2].forward = lambda x: model[2].inner(x).permute(0, 2, 3, 1)
-    model.append(nn.Linear(9, CLASSES))
+    inner = Last(nn.Conv2d(8, 8, 1)), Last(nn.Conv2d(8, 9, 1))
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), ToLast(), *inner, Pooled(), nn.Linear(9, CLASSES))
     census = take_census(model.eval(), SIZE)
     assert [block.features for block in feature_blocks(census, "all")] == [8, 8]
 
