@@ -52,7 +52,7 @@ class Recipe:
     learning_rate: float | None = None  # None where nothing is trained by gradients
     batch_size: int | None = None
     epochs: int | None = None  # that the learning rate's fall was planned for
-    best_epoch: int | None = None  # the one whose weights these are
+    epochs_run: int | None = None  # fewer where training diverged
     seed: int = 0
     data: str = ""  # as typed
     rehearse: str | None = None

@@ -1,7 +1,7 @@
 """The recommended fine-tune, for real: all training images, whole epochs, files to ship.
 
-The held-out images are the probe's. They choose the epoch whose weights are kept, so the accuracy
-that is told leans a little to the good side, as any early stopping's does.
+The held-out images are the probe's. They choose nothing here: the weights are those of the last epoch, for
+which the learning rate falls to zero, so the accuracy that is told is one of images not seen before.
 """
 
 from __future__ import annotations
@@ -27,10 +27,9 @@ from advisor.probes import FineTune, Normalisation, Trainer, accuracy_of, head_o
 from advisor.records import Accuracy, Candidate, DataSummary, Evaluation, Framing, Recommendation
 from advisor.situation import Progress, Request, Story, prepare, versions
 
-PATIENCE = 3  # epochs without a better one, after which training ends
 CHECKPOINT = "checkpoint.pt"
-_CHECKPOINT_FORMAT = "peft-advisor checkpoint 1"
-_CHECKPOINT_KEYS = {"key", "epochs", "best_epoch", "best", "best_correct", "state"}
+_CHECKPOINT_FORMAT = "peft-advisor checkpoint 2"
+_CHECKPOINT_KEYS = {"key", "epochs", "state"}
 _PIECES = 20  # of an epoch: how often progress is told
 _SHARE_FOR_IMAGES = 0.5  # of the memory that is left
 
@@ -55,7 +54,7 @@ class Applied:
     """What came of it."""
 
     recipe: Recipe
-    accuracy: Accuracy  # of the weights that were kept
+    accuracy: Accuracy  # of the weights that are written
     base: Accuracy | None  # the model as it was, on the same images; None where its head was replaced
     predicted: Accuracy | None  # by the probe
     epochs_run: int
@@ -65,7 +64,7 @@ class Applied:
     unwritten: tuple[str, ...] = ()  # what failed to be written, and why
 
 
-EpochReport = Callable[[int, int, float, bool], None]  # epoch from 1, of how many, accuracy, whether the best
+EpochReport = Callable[[int, int, float], None]  # epoch from 1, of how many, accuracy
 
 
 def apply_advice(
@@ -73,7 +72,7 @@ def apply_advice(
     recommendation: Recommendation,
     application: Application,
     progress: Progress = lambda stage, fraction, running: None,
-    on_epoch: EpochReport = lambda epoch, epochs, accuracy, best: None,
+    on_epoch: EpochReport = lambda epoch, epochs, accuracy: None,
 ) -> Applied:
     """Train the recommended candidate on all training images and write what it became.
 
@@ -135,14 +134,13 @@ class _Run:
             "model": known["model"][:12],
             "data": known["data"][:12],
         }
-        self.epochs_run = self.best_epoch = 0
-        self.best: dict[str, torch.Tensor] = {}
-        self.best_correct = b""
+        self.epochs_run = 0
+        self._weights: dict[str, torch.Tensor] = {}  # of the last whole epoch
         self.diverged = False
 
     def train(self, progress: Progress, on_epoch: EpochReport) -> None:
-        """Until all epochs are done, or none was better for `PATIENCE` of them, or it diverges."""
-        while self.epochs_run < self.epochs and self.epochs_run - self.best_epoch < PATIENCE:
+        """Until all epochs are done, or it diverges: then the last whole epoch's weights are kept."""
+        while self.epochs_run < self.epochs:
             if not self._one_epoch(progress):
                 self.diverged = True
                 break
@@ -150,21 +148,19 @@ class _Run:
                 self.fine_tune.finish()
             correct = self.fine_tune.judge()
             self.epochs_run += 1
-            better = not self.best_epoch or sum(correct) > sum(self.best_correct)
-            if better:
-                self.best_epoch, self.best_correct = self.epochs_run, correct
-                self.best = {n: t.detach().clone() for n, t in self.fine_tune.trainable.delta().items()}
+            self._weights = {n: t.detach().clone() for n, t in self.fine_tune.trainable.delta().items()}
             self._save()
-            on_epoch(self.epochs_run, self.epochs, sum(correct) / len(correct), better)
-        if not self.best_epoch:
+            on_epoch(self.epochs_run, self.epochs, sum(correct) / len(correct))
+        if not self.epochs_run:
             raise InputError(
                 "training diverged in its first epoch: the loss or a weight is no longer finite; "
                 "give a lower --learning-rate"
             )
         progress("train", 1.0, "")
-        self.fine_tune.trainable.model.load_state_dict(self.best, strict=False)
+        if self.diverged:
+            self.fine_tune.trainable.model.load_state_dict(self._weights, strict=False)
         if not self._is_solved:
-            self.fine_tune.finish()  # a head that is solved for the network of the best epoch
+            self.fine_tune.finish()
 
     def resume(self) -> None:
         """Go on from the folder's checkpoint, if there is one. Raises InputError."""
@@ -182,8 +178,8 @@ class _Run:
                 "anew, or another --output"
             )
         self.fine_tune.restore(saved["state"])
-        self.epochs_run, self.best_epoch, self.best = saved["epochs"], saved["best_epoch"], saved["best"]
-        self.best_correct = bytes(saved["best_correct"].tolist())
+        self.epochs_run = saved["epochs"]
+        self._weights = {n: t.detach().clone() for n, t in self.fine_tune.trainable.delta().items()}
 
     def _one_epoch(self, progress: Progress) -> bool:
         first, each = self.epochs_run * self.updates_per_epoch, self.updates_per_epoch
@@ -200,9 +196,6 @@ class _Run:
             "format": _CHECKPOINT_FORMAT,
             "key": self._key,
             "epochs": self.epochs_run,
-            "best_epoch": self.best_epoch,
-            "best": self.best,
-            "best_correct": torch.tensor(list(self.best_correct), dtype=torch.uint8),
             "state": self.fine_tune.state(),
         }
         try:
@@ -466,7 +459,7 @@ def _recipe(run: _Run, story: Story, recommendation: Recommendation, evaluation:
         learning_rate=run.learning_rate,
         batch_size=run.trainer.batch_size,
         epochs=run.epochs,
-        best_epoch=run.best_epoch,
+        epochs_run=run.epochs_run,
         seed=_seed(recommendation),
         data=data.source,
         rehearse=known.rehearse if known is not None else None,
@@ -509,7 +502,7 @@ def _warnings(run: _Run, story: Story, evaluation: Evaluation, recommendation: R
         )
     if run.diverged:
         found.append(
-            f"training diverged in epoch {run.epochs_run + 1}: the weights of epoch {run.best_epoch} were "
+            f"training diverged in epoch {run.epochs_run + 1}: the weights of epoch {run.epochs_run} were "
             "kept; a lower --learning-rate would go on"
         )
     return found

@@ -89,11 +89,8 @@ def command(
     try:
         with results_apart(), ProgressBars() as progress:
 
-            def on_epoch(epoch: int, of: int, accuracy: float, best: bool) -> None:
-                so_far = ", the best so far" if best else ""
-                progress.say(
-                    f"Epoch {epoch} of {of}: {100 * accuracy:.1f} % right of held-out images{so_far}"
-                )
+            def on_epoch(epoch: int, of: int, accuracy: float) -> None:
+                progress.say(f"Epoch {epoch} of {of}: {100 * accuracy:.1f} % right of held-out images")
 
             applied = apply_advice(model, recommendation, application, progress, on_epoch)
     except KeyboardInterrupt:

@@ -78,13 +78,13 @@ class CrossValidation(Trainer):
     def probe(self, trial: Trial) -> Probe:
         """Train as many copies as there are folds; the first held-out images are of all folds."""
         answers: list[list[Answers]] = []  # of each fold: of the network as trained, then with each head
-        seconds = setup = training = 0.0
+        spent = [0.0] * 4
         for trainer, samples in zip(self._trainers, self._shares(trial.samples), strict=True):
             found = trainer.probe(replace(trial, samples=samples))
-            seconds += found.seconds
-            setup, training = setup + found.setup_seconds, training + found.training_seconds
+            taken = found.seconds, found.setup_seconds, found.update_seconds, found.judging_seconds
+            spent = [*map(sum, zip(spent, taken, strict=True))]
             if found.correct is None:
-                return Probe(trial, None, seconds, found.failure)
+                return Probe(trial, None, spent[0], found.failure)
             answers.append([Answers(found.correct, found.retained), *found.solved])
         own, *solved = (
             Answers(
@@ -92,7 +92,7 @@ class CrossValidation(Trainer):
             )
             for each in zip(*answers, strict=True)
         )
-        return Probe(trial, own.correct, seconds, "", own.retained, tuple(solved), setup, training)
+        return Probe(trial, own.correct, spent[0], "", own.retained, tuple(solved), *spent[1:])
 
     def judge_base(self, samples: int) -> bytes:
         """Which of the first held-out samples the model classifies right as it is."""

@@ -581,8 +581,7 @@ class _Pace:
         trial = probe.trial
         if probe.correct is not None and trial.learning_rate is not None:
             setup = self.timed.pop(trial.candidate, (0.0, 0.0))[0]
-            each = probe.training_seconds / trial.updates
-            self.timed[trial.candidate] = max(setup, probe.setup_seconds), each
+            self.timed[trial.candidate] = max(setup, probe.setup_seconds), probe.update_seconds
         if probe.correct is not None:
             self._fronts.add(_front(trial.candidate))
 

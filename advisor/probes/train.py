@@ -11,12 +11,14 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils._pytree import tree_flatten
 
 import advisor.methods
 import advisor.models
@@ -38,6 +40,8 @@ _log = logging.getLogger(__name__)
 _EVALUATION_BATCH = 64
 _TIMED_UPDATES, _TIMING_SECONDS = 8, 0.5  # of each candidate: enough to plan with
 _MOST_IN_MEMORY = 2**30  # bytes of one front's outputs; more go into a file
+_COOL_DOWN = 0.2  # of the updates, at the end
+_MOST_KEPT = 2**29  # bytes of states to go on from
 _Z95 = 1.959964  # the normal distribution's 97.5 % quantile
 
 
@@ -72,7 +76,8 @@ class Probe:
     retained: bytes | None = None  # likewise of as many of the old data's; None where there is none
     solved: tuple[Answers, ...] = ()  # with each of the trial's heads in the place of the trained one
     setup_seconds: float = 0.0  # of them, before the first update
-    training_seconds: float = 0.0  # of them, for all updates
+    update_seconds: float = 0.0  # that each update took which was run now
+    judging_seconds: float = 0.0  # of them, after the last update
 
 
 class Trainer:
@@ -86,10 +91,12 @@ class Trainer:
         self.model, self.census, self.dataset, self.batch_size = model, census, dataset, batch_size
         self._recalibrated: nn.Module | None = None
         self._features: dict[tuple[tuple[str, ...], bool, bool], tuple[_Images, ...]] = {}
+        self._kept = _Kept(_MOST_KEPT)
         self._without_labels: LabelledImages | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_recalibrated": None, "_features": {}, "_without_labels": None}
+        forgotten: dict[str, Any] = {"_recalibrated": None, "_features": {}, "_without_labels": None}
+        return self.__dict__ | forgotten | {"_kept": _Kept(_MOST_KEPT)}
 
     def key(self) -> dict[str, Any]:
         """All that a probe's result depends on, besides its trial: to find it in a store."""
@@ -110,15 +117,19 @@ class Trainer:
         }
 
     def probe(self, trial: Trial) -> Probe:
-        """Train a copy of the model, and classify the first held-out samples."""
+        """Train a copy of the model, and classify the first held-out samples.
+
+        Where the same was trained for less time before, training goes on from there: nothing else is found.
+        """
         start = begun = trained = time.perf_counter()
-        correct, retained, failure = None, None, ""
+        correct, retained, failure, run_now = None, None, "", 0
         solved: tuple[Answers, ...] = ()
         try:
             fine_tune = FineTune(self, trial.candidate, trial.learning_rate, trial.updates, trial.seed)
+            there = self._thaw(fine_tune, trial)
             begun = time.perf_counter()
-            is_finite = fine_tune.run(trial.updates)
-            trained = time.perf_counter()
+            is_finite = self._train(fine_tune, trial)
+            trained, run_now = time.perf_counter(), fine_tune.done - there
             if is_finite:
                 solved = fine_tune.judge_solved(trial.heads, trial.samples)
                 fine_tune.finish()
@@ -129,10 +140,34 @@ class Trainer:
         except Exception as error:  # noqa: BLE001 - what one candidate breaks must not end the others
             _log.debug("training %s failed", trial.candidate.id, exc_info=True)
             failure = first_line(error)
-        seconds = time.perf_counter() - start
+        end = time.perf_counter()
+        each = max(trained - begun, 0.0) / max(run_now, 1)
         return Probe(
-            trial, correct, seconds, failure, retained, solved, begun - start, max(trained - begun, 0.0)
+            trial,
+            correct,
+            end - start,
+            failure,
+            retained,
+            solved,
+            begun - start,
+            each,
+            end - max(trained, begun),
         )
+
+    def _thaw(self, fine_tune: FineTune, trial: Trial) -> int:
+        """Go on from a shorter training, if one is at hand; how many updates that spares."""
+        kept = self._kept.get(_training_key(trial))
+        if kept is not None and kept["done"] <= level_updates(trial.updates):
+            fine_tune.restore(kept)
+        return fine_tune.done
+
+    def _train(self, fine_tune: FineTune, trial: Trial) -> bool:
+        """To the end; where the learning rate begins to fall, longer trainings can go on."""
+        if trial.learning_rate is not None:
+            if not fine_tune.run(level_updates(trial.updates)):
+                return False
+            self._kept.put(_training_key(trial), fine_tune.state())
+        return fine_tune.run(trial.updates)
 
     def judge_base(self, samples: int) -> bytes:
         """Which of the first held-out samples the model classifies right as it is."""
@@ -191,7 +226,11 @@ class Trainer:
 
 
 class FineTune:
-    """One candidate being trained on a copy of the model; the learning rate falls along half a cosine.
+    """One candidate being trained on a copy of the model.
+
+    The learning rate stays level, and falls to zero over the last fifth of the updates, as one minus the
+    square root of the part of them that is done (arXiv 2405.18392): a longer training is the same as a
+    shorter one until that one begins to cool down, so what was trained can go on from there.
 
     Every candidate sees the same batches for the same seed.
     """
@@ -199,7 +238,7 @@ class FineTune:
     def __init__(
         self, trainer: Trainer, candidate: Candidate, learning_rate: float | None, updates: int, seed: int
     ) -> None:
-        """`updates`: over which the learning rate falls to zero."""
+        """`updates`: after which the learning rate is zero."""
         self.done = 0
         self._trainer, self._candidate, self._updates = trainer, candidate, updates
         self._random = torch.Generator().manual_seed(seed).get_state()
@@ -211,7 +250,7 @@ class FineTune:
         self._schedule = None
         if self.optimizer is not None:
             self._schedule = torch.optim.lr_scheduler.LambdaLR(
-                self.optimizer, lambda done: 0.5 + 0.5 * math.cos(math.pi * done / updates)
+                self.optimizer, partial(_share_of_rate, updates=updates)
             )
         self._train, self._validation, *self._retained = trainer.inputs(self.trainable, quick)
         self._batches = _batches(len(self._train), trainer.batch_size, seed)
@@ -307,7 +346,7 @@ class FineTune:
         """All that `restore` needs to go on from here as if nothing had happened."""
         return {
             "done": self.done,
-            "model": self.trainable.model.state_dict(),
+            "model": self._changing(),
             "optimizer": None if self.optimizer is None else self.optimizer.state_dict(),
             "schedule": None if self._schedule is None else self._schedule.state_dict(),
             "random": self._random,
@@ -319,11 +358,18 @@ class FineTune:
         while self.done < state["done"]:
             next(self._batches)
             self.done += 1
-        self.trainable.model.load_state_dict(state["model"])
+        with torch.no_grad():
+            for name, tensor in self._changing().items():
+                tensor.copy_(state["model"][name])
         if self.optimizer is not None and self._schedule is not None:
             self.optimizer.load_state_dict(state["optimizer"])
             self._schedule.load_state_dict(state["schedule"])
         self._random, self.trainable.batches_seen = state["random"], state["batches_seen"]
+
+    def _changing(self) -> dict[str, torch.Tensor]:
+        """All that training may change."""
+        parameters = {name: p.detach() for name, p in self.trainable.parameters.items()}
+        return parameters | dict(self.trainable.model.named_buffers())
 
     @contextmanager
     def _own_random_numbers(self) -> Iterator[None]:
@@ -337,6 +383,46 @@ class FineTune:
         if self.trainable.levers.cached_prefix == "no":
             return nullcontext()
         return without_front(self.trainable.model, self.trainable.front)
+
+
+def level_updates(updates: int) -> int:
+    """How many of a training's updates come before its learning rate falls."""
+    return updates - max(round(_COOL_DOWN * updates), 1)
+
+
+def _share_of_rate(done: int, updates: int) -> float:
+    """Of the learning rate, for the update after so many."""
+    level = level_updates(updates)
+    return 1.0 if done <= level else max(1 - math.sqrt((done - level) / (updates - level)), 0.0)
+
+
+def _training_key(trial: Trial) -> tuple[Any, ...]:
+    """The same for trials of which the longer one can go on where the shorter one was."""
+    return trial.candidate, trial.learning_rate, trial.seed
+
+
+class _Kept:
+    """States of trainings, the ones used last, within so many bytes."""
+
+    def __init__(self, most_bytes: int) -> None:
+        self._most_bytes = most_bytes
+        self._states: dict[tuple[Any, ...], tuple[int, dict[str, Any]]] = {}
+
+    def get(self, key: tuple[Any, ...]) -> dict[str, Any] | None:
+        found = self._states.pop(key, None)
+        if found is None:
+            return None
+        self._states[key] = found
+        return found[1]
+
+    def put(self, key: tuple[Any, ...], state: dict[str, Any]) -> None:
+        """Keep a copy of it."""
+        copied = copy.deepcopy(state)
+        leaves = (leaf for leaf in tree_flatten(copied)[0] if isinstance(leaf, torch.Tensor))
+        self._states.pop(key, None)
+        self._states[key] = sum(leaf.numel() * leaf.element_size() for leaf in leaves), copied
+        while sum(size for size, _ in self._states.values()) > self._most_bytes:
+            del self._states[next(iter(self._states))]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -10,10 +10,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+import advisor.probes.train
 from advisor.methods import get_method, methods
 from advisor.models.layers import take_census
 from advisor.probes.data import Dataset, LabelledImages, Normalisation
@@ -21,9 +22,11 @@ from advisor.probes.train import (
     FineTune,
     Trainer,
     Trial,
+    _Kept,
     accuracy_of,
     evaluate,
     in_quick_layout,
+    level_updates,
     trained_as,
     without_head,
 )
@@ -241,6 +244,45 @@ def test_training_goes_on_from_its_state_as_if_nothing_had_happened():
     assert all(torch.equal(tensor, expected[name]) for name, tensor in second.trainable.delta().items())
 
 
+@pytest.mark.parametrize("method", ["full", "lora", "galore", "norm"])
+@given(lengths=st.lists(st.integers(1, 40), min_size=2, max_size=3, unique=True))
+@settings(max_examples=5)
+def test_a_longer_training_goes_on_from_a_shorter_one_and_finds_the_same(method, lengths):
+    trainer, candidate = trainer_of(network(), dataset()), Candidate(method)
+    trials = [Trial(candidate, 1e-2, updates, 40, 0) for updates in lengths]
+    for trial in trials:
+        trainer.probe(trial)
+    fresh = trainer_of(network(), dataset())
+    assert trainer.probe(trials[-1]).correct == fresh.probe(trials[-1]).correct
+
+
+def test_a_longer_training_repeats_only_what_it_must(monkeypatch):
+    trainer, run, updates = trainer_of(network(), dataset()), advisor.probes.train.update, []
+    monkeypatch.setattr(advisor.probes.train, "update", lambda *args: updates.append(run(*args)))
+    trainer.probe(Trial(Candidate("norm"), 1e-2, 20, 40, 0))
+    updates.clear()
+    trainer.probe(Trial(Candidate("norm"), 1e-2, 40, 40, 0))
+    assert len(updates) == 40 - level_updates(20)
+    updates.clear()
+    for other in (
+        replace(Trial(Candidate("norm"), 1e-2, 40, 40, 0), seed=1),
+        Trial(Candidate("norm"), 1e-3, 40, 40, 0),
+    ):
+        trainer.probe(other)
+    assert len(updates) == 80
+
+
+def test_states_are_kept_within_so_many_bytes():
+    kept = _Kept(1000)
+    for number in range(4):
+        kept.put((number,), {"model": torch.zeros(100), "done": number})
+    assert [kept.get((number,)) is None for number in range(4)] == [True, True, False, False]
+    kept.get((2,))
+    kept.put((4,), {"model": torch.zeros(100)})
+    assert kept.get((3,)) is None
+    assert kept.get((2,)) is not None
+
+
 def test_a_trainer_sent_elsewhere_finds_the_same():
     trainer = trainer_of(blocks(), dataset())
     trial = Trial(Candidate("norm", levers=Levers(scope=1)), 1e-2, 12, 40, 0)
@@ -294,7 +336,8 @@ def test_heads_that_are_judged_on_the_way_are_those_that_are_carried_out(method,
     quick = trained_as(trained, trainer.census)
     probe = trainer.probe(Trial(quick, rate, 12 if rate else 0, 30, 0, heads))
     assert not probe.failure
-    assert probe.setup_seconds + probe.training_seconds <= probe.seconds
+    trained_in = probe.trial.updates * probe.update_seconds
+    assert probe.setup_seconds + trained_in + probe.judging_seconds == pytest.approx(probe.seconds)
     for features, found in zip(heads, probe.solved, strict=True):
         if method == "ridge":
             whole = Candidate.of("ridge", {"features": features}, levers)
