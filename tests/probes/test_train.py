@@ -246,7 +246,7 @@ def test_training_goes_on_from_its_state_as_if_nothing_had_happened():
 
 @pytest.mark.parametrize("method", ["full", "lora", "galore", "norm"])
 @given(lengths=st.lists(st.integers(1, 40), min_size=2, max_size=3, unique=True))
-@settings(max_examples=5)
+@settings(max_examples=5, deadline=None)
 def test_a_longer_training_goes_on_from_a_shorter_one_and_finds_the_same(method, lengths):
     trainer, candidate = trainer_of(network(), dataset()), Candidate(method)
     trials = [Trial(candidate, 1e-2, updates, 40, 0) for updates in lengths]
@@ -337,7 +337,7 @@ def test_heads_that_are_judged_on_the_way_are_those_that_are_carried_out(method,
     probe = trainer.probe(Trial(quick, rate, 12 if rate else 0, 30, 0, heads))
     assert not probe.failure
     trained_in = probe.trial.updates * probe.update_seconds
-    assert probe.setup_seconds + trained_in + probe.judging_seconds == pytest.approx(probe.seconds)
+    assert probe.setup_seconds + trained_in + probe.judging_seconds <= probe.seconds + 1e-6
     for features, found in zip(heads, probe.solved, strict=True):
         if method == "ridge":
             whole = Candidate.of("ridge", {"features": features}, levers)
