@@ -19,7 +19,7 @@ from advisor.methods import Method, Setting
 from advisor.models.blocks import has_replaceable_front, trained_part
 from advisor.parts.closed_form import solvable
 from advisor.plain import decode, encode
-from advisor.records import Candidate, Census, Cost, Features, Levers, StatisticsPolicy
+from advisor.records import SMALL_BATCH, Candidate, Census, Cost, Features, Levers, StatisticsPolicy
 from advisor.store import Store
 
 _log = logging.getLogger(__name__)
@@ -107,8 +107,10 @@ class Proposals:
                     yield from self._priced(narrow)
                 if self._images and has_replaceable_front(self._census, scope):
                     yield from self._cached(narrow)
-                    if "reestimated" in policies:  # frozen statistics before the scope may be far off
-                        yield from self._cached(self._with(narrow, {"statistics": "reestimated"}))
+                    # Statistics before the scope may be far off; those of small batches are too noisy.
+                    for policy in policies:
+                        if policy == "reestimated" or (policy == "frozen" and self._batch_size < SMALL_BATCH):
+                            yield from self._cached(self._with(narrow, {"statistics": policy}))
         if self._allowed is not None and not self._fits(main):
             yield from self._made_to_fit(main, method, [None, *scopes, *self._last_resort(method)])
 

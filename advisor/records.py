@@ -106,6 +106,7 @@ Optimizer = Literal["adam", "adamw", "momentum", "sgd"]
 # Of normalisation layers with running statistics: as the method has it, or in eval mode, in train mode,
 # or re-estimated on the new data before training and then frozen.
 StatisticsPolicy = Literal["own", "frozen", "updated", "reestimated"]
+SMALL_BATCH = 16  # of fewer images, statistics are too noisy to train with (Group Normalization, 1803.08494)
 # After training: the head as it was trained, or one in closed form of such `Features`.
 HeadPolicy = Literal["trained", "ridge-last", "ridge-late", "ridge-all"]
 _POLICIES = {"statistics": StatisticsPolicy, "head": HeadPolicy}

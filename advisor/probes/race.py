@@ -1,13 +1,13 @@
 """The race: short fine-tunes of candidates, losers dropped early, inside a wall-clock budget.
 
-Successive halving, always from scratch. Four rungs screen, all with the same number of updates: two
-scouts at each of their learning rates, which tell whether the data asks for large steps or small ones;
-the methods, whole and with half of the network trained, at rates like the scouts' best, those first that
-did well elsewhere; the better ones' other settings and levers; the best of all at learning rates around
-their best. Then the finalists are trained for as long as a real fine-tune, and those that can't be told
-from the best of them again with other seeds, while there is time. A place in the next rung goes to the
-most accurate of those that can't be told from the leader, then to the others; what is dearer and surely
-worse is dropped.
+Successive halving (arXiv 1502.07943) of trainings that go on from where they were. First what needs no
+training: the model as it is, re-estimated statistics, heads in closed form. Then the opening: the methods,
+whole and with half of the network trained, those first that did well elsewhere, each for as many updates;
+then the leaders at other learning rates, and other settings and levers of theirs, for as many. Then, round
+by round, fewer go on for twice as many updates, until a whole fine-tune is done. Those that can't be told
+from the best of them are trained again with other seeds, while there is time. A place in the next round goes
+to the most accurate of those that can't be told from the leader, then to the others; what is dearer and
+surely worse is dropped.
 
 What the clock decides is written into the store with what was found, so that a race that was killed
 goes on as it was planned, and one that ended is only read.
@@ -16,52 +16,49 @@ goes on as it was planned, and one that ended is only read.
 from __future__ import annotations
 
 import logging
-import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from itertools import islice, zip_longest
-from typing import Any, TypeVar
+from itertools import islice
+from typing import Any
 
 import torch
 
 from advisor.errors import DataError
 from advisor.interrupts import stoppable
-from advisor.methods import get_method, learning_rates
-from advisor.paired import paired_gap
+from advisor.methods import learning_rates
+from advisor.probes.clock import Clock
 from advisor.probes.executor import Executor, InProcess
-from advisor.probes.train import (
-    Answers,
-    Probe,
-    Trainer,
-    Trial,
-    accuracy_of,
-    head_of,
-    training_of,
+from advisor.probes.promotion import (
+    Entry,
+    by_promise,
+    middle_rate,
+    opening,
+    rates_beside,
+    statistics_to_try,
+    surely_better,
+    undominated,
+    variants,
 )
-from advisor.records import FEATURES, Accuracy, Candidate, Cost, Features
+from advisor.probes.train import Answers, Probe, Trainer, Trial, accuracy_of, head_of, training_of
+from advisor.records import FEATURES, Accuracy, Candidate, Cost, Features, StatisticsPolicy
 from advisor.store import Store
 from advisor.training.update import reestimation_updates
 
 _log = logging.getLogger(__name__)
 Report = Callable[[float, str], None]  # fraction done, what is running
-_Item = TypeVar("_Item")
-_Entry = tuple[Candidate, float]  # and a learning rate
 
-_RUNGS = ("scouts", "methods", "variants", "learning rates", "finalists", "second seed", "third seed")
-_SHARES = (0.1, 0.28, 0.23, 0.3, 1.0, 1.0, 1.0)  # of the time that is left
-_FINAL = _RUNGS.index("finalists")
-_FINAL_SHARE = 0.35  # of all time: about what the others leave
-_SCOUTS = 2
-_LEAST_METHODS = 4  # that are screened, however short that must be
-_LEAST_LEADERS, _TUNED, _FINALISTS = 2, 4, 8  # go on to the second, third and last rung
-_SCREENING = 0.2  # of a whole fine-tune's updates
-_WORTHWHILE = 1.5  # times the screening's updates: what a finalist must be trained for at least
-_NEARBY = (5**-0.5, 5**0.5)  # learning rates around the best: half a step of most methods' grids
+_OPENING_SHARE, _RATES_SHARE, _VARIANTS_SHARE = 0.4, 0.25, 0.35  # of the time that is left then
+_LEAST_OPENING = 6  # trainings, in whose time the opening's length is chosen
+_FIRST_ROUND = 4  # of a whole fine-tune's updates the opening trains at most one in so many
 _LEAST_UPDATES = 12  # a probe of fewer says nothing
-_EVALUATION_SHARE = 0.25  # of a screening probe's time, at most
+_LEADERS = 3  # have their variants tried
+_GO_ON = 8  # after the variants; then half of them each round
+_SEEDS = 3
+_JUDGING_SHARE = 0.1  # of all time, at most, for one network's held-out images
 _LEAST_SAMPLES = 40  # judged on fewer, nothing can be told apart
+_TIMES = ("setup_seconds", "update_seconds", "judging_seconds")  # of a probe
 _TIMED = 3  # candidates, beforehand; what others take is told from FLOPs, then from their probes
 
 
@@ -126,7 +123,7 @@ class _Race:
         executor: Executor | None,
         report: Report,
     ) -> None:
-        self._trainer, self._seconds, self._updates, self._seed = trainer, seconds, updates, seed
+        self._trainer, self._updates, self._seed = trainer, updates, seed
         self._store, self._key = store or Store(None), dict(key)
         self._executor, self._report = executor or InProcess(trainer, lambda _: False), report
         # Those that train alike are trained once; what differs is the head that they are given in the end.
@@ -146,18 +143,11 @@ class _Race:
             "min_retained": min_retained,
         }
         self._min_retained = min_retained
-        self._accuracies: dict[Candidate, Accuracy] = {}  # with the best of its heads
-        self._of_heads: dict[Candidate, dict[Features | None, Accuracy]] = {}
+        solves = any(head is not None for heads in self._alike.values() for head in heads)
+        self._clock = Clock(seconds, self._costs, len(trainer.dataset.train) if solves else 0)
+        self._found: dict[Candidate, list[Probe]] = {}  # what went well, by what is trained
         self._failures: dict[Candidate, str] = {}
         self._warnings: list[str] = []
-        solves = any(head is not None for heads in self._alike.values() for head in heads)
-        self._pace = _Pace(self._costs, len(trainer.dataset.train) if solves else 0)
-        self._start = time.perf_counter()
-        self._screening: tuple[int, int] | None = None  # updates and held-out images of a probe
-        self._screened: dict[Candidate, Probe] = {}  # the best of each candidate
-        self._finalists: tuple[int, int] | None = None  # likewise of a finalist's training
-        self._trained: dict[Candidate, list[Probe]] = {}  # each finalist's, by seed
-        self._recalled_seconds = 0.0  # that probes found in the store once took
         self._probes_run = self._probes_recalled = 0
 
     def run(self, judge_base: bool) -> RaceResult:
@@ -166,56 +156,59 @@ class _Race:
             with stoppable():
                 correct, retained = self._base()
                 base = _accuracy(correct, retained) if judge_base else None
-                self._run_rungs(len(correct))
+                self._run_rounds(len(correct), base)
         except KeyboardInterrupt:
             self._warnings.append("interrupted: what was found until then is all that is known")
         self._warnings += self._executor.losses
-        self._settle_for_screened()
-        if self._costs and not self._accuracies and any("diverged" in f for f in self._failures.values()):
+        if self._costs and not self._found and any("diverged" in f for f in self._failures.values()):
             raise DataError(
                 "every probe diverged (the loss became NaN): check the images' range and --mean/--std, "
                 "and that the model's weights are finite"
             )
-        for candidate in self._costs:
-            if candidate not in self._accuracies:
-                self._failures.setdefault(
-                    candidate, "not probed: --probe-time is too short for every candidate"
-                )
+        accuracies = self._accuracies()
+        for one in self._costs:
+            if one not in self._found:
+                self._failures.setdefault(one, "not probed: --probe-time is too short for every candidate")
         return RaceResult(
             base,
-            {
-                candidate: replace(found, finalist=self._accuracies[one].finalist)
-                for one, heads in self._of_heads.items()
-                if one in self._accuracies
-                for head, found in heads.items()
-                for candidate in self._alike[one].get(head, ())
-            },
+            accuracies,
             {
                 candidate: why
                 for one, why in self._failures.items()
+                if one not in self._found
                 for each in self._alike[one].values()
                 for candidate in each
             },
-            self._spent(),
+            self._clock.spent,
             tuple(self._warnings),
             self._probes_run,
             self._probes_recalled,
         )
 
-    def _settle_for_screened(self) -> None:
-        """Where no finalist was trained, what was screened is all that is known: it is judged alike."""
-        trained = {c: a for c, a in self._accuracies.items() if a.learning_rate is not None}
-        if not trained or any(accuracy.finalist for accuracy in trained.values()):
-            return
-        self._accuracies |= {c: replace(accuracy, finalist=True) for c, accuracy in trained.items()}
-        updates = max(accuracy.updates for accuracy in trained.values())
-        self._warnings.append(
-            f"there was no time to train a finalist for as long as a real fine-tune: accuracies are those "
-            f"after {updates:,} of its {self._updates:,} updates; allow more --probe-time"
+    def _accuracies(self) -> dict[Candidate, Accuracy]:
+        """Of all that was probed; those that were trained the longest are the finalists."""
+        longest = max(
+            (p.trial.updates for one in self._found for p in _standing(self._trained(one))), default=0
         )
+        if 0 < longest < self._updates:
+            self._warnings.append(
+                f"there was no time to train for as long as a real fine-tune: accuracies are those after "
+                f"{longest:,} of its {self._updates:,} updates; allow more --probe-time"
+            )
+        found = {}
+        for one in self._costs:
+            standing = _standing(self._found.get(one, ()))
+            for head, accuracy in _judged_by_head(standing).items():
+                finalist = accuracy.learning_rate is None or accuracy.updates == longest
+                for candidate in self._alike[one].get(head, ()):
+                    found[candidate] = replace(accuracy, finalist=finalist)
+        return found
+
+    def _trained(self, one: Candidate) -> list[Probe]:
+        return [probe for probe in self._found.get(one, ()) if probe.trial.learning_rate is not None]
 
     def _base(self) -> tuple[bytes, bytes | None]:
-        """Which held-out, and old, images the model classifies right: of as many as finalists get."""
+        """Which held-out, and old, images the model classifies right: of as many as all are judged on."""
         parts = 1 if self._trainer.dataset.retained is None else 2
 
         def judged() -> dict[str, Any]:
@@ -227,25 +220,58 @@ class _Race:
                     start = time.perf_counter()
                     self._trainer.judge_base(few)
                     fastest = min(fastest, parts * (time.perf_counter() - start))
-            self._pace.per_image = fastest / few
-            affordable = int(_EVALUATION_SHARE * _FINAL_SHARE * self._seconds * few / fastest)
+            affordable = int(_JUDGING_SHARE * self._clock.seconds * few / fastest)
             samples = min(len(self._trainer.dataset.validation), max(affordable, _LEAST_SAMPLES))
             right = self._trainer.judge_base(samples)
             retained = self._trainer.judge_base_retained(samples)
             return {"seconds_per_image": fastest / few, "correct": right.hex(), "retained": _hex(retained)}
 
-        found = self._remembered("base", {"seconds": self._seconds}, judged)
-        self._pace.per_image = found["seconds_per_image"]
+        found = self._remembered("base", {"seconds": self._clock.seconds}, judged)
+        self._clock.seconds_per_image = found["seconds_per_image"]
         return bytes.fromhex(found["correct"]), _bytes(found.get("retained"))
 
-    def _run_rungs(self, samples: int) -> None:
+    def _run_rounds(self, samples: int, base: Accuracy | None) -> None:
         self._judge_untrained(samples)
-        opening = self._opening()
-        # Middle rates first: where there is no time to scout, they are all that is tried.
-        entries = _by_turns([(c, rate) for rate in _nearest_first(c, 0)] for c in opening[:_SCOUTS])
-        for rung in range(len(_RUNGS)):
-            probes = self._run_rung(rung, entries, samples, opening) if entries else []
-            entries = self._promoted(rung, probes, opening)
+        batch_size, shifted = self._trainer.batch_size, self._is_shifted(base)
+
+        def wanted(candidate: Candidate) -> StatisticsPolicy:
+            return statistics_to_try(candidate, batch_size, shifted=shifted)
+
+        first = [(candidate, middle_rate(candidate)) for candidate in opening(self._costs, wanted)]
+        updates = self._run_round("opening", first, samples, _OPENING_SHARE)
+        if not updates:
+            return
+        leaders, rates = self._leaders()
+        self._run_round("rates", rates_beside(leaders, rates), samples, _RATES_SHARE, updates)
+        leaders, rates = self._leaders()
+        screened = self._standings()
+        others = [one for one in self._costs if one in screened and one not in leaders]
+        unseen = [one for one in self._costs if one not in screened and one not in self._failures]
+        entries = variants(leaders, others, rates, unseen)
+        self._run_round("variants", entries, samples, _VARIANTS_SHARE, updates)
+        most = _GO_ON
+        while updates < self._updates:
+            standings = self._standings(updates)
+            order = by_promise(undominated(self._keeping(standings), self._costs))
+            entries = [(one, standings[one].learning_rate or 0.0) for one in order[:most]]
+            updates, most = min(2 * updates, self._updates), max(most // 2, 2)
+            rounds = max((self._updates - 1) // updates, 0).bit_length() + 1
+            if not self._run_round(f"{updates} updates", entries, samples, 1 / rounds, updates):
+                return
+        for repeat in range(1, _SEEDS):
+            standings = self._standings(updates)
+            order = by_promise(standings)
+            alike = [one for one in order if not surely_better(standings[order[0]], standings[one])]
+            if len(alike) < 2:
+                return
+            entries = [(one, standings[one].learning_rate or 0.0) for one in alike]
+            self._run_round(f"seed {repeat + 1}", entries, samples, 1.0, updates, repeat)
+
+    def _leaders(self) -> tuple[list[Candidate], dict[Candidate, float]]:
+        """The most promising trainings, and their best learning rates."""
+        standings = self._standings()
+        leaders = by_promise(undominated(self._keeping(standings), self._costs))[:_LEADERS]
+        return leaders, {one: standings[one].learning_rate or 0.0 for one in leaders}
 
     def _judge_untrained(self, samples: int) -> None:
         """One probe for each candidate that has no learning rate."""
@@ -260,112 +286,111 @@ class _Race:
             for candidate in self._costs
             if not learning_rates(candidate)
         ]
-        self._judged(trials, last=True)
+        for probe in self._probes(trials, self._clock.seconds):
+            self._judge(probe)
 
     def _heads(self, training: Candidate) -> tuple[Features, ...]:
         return tuple(head for head in FEATURES if head in self._alike[training])
 
-    def _opening(self) -> list[Candidate]:
-        """Each method whole and with half of the network trained, the promising first (`Method.opening`)."""
-        candidates = [c for c in self._costs if learning_rates(c)]
-        whole = _middles(c for c in candidates if not c.levers.scope)
-        half = _widest(c for c in candidates if c.levers.scope)
-        whole.sort(key=lambda c: get_method(c.method).opening[0])
-        half.sort(key=lambda c: get_method(c.method).opening[1])
-        return _by_turns([whole, half])
+    def _is_shifted(self, base: Accuracy | None) -> bool:
+        """Whether statistics re-estimated on the data suit it surely better, where nothing is trained."""
+        found = {one: _best_of(_judged_by_head(_standing(probes))) for one, probes in self._found.items()}
+        for one, accuracy in found.items():
+            if one.levers.statistics != "reestimated":
+                continue
+            own = found.get(replace(one, levers=replace(one.levers, statistics="own")))
+            if own is not None:
+                return surely_better(accuracy, own)
+        untouched = [a for one, a in found.items() if head_of(one) is None]
+        return base is not None and any(surely_better(accuracy, base) for accuracy in untouched)
 
-    def _plan(
-        self, rung: int, entries: Sequence[_Entry], samples: int, opening: Sequence[Candidate]
-    ) -> dict[str, int]:
-        """How many of the entries get how many updates and held-out images, in the time of the rung."""
-        candidates = [candidate for candidate, _ in entries]
-        self._time(candidates)
-        left = self._left() * self._executor.workers
-        seconds = left * _SHARES[rung]
-        if self._screening is None:
-            updates = min(max(round(_SCREENING * self._updates), _LEAST_UPDATES), self._updates)
-            samples = min(samples, self._pace.affordable_samples(candidates[0], updates))
-            seconds = left * (_SHARES[0] + (1 - _SHARES[0]) * _SHARES[1])
-            # All that is screened has as many updates: enough for the methods that come next, too.
-            least = opening[_SCOUTS:_LEAST_METHODS]
-            affordable = self._pace.updates([*candidates, *least], samples, seconds)
-            admitted = len(entries)
-            if affordable < min(_LEAST_UPDATES, updates):
-                admitted = len(opening[:_SCOUTS])
-                affordable = self._pace.updates([*candidates[:admitted], *least], samples, seconds)
-            updates = min(max(affordable, _LEAST_UPDATES // 3), updates)
-        elif rung < _FINAL:
-            updates, samples = self._screening
-            admitted = self._admitted(candidates, updates, samples, seconds)
-        elif self._finalists is not None:
-            updates, samples = self._finalists
-            admitted = self._admitted(candidates, updates, samples, seconds, least=0)
-        else:
-            admitted = self._admitted(candidates, self._updates, samples, seconds)
-            affordable = self._pace.updates(candidates[:admitted], samples, seconds)
-            updates = min(affordable, self._updates)
-            # A finalist that trains hardly longer than it did would say less than what is known.
-            if updates < min(_WORTHWHILE * self._screening[0], self._updates):
-                admitted = 0
-        return {"entries": admitted, "updates": updates, "samples": samples}
+    def _standings(self, updates: int | None = None) -> dict[Candidate, Accuracy]:
+        """What was trained, for so many updates if they are given, with the best of its heads; by cost."""
+        found = {}
+        for one in self._costs:
+            standing = _standing(self._trained(one))
+            if standing and updates in (None, standing[0].trial.updates):
+                by_head = _judged_by_head(standing)
+                found[one] = _best_of({head: by_head[head] for head in self._alike[one]})
+        return found
 
-    def _admitted(
-        self, candidates: Sequence[Candidate], updates: int, samples: int, seconds: float, *, least: int = 1
+    def _keeping(self, found: dict[Candidate, Accuracy]) -> dict[Candidate, Accuracy]:
+        """Without those that surely forget too much, unless all do: longer training forgets more."""
+        least = self._min_retained
+        if least is None:
+            return found
+        kept = {c: a for c, a in found.items() if a.retained is None or a.retained.high >= least}
+        return kept or found
+
+    def _run_round(
+        self,
+        name: str,
+        entries: Sequence[Entry],
+        samples: int,
+        share: float,
+        updates: int = 0,
+        repeat: int = 0,
     ) -> int:
-        """How many of the first there is time for."""
-        admitted = len(candidates)
-        while admitted > least and self._pace.updates(candidates[:admitted], samples, seconds) < updates:
-            admitted -= 1
-        return admitted
+        """Probe as many of the entries as there is time for; if the round once ended, those of then.
 
-    def _run_rung(
-        self, rung: int, entries: Sequence[_Entry], samples: int, opening: Sequence[Candidate]
-    ) -> list[Probe]:
-        """Probe as many of the entries as there is time for; if the rung once ended, those of then."""
-        name = _RUNGS[rung]
-        key = self._race_key | {"rung": name}
-        plan = self._remembered("plan", key, lambda: self._plan(rung, entries, samples, opening))
-        if rung == 0:
-            self._screening = plan["updates"], plan["samples"]
-            if plan["updates"] < min(_LEAST_UPDATES, self._updates):
-                self._warnings.append(
-                    f"--probe-time allows fewer than {_LEAST_UPDATES} updates a probe: "
-                    "the accuracies say little; allow more time"
-                )
-        elif rung == _FINAL:
-            self._finalists = plan["updates"], plan["samples"]
-        seed = self._seed + max(rung - _FINAL, 0)
-        trials = [
-            Trial(candidate, rate, plan["updates"], plan["samples"], seed, self._heads(candidate))
-            for candidate, rate in entries[: plan["entries"]]
-        ]
-        ended = self._recall("rung", key)
-        if ended is not None:
-            trials = [trial for trial in trials if _trial_key(trial) in ended["trials"]]
-        probes = self._judged(trials, last=rung >= _FINAL)
-        self._keep("rung", key, {"trials": [_trial_key(probe.trial) for probe in probes]})
-        if len(probes) < len(trials):
+        Args:
+            share: of the time that is left, for this round.
+            updates: 0: as many as there is time for.
+
+        Returns:
+            For how many updates they were trained; 0 where there was no time for any.
+        """
+        if not entries:
+            return updates
+
+        def trials(updates: int) -> list[Trial]:
+            seed = self._seed + repeat
+            return [
+                Trial(candidate, rate, updates, samples, seed, self._heads(candidate))
+                for candidate, rate in entries
+            ]
+
+        def planned() -> dict[str, Any]:
+            self._time([candidate for candidate, _ in entries])
+            seconds = self._clock.left * share
+            chosen = updates or self._length(trials, seconds)
+            admitted = self._clock.admitted(trials(chosen), seconds, self._executor.workers)
+            # There is always something to be told, and what is promising goes on as long as it can.
+            if not admitted and (not updates or self._clock.admitted(trials(chosen)[:1], self._clock.left)):
+                admitted = 1
+            return {"entries": admitted, "updates": chosen, "seconds": seconds}
+
+        key = self._race_key | {"round": name}
+        plan = self._remembered("plan", key, planned)
+        if plan["updates"] < min(_LEAST_UPDATES, self._updates):
             self._warnings.append(
-                f"updates took longer than at first: {len(trials) - len(probes)} of the {len(trials)} "
-                f"probes of the rung of {name} were left out; allow more --probe-time, or leave the "
-                "machine alone"
+                f"--probe-time allows fewer than {_LEAST_UPDATES} updates a probe: "
+                "the accuracies say little; allow more time"
             )
-        return probes
+        run = trials(plan["updates"])[: plan["entries"]]
+        ended = self._recall("round", key)
+        if ended is not None:
+            run = [trial for trial in run if _trial_key(trial) in ended["trials"]]
+        finished = []
+        for probe in self._probes(run, max(plan["seconds"], self._clock.left * share)):
+            self._judge(probe)
+            finished.append(_trial_key(probe.trial))
+        self._keep("round", key, {"trials": finished})
+        if len(finished) < len(run):
+            _log.debug("%s: %d of %d probes were left out", name, len(run) - len(finished), len(run))
+        return plan["updates"] if finished else 0
 
-    def _judged(self, trials: Sequence[Trial], *, last: bool) -> list[Probe]:
-        """The trials' probes in their order, judged even if interrupted."""
-        finished: dict[Trial, Probe] = {}
-        try:
-            for probe in self._probes(trials):
-                finished[probe.trial] = probe
-                right = f"{_score(probe):.1%} right" if probe.correct is not None else probe.failure
-                _log.debug("probed %s: %s, %.1f s", _named(probe.trial), right, probe.seconds)
-        finally:
-            probes = [finished[trial] for trial in trials if trial in finished]
-            self._judge(probes, last=last)
-        return probes
+    def _length(self, trials: Callable[[int], list[Trial]], seconds: float) -> int:
+        """Updates of the opening's trainings: a half, a quarter, ... of what it may have at most."""
+        updates = max(self._updates // _FIRST_ROUND, 1)
+        while updates > _LEAST_UPDATES:
+            few = trials(updates)[:_LEAST_OPENING]
+            if self._clock.admitted(few, seconds, self._executor.workers) == len(few):
+                return updates
+            updates //= 2
+        return min(max(updates, _LEAST_UPDATES), self._updates)
 
-    def _probes(self, trials: Sequence[Trial]) -> Iterator[Probe]:
+    def _probes(self, trials: Sequence[Trial], seconds: float) -> Iterator[Probe]:
         """Those in the store, then the others as they finish, while there is time."""
         missing = []
         for trial in trials:
@@ -374,139 +399,61 @@ class _Race:
                 missing.append(trial)
                 continue
             correct, retained = _bytes(found["correct"]), _bytes(found.get("retained"))
-            self._recalled_seconds += found["seconds"] / self._executor.workers
+            self._clock.before += found["seconds"] / self._executor.workers
             self._probes_recalled += 1
             solved = tuple(
                 Answers(bytes.fromhex(right), _bytes(old)) for right, old in found.get("solved", ())
             )
-            yield Probe(trial, correct, found["seconds"], found["failure"], retained, solved)
+            times = [found[name] for name in _TIMES]
+            probe = Probe(trial, correct, found["seconds"], found["failure"], retained, solved, *times)
+            self._clock.learn(probe, now=False)
+            yield probe
+        end = self._clock.spent + seconds
 
         def in_time() -> Iterator[Trial]:
             for number, trial in enumerate(missing):
-                if number and trial.learning_rate and self._left() < self._pace.expected(trial):
+                # On a machine that others use, too, fewer are tried, but each round has its turn.
+                if number and trial.learning_rate and self._clock.spent + self._clock.expected(trial) > end:
                     return
                 self._tell(_named(trial))
                 yield trial
 
         for probe in self._executor.run(in_time()):
             self._probes_run += 1
-            self._pace.learn(probe)
+            self._clock.learn(probe, now=True)
             value = {
                 "correct": _hex(probe.correct),
                 "retained": _hex(probe.retained),
                 "solved": [(each.correct.hex(), _hex(each.retained)) for each in probe.solved],
                 "seconds": probe.seconds,
                 "failure": probe.failure,
-            }
+            } | {name: getattr(probe, name) for name in _TIMES}
             # What failed otherwise, for want of memory say, may go better another time.
             if probe.correct is not None or probe.failure == "diverged":
                 self._keep("probe", _trial_key(probe.trial), value)
             yield probe
 
-    def _judge(self, probes: Sequence[Probe], *, last: bool) -> None:
-        """Each candidate's best probe is its accuracy, a finalist's those of all seeds."""
-        for probe in probes:
-            candidate, correct = probe.trial.candidate, probe.correct
-            if correct is None:
-                # Shorter training that went well says too little; so does another seed's where this diverged.
-                if last and (probe.failure == "diverged" or candidate not in self._trained):
-                    self._accuracies.pop(candidate, None)
-                if candidate not in self._accuracies:
-                    self._failures[candidate] = _failure(probe)
-                continue
-            if last:
-                found = self._trained.setdefault(candidate, [])
-                found.append(probe)
-            else:
-                best = max(self._screened.get(candidate, probe), probe, key=_score)
-                self._screened[candidate] = best
-                found = [best]
-            self._failures.pop(candidate, None)
-            accuracies = {
-                head: _accuracy(
-                    _summed([each.correct for each in answers]),
-                    _summed([each.retained for each in answers]),
-                    seeds=len(answers),
-                    learning_rate=found[0].trial.learning_rate,
-                    updates=found[0].trial.updates,
-                    finalist=last,
-                )
-                for head, answers in zip(
-                    (None, *probe.trial.heads), zip(*map(_answers, found), strict=True), strict=True
-                )
-            }
-            self._of_heads[candidate] = accuracies
-            self._accuracies[candidate] = max(
-                (accuracies[head] for head in self._alike[candidate]), key=lambda accuracy: accuracy.mean
-            )
+    def _judge(self, probe: Probe) -> None:
+        """Keep what went well, and why it didn't."""
+        one = probe.trial.candidate
+        if probe.correct is not None:
+            right = f"{100 * _best_of(_judged_by_head([probe])).mean:.1f} % right"
+            _log.debug("probed %s: %s, %.1f s", _named(probe.trial), right, probe.seconds)
+            self._found.setdefault(one, []).append(probe)
+            return
+        _log.debug("probed %s: %s, %.1f s", _named(probe.trial), probe.failure, probe.seconds)
+        known = self._found.get(one, [])
+        kept = [each for each in known if not _says_too_little(each.trial, probe)]
+        if kept:
+            self._found[one] = kept
+        else:
+            self._found.pop(one, None)
+            self._failures[one] = _failure(probe)
 
-    def _promoted(self, rung: int, probes: Sequence[Probe], opening: Sequence[Candidate]) -> list[_Entry]:
-        """The next rung's entries, the most promising first."""
-        if rung >= _FINAL:
-            trained = {c: a for c, a in self._accuracies.items() if c in self._trained and a.learning_rate}
-            order = _by_promise({c: trained[c] for c in self._costs if c in trained})
-            alike = [c for c in order if not _surely_better(trained[order[0]], trained[c])]
-            return [(c, trained[c].learning_rate or 0.0) for c in alike] if len(alike) > 1 else []
-        if rung == 0:
-            step = self._preferred_step(probes)
-            return _by_turns([(c, rate) for rate in _nearest_first(c, step)] for c in opening[_SCOUTS:])
-        screened = {c: self._accuracies[c] for c in self._costs if c in self._screened}  # in order of cost
-        order = _by_promise(self._undominated(self._keeping(screened)))
-        rate_of = {c: screened[c].learning_rate or 0.0 for c in order}
-        if rung == 1:
-            leaders = order[: max(-(-len(order) // 3), _LEAST_LEADERS)]
-            unseen = [c for c in self._costs if c not in screened]
-            unseen.sort(key=lambda c: -math.inf if c.levers.scope is None else -c.levers.scope)  # whole first
-            entries: dict[Candidate, float] = {}
-            for candidate, rate in _by_turns(
-                [(c, rate_of[one]) for c in unseen if c.method == one.method] for one in leaders
-            ):
-                entries.setdefault(candidate, rate)
-            return list(entries.items())
-        if rung == 2:
-            return [(c, float(f"{rate_of[c] * factor:.2g}")) for c in order[:_TUNED] for factor in _NEARBY]
-        return [(c, rate_of[c]) for c in order[:_FINALISTS]]
-
-    def _preferred_step(self, probes: Sequence[Probe]) -> int:
-        """How far from the middle of their grids the scouts' best learning rate is, in steps of a grid."""
-        scores: dict[int, list[float]] = {}
-        for probe in probes:
-            rates = learning_rates(probe.trial.candidate)
-            step = rates.index(probe.trial.learning_rate) - rates.index(_middle(rates))
-            retained = accuracy_of(probe.retained) if probe.retained else None
-            scores.setdefault(step, []).append(0.0 if self._forgets(retained) else _score(probe))
-        most = max(map(len, scores.values()), default=0)
-        tried = {step: sum(each) for step, each in scores.items() if len(each) == most}
-        return max(sorted(tried, key=abs), key=lambda step: tried[step], default=0)
-
-    def _keeping(self, screened: dict[Candidate, Accuracy]) -> dict[Candidate, Accuracy]:
-        """Without those that surely forget too much, unless all do: longer training forgets more."""
-        kept = {c: accuracy for c, accuracy in screened.items() if not self._forgets(accuracy.retained)}
-        return kept or screened
-
-    def _forgets(self, retained: Accuracy | None) -> bool:
-        least = self._min_retained
-        return least is not None and retained is not None and retained.high < least
-
-    def _undominated(self, screened: Mapping[Candidate, Accuracy]) -> dict[Candidate, Accuracy]:
-        """Without those that another one beats in memory, FLOPs and, surely, in accuracy."""
-
-        def beaten(candidate: Candidate) -> bool:
-            own = self._costs[candidate]
-            return any(
-                cost.peak_memory_bytes <= own.peak_memory_bytes
-                and cost.flops.total <= own.flops.total
-                and _surely_better(screened[other], screened[candidate])
-                for other in screened
-                if other != candidate and (cost := self._costs[other])
-            )
-
-        return {candidate: accuracy for candidate, accuracy in screened.items() if not beaten(candidate)}
-
-    def _time(self, candidates: Iterable[Candidate]) -> None:
+    def _time(self, candidates: Sequence[Candidate]) -> None:
         """Learn how long an update of the first few takes."""
         safe = (candidate for candidate in candidates if not self._executor.is_risky(candidate))
-        for candidate in islice(dict.fromkeys(safe), max(_TIMED - len(self._pace.timed), 0)):
+        for candidate in islice(dict.fromkeys(safe), max(_TIMED - len(self._clock.timed), 0)):
 
             def timed(candidate: Candidate = candidate) -> dict[str, Any]:
                 self._tell(f"timing {candidate.id}")
@@ -518,17 +465,11 @@ class _Race:
                 return {"setup_seconds": setup, "update_seconds": each}
 
             found = self._remembered("timing", {"candidate": candidate.id}, timed)
-            self._pace.timed[candidate] = found["setup_seconds"], found["update_seconds"]
-
-    def _spent(self) -> float:
-        return time.perf_counter() - self._start + self._recalled_seconds
-
-    def _left(self) -> float:
-        return max(self._seconds - self._spent(), 0.0)
+            self._clock.timed[candidate] = found["setup_seconds"], found["update_seconds"]
 
     def _tell(self, running: str) -> None:
-        spent = self._spent()
-        self._report(spent / self._seconds if spent < self._seconds else 1.0, running)
+        spent, seconds = self._clock.spent, self._clock.seconds
+        self._report(spent / seconds if spent < seconds else 1.0, running)
 
     def _remembered(self, kind: str, key: Mapping[str, Any], find: Callable[[], dict[str, Any]]) -> Any:
         found = self._recall(kind, key)
@@ -544,74 +485,6 @@ class _Race:
         self._store.put(kind, self._key | dict(key), value)
 
 
-class _Pace:
-    """How long probes take on this machine."""
-
-    def __init__(self, costs: Mapping[Candidate, Cost], solved_on: int) -> None:
-        """`solved_on`: how many images a head is solved on after a probe's training; 0: none is."""
-        self._solved_on = solved_on
-        self._fronts: set[tuple[Any, ...]] = set()  # whose outputs are there: no probe waits for them again
-        self.per_image = 0.0  # seconds to classify one
-        self.timed: dict[Candidate, tuple[float, float]] = {}  # seconds before the first update, and of one
-        self._costs = costs
-
-    def expected(self, trial: Trial) -> float:
-        """Seconds of the trial."""
-        setup, each = self._of(trial.candidate)
-        return setup + trial.updates * each + self.judging(trial.samples, solves=bool(trial.heads))
-
-    def judging(self, samples: int, *, solves: bool) -> float:
-        """Seconds to judge a network, its heads solved before if it has any."""
-        return (samples + self._solved_on * solves) * self.per_image
-
-    def updates(self, candidates: Sequence[Candidate], samples: int, seconds: float) -> int:
-        """How many updates each of the candidates can have."""
-        setups, each = (sum(part) for part in zip(*map(self._of, candidates), strict=True))
-        left = seconds - setups - len(candidates) * self.judging(samples, solves=True)
-        return max(int(left / max(each, 1e-6)), 0)
-
-    def affordable_samples(self, candidate: Candidate, updates: int) -> int:
-        """How many held-out images a probe of so many updates can be judged on."""
-        training = updates * self._of(candidate)[1]
-        share = _EVALUATION_SHARE / (1 - _EVALUATION_SHARE)
-        return max(int(share * training / max(self.per_image, 1e-9)), _LEAST_SAMPLES)
-
-    def learn(self, probe: Probe) -> None:
-        """Expect of the candidate, and of those like it, what its probe took."""
-        trial = probe.trial
-        if probe.correct is not None and trial.learning_rate is not None:
-            setup = self.timed.pop(trial.candidate, (0.0, 0.0))[0]
-            self.timed[trial.candidate] = max(setup, probe.setup_seconds), probe.update_seconds
-        if probe.correct is not None:
-            self._fronts.add(_front(trial.candidate))
-
-    def _of(self, candidate: Candidate) -> tuple[float, float]:
-        """The candidate's times, or by FLOPs those of the most alike, the last one first."""
-        if not self.timed:
-            return 0.0, 0.0
-        setup, each = self._like(candidate)
-        return (0.0 if _front(candidate) in self._fronts else setup), each
-
-    def _like(self, candidate: Candidate) -> tuple[float, float]:
-        if candidate in self.timed:
-            return self.timed[candidate]
-        alike = max(
-            reversed(self.timed),
-            key=lambda known: (
-                known.method == candidate.method,
-                known.levers.cached_prefix == candidate.levers.cached_prefix,
-            ),
-        )
-        setup, each = self.timed[alike]
-        return setup, each * self._costs[candidate].flops.total / self._costs[alike].flops.total
-
-
-def _front(candidate: Candidate) -> tuple[Any, ...]:
-    """What runs once for all candidates that have the same."""
-    levers = candidate.levers
-    return levers.scope if levers.cached_prefix != "no" else None, levers.statistics == "reestimated"
-
-
 @contextmanager
 def _threads(count: int) -> Iterator[None]:
     """Compute with as many threads as whoever runs the probes has."""
@@ -621,6 +494,47 @@ def _threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(own)
+
+
+def _standing(probes: Sequence[Probe]) -> list[Probe]:
+    """Those that a training is judged by: the longest, at the best of their rates, of every seed."""
+    if not probes:
+        return []
+    longest = max(probe.trial.updates for probe in probes)
+    by_rate: dict[float | None, list[Probe]] = {}
+    for probe in probes:
+        if probe.trial.updates == longest:
+            by_rate.setdefault(probe.trial.learning_rate, []).append(probe)
+    return max(by_rate.values(), key=lambda found: _best_of(_judged_by_head(found)).mean)
+
+
+def _judged_by_head(probes: Sequence[Probe]) -> dict[Features | None, Accuracy]:
+    """The accuracy over all seeds of the network as it was trained, and with each head of the trials."""
+    if not probes:
+        return {}
+    trial = probes[0].trial
+    of_each = [(Answers(probe.correct or b"", probe.retained), *probe.solved) for probe in probes]
+    return {
+        head: _accuracy(
+            _summed([each.correct for each in answers]),
+            _summed([each.retained for each in answers]),
+            seeds=len(answers),
+            learning_rate=trial.learning_rate,
+            updates=trial.updates,
+        )
+        for head, answers in zip((None, *trial.heads), zip(*of_each, strict=True), strict=True)
+    }
+
+
+def _best_of(by_head: Mapping[Features | None, Accuracy]) -> Accuracy:
+    return max(by_head.values(), key=lambda accuracy: accuracy.mean)
+
+
+def _says_too_little(trial: Trial, failed: Probe) -> bool:
+    """Whether that a trial went well is no news, as the same failed later, trained as long or longer."""
+    same = (trial.candidate, trial.learning_rate) == (failed.trial.candidate, failed.trial.learning_rate)
+    longer = failed.trial.updates - trial.updates
+    return same and (longer > 0 or (longer == 0 and failed.failure == "diverged"))
 
 
 def _accuracy(correct: bytes, retained: bytes | None, *, seeds: int = 1, **known: Any) -> Accuracy:
@@ -658,73 +572,6 @@ def _failure(probe: Probe) -> str:
     if probe.trial.learning_rate is None:
         return "diverged: the re-estimated statistics are not finite"
     return "diverged: the loss became NaN at every learning rate"
-
-
-def _middles(candidates: Iterable[Candidate]) -> list[Candidate]:
-    """Each method's middle setting with the fewest levers."""
-    middles = []
-    for group in _by_method(candidates):
-        fewest = min(len(candidate.levers.described()) for candidate in group)
-        middles.append(_middle([c for c in group if len(c.levers.described()) == fewest]))
-    return middles
-
-
-def _widest(candidates: Iterable[Candidate]) -> list[Candidate]:
-    """Of each method, the one that trains the most blocks, with the fewest other levers."""
-    return [
-        max(group, key=lambda c: (c.levers.scope or 0, -len(c.levers.described())))
-        for group in _by_method(candidates)
-    ]
-
-
-def _by_method(candidates: Iterable[Candidate]) -> list[list[Candidate]]:
-    groups: dict[str, list[Candidate]] = {}
-    for candidate in candidates:
-        groups.setdefault(candidate.method, []).append(candidate)
-    return list(groups.values())
-
-
-def _middle(items: Sequence[_Item]) -> _Item:
-    return items[len(items) // 2]
-
-
-def _nearest_first(candidate: Candidate, step: int) -> list[float]:
-    """The candidate's learning rates, the one so many steps above the middle of its grid first."""
-    rates = learning_rates(candidate)
-    preferred = len(rates) // 2 + step
-    return sorted(rates, key=lambda rate: abs(rates.index(rate) - preferred))
-
-
-def _by_turns(lists: Iterable[Sequence[_Item]]) -> list[_Item]:
-    """The first of each, then the second of each, and so on."""
-    return [item for turn in zip_longest(*lists) for item in turn if item is not None]
-
-
-def _by_promise(screened: Mapping[Candidate, Accuracy]) -> list[Candidate]:
-    """Those that can't be told from the most accurate, by accuracy; then the others.
-
-    Can't be told: the paired interval of the difference holds zero. `screened` is in order of cost,
-    which decides ties.
-    """
-    by_accuracy = sorted(screened, key=lambda candidate: screened[candidate].mean, reverse=True)
-    if not by_accuracy:
-        return []
-    leader = screened[by_accuracy[0]]
-    return sorted(by_accuracy, key=lambda candidate: _surely_better(leader, screened[candidate]))
-
-
-def _surely_better(one: Accuracy, other: Accuracy) -> bool:
-    return paired_gap(one, other)[0] > 0
-
-
-def _answers(probe: Probe) -> tuple[Answers, ...]:
-    """Of the network as it was trained, then with each of the trial's heads."""
-    return Answers(probe.correct or b"", probe.retained), *probe.solved
-
-
-def _score(probe: Probe) -> float:
-    """The share of right answers, with the best of its heads."""
-    return max(sum(each.correct) / max(len(each.correct), 1) for each in _answers(probe))
 
 
 def _head_in(training: Candidate, candidate: Candidate) -> Features | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import sys
 import threading
 import time
 from contextlib import ExitStack
@@ -14,14 +13,16 @@ import torch
 
 from advisor.costs import Simulator
 from advisor.errors import DataError
-from advisor.methods import get_method, learning_rates, registered
+from advisor.methods import get_method, registered
 from advisor.models.layers import take_census
 from advisor.paired import paired_gap
-from advisor.probes.race import _by_promise, _middles, _Race, race
-from advisor.probes.train import Probe, Trainer, Trial, accuracy_of, trained_as
+from advisor.probes import train
+from advisor.probes.promotion import by_promise
+from advisor.probes.race import race
+from advisor.probes.train import Trainer, accuracy_of, level_updates, trained_as
 from advisor.records import Candidate, Levers
 from advisor.store import Store
-from tests.probes.test_train import SIZE, blocks, dataset, network
+from tests.probes.test_train import SIZE, dataset, network
 
 CANDIDATES = [
     Candidate("recalibrate"),
@@ -67,7 +68,7 @@ def test_where_time_is_left_finalists_that_look_alike_are_trained_with_more_seed
     monkeypatch.setattr(Trainer, "probe", lambda self, trial: trained.append(trial) or probe(self, trial))
     found = run(updates=100)
     finalists = {c: a for c, a in found.accuracies.items() if a.finalist and a.learning_rate is not None}
-    order = _by_promise(finalists)
+    order = by_promise(finalists)
     alike = [c for c in order if paired_gap(finalists[order[0]], finalists[c])[0] <= 0]
     assert len(alike) > 1
     assert {finalists[c].seeds for c in alike} == {3}
@@ -91,13 +92,6 @@ def test_several_seeds_are_averaged():
     assert 0.4 < low < 0.5 < high < 0.6
 
 
-def test_each_methods_plain_middle_setting_runs_first():
-    ranks = [Candidate.of("lora", {"rank": rank}, Levers()) for rank in (2, 4, 8)]
-    narrow = [Candidate.of("lora", {"rank": 4}, Levers(scope=scope)) for scope in (1, 2)]
-    norm = [Candidate("norm", levers=Levers(scope=1)), Candidate("norm")]
-    assert set(_middles([*narrow, norm[0], *ranks, norm[1]])) == {ranks[1], norm[1]}
-
-
 def test_it_keeps_to_its_time():
     start = time.perf_counter()
     run(seconds=3.0, updates=100_000)
@@ -113,15 +107,14 @@ def test_too_little_time_is_said():
     assert all("--probe-time" in reason for reason in found.failures.values())
 
 
-def test_without_time_for_a_finalist_what_was_screened_is_judged_alike(monkeypatch):
-    monkeypatch.setattr(sys.modules["advisor.probes.race"], "_WORTHWHILE", 1e9)
+def test_without_time_for_a_whole_fine_tune_those_trained_the_longest_are_judged_alike():
     candidates = [Candidate("recalibrate"), Candidate("head"), Candidate("norm")]
     found = run(candidates, seconds=3.0, updates=10**6)
-    assert any("no time to train a finalist" in warning for warning in found.warnings)
+    assert any("no time to train for as long as a real fine-tune" in warning for warning in found.warnings)
     trained = [found.accuracies[c] for c in candidates[1:] if c in found.accuracies]
-    assert trained
-    assert all(accuracy.finalist for accuracy in trained)
     assert max(accuracy.updates for accuracy in trained) < 10**6
+    longest = max(accuracy.updates for accuracy in trained)
+    assert [accuracy.finalist for accuracy in trained] == [a.updates == longest for a in trained]
 
 
 def test_all_diverged_is_a_data_error():
@@ -239,82 +232,41 @@ def test_what_trains_alike_is_raced_once():
     assert trained_as(twice, census) == plain
 
 
-def result(right, samples=200):
-    return accuracy_of(bytes([1] * right + [0] * (samples - right)))
+def test_what_surely_forgets_too_much_goes_no_further(method, monkeypatch):
+    """One learns as well as the other, but is wrong about all old images."""
+    forgets, probe = method("forgets"), Trainer.probe
+
+    def probed(self, trial):
+        found = probe(self, trial)
+        kept = bytes([trial.candidate != forgets] * trial.samples)
+        return replace(found, retained=kept)
+
+    monkeypatch.setattr(Trainer, "probe", probed)
+    found = run([Candidate("norm"), forgets], min_retained=0.5, updates=100)
+    assert found.accuracies[Candidate("norm")].updates == 100
+    assert found.accuracies[forgets].updates < 100
+    alone = run([forgets], min_retained=0.5, updates=100)
+    assert alone.accuracies[forgets].updates == 100
 
 
-def test_what_surely_forgets_too_much_goes_no_further():
-    names = {"keeps": 190, "may": 175, "forgets": 100}
-    screened = {Candidate(n): replace(result(150), retained=result(right)) for n, right in names.items()}
-    assert [c.method for c in racing(0.9)._keeping(screened)] == ["keeps", "may"]
-    only = {Candidate("forgets"): screened[Candidate("forgets")]}
-    assert racing(0.9)._keeping(only) == only
+def test_trainings_go_on_from_where_they_were(monkeypatch):
+    updates, run_one = [], train.update
+    monkeypatch.setattr(train, "update", lambda *args: updates.append(run_one(*args)))
+    found = run([Candidate("norm")], updates=100)
+    assert found.accuracies[Candidate("norm")].updates == 100
+    timed, opened, levels = 8, 3 * 25, [level_updates(25), level_updates(50)]
+    assert len(updates) <= timed + opened + (50 - levels[0]) + (100 - levels[1])
 
 
-def test_promotion_takes_those_that_may_be_the_best_first():
-    names = ["cheap", "hopeless", "middle", "good", "as-good", "best"]  # in order of cost
-    right = {"cheap": 172, "hopeless": 40, "middle": 170, "good": 178, "as-good": 178, "best": 180}
-    best = {Candidate(name): result(right[name]) for name in names}
-    order = [candidate.method for candidate in _by_promise(best)]
-    assert order == ["best", "good", "as-good", "cheap", "middle", "hopeless"]
-    # One that is better by chance doesn't go before one that may be as good as the leader.
-    wavering = accuracy_of(bytes([0, 1] * 100))
-    assert _by_promise({Candidate("wavering"): wavering, **best})[-1] == Candidate("hopeless")
-
-
-def test_the_opening_takes_promising_methods_first_whole_and_half():
-    ranks = [Candidate.of("lora", {"rank": rank}, Levers()) for rank in (2, 4)]
-    narrow = [Candidate("full", levers=Levers(scope=scope)) for scope in (1, 2)]
-    candidates = [Candidate("loha"), *ranks, Candidate("full"), Candidate("norm"), *narrow]
-    trainer = Trainer(blocks(), take_census(blocks(), SIZE), dataset(), 8)
-    costs = dict.fromkeys(candidates, SIMULATED)
-    opening = _Race(trainer, costs, 1.0, 8, 0, None, None, {}, None, lambda *_: None)._opening()
-    assert [(c.method, c.levers.scope) for c in opening] == [
-        *(("norm", None), ("full", 2), ("full", None), ("lora", None), ("loha", None))
-    ]
-
-
-def racing(min_retained=None):
-    trainer = Trainer(network(), take_census(network(), SIZE), dataset(), 8)
-    return _Race(trainer, {}, 1.0, 8, 0, min_retained, None, {}, None, lambda *_: None)
-
-
-def probes(scores, retained=None):
-    """Of `norm`, at its learning rates in ascending order."""
-    rates = get_method("norm").learning_rates
-    return [
-        Probe(
-            Trial(Candidate("norm"), rate, 8, 200, 0),
-            None if right is None else bytes([1] * right + [0] * (200 - right)),
-            1.0,
-            retained=None if retained is None else bytes([1] * old + [0] * (200 - old)),
-        )
-        for rate, right, old in zip(rates, scores, retained or scores, strict=True)
-    ]
-
-
-@pytest.mark.parametrize(
-    ("scores", "step"),
-    [((100, 120, 150), 1), ((150, 120, 100), -1), ((120, 120, 120), 0), ((120, 110, 120), -1)],
-)
-def test_the_scouts_tell_how_large_steps_should_be(scores, step):
-    assert racing()._preferred_step(probes(scores)) == step
-    assert racing()._preferred_step([*probes(scores), *probes(scores)]) == step
-
-
-def test_steps_that_diverge_or_make_it_forget_are_too_large():
-    assert racing()._preferred_step(probes((100, 120, None))) == 0
-    assert racing(0.9)._preferred_step(probes((100, 120, 150), retained=(190, 190, 100))) == 0
-    assert racing()._preferred_step([]) == 0
-
-
-def test_methods_start_at_the_steps_that_suited_the_scouts():
-    candidates = [Candidate("norm"), Candidate("full"), Candidate.of("lora", {"rank": 2}, Levers())]
+def test_statistics_that_suit_shifted_data_are_tried_first():
     told = []
-    run(candidates, report=lambda _, running: told.append(running))
-    # After few updates from random weights the largest steps have come furthest.
-    probed = [text.split(" at ") for text in told if " updates" in text]
-    assert [name for name, _ in probed[:7]] == ["norm", "full"] * 3 + ["lora-rank=2"]
-    first = float(probed[6][1].split(",")[0])
-    assert first in learning_rates(candidates[2])
-    assert first != learning_rates(candidates[2])[1]
+    model = network()
+    with torch.no_grad():
+        model[1].running_mean += 3.0
+    candidates = [
+        Candidate.of("ridge", {"features": "last"}, Levers(statistics=policy))
+        for policy in ("own", "reestimated")
+    ] + [Candidate("norm", levers=Levers(statistics=policy)) for policy in ("own", "frozen", "reestimated")]
+    run(candidates, model=model, updates=100, report=lambda _, running: told.append(running))
+    trained = [text for text in told if text.startswith("norm")]
+    assert trained[0].startswith("norm@statistics-reestimated")

@@ -1,0 +1,119 @@
+"""The race's clock: how much of its time is left, and how long probes take on this machine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from advisor.probes.train import Probe, Trial, level_updates
+from advisor.records import Candidate, Cost
+
+
+@dataclass(slots=True)
+class Clock:
+    """What is not known of a candidate is told, by FLOPs, from what is known of those like it."""
+
+    seconds: float  # that the race may take
+    costs: Mapping[Candidate, Cost]
+    solved_on: int = 0  # how many images a head is solved on after a training; 0: none is
+    seconds_per_image: float = 0.0  # to classify one
+    before: float = 0.0  # that was spent on what is now read from the store
+    timed: dict[Candidate, tuple[float, float]] = field(default_factory=dict)  # setup; an update
+    judged: dict[Candidate, float] = field(default_factory=dict)  # seconds an image
+    start: float = field(default_factory=time.perf_counter)
+    _fronts: set[Any] = field(default_factory=set)  # whose outputs are there
+    _trained: dict[tuple[Any, ...], set[int]] = field(default_factory=dict)  # updates to go on from
+
+    @property
+    def spent(self) -> float:
+        """Seconds so far, of this run and of what it found in the store."""
+        return time.perf_counter() - self.start + self.before
+
+    @property
+    def left(self) -> float:
+        """Seconds until the race should end."""
+        return max(self.seconds - self.spent, 0.0)
+
+    def expected(self, trial: Trial) -> float:
+        """Seconds of the trial."""
+        setup, each = self._times(trial.candidate)
+        updates = trial.updates - self._there(trial)
+        return setup + updates * each + self.judging(trial.candidate, trial.samples, solves=bool(trial.heads))
+
+    def judging(self, candidate: Candidate, samples: int, *, solves: bool) -> float:
+        """Seconds to judge a network, its heads solved before if it has any."""
+        images = samples + self.solved_on * solves
+        return images * self.judged.get(candidate, self.seconds_per_image)
+
+    def admitted(self, trials: Sequence[Trial], seconds: float, workers: int = 1) -> int:
+        """How many of the first trials there is time for."""
+        taken, fronts = 0.0, set[Any]()
+        for number, trial in enumerate(trials):
+            front = front_of(trial.candidate)
+            taken += self.expected(trial)
+            if front in fronts:  # an earlier trial makes it
+                taken -= self._times(trial.candidate)[0]
+            fronts |= {front} - {None}
+            if taken > seconds * workers:
+                return number
+        return len(trials)
+
+    def learn(self, probe: Probe, *, now: bool) -> None:
+        """Expect of the candidate, and of those like it, what its probe took.
+
+        Args:
+            now: it ran in this race, so that a longer one can go on from it, and its front is at hand.
+        """
+        trial = probe.trial
+        if probe.correct is None:
+            return
+        images = trial.samples + self.solved_on * bool(trial.heads)
+        if images:
+            self.judged[trial.candidate] = probe.judging_seconds / images
+        if trial.learning_rate is not None:
+            setup = self.timed.pop(trial.candidate, (0.0, 0.0))[0]
+            self.timed[trial.candidate] = max(setup, probe.setup_seconds), probe.update_seconds
+        if now:
+            self._trained.setdefault(_training(trial), set()).add(level_updates(trial.updates))
+            self._fronts |= {front_of(trial.candidate)} - {None}
+
+    def _there(self, trial: Trial) -> int:
+        """Updates that a shorter training of the same has done already."""
+        level = level_updates(trial.updates)
+        return max((done for done in self._trained.get(_training(trial), ()) if done <= level), default=0)
+
+    def _times(self, candidate: Candidate) -> tuple[float, float]:
+        """Seconds before the first update, and of one."""
+        if not self.timed:
+            return 0.0, 0.0
+        setup, each = self._like(candidate)
+        return (0.0 if front_of(candidate) in self._fronts else setup), each
+
+    def _like(self, candidate: Candidate) -> tuple[float, float]:
+        if candidate in self.timed:
+            return self.timed[candidate]
+        alike = max(
+            reversed(self.timed),
+            key=lambda known: (
+                known.method == candidate.method,
+                known.levers.cached_prefix == candidate.levers.cached_prefix,
+            ),
+        )
+        setup, each = self.timed[alike]
+        return setup, each * self.costs[candidate].flops.total / self.costs[alike].flops.total
+
+
+def front_of(candidate: Candidate) -> tuple[Any, ...] | None:
+    """What runs once, before the first update, for all candidates that have the same; None: nothing does."""
+    levers = candidate.levers
+    scope, reestimated = (
+        levers.scope if levers.cached_prefix != "no" else None,
+        levers.statistics == "reestimated",
+    )
+    return None if scope is None and not reestimated else (scope, reestimated)
+
+
+def _training(trial: Trial) -> tuple[Any, ...]:
+    return trial.candidate, trial.learning_rate, trial.seed

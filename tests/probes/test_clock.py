@@ -1,0 +1,96 @@
+"""The race's clock: what is known of one probe tells what others will take."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from advisor.costs import Simulator
+from advisor.models.layers import take_census
+from advisor.probes.clock import Clock, front_of
+from advisor.probes.train import Probe, Trial, level_updates
+from advisor.records import Candidate, Levers
+from tests.probes.test_train import SIZE, network
+
+NORM, FULL = Candidate("norm"), Candidate("full")
+CACHED = Candidate("norm", levers=Levers(scope=1, cached_prefix="ram"))
+CACHED_FULL = replace(CACHED, method="full")
+COST = Simulator(network(), take_census(network(), SIZE), images=80).cost(NORM, 8)
+
+
+def clock(seconds=100.0, **known):
+    return Clock(seconds, dict.fromkeys((NORM, FULL, CACHED, CACHED_FULL), COST), **known)
+
+
+def trial(candidate=NORM, updates=10, samples=20, rate=1e-3, **others):
+    return Trial(candidate, rate, updates, samples, 0, **others)
+
+
+def probe(trial, setup=1.0, each=0.5, judging=2.0):
+    seconds = setup + trial.updates * each + judging
+    return Probe(trial, bytes(trial.samples), seconds, "", None, (), setup, each, judging)
+
+
+def test_nothing_is_known_at_first_but_how_long_an_image_takes():
+    assert clock(seconds_per_image=0.1).expected(trial()) == pytest.approx(2.0)
+
+
+def test_a_probe_tells_what_one_like_it_will_take():
+    now = clock()
+    now.learn(probe(trial()), now=True)
+    assert now.expected(trial(rate=1e-2)) == pytest.approx(1 + 10 * 0.5 + 2)
+    assert now.expected(trial(FULL)) == pytest.approx(1 + 10 * 0.5)  # its judging is not known
+
+
+def test_a_longer_training_is_expected_to_go_on_from_a_shorter_one():
+    now = clock()
+    now.learn(probe(trial()), now=True)
+    assert now.expected(trial(updates=20)) == pytest.approx(1 + (20 - level_updates(10)) * 0.5 + 2)
+    # One that was read from the store left nothing to go on from.
+    read = clock()
+    read.learn(probe(trial()), now=False)
+    assert read.expected(trial(updates=20)) == pytest.approx(1 + 20 * 0.5 + 2)
+
+
+def test_a_front_is_waited_for_once():
+    now = clock()
+    now.timed[CACHED] = 30.0, 0.5
+    assert now.expected(trial(CACHED)) == pytest.approx(30 + 5)
+    trials = [trial(CACHED), trial(CACHED_FULL), trial(CACHED, rate=1e-2)]
+    assert now.admitted(trials, 30 + 3 * 5 + 0.1) == 3
+    assert now.admitted(trials, 30 + 3 * 5 - 0.1) == 2
+    now.learn(probe(trial(CACHED), setup=30.0, judging=0.0), now=True)
+    assert now.expected(trial(CACHED_FULL)) == pytest.approx(5)
+
+
+def test_only_what_is_cached_or_re_estimated_has_a_front():
+    assert front_of(NORM) is None
+    assert front_of(CACHED) == front_of(CACHED_FULL) is not None
+    assert front_of(Candidate("norm", levers=Levers(statistics="reestimated"))) is not None
+
+
+@given(
+    each=st.lists(st.floats(0.01, 5), min_size=1, max_size=6),
+    seconds=st.floats(0, 50),
+    more=st.floats(0, 50),
+    workers=st.integers(1, 4),
+)
+def test_more_time_admits_no_fewer(each, seconds, more, workers):
+    now, trials = clock(), []
+    for number, update_seconds in enumerate(each):
+        candidate = Candidate("norm", levers=Levers(micro_batch=number + 1))
+        now.timed[candidate] = 0.0, update_seconds
+        trials.append(trial(candidate, samples=0))
+    admitted = now.admitted(trials, seconds, workers)
+    assert admitted <= now.admitted(trials, seconds + more, workers) <= len(trials)
+    assert admitted <= now.admitted(trials, seconds, workers + 1)
+
+
+def test_time_that_was_spent_before_counts():
+    now = clock(seconds=10.0, before=4.0)
+    assert 4.0 <= now.spent < 10.0
+    assert now.left == pytest.approx(10 - now.spent, abs=0.5)
+    assert clock(seconds=1.0, before=4.0).left == 0.0
