@@ -49,12 +49,13 @@ from advisor.training.update import reestimation_updates
 _log = logging.getLogger(__name__)
 Report = Callable[[float, str], None]  # fraction done, what is running
 
-_OPENING_SHARE, _RATES_SHARE, _VARIANTS_SHARE = 0.4, 0.25, 0.35  # of the time that is left then
-_LEAST_OPENING = 6  # trainings, in whose time the opening's length is chosen
-_FIRST_ROUND = 4  # of a whole fine-tune's updates the opening trains at most one in so many
+_OPENING_SHARE, _ROUND_SHARE = 0.5, 0.6  # of the time that is left then; the last round may take all
+# The opening trains for one in so many of a whole fine-tune's updates, if so many trainings fit into its
+# time; rather fewer trainings than ones that say nothing.
+_LENGTHS = ((4, 4), (8, 4), (16, 1))
 _LEAST_UPDATES = 12  # a probe of fewer says nothing
 _LEADERS = 3  # have their variants tried
-_GO_ON = 8  # after the variants; then half of them each round
+_GO_ON = 8  # at most, after those; then half of them each round
 _SEEDS = 3
 _JUDGING_SHARE = 0.1  # of all time, at most, for one network's held-out images
 _LEAST_SAMPLES = 40  # judged on fewer, nothing can be told apart
@@ -239,24 +240,24 @@ class _Race:
 
         first = [(candidate, middle_rate(candidate)) for candidate in opening(self._costs, wanted)]
         updates = self._run_round("opening", first, samples, _OPENING_SHARE)
-        if not updates:
-            return
         leaders, rates = self._leaders()
-        self._run_round("rates", rates_beside(leaders, rates), samples, _RATES_SHARE, updates)
+        if not leaders:
+            return
+        self._run_round("rates", rates_beside(leaders, rates), samples, self._spare_share(2), updates)
         leaders, rates = self._leaders()
         screened = self._standings()
         others = [one for one in self._costs if one in screened and one not in leaders]
         unseen = [one for one in self._costs if one not in screened and one not in self._failures]
         entries = variants(leaders, others, rates, unseen)
-        self._run_round("variants", entries, samples, _VARIANTS_SHARE, updates)
+        self._run_round("variants", entries, samples, self._spare_share(1), updates)
         most = _GO_ON
         while updates < self._updates:
             standings = self._standings(updates)
             order = by_promise(undominated(self._keeping(standings), self._costs))
             entries = [(one, standings[one].learning_rate or 0.0) for one in order[:most]]
             updates, most = min(2 * updates, self._updates), max(most // 2, 2)
-            rounds = max((self._updates - 1) // updates, 0).bit_length() + 1
-            if not self._run_round(f"{updates} updates", entries, samples, 1 / rounds, updates):
+            share = _ROUND_SHARE if updates < self._updates else 1.0
+            if not self._run_round(f"{updates} updates", entries, samples, share, updates):
                 return
         for repeat in range(1, _SEEDS):
             standings = self._standings(updates)
@@ -272,6 +273,13 @@ class _Race:
         standings = self._standings()
         leaders = by_promise(undominated(self._keeping(standings), self._costs))[:_LEADERS]
         return leaders, {one: standings[one].learning_rate or 0.0 for one in leaders}
+
+    def _spare_share(self, parts: int) -> float:
+        """Of the time that is left, one of so many parts of what a leader's whole fine-tune leaves over."""
+        [leader, *_], rates = self._leaders()
+        whole = Trial(leader, rates[leader], self._updates, 0, self._seed)
+        left = self._clock.left
+        return max(left - self._clock.expected(whole), 0.0) / max(left, 1e-9) / (parts + 1)
 
     def _judge_untrained(self, samples: int) -> None:
         """One probe for each candidate that has no learning rate."""
@@ -356,7 +364,8 @@ class _Race:
             chosen = updates or self._length(trials, seconds)
             admitted = self._clock.admitted(trials(chosen), seconds, self._executor.workers)
             # There is always something to be told, and what is promising goes on as long as it can.
-            if not admitted and (not updates or self._clock.admitted(trials(chosen)[:1], self._clock.left)):
+            can = share >= _ROUND_SHARE and self._clock.admitted(trials(chosen)[:1], self._clock.left)
+            if not admitted and (not updates or can):
                 admitted = 1
             return {"entries": admitted, "updates": chosen, "seconds": seconds}
 
@@ -381,14 +390,13 @@ class _Race:
         return plan["updates"] if finished else 0
 
     def _length(self, trials: Callable[[int], list[Trial]], seconds: float) -> int:
-        """Updates of the opening's trainings: a half, a quarter, ... of what it may have at most."""
-        updates = max(self._updates // _FIRST_ROUND, 1)
-        while updates > _LEAST_UPDATES:
-            few = trials(updates)[:_LEAST_OPENING]
+        """Updates of the opening's trainings: the most for which enough of them fit into the time."""
+        for share, least in _LENGTHS:
+            updates = min(max(self._updates // share, _LEAST_UPDATES), self._updates)
+            few = trials(updates)[:least]
             if self._clock.admitted(few, seconds, self._executor.workers) == len(few):
                 return updates
-            updates //= 2
-        return min(max(updates, _LEAST_UPDATES), self._updates)
+        return min(_LEAST_UPDATES, self._updates)
 
     def _probes(self, trials: Sequence[Trial], seconds: float) -> Iterator[Probe]:
         """Those in the store, then the others as they finish, while there is time."""
