@@ -27,6 +27,7 @@ from advisor.probes.data import (
 from advisor.probes.pixels import Frame, fit
 from advisor.probes.survey import survey
 from advisor.records import Framing
+from advisor.store import Store
 
 RGB = (3, 8, 8)
 GREY = (1, 8, 8)
@@ -397,6 +398,85 @@ def test_a_class_that_loses_its_images_is_named(tmp_path):
         (tmp_path / "b" / f"{index:04}.png").write_bytes((tmp_path / "a" / "0000.png").read_bytes())
     damaged_inside(tmp_path / "b" / "0000.png")
     assert "class 'b' has too few images that can be read" in error_of(tmp_path)
+
+
+def parts_of(data: Dataset) -> tuple[LabelledImages, ...]:
+    return data.train, data.validation
+
+
+@pytest.mark.parametrize("damage", [None, cut_short, damaged_inside])
+def test_what_a_store_knows_is_decoded_only_when_it_is_looked_at(tmp_path, monkeypatch, damage):
+    write_folder(tmp_path / "data", {"a": 30, "b": 30})
+    if damage is not None:
+        damage(tmp_path / "data" / "a" / "0003.png")
+        damage(tmp_path / "data" / "b" / "0007.png")
+    plain = load_data(str(tmp_path / "data"), RGB)
+    opened: list[str] = []
+    really = Image.open
+    with Store(tmp_path / "store") as store:
+        first = load_data(str(tmp_path / "data"), RGB, store=store)
+        monkeypatch.setattr(Image, "open", lambda path: opened.append(str(path)) or really(path))
+        again = load_data(str(tmp_path / "data"), RGB, store=store)
+        seen_anyway = 2 * (damage is cut_short)  # by the survey, which makes sure
+        assert len(opened) == seen_anyway
+        assert (again.warnings, again.unreadable) == (plain.warnings, plain.unreadable)
+        for one, two, three in zip(parts_of(plain), parts_of(first), parts_of(again), strict=True):
+            assert one.key == two.key == three.key
+            assert torch.equal(one.labels, three.labels)
+        assert len(opened) == seen_anyway
+        assert torch.equal(again.train.images, plain.train.images)
+        assert len(opened) == seen_anyway + len(plain.train)
+        assert torch.equal(again.validation.images, first.validation.images)
+
+
+def test_too_much_that_cannot_be_decoded_is_refused_again_by_what_the_store_knows(tmp_path):
+    write_folder(tmp_path / "data", {"a": 30, "b": 30})
+    for index in range(2):
+        for name in "ab":
+            damaged_inside(tmp_path / "data" / name / f"{index:04}.png")
+    with Store(tmp_path / "store") as store:
+        messages = {error_of(tmp_path / "data", store=store) for _ in range(2)}
+    assert messages == {error_of(tmp_path / "data")}
+
+
+def looked_at(*parts: LabelledImages) -> list[torch.Tensor]:
+    return [part.images for part in parts]
+
+
+def test_an_image_that_is_gone_when_it_is_looked_at_is_named(tmp_path):
+    write_folder(tmp_path / "data", {"a": 6, "b": 6})
+    with Store(tmp_path / "store") as store:
+        load_data(str(tmp_path / "data"), RGB, store=store)
+        late = load_data(str(tmp_path / "data"), RGB, store=store)
+    (tmp_path / "data" / "a" / "0001.png").unlink()
+    with pytest.raises(DataError, match=r"a.0001.png can't be read any more: No such file.*changed since"):
+        looked_at(*parts_of(late))
+
+
+def test_the_key_follows_what_the_files_hold_and_how_they_are_framed(tmp_path):
+    def keys(place: str, size=RGB, **options) -> list[str]:
+        return [part.key for part in parts_of(load_data(str(tmp_path / place), size, **options))]
+
+    for place in ("one", "two", "changed"):
+        write_folder(tmp_path / place, {"a": 12, "b": 9})
+    one = keys("one")
+    assert keys("two") == one  # wherever they lie
+    with Store(None) as store:
+        assert keys("one", store=store) == keys("one", store=store) == one
+    for size, options in (
+        ((3, 9, 8), {}),
+        (RGB, {"framing": Framing(0.5)}),
+        (RGB, {"framing": Framing(interpolation="bicubic")}),
+        (RGB, {"framing": Framing(mode="border")}),
+        (RGB, {"seed": 1}),
+    ):
+        assert not {*keys("one", size, **options)} & {*one}, (size, options)
+    for path in sorted((tmp_path / "changed").glob("*/*.png")):
+        before = path.read_bytes()
+        Image.new("RGB", (8, 8), (1, 2, 3)).save(path)
+        assert sum(now != then for now, then in zip(keys("changed"), one, strict=True)) == 1, path
+        path.write_bytes(before)
+    assert keys("changed") == one
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".bmp", ".webp", ".ppm", ".gif", ".tif"])

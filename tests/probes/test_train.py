@@ -314,7 +314,7 @@ def test_heads_that_are_judged_on_the_way_are_those_that_are_carried_out(method,
 @pytest.mark.parametrize("method", methods())
 def test_channels_last_every_method_learns_the_same(method):
     model, data = separable(), dataset()
-    quick = in_quick_layout(model, data)
+    quick = in_quick_layout(model, take_census(model, SIZE))
     assert quick[3].weight.stride() != model[3].weight.stride()
     assert not any(parameter.grad is not None for parameter in [*quick.parameters(), *model.parameters()])
     settings = list(get_method(method).settings(take_census(model, SIZE), (2, 4)))
@@ -335,4 +335,4 @@ def test_a_model_that_cannot_run_channels_last_stays_as_it_is():
 
     torch.manual_seed(0)
     model = Viewing(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Linear(64, 2)).eval()
-    assert in_quick_layout(model, dataset()) is model
+    assert in_quick_layout(model, take_census(model, SIZE)) is model
