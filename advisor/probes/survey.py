@@ -70,10 +70,16 @@ def survey(paths: Sequence[str], name: Callable[[int], str]) -> Survey:
 
 @contextmanager
 def decoding(workers: int | None = None) -> Iterator[ThreadPoolExecutor]:
-    """Threads for PIL's work; in them a decompression bomb is an error, and no other warning is told."""
+    """Threads for PIL's work; in them a decompression bomb is an error, and no other warning is told.
+
+    Args:
+        workers: None: one for each core that this process may use.
+    """
     from PIL import Image
 
-    with warnings.catch_warnings(), ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool:
+    allowed = getattr(os, "sched_getaffinity", None)  # not on every system
+    cores = len(allowed(0)) if allowed is not None else os.cpu_count() or 1
+    with warnings.catch_warnings(), ThreadPoolExecutor(workers or cores) as pool:
         warnings.simplefilter("ignore")  # such as a palette's transparency, which is dropped anyway
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         yield pool

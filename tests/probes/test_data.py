@@ -247,6 +247,28 @@ def test_large_jpeg_is_decoded_well_enough(tmp_path):
     assert (found - expected).abs().max() < 4
 
 
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("side", [24, 50, 64, 65])  # decoded at 1/8, 1/4, 1/4, 1/2
+def test_a_jpeg_decoded_at_a_reduced_scale_is_much_the_same_image(tmp_path, side, interpolation):
+    """Of detail at every scale, as photos have it, next to nothing is lost."""
+    random = np.random.default_rng(0)
+    layers = [
+        random.normal(0, 8, (512 // 2**k, 512 // 2**k, 3)).repeat(2**k, 0).repeat(2**k, 1) for k in range(8)
+    ]
+    picture = Image.fromarray((128 + sum(layers)).clip(0, 255).astype(np.uint8))
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        for index in range(2):
+            picture.save(tmp_path / name / f"{index}.jpg", quality=95)
+    framing = Framing(interpolation=interpolation)
+    found = load_data(str(tmp_path), (3, side, side), framing=framing).train.images[0]
+    with Image.open(tmp_path / "a" / "0.jpg") as image:
+        whole = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
+    difference = (found.float() - fit(whole, Frame((3, side, side), framing))[0].float()).abs()
+    assert difference.mean() < 1
+    assert difference.max() < 12
+
+
 def test_missing_path(tmp_path):
     assert "no such file or folder" in error_of(tmp_path / "nothing")
     assert "no such file or folder" in error_of("")
