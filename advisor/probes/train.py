@@ -107,11 +107,11 @@ class Trainer:
     def key(self) -> dict[str, Any]:
         """All that a probe's result depends on, besides its trial: to find it in a store."""
         data = self.dataset
-        parts = [data.train, *_judged_on(data), *([data.unlabelled] if data.unlabelled is not None else [])]
-        return key_of(self.model, data.normalisation, *parts) | {"batch_size": self.batch_size}
+        return key_of(self.model, data.normalisation, *_parts(data)) | {"batch_size": self.batch_size}
 
     def probe(self, trial: Trial) -> Probe:
         """Train a copy of the model, and classify the first held-out samples."""
+        _decode(self.dataset)
         start = begun = trained = time.perf_counter()
         correct, retained, failure = None, None, ""
         solved: tuple[Answers, ...] = ()
@@ -147,6 +147,7 @@ class Trainer:
 
     def time_updates(self, candidate: Candidate) -> tuple[float, float]:
         """Wall clock before the candidate's first update, and of one on average, in seconds."""
+        _decode(self.dataset)
         start = time.perf_counter()
         fine_tune = FineTune(self, candidate, 0.0, _TIMED_UPDATES, seed=0)
         fine_tune.run(1)  # slower than others where it compiles kernels
@@ -398,6 +399,17 @@ def _right(weight: torch.Tensor, bias: torch.Tensor, judged: tuple[torch.Tensor,
 def _judged_on(data: Dataset) -> tuple[LabelledImages, ...]:
     """The images held out, and old ones, where there are any."""
     return data.validation, *([data.retained] if data.retained is not None else [])
+
+
+def _parts(data: Dataset) -> tuple[LabelledImages, ...]:
+    """All images."""
+    return data.train, *_judged_on(data), *([data.unlabelled] if data.unlabelled is not None else [])
+
+
+def _decode(data: Dataset) -> None:
+    """What is not decoded yet: it should count as no candidate's time."""
+    for part in _parts(data):
+        part.images  # noqa: B018 - looked at
 
 
 def in_quick_layout(model: nn.Module, census: Census) -> nn.Module:

@@ -17,6 +17,7 @@ from torch import nn
 from advisor.methods import get_method, methods
 from advisor.models.layers import take_census
 from advisor.probes.data import Dataset, LabelledImages, Normalisation
+from advisor.probes.deferred import Deferred
 from advisor.probes.train import (
     FineTune,
     Trainer,
@@ -249,6 +250,27 @@ def test_a_trainer_sent_elsewhere_finds_the_same():
     assert there._features == {}
     assert there.probe(trial).correct == here.correct
     assert there.key() == trainer.key()
+
+
+def test_decoding_counts_as_no_candidates_time(monkeypatch):
+    data, trial, clock = dataset(), Trial(Candidate("head"), 1e-2, 4, 10, 0), [0.0]
+    monkeypatch.setattr("advisor.probes.train.time.perf_counter", lambda: clock[0])
+
+    def late(part):
+        def make():
+            clock[0] += 100
+            return part.images
+
+        return LabelledImages(Deferred(part.undecoded.shape, make, lambda: part.key), part.labels)
+
+    def trainer():
+        return trainer_of(network(), replace(data, train=late(data.train), validation=late(data.validation)))
+
+    found = trainer().probe(trial)
+    assert found == trainer_of(network(), data).probe(trial)
+    assert (found.seconds, clock[0]) == (0, 200)
+    assert trainer().time_updates(trial.candidate) == (0, 0)
+    assert clock[0] == 400
 
 
 def test_its_key_follows_the_model_and_the_data():
