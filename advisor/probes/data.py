@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cache, partial
 from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import nn
 
-import advisor.probes
 from advisor.errors import DataError
-from advisor.models.fingerprint import code_fingerprint, fingerprint
+from advisor.models.fingerprint import fingerprint
 from advisor.probes.deferred import Deferred
 from advisor.probes.pixels import Frame, Size
-from advisor.probes.pools import Failures, Found, Pool, existing
+from advisor.probes.pools import Found, Pool, existing
+from advisor.probes.reading import read
 from advisor.probes.sources import find, find_unlabelled
 from advisor.probes.survey import Unreadable, check_share, left_out
 from advisor.records import Framing
@@ -272,67 +270,10 @@ def _read(
     pool: Pool, indices: Labels, frame: Frame, store: Store | None
 ) -> tuple[LabelledImages, list[Unreadable]]:
     """The images at the indices without those that can't be decoded, and these."""
-    contents = None if pool.contents is None else cache(partial(pool.contents, indices))
-    images, failures = _decoded(pool, indices, frame, contents, store)
-    kept = [place for place in range(len(indices)) if place not in failures]
-    if contents is None:
-        assert images is not None  # noqa: S101 - only what files hold is known without decoding
-        undecoded = Deferred.of(_only(images, kept))
-    else:
-        undecoded = Deferred(
-            (len(kept), *frame.size),
-            lambda: _again(pool, indices[kept], frame) if images is None else _only(images, kept),
-            lambda: _key([contents()[place] for place in kept], frame),
-        )
+    images, failures = read(pool, indices, frame, store)
+    labels = pool.labels[np.delete(indices, [*failures])]
     unreadable = [Unreadable(pool.name(int(indices[place])), why) for place, why in failures.items()]
-    return LabelledImages(undecoded, torch.from_numpy(pool.labels[indices[kept]])), unreadable
-
-
-def _decoded(
-    pool: Pool,
-    indices: Labels,
-    frame: Frame,
-    contents: Callable[[], Sequence[str]] | None,
-    store: Store | None,
-) -> tuple[torch.Tensor | None, Failures]:
-    """The images at the indices, and why some of them are not; None where the store tells the latter."""
-    if contents is None or store is None:
-        return pool.read(indices, frame)
-    # A Module without parts: what decodes is no part of any model.
-    code = code_fingerprint(nn.Module(), advisor.probes)
-    key = {"images": _key(contents(), frame), "code": code}
-    known = store.get("unreadable", key)
-    if known is not None:
-        return None, dict(known["failures"])
-    images, failures = pool.read(indices, frame)
-    store.put("unreadable", key, {"failures": sorted(failures.items())})
-    return images, failures
-
-
-def _again(pool: Pool, indices: Labels, frame: Frame) -> torch.Tensor:
-    """The images at the indices, all of which could once be decoded."""
-    images, failures = pool.read(indices, frame)
-    for place, why in failures.items():
-        name = pool.name(int(indices[place]))
-        raise DataError(f"{name} can't be read any more: {why}; it has changed since this run began")
-    return images
-
-
-def _only(images: torch.Tensor, kept: Sequence[int]) -> torch.Tensor:
-    """Those at the places, moved in place: a copy may be more than the memory holds."""
-    for place, old in enumerate(kept):
-        if place != old:
-            images[place] = images[old]
-    return images[: len(kept)]
-
-
-def _key(contents: Sequence[str], frame: Frame) -> str:
-    """Of the images that files with such contents hold, as this machine decodes them."""
-    import PIL
-    from PIL import features
-
-    decoders = PIL.__version__, features.version("jpg"), features.version("libjpeg_turbo")
-    return fingerprint(repr((frame, decoders, [*contents])), [])
+    return LabelledImages(images, torch.from_numpy(labels)), unreadable
 
 
 def _check_nothing_lost(

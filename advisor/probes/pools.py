@@ -96,7 +96,7 @@ def decoded(
 
     with decoding(workers) as pool:
         list(pool.map(decode, enumerate(indices.tolist())))
-    return images, failures
+    return images, dict(sorted(failures.items()))  # whichever thread was first
 
 
 def digests(paths: Sequence[str]) -> list[str]:

@@ -465,13 +465,21 @@ def looked_at(*parts: LabelledImages) -> list[torch.Tensor]:
     return [part.images for part in parts]
 
 
-def test_an_image_that_is_gone_when_it_is_looked_at_is_named(tmp_path):
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (Path.unlink, r"changed since this run began and can't be read: No such file.*; start it again"),
+        (cut_short, "changed since this run began and can't be read: "),
+        (lambda path: Image.new("RGB", (8, 8)).save(path), "changed since this run began; start it again"),
+    ],
+)
+def test_an_image_that_is_another_one_when_it_is_looked_at_is_named(tmp_path, change, said):
     write_folder(tmp_path / "data", {"a": 6, "b": 6})
     with Store(tmp_path / "store") as store:
         load_data(str(tmp_path / "data"), RGB, store=store)
         late = load_data(str(tmp_path / "data"), RGB, store=store)
-    (tmp_path / "data" / "a" / "0001.png").unlink()
-    with pytest.raises(DataError, match=r"a.0001.png can't be read any more: No such file.*changed since"):
+    change(tmp_path / "data" / "a" / "0001.png")
+    with pytest.raises(DataError, match=f"a.0001.png has {said}"):
         looked_at(*parts_of(late))
 
 
