@@ -25,7 +25,7 @@ from advisor.probes.data import (
     load_data,
 )
 from advisor.probes.pixels import Frame, fit
-from advisor.probes.survey import survey
+from advisor.probes.survey import _glance, survey
 from advisor.records import Framing
 from advisor.store import Store
 
@@ -523,6 +523,22 @@ def test_the_survey_knows_size_colour_and_truncation_of_every_format(tmp_path, s
     assert [each.name for each in found.unreadable] == paths[1:]
     coloured = mode == "RGB" or suffix in (".webp", ".gif")  # these keep no grey images
     assert found.sizes <= {(3 if coloured else 1, 40, 24), (1, 40, 24)}
+
+
+@given(st.integers(1, 70), st.integers(1, 300), st.sampled_from(["lossy", "lossless", "alpha", "animated"]))
+@settings(max_examples=40, deadline=None)
+def test_the_size_of_every_kind_of_webp_is_told_without_decoding_it(tmp_path_factory, height, width, kind):
+    path = str(tmp_path_factory.mktemp("webp") / "image.webp")
+    picture = Image.fromarray(noise(height, width, 4 if kind == "alpha" else 3))
+    others = {"save_all": True, "append_images": [Image.new("RGB", (width, height))]}
+    picture.save(path, lossless=kind == "lossless", **(others if kind == "animated" else {}))
+    assert _glance(path) == (3, height, width)
+    content = Path(path).read_bytes()
+    Path(path).write_bytes(content + b"trailer")  # PIL reads it, too
+    assert _glance(path) == (3, height, width)
+    for short in (content[:-1], content[:29], content[:11]):
+        Path(path).write_bytes(short)
+        assert _glance(path) is None
 
 
 def test_jpegs_with_segments_before_and_bytes_after_them_are_read(tmp_path):
