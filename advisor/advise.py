@@ -106,8 +106,8 @@ def _recommend(
     progress: Progress,
     waiting: WaitingChild | None,
 ) -> Recommendation:
-    story = prepare(model, request, progress)
     with Store(request.store) as store:
+        story = prepare(model, request, progress, store)
         simulator = simulator_for(story)
         evaluations = cost_all(story, request, simulator, budget, progress, store)
         story.base_forward_flops = simulator.forward_flops()
@@ -373,7 +373,7 @@ def _by_class(accuracy: Accuracy | None, labels: torch.Tensor, known: int) -> Ac
 
 def _trainer(story: Story, dataset: Dataset, batch_size: int) -> tuple[Trainer, int]:
     """What the race trains with, and on how many splits: on several where images are few."""
-    module, census = in_quick_layout(story.loaded.module, dataset), story.census
+    module, census = in_quick_layout(story.loaded.module, story.census), story.census
     folds = fold_count(dataset)
     if folds == 1:
         return Trainer(module, census, dataset, batch_size), 1

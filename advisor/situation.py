@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -23,6 +25,7 @@ from advisor.probes import (
     adapt_head,
     corrupt,
     imprint_where_better,
+    key_of,
     load_data,
     load_unlabelled,
     parse_corruption,
@@ -33,6 +36,7 @@ from advisor.probes.data import LabelledImages
 from advisor.probes.pixels import Frame
 from advisor.probes.sources import find
 from advisor.records import Census, Framing
+from advisor.store import Store
 
 Progress = Callable[[str, float, str], None]  # stage, fraction of it done, what is running
 
@@ -88,8 +92,13 @@ class Story:
     base_forward_flops: dict[str, int] = field(default_factory=dict)
 
 
-def prepare(model: str | nn.Module, request: Request, progress: Progress) -> Story:
-    """Load the model and the data, make the head fit the data's classes, take the census."""
+def prepare(
+    model: str | nn.Module, request: Request, progress: Progress, store: Store | None = None
+) -> Story:
+    """Load the model and the data, make the head fit the data's classes, take the census.
+
+    What the store knows of the data is not found out again: then no image is decoded yet.
+    """
     _check(request)
     corruption = parse_corruption(request.rehearse) if request.rehearse is not None else None
     progress("load", 0.0, "model")
@@ -117,6 +126,7 @@ def prepare(model: str | nn.Module, request: Request, progress: Progress) -> Sto
             framing=images.framing,
             max_train=request.train_images,
             seed=request.seed,
+            store=store,
         )
         if request.data_classes is not None and dataset.class_names != request.data_classes:
             raise DataError(_other_classes(dataset, request.data_classes))
@@ -127,6 +137,7 @@ def prepare(model: str | nn.Module, request: Request, progress: Progress) -> Sto
                 apart_from=request.data,
                 most=request.train_images,
                 seed=request.seed,
+                store=store,
             )
             dataset = replace(dataset, unlabelled=more, warnings=(*dataset.warnings, *unread))
         if corruption is not None:
@@ -144,11 +155,11 @@ def prepare(model: str | nn.Module, request: Request, progress: Progress) -> Sto
         warnings += [*dataset.warnings, *situation.warnings]
         dataset = relabel(dataset, situation)
         if request.retain is not None:
-            old, unread = _old_images(request, images, census.classes, names, situation)
+            old, unread = _old_images(request, images, census.classes, names, situation, store)
             warnings += unread
             dataset = replace(dataset, retained=old)
         if situation.classes != census.classes or situation.head_replaced:
-            imprinted_from = _fit_head(loaded.module, census, situation, dataset, request.seed)
+            imprinted_from = _fit_head(loaded.module, census, situation, dataset, request.seed, store)
             census = take_census(loaded.module, input_size)
     if census.whole_because:
         warnings.append(f"only the whole network can be trained, no last part of it: {census.whole_because}")
@@ -159,14 +170,37 @@ def prepare(model: str | nn.Module, request: Request, progress: Progress) -> Sto
 
 
 def _fit_head(
-    model: nn.Module, census: Census, situation: Situation, dataset: Dataset, seed: int
+    model: nn.Module, census: Census, situation: Situation, dataset: Dataset, seed: int, store: Store | None
 ) -> int | None:
     """Give the head a row for each class, in place; the first of those that were imprinted, if any were."""
     if census.head is None:
         raise ModelError("the model has no classifier layer that could learn the new classes")
     adapt_head(model, census.head, situation, seed=seed)
     kept = 0 if situation.head_replaced else situation.classes - situation.new_classes
-    return kept if imprint_where_better(model, census.head, kept, dataset) else None
+    if store is None:
+        return kept if imprint_where_better(model, census.head, kept, dataset) else None
+    rows = {name: tensor[kept:] for name, tensor in model.get_submodule(census.head).state_dict().items()}
+    key = key_of(model, dataset.normalisation, dataset.train) | {"head": census.head, "kept": kept}
+    known = store.get("imprint", key)
+    if known is None:
+        better = imprint_where_better(model, census.head, kept, dataset)
+        known = {"rows": _text(rows) if better else None}
+        store.put("imprint", key, known)
+    elif known["rows"] is not None:
+        for name, tensor in _tensors(known["rows"]).items():
+            rows[name].copy_(tensor)
+    return kept if known["rows"] is not None else None
+
+
+def _text(tensors: dict[str, torch.Tensor]) -> str:
+    buffer = io.BytesIO()
+    torch.save({name: tensor.clone() for name, tensor in tensors.items()}, buffer)  # else all it is a part of
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def _tensors(text: str) -> dict[str, torch.Tensor]:
+    found: dict[str, torch.Tensor] = torch.load(io.BytesIO(base64.b64decode(text)), weights_only=True)
+    return found
 
 
 def _check(request: Request) -> None:
@@ -194,6 +228,7 @@ def _old_images(
     classes: int,
     class_names: tuple[str, ...] | None,
     situation: Situation,
+    store: Store | None,
 ) -> tuple[LabelledImages, tuple[str, ...]]:
     """Images of the old data, with the model's outputs for labels, and warnings. They are not corrupted."""
     assert request.retain is not None  # noqa: S101 - the caller has seen it
@@ -206,6 +241,7 @@ def _old_images(
         framing=images.framing,
         max_train=_OLD,
         seed=request.seed,
+        store=store,
     )
     known = situate(old, classes, model_class_names=class_names)
     if known.new_classes or known.head_replaced:

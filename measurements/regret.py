@@ -138,7 +138,7 @@ class Prepared:
             test = replace(test, images=corrupted(test.images, parse_corruption(self.rehearse), seed=1))
         self.dataset, self.census = replace(story.dataset, validation=test), story.census
         model = story.loaded.module
-        self.trainer = Trainer(in_quick_layout(model, self.dataset), self.census, self.dataset, size.batch)
+        self.trainer = Trainer(in_quick_layout(model, self.census), self.census, self.dataset, size.batch)
         # Hours of training outlast edits of the code; without the file they are done anew.
         self.key = {name: value for name, value in self.trainer.key().items() if name != "code"}
         self.key |= {"study": "regret"}

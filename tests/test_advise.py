@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from advisor import Budget, Request, profile, recommend
@@ -117,6 +118,34 @@ def test_few_images_are_all_held_out_in_turn(tmp_path):
     found = recommend(network(), request=request)
     assert (found.data.folds, found.data.validation_samples, found.data.train_samples) == (5, 20, 16)
     assert {e.accuracy.samples for e in found.evaluations if e.accuracy} == {20}
+
+
+@pytest.mark.parametrize("count", [20, 320])  # so few are all held out in turn
+def test_the_same_question_is_answered_again_without_decoding_an_image(tmp_path, monkeypatch, count):
+    random = np.random.default_rng(0)
+    for index in range(count):
+        path = tmp_path / "data" / "abcde"[index % 5] / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture = random.random((12, 12, 3)) * 60 + 40 * (index % 5)
+        Image.fromarray(picture.astype(np.uint8)).save(path)
+    request = Request(
+        batch_size=4,
+        input_size=(3, 12, 12),
+        data=str(tmp_path / "data"),
+        methods=("head", "norm"),
+        probe_seconds=5.0,
+        epochs=1,
+        verify=False,
+        store=tmp_path / "store",
+    )
+    model = network()
+    first = recommend(model, request=request)
+    monkeypatch.setattr(Image, "open", lambda path: pytest.fail(f"{path} is decoded"))
+    again = recommend(model, request=request)
+    assert again.data.probes_run == 0
+    assert again.data.probes_recalled == first.data.probes_run + first.data.probes_recalled
+    assert again.evaluations == first.evaluations
+    assert (again.answer, again.warnings) == (first.answer, first.warnings)
 
 
 def test_noise_teaches_nothing_and_that_is_the_answer(tmp_path):

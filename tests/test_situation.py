@@ -12,6 +12,7 @@ from torch import nn
 
 from advisor.errors import DataError, InputError
 from advisor.situation import Request, prepare
+from advisor.store import Store
 
 
 def test_the_random_weights_of_a_name_follow_the_seed_alone():
@@ -115,3 +116,27 @@ def test_images_without_labels_are_read_from_any_folder_and_shift_with_the_other
         prepare(model, replace(request, data=None), lambda *_: None)
     with pytest.raises(InputError, match="new classes"):
         prepare(nn.Sequential(nn.Flatten(), nn.Linear(64, 1)), request, lambda *_: None)
+
+
+@pytest.mark.parametrize("known", [2, 1])  # a head that grows; one that is replaced
+def test_what_a_store_knows_of_new_classes_needs_no_image(tmp_path, monkeypatch, known):
+    for place, name in enumerate(("a", "b", "c", "d")):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for index in range(20):
+            picture = np.full((8, 8), 60 * place + index, np.uint8)
+            Image.fromarray(picture).save(tmp_path / "data" / name / f"{index}.png")
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, known))
+    request = Request(input_size=(1, 8, 8), data=str(tmp_path / "data"), rehearse="gaussian-noise:1")
+    plain = prepare(model, request, lambda *_: None)
+    with Store(tmp_path / "store") as store:
+        first = prepare(model, request, lambda *_: None, store)
+        with monkeypatch.context() as patch:
+            patch.setattr(Image, "open", lambda path: pytest.fail(f"{path} is decoded"))
+            again = prepare(model, request, lambda *_: None, store)
+    assert plain.imprinted_from == first.imprinted_from == again.imprinted_from == (2 if known == 2 else 0)
+    for name, tensor in plain.loaded.module.state_dict().items():
+        assert torch.equal(first.loaded.module.state_dict()[name], tensor)
+        assert torch.equal(again.loaded.module.state_dict()[name], tensor)
+    assert again.warnings == plain.warnings
+    assert torch.equal(again.dataset.train.images, plain.dataset.train.images)

@@ -16,6 +16,7 @@ from advisor.probes.train import (
     accuracy_of,
     head_of,
     in_quick_layout,
+    key_of,
     trained_as,
     training_of,
 )
@@ -38,6 +39,7 @@ __all__ = [
     "head_of",
     "imprint_where_better",
     "in_quick_layout",
+    "key_of",
     "load_data",
     "load_unlabelled",
     "parse_corruption",

@@ -12,6 +12,7 @@ import io
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -61,7 +62,7 @@ def corrupt(dataset: Dataset, corruption: Corruption, seed: int) -> Dataset:
     Raises:
         InputError: the images have no colours, and it changes nothing else.
     """
-    channels = dataset.train.images.shape[1]
+    channels = dataset.train.undecoded.shape[1]
     if corruption.kind == "saturate" and channels != 3:
         raise InputError(
             f"--rehearse {corruption}: it changes colours, and these images have {channels} "
@@ -69,7 +70,10 @@ def corrupt(dataset: Dataset, corruption: Corruption, seed: int) -> Dataset:
         )
 
     def shifted(part: LabelledImages, seed: int) -> LabelledImages:
-        return LabelledImages(corrupted(part.images, corruption, seed), part.labels)
+        images = part.undecoded.changed(
+            partial(corrupted, corruption=corruption, seed=seed), corruption, seed
+        )
+        return LabelledImages(images, part.labels)
 
     unlabelled = dataset.unlabelled
     return replace(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,11 +13,15 @@ import numpy as np
 import torch
 
 from advisor.errors import DataError
+from advisor.models.fingerprint import fingerprint
+from advisor.probes.deferred import Deferred
 from advisor.probes.pixels import Frame, Size
 from advisor.probes.pools import Found, Pool, existing
+from advisor.probes.reading import read
 from advisor.probes.sources import find, find_unlabelled
 from advisor.probes.survey import Unreadable, check_share, left_out
 from advisor.records import Framing
+from advisor.store import Store
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -34,12 +39,13 @@ class Normalisation:
     std: tuple[float, ...]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
 class LabelledImages:
-    """Images that stay in RAM as bytes."""
+    """Images that stay in RAM as bytes from when they are first looked at, and their labels."""
 
-    images: torch.Tensor  # (N, C, H, W) uint8, at the model's input size
-    labels: torch.Tensor  # (N,) int64
+    def __init__(self, images: torch.Tensor | Deferred, labels: torch.Tensor) -> None:
+        """`images`: (N, C, H, W) uint8, at the model's input size. `labels`: (N,) int64."""
+        self.undecoded = images if isinstance(images, Deferred) else Deferred.of(images)
+        self.labels = labels
 
     def __len__(self) -> int:
         """How many."""
@@ -48,8 +54,28 @@ class LabelledImages:
     @classmethod
     def joined(cls, *parts: LabelledImages) -> LabelledImages:
         """All of them, in order."""
-        images, labels = [part.images for part in parts], [part.labels for part in parts]
-        return cls(torch.cat(images), torch.cat(labels))
+        images = Deferred.joined(*(part.undecoded for part in parts))
+        return cls(images, torch.cat([part.labels for part in parts]))
+
+    @property
+    def images(self) -> torch.Tensor:
+        """(N, C, H, W) uint8."""
+        return self.undecoded.images
+
+    @property
+    def key(self) -> str:
+        """Equal keys: equal images and labels. Nothing is decoded for it."""
+        return fingerprint(self.undecoded.key, [("", self.labels)])
+
+    def labelled(self, labels: torch.Tensor) -> LabelledImages:
+        """The same images with other labels."""
+        return LabelledImages(self.undecoded, labels)
+
+    def those(self, wanted: torch.Tensor) -> LabelledImages:
+        """The images at indices, or where a mask is true."""
+        places = torch.arange(len(self))[wanted]
+        images = self.undecoded.changed(itemgetter(places), places.tolist(), count=len(places))
+        return LabelledImages(images, self.labels[places])
 
     def batch(self, indices: torch.Tensor, normalisation: Normalisation) -> tuple[torch.Tensor, torch.Tensor]:
         """The images at `indices` (B,), normalised float32 (B, C, H, W), and their labels (B,)."""
@@ -90,6 +116,7 @@ def load_data(
     max_train: int = 2048,
     max_validation: int = 1000,
     seed: int = 0,
+    store: Store | None = None,
 ) -> Dataset:
     """Read a sample of the data and hold out a part of it, stratified by class.
 
@@ -97,7 +124,8 @@ def load_data(
     is kept; else 30 %, at most `max_validation` images, are held out. Each class is in both parts
     at least once, even where that takes more images than the limits name. Only the sampled images
     are decoded. Files that can't be images are left out before the split, so that the same images
-    are held out whatever `max_train` is; what can't be decoded is left out of either part.
+    are held out whatever `max_train` is; what can't be decoded is left out of either part. Where a
+    store tells which of the sample's files those are, the others are decoded when they are looked at.
 
     Args:
         source: a folder of class folders, or one with such folders in `train/` and `val/` (or
@@ -107,6 +135,7 @@ def load_data(
         normalisation: None: ImageNet's for three channels, 0.5 for any other number.
         framing: of images of other sizes; None: their shorter side is resized to it, and they are
             cropped in the centre.
+        store: where it is looked for, and kept, which files can't be decoded.
 
     Raises:
         DataError: the data is missing, unreadable or doesn't fit the model.
@@ -125,7 +154,7 @@ def load_data(
         train = _sample(found.train.labels, max_train, seed)
         validation = _sample(held_out.labels, max_validation, seed)
     frame = Frame(input_size, framing, normalisation.mean)
-    parts = [_read(found.train, train, frame), _read(held_out, validation, frame)]
+    parts = [_read(found.train, train, frame, store), _read(held_out, validation, frame, store)]
     failures = [each for _, failed in parts for each in failed]
     check_share(failures, len(train) + len(validation))
     unreadable = [*found.unreadable, *failures]
@@ -149,7 +178,13 @@ def load_data(
 
 
 def load_unlabelled(
-    source: str, frame: Frame, *, apart_from: str, most: int = 2048, seed: int = 0
+    source: str,
+    frame: Frame,
+    *,
+    apart_from: str,
+    most: int = 2048,
+    seed: int = 0,
+    store: Store | None = None,
 ) -> tuple[LabelledImages, tuple[str, ...]]:
     """Read a sample of images that nobody has labelled; their labels are -1.
 
@@ -158,6 +193,7 @@ def load_unlabelled(
         apart_from: the labelled data. None of its images may be among these: what is judged on an image
             must not have learned from it.
         most: how many at most; the sample depends on the images and `seed` alone.
+        store: as for `load_data`.
 
     Returns:
         The images, and a warning where some can't be read.
@@ -173,12 +209,12 @@ def load_unlabelled(
         raise DataError(f"{path} holds images of the labelled data, {apart_from}; give others")
     pool = find_unlabelled(source)
     sampled = np.random.default_rng(seed).permutation(len(pool.labels))[:most]
-    images, failures = _read(pool, sampled, frame)
+    images, failures = _read(pool, sampled, frame, store)
     check_share(failures, len(sampled))
     unreadable = (*pool.unreadable, *failures)
     check_share(unreadable, pool.total)
-    unknown = LabelledImages(images.images, torch.full_like(images.labels, -1))
-    return unknown, left_out(source, unreadable, pool.total)
+    unknown = torch.full_like(images.labels, -1)
+    return images.labelled(unknown), left_out(source, unreadable, pool.total)
 
 
 def default_normalisation(channels: int) -> Normalisation:
@@ -230,18 +266,14 @@ def _check_classes(found: Found) -> None:
         )
 
 
-def _read(pool: Pool, indices: Labels, frame: Frame) -> tuple[LabelledImages, list[Unreadable]]:
+def _read(
+    pool: Pool, indices: Labels, frame: Frame, store: Store | None
+) -> tuple[LabelledImages, list[Unreadable]]:
     """The images at the indices without those that can't be decoded, and these."""
-    images, failures = pool.read(indices, frame)
-    labels = torch.from_numpy(pool.labels[indices])
-    if failures:
-        kept = [place for place in range(len(indices)) if place not in failures]
-        for place, old in enumerate(kept):  # in place: a copy may be more than the memory holds
-            if place != old:
-                images[place] = images[old]
-        images, labels = images[: len(kept)], labels[kept]
+    images, failures = read(pool, indices, frame, store)
+    labels = pool.labels[np.delete(indices, [*failures])]
     unreadable = [Unreadable(pool.name(int(indices[place])), why) for place, why in failures.items()]
-    return LabelledImages(images, labels), unreadable
+    return LabelledImages(images, torch.from_numpy(labels)), unreadable
 
 
 def _check_nothing_lost(

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cache, partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Protocol
@@ -62,13 +63,15 @@ def executor_for(
             yield InProcess(trainer, is_risky, cleanup)
         elif kind == "local":
             workers = int(rest or os.cpu_count() or 1)
-            yield Workers(_sent_by_file(trainer, cleanup), workers, _LOCAL, is_risky)
+            # Not before it is needed: sending the images makes them.
+            sent = cache(partial(_sent_by_file, trainer, cleanup))
+            yield Workers(sent, workers, _LOCAL, is_risky)
         elif kind == "dask":
-            sent = _sent(trainer)
-            workers = _connect_dask(f"tcp:{rest}", sent, cleanup)
-            yield Workers(sent, workers, {"backend": "dask", "scatter": [sent]}, is_risky)
+            scattered = _sent(trainer)
+            workers = _connect_dask(f"tcp:{rest}", scattered, cleanup)
+            yield Workers(lambda: scattered, workers, {"backend": "dask", "scatter": [scattered]}, is_risky)
         else:
-            sent, workers = _sent(trainer), _connect_ray(spec, cleanup)
+            sent, workers = cache(partial(_sent, trainer)), _connect_ray(spec, cleanup)
             executor = Workers(sent, workers, {"backend": "ray"}, is_risky)
             cleanup.callback(executor.stop)
             yield executor
@@ -93,13 +96,14 @@ class InProcess:
                 yield self._trainer.probe(trial)
                 continue
             if self._elsewhere is None:
+                sent = cache(partial(_sent_by_file, self._trainer, self._cleanup, threads=self.threads))
                 try:
-                    sent = _sent_by_file(self._trainer, self._cleanup, threads=self.threads)
+                    sent()
                 except InputError as error:
                     failure = "it may need more memory than there is, and can't be tried in another process"
                     yield Probe(trial, None, 0.0, f"{failure} ({error.__cause__})")
                     continue
-                self._elsewhere = Workers(sent, 1, _LOCAL, self.is_risky)
+                self._elsewhere = Workers(sent, 1, _LOCAL, self.is_risky, self.threads)
                 self._elsewhere.losses = self.losses
             yield from self._elsewhere.run([trial])
 
@@ -107,8 +111,16 @@ class InProcess:
 class Workers:
     """Other processes, by way of joblib. A trial whose worker dies is tried once more, alone."""
 
-    def __init__(self, sent: _Sent, workers: int, backend: dict[str, Any], is_risky: IsRisky) -> None:
-        self.workers, self.threads, self.is_risky = workers, sent.threads, is_risky
+    def __init__(
+        self,
+        sent: Callable[[], _Sent],
+        workers: int,
+        backend: dict[str, Any],
+        is_risky: IsRisky,
+        threads: int = 1,
+    ) -> None:
+        """`threads`: that each worker has, as the trainer that is sent says."""
+        self.workers, self.threads, self.is_risky = workers, threads, is_risky
         self.losses: list[str] = []
         self._sent, self._backend, self._is_ray = sent, backend, backend["backend"] == "ray"
         self._opened: Any = None
@@ -143,7 +155,7 @@ class Workers:
         def calls(some: Iterable[Trial]) -> Iterator[Any]:
             for trial in some:
                 begun.append(trial)
-                yield delayed(_probe)(self._sent, trial)
+                yield delayed(_probe)(self._sent(), trial)
 
         with warnings.catch_warnings(), self._pool() as parallel:
             # One that has grown is replaced: cached fronts are no leak.

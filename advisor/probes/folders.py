@@ -13,7 +13,7 @@ import torch
 
 from advisor.errors import DataError
 from advisor.probes.pixels import Frame, pixels
-from advisor.probes.pools import Failures, Found, Pool, decoded
+from advisor.probes.pools import Failures, Found, Pool, decoded, digests
 from advisor.probes.survey import check_share, survey
 
 if TYPE_CHECKING:
@@ -148,4 +148,5 @@ def file_pool(files: dict[str, list[str]], root: Path) -> Pool:
         name=lambda index: os.path.relpath(paths[index], root),
         sizes=lambda _: surveyed.sizes,
         unreadable=surveyed.unreadable,
+        contents=lambda indices: digests([paths[index] for index in indices]),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -54,26 +55,39 @@ class CrossValidation(Trainer):
                 they are imprinted anew for each fold, from images that it doesn't hold out.
         """
         images, self._fold_of = _spread(dataset, folds)
-        self._trainers = []
+        self._folds, self._imprinted_from = folds, imprinted_from
+        self._parts = []
         for fold in range(folds):
             own = self._fold_of == fold
             old = dataset.retained
             if old is not None:  # each fold's network is judged on its share
-                old = _those(old, torch.arange(len(old)) % folds == fold)
+                old = old.those(torch.arange(len(old)) % folds == fold)
                 old = old if len(old) else None
-            part = replace(dataset, train=_those(images, ~own), validation=_those(images, own), retained=old)
-            base = model
-            if imprinted_from is not None and census.head is not None:
-                base = copy.deepcopy(model)
-                imprint(base, census.head, imprinted_from, part)
-            self._trainers.append(Trainer(base, census, part, batch_size))
-        part = self._trainers[0].dataset
-        whole = replace(part, validation=images, retained=dataset.retained)
+            self._parts.append(
+                replace(dataset, train=images.those(~own), validation=images.those(own), retained=old)
+            )
+        whole = replace(self._parts[0], validation=images, retained=dataset.retained)
         super().__init__(model, census, whole, batch_size)
+
+    def __getstate__(self) -> dict[str, Any]:
+        assert self._trainers  # noqa: S101 - made here: elsewhere they would come out otherwise by rounding
+        return super().__getstate__()
+
+    @cached_property
+    def _trainers(self) -> list[Trainer]:
+        """Each fold's, made when one is needed: imprinting looks at the images."""
+        trainers = []
+        for part in self._parts:
+            base = self.model
+            if self._imprinted_from is not None and self.census.head is not None:
+                base = copy.deepcopy(self.model)
+                imprint(base, self.census.head, self._imprinted_from, part)
+            trainers.append(Trainer(base, self.census, part, self.batch_size))
+        return trainers
 
     def key(self) -> dict[str, Any]:
         """All that a probe's result depends on, besides its trial."""
-        return super().key() | {"folds": len(self._trainers)}
+        return super().key() | {"folds": self._folds}
 
     def probe(self, trial: Trial) -> Probe:
         """Train as many copies as there are folds; the first held-out images are of all folds."""
@@ -102,7 +116,7 @@ class CrossValidation(Trainer):
     def _shares(self, samples: int) -> list[int]:
         """How many of the first held-out images are of each fold."""
         shown = self._fold_of[:samples]
-        return [int((shown == fold).sum()) for fold in range(len(self._trainers))]
+        return [int((shown == fold).sum()) for fold in range(self._folds)]
 
     def _joined(self, answers: Sequence[bytes]) -> bytes:
         each = [iter(of_fold) for of_fold in answers]
@@ -128,8 +142,4 @@ def _spread(dataset: Dataset, folds: int) -> tuple[LabelledImages, torch.Tensor]
         # Classes begin at different folds, or the first folds would be larger than the last.
         fold_of[members] = (torch.arange(len(members)) + number) % folds
     order = place.argsort(stable=True)
-    return _those(images, order), fold_of[order]
-
-
-def _those(images: LabelledImages, wanted: torch.Tensor) -> LabelledImages:
-    return LabelledImages(images.images[wanted], images.labels[wanted])
+    return images.those(order), fold_of[order]

@@ -83,7 +83,7 @@ def relabel(dataset: Dataset, situation: Situation) -> Dataset:
     outputs = torch.tensor(situation.label_map, dtype=torch.int64)
 
     def mapped(images: LabelledImages) -> LabelledImages:
-        return replace(images, labels=outputs[images.labels])
+        return images.labelled(outputs[images.labels])
 
     return replace(dataset, train=mapped(dataset.train), validation=mapped(dataset.validation))
 

@@ -80,6 +80,19 @@ class Probe:
     judging_seconds: float = 0.0  # of them, after the last update
 
 
+def key_of(model: nn.Module, normalisation: Normalisation, *images: LabelledImages) -> dict[str, Any]:
+    """All that depends on the model and on these images: to find what comes of them in a store."""
+    own = advisor.models, advisor.parts, advisor.methods, advisor.training, advisor.probes
+    return {
+        "model": fingerprint(repr(model), model.state_dict().items()),
+        "data": fingerprint(repr((normalisation, *(part.key for part in images))), []),
+        "code": code_fingerprint(model, *own),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "machine": platform.machine(),
+    }
+
+
 class Trainer:
     """Trains copies of one model on one dataset. What is frozen runs once for all candidates.
 
@@ -101,26 +114,14 @@ class Trainer:
     def key(self) -> dict[str, Any]:
         """All that a probe's result depends on, besides its trial: to find it in a store."""
         data = self.dataset
-        parts = [data.train, *_judged_on(data), *([data.unlabelled] if data.unlabelled is not None else [])]
-        images = [tensor for part in parts for tensor in (part.images, part.labels)]
-        return {
-            "model": fingerprint(repr(self.model), self.model.state_dict().items()),
-            "data": fingerprint(repr(data.normalisation), enumerate(images)),
-            "batch_size": self.batch_size,
-            "code": code_fingerprint(
-                self.model,
-                *(advisor.models, advisor.parts, advisor.methods, advisor.training, advisor.probes),
-            ),
-            "torch": torch.__version__,
-            "threads": torch.get_num_threads(),
-            "machine": platform.machine(),
-        }
+        return key_of(self.model, data.normalisation, *_parts(data)) | {"batch_size": self.batch_size}
 
     def probe(self, trial: Trial) -> Probe:
         """Train a copy of the model, and classify the first held-out samples.
 
         Where the same was trained for less time before, training goes on from there: nothing else is found.
         """
+        _decode(self.dataset)
         start = begun = trained = time.perf_counter()
         correct, retained, failure, run_now = None, None, "", 0
         solved: tuple[Answers, ...] = ()
@@ -181,6 +182,7 @@ class Trainer:
 
     def time_updates(self, candidate: Candidate) -> tuple[float, float]:
         """Wall clock before the candidate's first update, and of one on average, in seconds."""
+        _decode(self.dataset)
         start = time.perf_counter()
         fine_tune = FineTune(self, candidate, 0.0, _TIMED_UPDATES, seed=0)
         fine_tune.run(1)  # slower than others where it compiles kernels
@@ -485,13 +487,25 @@ def _judged_on(data: Dataset) -> tuple[LabelledImages, ...]:
     return data.validation, *([data.retained] if data.retained is not None else [])
 
 
-def in_quick_layout(model: nn.Module, dataset: Dataset) -> nn.Module:
+def _parts(data: Dataset) -> tuple[LabelledImages, ...]:
+    """All images."""
+    return data.train, *_judged_on(data), *([data.unlabelled] if data.unlabelled is not None else [])
+
+
+def _decode(data: Dataset) -> None:
+    """What is not decoded yet: it should count as no candidate's time."""
+    for part in _parts(data):
+        part.images  # noqa: B018 - looked at
+
+
+def in_quick_layout(model: nn.Module, census: Census) -> nn.Module:
     """A copy whose convolutions run channels-last, which takes a CPU less time; the model if it can't.
 
     It computes the same up to rounding. A model can't where its code wants its activations in one piece
     as (N, C, H, W), with `view`.
     """
-    images = dataset.train.batch(torch.arange(min(len(dataset.train), 2)), dataset.normalisation)[0]
+    random = torch.Generator().manual_seed(0)
+    images = torch.randn(2, *census.input_size, generator=random)  # as images are, normalised
     quick = copy.deepcopy(model).to(memory_format=torch.channels_last)
     tried = copy.deepcopy(quick)
     try:

@@ -153,7 +153,7 @@ def test_brightness_keeps_the_hue():
 
 def test_training_and_held_out_images_are_corrupted_each_with_their_own_noise():
     data = load_data("digits", (1, 8, 8))
-    data = replace(data, validation=replace(data.train))
+    data = replace(data, validation=data.train.labelled(data.train.labels))
     shifted = corrupt(data, parse_corruption("gaussian-noise"), seed=1)
     assert not torch.equal(shifted.train.images, data.train.images)
     assert not torch.equal(shifted.train.images, shifted.validation.images)

@@ -25,8 +25,9 @@ from advisor.probes.data import (
     load_data,
 )
 from advisor.probes.pixels import Frame, fit
-from advisor.probes.survey import survey
+from advisor.probes.survey import _glance, survey
 from advisor.records import Framing
+from advisor.store import Store
 
 RGB = (3, 8, 8)
 GREY = (1, 8, 8)
@@ -246,6 +247,28 @@ def test_large_jpeg_is_decoded_well_enough(tmp_path):
     assert (found - expected).abs().max() < 4
 
 
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("side", [24, 50, 64, 65])  # decoded at 1/8, 1/4, 1/4, 1/2
+def test_a_jpeg_decoded_at_a_reduced_scale_is_much_the_same_image(tmp_path, side, interpolation):
+    """Of detail at every scale, as photos have it, next to nothing is lost."""
+    random = np.random.default_rng(0)
+    layers = [
+        random.normal(0, 8, (512 // 2**k, 512 // 2**k, 3)).repeat(2**k, 0).repeat(2**k, 1) for k in range(8)
+    ]
+    picture = Image.fromarray((128 + sum(layers)).clip(0, 255).astype(np.uint8))
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        for index in range(2):
+            picture.save(tmp_path / name / f"{index}.jpg", quality=95)
+    framing = Framing(interpolation=interpolation)
+    found = load_data(str(tmp_path), (3, side, side), framing=framing).train.images[0]
+    with Image.open(tmp_path / "a" / "0.jpg") as image:
+        whole = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
+    difference = (found.float() - fit(whole, Frame((3, side, side), framing))[0].float()).abs()
+    assert difference.mean() < 1
+    assert difference.max() < 12
+
+
 def test_missing_path(tmp_path):
     assert "no such file or folder" in error_of(tmp_path / "nothing")
     assert "no such file or folder" in error_of("")
@@ -399,6 +422,93 @@ def test_a_class_that_loses_its_images_is_named(tmp_path):
     assert "class 'b' has too few images that can be read" in error_of(tmp_path)
 
 
+def parts_of(data: Dataset) -> tuple[LabelledImages, ...]:
+    return data.train, data.validation
+
+
+@pytest.mark.parametrize("damage", [None, cut_short, damaged_inside])
+def test_what_a_store_knows_is_decoded_only_when_it_is_looked_at(tmp_path, monkeypatch, damage):
+    write_folder(tmp_path / "data", {"a": 30, "b": 30})
+    if damage is not None:
+        damage(tmp_path / "data" / "a" / "0003.png")
+        damage(tmp_path / "data" / "b" / "0007.png")
+    plain = load_data(str(tmp_path / "data"), RGB)
+    opened: list[str] = []
+    really = Image.open
+    with Store(tmp_path / "store") as store:
+        first = load_data(str(tmp_path / "data"), RGB, store=store)
+        monkeypatch.setattr(Image, "open", lambda path: opened.append(str(path)) or really(path))
+        again = load_data(str(tmp_path / "data"), RGB, store=store)
+        seen_anyway = 2 * (damage is cut_short)  # by the survey, which makes sure
+        assert len(opened) == seen_anyway
+        assert (again.warnings, again.unreadable) == (plain.warnings, plain.unreadable)
+        for one, two, three in zip(parts_of(plain), parts_of(first), parts_of(again), strict=True):
+            assert one.key == two.key == three.key
+            assert torch.equal(one.labels, three.labels)
+        assert len(opened) == seen_anyway
+        assert torch.equal(again.train.images, plain.train.images)
+        assert len(opened) == seen_anyway + len(plain.train)
+        assert torch.equal(again.validation.images, first.validation.images)
+
+
+def test_too_much_that_cannot_be_decoded_is_refused_again_by_what_the_store_knows(tmp_path):
+    write_folder(tmp_path / "data", {"a": 30, "b": 30})
+    for index in range(2):
+        for name in "ab":
+            damaged_inside(tmp_path / "data" / name / f"{index:04}.png")
+    with Store(tmp_path / "store") as store:
+        messages = {error_of(tmp_path / "data", store=store) for _ in range(2)}
+    assert messages == {error_of(tmp_path / "data")}
+
+
+def looked_at(*parts: LabelledImages) -> list[torch.Tensor]:
+    return [part.images for part in parts]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (Path.unlink, r"changed since this run began and can't be read: No such file.*; start it again"),
+        (cut_short, "changed since this run began and can't be read: "),
+        (lambda path: Image.new("RGB", (8, 8)).save(path), "changed since this run began; start it again"),
+    ],
+)
+def test_an_image_that_is_another_one_when_it_is_looked_at_is_named(tmp_path, change, said):
+    write_folder(tmp_path / "data", {"a": 6, "b": 6})
+    with Store(tmp_path / "store") as store:
+        load_data(str(tmp_path / "data"), RGB, store=store)
+        late = load_data(str(tmp_path / "data"), RGB, store=store)
+    change(tmp_path / "data" / "a" / "0001.png")
+    with pytest.raises(DataError, match=f"a.0001.png has {said}"):
+        looked_at(*parts_of(late))
+
+
+def test_the_key_follows_what_the_files_hold_and_how_they_are_framed(tmp_path):
+    def keys(place: str, size=RGB, **options) -> list[str]:
+        return [part.key for part in parts_of(load_data(str(tmp_path / place), size, **options))]
+
+    for place in ("one", "two", "changed"):
+        write_folder(tmp_path / place, {"a": 12, "b": 9})
+    one = keys("one")
+    assert keys("two") == one  # wherever they lie
+    with Store(None) as store:
+        assert keys("one", store=store) == keys("one", store=store) == one
+    for size, options in (
+        ((3, 9, 8), {}),
+        (RGB, {"framing": Framing(0.5)}),
+        (RGB, {"framing": Framing(interpolation="bicubic")}),
+        (RGB, {"framing": Framing(mode="border")}),
+        (RGB, {"seed": 1}),
+    ):
+        assert not {*keys("one", size, **options)} & {*one}, (size, options)
+    for path in sorted((tmp_path / "changed").glob("*/*.png")):
+        before = path.read_bytes()
+        Image.new("RGB", (8, 8), (1, 2, 3)).save(path)
+        assert sum(now != then for now, then in zip(keys("changed"), one, strict=True)) == 1, path
+        path.write_bytes(before)
+    assert keys("changed") == one
+
+
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".bmp", ".webp", ".ppm", ".gif", ".tif"])
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 def test_the_survey_knows_size_colour_and_truncation_of_every_format(tmp_path, suffix, mode):
@@ -413,6 +523,22 @@ def test_the_survey_knows_size_colour_and_truncation_of_every_format(tmp_path, s
     assert [each.name for each in found.unreadable] == paths[1:]
     coloured = mode == "RGB" or suffix in (".webp", ".gif")  # these keep no grey images
     assert found.sizes <= {(3 if coloured else 1, 40, 24), (1, 40, 24)}
+
+
+@given(st.integers(1, 70), st.integers(1, 300), st.sampled_from(["lossy", "lossless", "alpha", "animated"]))
+@settings(max_examples=40, deadline=None)
+def test_the_size_of_every_kind_of_webp_is_told_without_decoding_it(tmp_path_factory, height, width, kind):
+    path = str(tmp_path_factory.mktemp("webp") / "image.webp")
+    picture = Image.fromarray(noise(height, width, 4 if kind == "alpha" else 3))
+    others = {"save_all": True, "append_images": [Image.new("RGB", (width, height))]}
+    picture.save(path, lossless=kind == "lossless", **(others if kind == "animated" else {}))
+    assert _glance(path) == (3, height, width)
+    content = Path(path).read_bytes()
+    Path(path).write_bytes(content + b"trailer")  # PIL reads it, too
+    assert _glance(path) == (3, height, width)
+    for short in (content[:-1], content[:29], content[:11]):
+        Path(path).write_bytes(short)
+        assert _glance(path) is None
 
 
 def test_jpegs_with_segments_before_and_bytes_after_them_are_read(tmp_path):

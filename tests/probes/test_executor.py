@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 import pytest
 import torch
 
 from advisor.errors import InputError
 from advisor.models.layers import take_census
+from advisor.probes.data import LabelledImages
+from advisor.probes.deferred import Deferred
 from advisor.probes.executor import executor_for
 from advisor.probes.race import race
 from advisor.probes.train import Trainer, Trial
@@ -93,6 +96,18 @@ def test_what_may_run_out_of_memory_runs_elsewhere():
         found = {probe.trial: probe for probe in executor.run([TRIALS[0], deadly])}
     assert "died" in found[deadly].failure
     assert found[TRIALS[0]].correct
+
+
+@pytest.mark.parametrize("spec", ["here", "local:2"])
+def test_images_are_not_made_before_a_trial_is_run(spec):
+    late = trainer()
+    parts = (late.dataset.train, late.dataset.validation)
+    train, validation = (
+        LabelledImages(Deferred(part.undecoded.shape, pytest.fail, lambda: ""), part.labels) for part in parts
+    )
+    late.dataset = replace(late.dataset, train=train, validation=validation)
+    with executor_for(spec, late) as executor:
+        assert not [*executor.run([])]
 
 
 @pytest.mark.parametrize("spec", ["", "nowhere", "local:0", "local:x", "dask", "ray:1"])

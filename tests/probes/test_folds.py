@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from dataclasses import replace
 
 import pytest
@@ -86,6 +87,21 @@ def test_new_rows_are_imprinted_without_the_images_held_out():
     correct = trainer.judge_base(len(trainer.dataset.validation))
     first = [right for right, fold in zip(correct, trainer._fold_of.tolist(), strict=True) if fold == 0]
     assert bytes(first) == trainer._trainers[0].judge_base(len(first))
+
+
+def test_its_key_is_told_without_imprinting(monkeypatch):
+    data, model = few(30), nn.Sequential(nn.Flatten(), nn.Linear(36, 2))
+    given_ = model, take_census(model, SIZE), data, 4, 3, 0
+    made = []
+    monkeypatch.setattr("advisor.probes.folds.imprint", lambda *_: made.append(1))
+    trainer = CrossValidation(*given_)
+    assert trainer.key() == CrossValidation(*given_).key()
+    assert not made
+    trainer.judge_base(3)
+    assert len(made) == 3
+    there = pickle.loads(pickle.dumps(trainer))
+    there.judge_base(3)
+    assert len(made) == 3  # sent with it
 
 
 def test_folds_start_from_the_head_that_is_shipped_where_nothing_was_imprinted():

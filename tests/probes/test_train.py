@@ -18,6 +18,7 @@ import advisor.probes.train
 from advisor.methods import get_method, methods
 from advisor.models.layers import take_census
 from advisor.probes.data import Dataset, LabelledImages, Normalisation
+from advisor.probes.deferred import Deferred
 from advisor.probes.train import (
     FineTune,
     Trainer,
@@ -293,6 +294,27 @@ def test_a_trainer_sent_elsewhere_finds_the_same():
     assert there.key() == trainer.key()
 
 
+def test_decoding_counts_as_no_candidates_time(monkeypatch):
+    data, trial, clock = dataset(), Trial(Candidate("head"), 1e-2, 4, 10, 0), [0.0]
+    monkeypatch.setattr("advisor.probes.train.time.perf_counter", lambda: clock[0])
+
+    def late(part):
+        def make():
+            clock[0] += 100
+            return part.images
+
+        return LabelledImages(Deferred(part.undecoded.shape, make, lambda: part.key), part.labels)
+
+    def trainer():
+        return trainer_of(network(), replace(data, train=late(data.train), validation=late(data.validation)))
+
+    found = trainer().probe(trial)
+    assert found == trainer_of(network(), data).probe(trial)
+    assert (found.seconds, clock[0]) == (0, 200)
+    assert trainer().time_updates(trial.candidate) == (0, 0)
+    assert clock[0] == 400
+
+
 def test_its_key_follows_the_model_and_the_data():
     key = trainer_of(network(), dataset()).key()
     assert trainer_of(network(), dataset()).key() == key
@@ -357,7 +379,7 @@ def test_heads_that_are_judged_on_the_way_are_those_that_are_carried_out(method,
 @pytest.mark.parametrize("method", methods())
 def test_channels_last_every_method_learns_the_same(method):
     model, data = separable(), dataset()
-    quick = in_quick_layout(model, data)
+    quick = in_quick_layout(model, take_census(model, SIZE))
     assert quick[3].weight.stride() != model[3].weight.stride()
     assert not any(parameter.grad is not None for parameter in [*quick.parameters(), *model.parameters()])
     settings = list(get_method(method).settings(take_census(model, SIZE), (2, 4)))
@@ -378,4 +400,4 @@ def test_a_model_that_cannot_run_channels_last_stays_as_it_is():
 
     torch.manual_seed(0)
     model = Viewing(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Linear(64, 2)).eval()
-    assert in_quick_layout(model, dataset()) is model
+    assert in_quick_layout(model, take_census(model, SIZE)) is model
