@@ -18,7 +18,8 @@ import advisor.apply
 import advisor.delivery
 from advisor import Budget, Request, load_adapter, recommend
 from advisor.adapters import RECIPE, TENSORS, read_recipe
-from advisor.apply import CHECKPOINT, Application, apply_advice, verdict
+from advisor.apply import Application, apply_advice, verdict
+from advisor.delivery import CHECKPOINT
 from advisor.errors import InputError
 from advisor.models import load_model
 
@@ -115,6 +116,7 @@ def adapter_id(advice):
 
 
 HEADS = ["ridge-features=last", "ridge-features=all", "dora-rank=2@head-ridge-last", "norm@head-ridge-all"]
+HEADS += ["lora-rank=2@head-ridge-all"]
 
 
 @pytest.mark.parametrize("candidate", HEADS)
