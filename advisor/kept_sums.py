@@ -52,8 +52,8 @@ class KeptSums:
             content = path.read_bytes()
         except FileNotFoundError as error:
             raise InputError(
-                f"{path}: is missing, and nothing can be added without it; take it from where apply wrote it, "
-                "or run apply again"
+                f"{path}: is missing, and nothing can be added without it; take it from where apply wrote "
+                "it, or run apply again"
             ) from error
         except OSError as error:
             raise InputError(f"{path}: can't be read ({error.strerror}); check its permissions") from error
