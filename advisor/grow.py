@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from advisor.adapters import RECIPE, Recipe, attach_adapter, read_recipe, read_tensors
+from advisor.costs.growing import GrowingCost, growing_cost
 from advisor.delivery import check_folder, deliver
 from advisor.errors import DataError, InputError
 from advisor.kept_sums import SUMS, KeptSums, marks_of
@@ -59,6 +60,7 @@ class Grown:
     before: int  # images that were in the sums
     sums_bytes: int  # of the file
     features: int
+    cost: GrowingCost
     accuracy: Accuracy  # of the images added, each one answered by a head without it
     of_known: Accuracy | None  # likewise, of classes that the head had; None where none was added
     of_new: Accuracy | None
@@ -152,6 +154,7 @@ def grow(model: str, growth: Growth, progress: Progress = lambda stage, fraction
         before=before,
         sums_bytes=len(whole.content()),
         features=len(sums.features),
+        cost=growing_cost(loaded.module, census, sums.sizes, classes, len(seen.labels)),
         accuracy=accuracy,
         of_known=_share(right[~is_new]),
         of_new=_share(right[is_new]),

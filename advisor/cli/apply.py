@@ -140,7 +140,7 @@ def _grow(model: str, folder: Path, add: str, output: Path, arch: str | None, tr
 
     from advisor.cli.progress import ProgressBars
     from advisor.grow import Growth, grow, verdict
-    from advisor.units import format_bytes
+    from advisor.units import format_bytes, format_flops
 
     with results_apart(), ProgressBars() as progress:
         grown = grow(model, Growth(folder, add, output, arch, trust), progress)
@@ -154,6 +154,9 @@ def _grow(model: str, folder: Path, add: str, output: Path, arch: str | None, tr
         f"Sums:    {format_bytes(grown.sums_bytes)} of {grown.features:,} features, "
         f"{grown.recipe.images or 0:,} images, {grown.recipe.classes:,} classes"
     )
+    forward, solving = map(format_flops, (grown.cost.forward_flops, grown.cost.solving_flops))
+    held = format_bytes(grown.cost.solving_bytes)
+    typer.echo(f"Cost:    {forward} of forward passes, {solving} to solve, in {held}")
     typer.echo(verdict(grown))
     _fail_on(grown.unwritten, "the same command writes the rest, once it can")
 
