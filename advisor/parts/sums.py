@@ -100,6 +100,8 @@ class Spectrum:
 
         That is leave-one-out with every image's share in the fit taken for the mean share, so it needs no
         image, only their sums: the error is n |Y - HY|^2 / (n - tr H)^2, the intercept a part of H.
+        On photos that is as good as leave-one-out. The penalty of the first images is up to 4 points worse
+        where many more images or classes are added, and up to 2 where it is scaled with their number.
         """
         squares = self.inner.square().sum(1)
         outside = (self._count * (1 - self.shares.square().sum()) - squares.sum()).clamp_min(0)
