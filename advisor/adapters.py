@@ -23,7 +23,8 @@ from safetensors.torch import save as save_tensors
 from torch import nn
 
 from advisor.errors import InputError
-from advisor.files import write_whole
+from advisor.files import kept_name, write_whole
+from advisor.kept_sums import SUMS, KeptSums
 from advisor.models import take_census
 from advisor.models.fingerprint import model_fingerprint
 from advisor.parts.attachment import Trainable
@@ -66,6 +67,9 @@ class Recipe:
     accuracy: Mapping[str, float | int] | None = None  # mean, low, high, samples: on held-out images
     base_accuracy: Mapping[str, float | int] | None = None
     predicted_accuracy: Mapping[str, float | int] | None = None  # by the probe
+    sums_sha256: str = ""  # of the sums that its head was solved of; none where it was trained
+    images: int | None = None  # that are in these sums
+    added: tuple[Mapping[str, Any], ...] = ()  # to them, later: data, images, new classes
     versions: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
@@ -86,8 +90,13 @@ class Recipe:
         return Candidate.of(self.method, self.setting, self.levers)
 
 
-def save_adapter(folder: str | os.PathLike[str], trainable: Trainable, recipe: Recipe) -> Recipe:
+def save_adapter(
+    folder: str | os.PathLike[str], trainable: Trainable, recipe: Recipe, sums: KeptSums | None = None
+) -> Recipe:
     """Write `adapter.safetensors` and `recipe.json` into the folder, each whole or not at all.
+
+    Args:
+        sums: of which its head was solved; they become `sums.safetensors`.
 
     Returns:
         The recipe as it was written.
@@ -101,7 +110,15 @@ def save_adapter(folder: str | os.PathLike[str], trainable: Trainable, recipe: R
         for name, tensor in trainable.delta().items()
     }
     content = save_tensors(tensors, metadata={"format": FORMAT})
-    recipe = dataclasses.replace(recipe, adapter_sha256=hashlib.sha256(content).hexdigest())
+    recipe = dataclasses.replace(recipe, adapter_sha256=hashlib.sha256(content).hexdigest(), sums_sha256="")
+    if sums is not None:
+        of_sums = sums.content()
+        recipe = dataclasses.replace(
+            recipe, sums_sha256=hashlib.sha256(of_sums).hexdigest(), images=sums.sums.count
+        )
+        write_whole(Path(folder, SUMS), of_sums, keep_old=True)
+    elif (former := kept_name(Path(folder, SUMS))) is not None:
+        Path(folder, SUMS).replace(former)  # of another head
     document = {"format": FORMAT, "candidate": recipe.candidate.id, **asdict(recipe)}
     write_whole(Path(folder, TENSORS), content, keep_old=True)
     write_whole(Path(folder, RECIPE), json.dumps(document, indent=2, allow_nan=False) + "\n", keep_old=True)
@@ -123,15 +140,7 @@ def load_adapter(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
     """
     folder = Path(path).parent if Path(path).suffix == ".safetensors" else Path(path)
     recipe = read_recipe(folder)
-    tensors = _read_tensors(folder / TENSORS, recipe)
-    found = model_fingerprint(model)
-    if found != recipe.base_fingerprint:
-        raise InputError(
-            f"{folder}: the adapter was trained on other weights (fingerprint "
-            f"{recipe.base_fingerprint[:12]}, this model's is {found[:12]}); give the model that it was "
-            f"trained on{f', {recipe.base_model}' if recipe.base_model else ''}"
-        )
-    return attach_adapter(model, recipe, tensors, folder).model.eval()
+    return attach_adapter(model, recipe, read_tensors(folder, recipe, model), folder).model.eval()
 
 
 def attach_adapter(
@@ -205,6 +214,19 @@ def _recipe(document: Mapping[str, Any]) -> Recipe:
     if wrong := [name for name, right in checks.items() if not right]:
         raise ValueError(f"{wrong[0]} is wrong")
     return recipe
+
+
+def read_tensors(folder: Path, recipe: Recipe, model: nn.Module) -> dict[str, torch.Tensor]:
+    """The adapter's, where it belongs to the recipe and to this base model. Raises InputError."""
+    tensors = _read_tensors(folder / TENSORS, recipe)
+    found = model_fingerprint(model)
+    if found != recipe.base_fingerprint:
+        raise InputError(
+            f"{folder}: the adapter was trained on other weights (fingerprint "
+            f"{recipe.base_fingerprint[:12]}, this model's is {found[:12]}); give the model that it was "
+            f"trained on{f', {recipe.base_model}' if recipe.base_model else ''}"
+        )
+    return tensors
 
 
 def _read_tensors(path: Path, recipe: Recipe) -> dict[str, torch.Tensor]:

@@ -7,27 +7,25 @@ which the learning rate falls to zero, so the accuracy that is told is one of im
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 
-from advisor.adapters import RECIPE, TENSORS, Recipe, save_adapter
+from advisor.adapters import Recipe
 from advisor.costs import available_bytes
+from advisor.delivery import CHECKPOINT, check_folder, deliver
 from advisor.errors import InputError, first_line
-from advisor.files import make_folder, replacing
-from advisor.huggingface import save_for_peft
-from advisor.merged import NAMES, save_merged
+from advisor.files import replacing
+from advisor.kept_sums import KeptSums, marks_of
 from advisor.methods import learning_rates
 from advisor.names import did_you_mean
 from advisor.probes import FineTune, Normalisation, Trainer, accuracy_of, head_of
 from advisor.records import Accuracy, Candidate, DataSummary, Evaluation, Framing, Recommendation
 from advisor.situation import Progress, Request, Story, prepare, versions
 
-CHECKPOINT = "checkpoint.pt"
 _CHECKPOINT_FORMAT = "peft-advisor checkpoint 2"
 _CHECKPOINT_KEYS = {"key", "epochs", "state"}
 _PIECES = 20  # of an epoch: how often progress is told
@@ -92,8 +90,7 @@ def apply_advice(
     rate = _learning_rate(evaluation, application.learning_rate)
     if application.epochs < 1:
         raise InputError(f"--epochs {application.epochs} must be at least 1")
-    _make_folder(application.output)
-    _keep_input(model, application.output)
+    check_folder(model, application.output)
     story = prepare(model, _request(recommendation, evaluation.candidate, application), progress)
     _check_model(story, recommendation)
     assert story.dataset is not None  # noqa: S101 - the request names the data
@@ -159,7 +156,7 @@ class _Run:
         progress("train", 1.0, "")
         if self.diverged:
             self.fine_tune.trainable.model.load_state_dict(self._weights, strict=False)
-        if not self._is_solved:
+        if self.fine_tune.trainable.examples is None:
             self.fine_tune.finish()
 
     def resume(self) -> None:
@@ -343,25 +340,6 @@ def _check_model(story: Story, recommendation: Recommendation) -> None:
         )
 
 
-def _make_folder(folder: Path) -> None:
-    """Refuse a folder that can't be written to before the work, not after it."""
-    try:
-        make_folder(folder)
-    except InputError as error:
-        raise InputError(f"--output {error}") from error
-
-
-def _keep_input(model: str, folder: Path) -> None:
-    """Refuse to write over the model that is given."""
-    for name in (CHECKPOINT, TENSORS, *NAMES):
-        try:
-            taken = (folder / name).samefile(model)
-        except (OSError, ValueError):  # one of them is no file
-            continue
-        if taken:
-            raise InputError(f"{model} lies where apply would write over it; give another --output")
-
-
 def _read_checkpoint(path: Path) -> dict[str, Any]:
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
@@ -402,42 +380,23 @@ def _written(
         base_accuracy=_figures(base),
         predicted_accuracy=_figures(evaluation.accuracy),
     )
-    unwritten: list[str] = []
-
-    @contextmanager
-    def noted() -> Iterator[None]:
-        """What can't be written takes nothing else with it: the training is done."""
-        try:
-            yield
-        except InputError as error:
-            unwritten.append(str(error))
-        except OSError as error:
-            unwritten.append(f"{error.filename or folder}: can't be written ({error.strerror})")
-
-    files: list[Path] = []
-    with noted():
-        recipe = save_adapter(folder, trainable, recipe)
-        files += [folder / TENSORS, folder / RECIPE]
+    sums = None
+    if trainable.examples is not None:
+        train = run.trainer.dataset.train
+        sums = KeptSums(trainable.examples.sums(), marks_of(train.images, train.labels))
     some = torch.arange(min(8, len(story.dataset.validation)))
     images, _ = story.dataset.validation.batch(some, story.dataset.normalisation)
-    for_peft: Iterable[Path] = ()
-    merged, no_peft, no_merged = None, "", ""
-    with noted():
-        for_peft, no_peft = save_for_peft(folder, story.loaded.module, trainable, recipe)
-    # The last, because it takes the trained model apart.
-    with noted():
-        merged, no_merged = save_merged(folder, story.loaded, trainable.model, recipe.method, images)
-    files += [*([merged] if merged else []), *for_peft]
+    delivered = deliver(folder, story.loaded, trainable, recipe, images, sums)
     return Applied(
-        recipe=recipe,
+        recipe=delivered.recipe,
         accuracy=accuracy,
         base=base,
         predicted=evaluation.accuracy,
         epochs_run=run.epochs_run,
-        files=tuple(files),
-        notes=tuple(note for note in (no_merged, no_peft) if note),
+        files=delivered.files,
+        notes=delivered.notes,
         warnings=tuple(_warnings(run, story, evaluation, recommendation)),
-        unwritten=tuple(unwritten),
+        unwritten=delivered.unwritten,
     )
 
 

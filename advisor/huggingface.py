@@ -27,6 +27,7 @@ from advisor.methods.lora import SCALE
 from advisor.models.layers import is_plain, layer_type
 from advisor.parts.attachment import Trainable
 from advisor.parts.bypass import BYPASS, LayerModule
+from advisor.parts.closed_form import WideHead
 
 FOLDER = "huggingface"
 _PREFIX = "base_model.model"  # where PEFT holds the base model
@@ -103,6 +104,8 @@ def _translated(
 ) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     if recipe.base_classes is not None:
         raise _InexpressibleError("the head has other classes than the base model's, which PEFT would keep")
+    if any(isinstance(module, WideHead) for module in trainable.model.modules()):
+        raise _InexpressibleError("the head reads blocks besides its own input, which PEFT has no layer for")
     by_layer: dict[str, dict[str, torch.Tensor]] = {}
     whole: list[str] = []
     for name, tensor in trainable.delta().items():

@@ -15,9 +15,11 @@ from torch import nn
 from torch.nn import functional
 
 import advisor.apply
+import advisor.delivery
 from advisor import Budget, Request, load_adapter, recommend
 from advisor.adapters import RECIPE, TENSORS, read_recipe
-from advisor.apply import CHECKPOINT, Application, apply_advice, verdict
+from advisor.apply import Application, apply_advice, verdict
+from advisor.delivery import CHECKPOINT
 from advisor.errors import InputError
 from advisor.models import load_model
 
@@ -81,13 +83,13 @@ def outputs(module, images=None):
 def trained(monkeypatch):
     """What the trained modules answered when they were written."""
     kept = []
-    save = advisor.apply.save_adapter
+    save = advisor.delivery.save_adapter
 
-    def keep(folder, trainable, recipe):
+    def keep(folder, trainable, recipe, sums):
         kept.append(outputs(trainable.model))
-        return save(folder, trainable, recipe)
+        return save(folder, trainable, recipe, sums)
 
-    monkeypatch.setattr(advisor.apply, "save_adapter", keep)
+    monkeypatch.setattr(advisor.delivery, "save_adapter", keep)
     return kept
 
 
@@ -114,6 +116,7 @@ def adapter_id(advice):
 
 
 HEADS = ["ridge-features=last", "ridge-features=all", "dora-rank=2@head-ridge-last", "norm@head-ridge-all"]
+HEADS += ["lora-rank=2@head-ridge-all"]
 
 
 @pytest.mark.parametrize("candidate", HEADS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +10,7 @@ import typer
 
 from advisor.cli import options, talk
 from advisor.cli.streams import results_apart
-from advisor.errors import EXIT_WRONG_INPUT
+from advisor.errors import EXIT_WRONG_INPUT, InputError
 
 RECIPE = "recipe.json"  # what a finished run leaves
 
@@ -18,11 +19,21 @@ def command(
     model: options.Model,
     report: Annotated[
         str,
-        typer.Argument(metavar="REPORT.json", help="What recommend --json wrote.", show_default=False),
+        typer.Argument(
+            metavar="REPORT.json",
+            help="What recommend --json wrote; with --add, the folder that apply wrote.",
+            show_default=False,
+        ),
     ],
     output: Annotated[
         Path, typer.Option(metavar="DIR", help="Where to write; made if need be.", show_default=False)
     ],
+    add: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DATA", help="Images to add to a head that was solved, of its classes or of new ones."
+        ),
+    ] = None,
     data: Annotated[
         str | None,
         typer.Option(metavar="DATA", help="The images to train on; default: those of the report."),
@@ -52,28 +63,39 @@ def command(
     and huggingface/ where PEFT computes the same. A checkpoint is kept after each epoch: the same
     command goes on from it.
 
+    A head that was solved in closed form can grow: with --add, more images or new classes are added to the
+    sums it was solved of (sums.safetensors), and it is solved anew. Neither the old images nor a report is
+    needed, and nothing is forgotten: all images together give the same head.
+
     Exit codes: 0 done, 2 the input or the command line is wrong or a file can't be written, 130 interrupted.
 
     Examples:
         peft-advisor apply model.pt advice.json --output tuned/
         peft-advisor apply model.pt advice.json --output tuned/ --candidate lora-rank=4 --epochs 20
+        peft-advisor apply model.pt tuned/ --add new-images/ --output grown/
     """
     options.check_model(model)
-    for images in (data, unlabelled):
+    for images in (data, unlabelled, add):
         options.check_data(images)
+    if add is not None:
+        given = {"--data": data, "--unlabelled": unlabelled, "--candidate": candidate}
+        wrong = [name for name, value in given.items() if value is not None]
+        wrong += ["--learning-rate"] if learning_rate is not None else []
+        wrong += ["--restart"] if restart else []
+        if wrong:
+            raise InputError(f"--add trains nothing, so {wrong[0]} means nothing beside it; leave it out")
+        _grow(model, Path(report), add, output, arch, trust)
+        return
     options.check_report(report)
 
     from advisor.report import read_json
 
     recommendation = read_json(report)
-    if (output / RECIPE).exists():
-        talk.notice(
-            f"{output} holds what an earlier run wrote; what comes out otherwise now is kept beside the new "
-            "as NAME~"
-        )
+    _say_what_is_kept(output)
 
-    from advisor.apply import CHECKPOINT, Application, apply_advice, verdict
+    from advisor.apply import Application, apply_advice, verdict
     from advisor.cli.progress import ProgressBars
+    from advisor.delivery import CHECKPOINT
 
     application = Application(
         output=output,
@@ -102,15 +124,67 @@ def command(
         raise typer.Exit(130) from None
     rate = applied.recipe.learning_rate
     typer.echo(f"Trained: {applied.recipe.candidate.id}{f', learning rate {rate:g}' if rate else ''}")
-    if applied.files:
-        typer.echo("Wrote:   " + "\n         ".join(str(path) for path in applied.files))
-    for warning in applied.warnings:
-        typer.echo(f"Warning: {warning}")
-    for note in applied.notes:
-        typer.echo(f"Note:    {note}")
+    sums = _size_of_sums(applied.files)
+    _tell_files(applied.files, applied.warnings, applied.notes)
+    if sums:
+        typer.echo(f"Sums:    {sums} to add images to later, with --add; what is shipped doesn't need them")
     typer.echo(verdict(applied))
-    for failure in applied.unwritten:
+    _fail_on(applied.unwritten, "training is done: the same command writes the rest, once it can")
+
+
+def _grow(model: str, folder: Path, add: str, output: Path, arch: str | None, trust: bool) -> None:
+    _say_what_is_kept(output)
+
+    from advisor.cli.progress import ProgressBars
+    from advisor.grow import Growth, grow, verdict
+    from advisor.units import format_bytes, format_flops
+
+    with results_apart(), ProgressBars() as progress:
+        grown = grow(model, Growth(folder, add, output, arch, trust), progress)
+    counts = ", ".join(
+        f"{count:,} of {name}{' (new)' if name in grown.new_classes else ''}"
+        for name, count in grown.images.items()
+    )
+    typer.echo(f"Added:   {sum(grown.images.values()):,} images to {grown.before:,}: {counts}")
+    _tell_files(grown.files, grown.warnings, grown.notes)
+    typer.echo(
+        f"Sums:    {format_bytes(grown.sums_bytes)} of {grown.features:,} features, "
+        f"{grown.recipe.images or 0:,} images, {grown.recipe.classes:,} classes"
+    )
+    forward, solving = map(format_flops, (grown.cost.forward_flops, grown.cost.solving_flops))
+    held = format_bytes(grown.cost.solving_bytes)
+    typer.echo(f"Cost:    {forward} of forward passes, {solving} to solve, in {held}")
+    typer.echo(verdict(grown))
+    _fail_on(grown.unwritten, "the same command writes the rest, once it can")
+
+
+def _say_what_is_kept(output: Path) -> None:
+    if (output / RECIPE).exists():
+        talk.notice(
+            f"{output} holds what an earlier run wrote; what comes out otherwise now is kept beside the new "
+            "as NAME~"
+        )
+
+
+def _tell_files(files: Sequence[Path], warnings: Sequence[str], notes: Sequence[str]) -> None:
+    if files:
+        typer.echo("Wrote:   " + "\n         ".join(str(path) for path in files))
+    for warning in warnings:
+        typer.echo(f"Warning: {warning}")
+    for note in notes:
+        typer.echo(f"Note:    {note}")
+
+
+def _size_of_sums(files: Sequence[Path]) -> str:
+    from advisor.kept_sums import SUMS
+    from advisor.units import format_bytes
+
+    return next((format_bytes(path.stat().st_size) for path in files if path.name == SUMS), "")
+
+
+def _fail_on(unwritten: Sequence[str], hint: str) -> None:
+    for failure in unwritten:
         typer.echo(f"peft-advisor: error: {failure}", err=True)
-    if applied.unwritten:
-        talk.notice("training is done: the same command writes the rest, once it can")
+    if unwritten:
+        talk.notice(hint)
         raise typer.Exit(EXIT_WRONG_INPUT)

@@ -143,6 +143,7 @@ _FINDERS: dict[str, Callable[[str], list[str]]] = {
     "models": _models,
     "arch": _models,
     "data": _data,
+    "add": _data,
     "retain": _data,
     "methods": _methods,
     "names": _methods,  # of `methods`

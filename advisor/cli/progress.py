@@ -27,6 +27,7 @@ _STAGES = {
     "probe": "Probing on your data",
     "verify": "Running the choice",
     "train": "Training",
+    "add": "Adding the images",
     "write": "Judging and writing",
 }
 

@@ -182,6 +182,8 @@ _RULES: dict[Any, Callable[[Sequence[Any], Mapping[str, Any], Any], int | Operat
     aten.mv: lambda args, *_: 2 * args[0].numel(),
     aten.dot: lambda args, *_: 2 * args[0].numel(),
     aten.addmm: _matmul(1),
+    aten.addmm_: _matmul(1),
+    aten.addr: lambda args, *_: 2 * args[0].numel(),
     aten.baddbmm: _matmul(1),
     aten.addmv: lambda args, *_: 2 * args[1].numel(),
     aten.native_batch_norm_backward: _batch_norm_backward,

@@ -17,10 +17,17 @@ from advisor.records import FEATURES, Census, Features, Levers
 
 @register
 class Ridge(Method):
-    """No gradient, no learning rate, no epochs: memory and FLOPs of inference, then one linear system."""
+    """No gradient, no learning rate, no epochs: memory and FLOPs of inference, then one linear system.
+
+    What the system is made of are sums over images, so more images and new classes can be added to it later,
+    without the old ones and without forgetting: `advisor.grow`.
+    """
 
     name = "ridge"
-    summary = "the last classifier is solved in closed form, on pooled features of one forward pass"
+    summary = (
+        "the last classifier is solved in closed form, on pooled features of one forward pass; "
+        "more images and classes can be added later"
+    )
     formula = "V = YᵀX(XᵀX + λI)⁻¹; λ by exact leave-one-out"
     source = "RanPAC, arXiv 2307.02251, section 4; features of all blocks: Head2Toe, arXiv 2201.03529"
     order = 25

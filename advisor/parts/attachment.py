@@ -14,6 +14,7 @@ from torch import nn
 from advisor.errors import InputError
 from advisor.models.layers import is_whole
 from advisor.parts.bypass import LayerModule
+from advisor.parts.closed_form import Examples
 from advisor.records import LAYER_TYPES, Census, Features, Layer, Levers, SettingValue
 
 Setting = Mapping[str, SettingValue]
@@ -43,6 +44,7 @@ class Trainable:
     additions: dict[str, torch.Tensor] = field(default_factory=dict)
     loss: Loss = F.cross_entropy
     solved: Features | None = None  # of the head that is in closed form: nothing else is learned
+    examples: Examples | None = None  # what that head was solved of, once it is
 
     def tracked_norms(self) -> list[tuple[str, Any]]:
         """The normalisation layers with running statistics that the candidate changes, by name.

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -18,14 +16,12 @@ from torch import nn
 
 from advisor.errors import InputError
 from advisor.models.blocks import pool
+from advisor.parts.sums import Spectrum, Sums, eigenvectors, one_hot, penalties, scales, unscaled
 from advisor.records import FEATURES, Block, Census, Features
 
 MOST_ROWS = 2048  # images whose features are kept as they are: leave-one-out is over these
 MOST_FEATURES = 4096  # of a wide head: solving takes time by their cube, memory by their square
-# Times the mean eigenvalue: from hardly any penalty to hardly anything learnt.
-_PENALTIES = -4, 2, 13  # powers of ten: the first, the last, how many
 _AT_ONCE = 64  # images whose features enter the sums together
-_LEAST_SPREAD = 1e-6  # of the largest: a feature that varies less is a constant that was rounded
 
 
 class WideHead(nn.Module):
@@ -173,7 +169,7 @@ class Examples:
         """`sizes`: of the groups of features that count alike."""
         self.sizes, self.classes, self.count = tuple(sizes), classes, 0
         self._rows: list[tuple[torch.Tensor, torch.Tensor]] = []  # features (n, F), labels (n,)
-        self._sums: _Sums | None = None
+        self._sums: Sums | None = None
 
     @classmethod
     def of(cls, sizes: Sequence[int], classes: int, features: torch.Tensor, labels: torch.Tensor) -> Examples:
@@ -190,8 +186,12 @@ class Examples:
             self._rows.append((features, labels))
             return
         if self._sums is None:
-            self._sums = _Sums.of(self._rows, self.classes)
+            self._sums = self._summed(self._rows, self.sizes)
         self._sums.add(features, labels)
+
+    def sums(self) -> Sums:
+        """Of all images: what more of them can be added to."""
+        return self._sums if self._sums is not None else self._summed(self._rows, self.sizes)
 
     def solve(self, groups: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """The weight (classes, F) and bias (classes,) of the ridge regression, in single precision.
@@ -205,44 +205,38 @@ class Examples:
         rows = [(features[:, : sum(sizes)], labels) for features, labels in self._rows]
         if self._sums is None and self.count <= sum(sizes):
             return self._solved_by_rows(sizes, rows)
-        return self._solved_by_sums(sizes, rows, self._sums or _Sums.of(rows, self.classes))
+        return self._solved_by_sums(
+            rows, self._sums.of_first(groups) if self._sums is not None else self._summed(rows, sizes)
+        )
+
+    def _summed(self, rows: Sequence[_Rows], sizes: Sequence[int]) -> Sums:
+        sums = Sums.none(sizes, self.classes, rows[0][0].device)
+        for features, labels in rows:
+            sums.add(features, labels)
+        return sums
 
     def _solved_by_rows(
         self, sizes: Sequence[int], rows: Sequence[_Rows]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """By an eigenproblem of as many unknowns as there are images: X' (XX' + c)^-1 Y."""
         x = torch.cat([features for features, _ in rows])
-        targets = torch.cat([_one_hot(labels, self.classes) for _, labels in rows])
+        targets = torch.cat([one_hot(labels, self.classes) for _, labels in rows])
         mean, shares = x.mean(0), targets.mean(0)
-        scale = _scales(sizes, x.std(0, correction=0))
+        scale = scales(sizes, x.std(0, correction=0))
         x.sub_(mean).mul_(scale)
-        values, vectors = _eigenvectors((x @ x.T).double())
+        values, vectors = eigenvectors((x @ x.T).double())
         inner = vectors.T @ targets.sub_(shares)
         kept = zip(vectors.split([len(labels) for _, labels in rows]), rows, strict=True)
         along = ((part, labels) for part, (_, labels) in kept)
         penalty = self._best_penalty(values, inner, shares, along)
         weight = x.T @ (vectors @ (inner / (values + penalty)[:, None])).float()
-        return self._unscaled(weight.double(), mean.double(), scale.double(), shares)
+        return unscaled(weight.double(), mean.double(), scale.double(), shares)
 
-    def _solved_by_sums(
-        self, sizes: Sequence[int], rows: Sequence[_Rows], sums: _Sums
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """By an eigenproblem of as many unknowns as there are features: (X'X + c)^-1 X' Y."""
-        used = sum(sizes)
-        mean, shares = sums.features[:used] / self.count, sums.targets / self.count
-        spread = (sums.gram.diagonal()[:used] / self.count - mean**2).clamp_min(0).sqrt()
-        scale = _scales(sizes, spread)
-        gram = torch.addr(sums.gram[:used, :used], mean, mean, alpha=-self.count)
-        values, vectors = _eigenvectors(gram.mul_(scale).mul_(scale[:, None]))
-        del gram
-        moments = torch.addr(sums.moments[:used], mean, shares, alpha=-self.count).mul_(scale[:, None])
-        # What lies along an eigenvalue of zero is rounding.
-        roots = values.clamp_min(1e-12 * values.max()).sqrt()
-        inner = (vectors.T @ moments) / roots[:, None]
-        along = (((features - mean) * scale @ vectors / roots, labels) for features, labels in rows)
-        penalty = self._best_penalty(values, inner, shares, along)
-        weight = vectors @ (inner * (roots / (values + penalty))[:, None])
-        return self._unscaled(weight, mean, scale, shares)
+    def _solved_by_sums(self, rows: Sequence[_Rows], sums: Sums) -> tuple[torch.Tensor, torch.Tensor]:
+        """By an eigenproblem of as many unknowns as there are features."""
+        spectrum = Spectrum(sums)
+        along = ((spectrum.along(features), labels) for features, labels in rows)
+        return spectrum.head(self._best_penalty(spectrum.values, spectrum.inner, spectrum.shares, along))
 
     def _best_penalty(
         self, values: torch.Tensor, inner: torch.Tensor, shares: torch.Tensor, rows: Iterable[_Rows]
@@ -257,76 +251,17 @@ class Examples:
             inner: (r, classes), the targets along the eigenvectors.
             rows: images (n, r) along the eigenvectors, each of which has unit length over all images.
         """
-        penalties = torch.logspace(*_PENALTIES, dtype=torch.float64, device=values.device) * values.mean()
-        errors = torch.zeros_like(penalties)
+        options = penalties(values, self.count)
+        errors = torch.zeros_like(options)
         for along, labels in rows:
-            targets = _one_hot(labels, self.classes).sub_(shares)
+            targets = one_hot(labels, self.classes).sub_(shares)
             squares = along**2
-            for place, penalty in enumerate(penalties):
+            for place, penalty in enumerate(options):
                 kept = values / (values + penalty)
                 residuals = targets - along @ (kept[:, None] * inner)
                 residuals /= (1 - 1 / self.count - squares @ kept).clamp_min(1e-9)[:, None]
                 errors[place] += residuals.square_().sum()
-        return penalties.gather(0, errors.argmin()[None])
-
-    def _unscaled(
-        self, weight: torch.Tensor, mean: torch.Tensor, scale: torch.Tensor, shares: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """For features as they are."""
-        weight = weight * scale[:, None]
-        return weight.T.float().contiguous(), (shares - mean @ weight).float()
+        return options.gather(0, errors.argmin()[None])
 
 
 _Rows = tuple[torch.Tensor, torch.Tensor]  # of some images: a row each, labels
-
-
-@dataclass(slots=True)
-class _Sums:
-    """Over images, in double precision."""
-
-    gram: torch.Tensor  # (F, F) of the features
-    moments: torch.Tensor  # (F, classes): features times targets
-    features: torch.Tensor  # (F,)
-    targets: torch.Tensor  # (classes,)
-
-    @classmethod
-    def of(cls, rows: Sequence[_Rows], classes: int) -> _Sums:
-        first, count = rows[0][0], rows[0][0].shape[1]
-        zeros = partial(torch.zeros, dtype=torch.float64, device=first.device)
-        sums = cls(zeros(count, count), zeros(count, classes), zeros(count), zeros(classes))
-        for features, labels in rows:
-            sums.add(features, labels)
-        return sums
-
-    def add(self, features: torch.Tensor, labels: torch.Tensor) -> None:
-        x, targets = features.double(), _one_hot(labels, len(self.targets))
-        self.gram.addmm_(x.T, x)
-        self.moments.addmm_(x.T, targets)
-        self.features += x.sum(0)
-        self.targets += targets.sum(0)
-
-
-def _one_hot(labels: torch.Tensor, classes: int) -> torch.Tensor:
-    zeros = torch.zeros(len(labels), classes, dtype=torch.float64, device=labels.device)
-    return zeros.scatter_(1, labels[:, None], 1.0)
-
-
-def _scales(sizes: Sequence[int], spread: torch.Tensor) -> torch.Tensor:
-    """What features are multiplied by, so that each varies alike, and each group as much as any other."""
-    shares = [torch.full((s,), s**-0.5, dtype=spread.dtype, device=spread.device) for s in sizes]
-    return torch.cat(shares) / spread.clamp_min(_LEAST_SPREAD * spread.max())
-
-
-def _eigenvectors(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Eigenvalues, none below zero, and eigenvectors of a symmetric matrix."""
-    # Where only shapes run, LAPACK takes nothing, so something else has to stand for what it would.
-    size = _solver_workspace(len(matrix)) if matrix.is_meta else 0
-    workspace = torch.empty(size, dtype=torch.uint8, device=matrix.device)
-    values, vectors = torch.linalg.eigh(matrix)
-    del workspace
-    return values.clamp_min(0), vectors
-
-
-def _solver_workspace(order: int) -> int:
-    """Bytes that LAPACK's divide-and-conquer eigensolver (dsyevd) works in, for an order x order matrix."""
-    return 8 * (1 + 6 * order + 2 * order**2) + 4 * (3 + 5 * order)

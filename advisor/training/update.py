@@ -107,6 +107,7 @@ def solve_head(
         weight, bias = examples.solve()
         linear.weight.copy_(weight)
         linear.bias.copy_(bias)
+    trainable.examples = examples
 
 
 def head_to_solve(trainable: Trainable, census: Census) -> nn.Linear:

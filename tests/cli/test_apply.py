@@ -7,6 +7,7 @@ import signal
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from advisor.cli import main
@@ -97,3 +98,75 @@ def test_an_interrupted_run_says_how_to_go_on(folder, tmp_path, more, how):
     assert f"interrupted; the same command{how} goes on from the last whole epoch" in err
     assert "Traceback" not in err
     assert (out / "checkpoint.pt").is_file()
+
+
+@pytest.fixture(scope="module")
+def solved(folder, tmp_path_factory):
+    """The folder of an adapter whose head was solved."""
+    out = tmp_path_factory.mktemp("solved")
+    data = ("--data", str(folder / "new-data.npz"))
+    files = (str(folder / "model.pt"), str(folder / "ridge.json"))
+    quick = ("--input-size", "1x8x8", "--methods", "ridge", "--no-probe", "--no-store", "--no-verify")
+    for arguments in (
+        ("recommend", files[0], *data, "--json", files[1], *quick),
+        ("apply", *files, "--output", str(out), "--candidate", "ridge-features=last"),
+    ):
+        with pytest.raises(SystemExit) as done:
+            main(list(arguments))
+        assert not done.value.code
+    return out
+
+
+def more_images(where, name="an eleventh"):
+    """One class more, of crosses."""
+    images = np.zeros((20, 8, 8), np.uint8)
+    images[:, range(8), range(8)] = images[:, range(8), range(7, -1, -1)] = 255
+    images += np.random.default_rng(0).integers(0, 60, images.shape, np.uint8) // 2
+    np.savez(where, images=images, labels=np.zeros(20, np.int64), class_names=np.array([name]))
+    return where
+
+
+def test_a_solved_head_grows(run, solved, tmp_path):
+    before = {path: path.read_bytes() for path in solved.iterdir() if path.is_file()}
+    new, out = more_images(tmp_path / "new.npz"), tmp_path / "out"
+    asked = ("apply", "model.pt", solved, "--add", new, "--output", out)
+    code, stdout, err = run(*asked)
+    assert code == 0, err
+    assert "Added:   20 images to" in stdout
+    assert "20 of an eleventh (new)" in stdout
+    assert "images, 11 classes" in stdout
+    assert "Cost:    " in stdout
+    assert f"{out / 'merged.pt'}" in stdout
+    assert "100.0 % right of the 20 images added" in stdout.splitlines()[-1]
+    assert {path: path.read_bytes() for path in solved.iterdir() if path.is_file()} == before
+
+    code, again, err = run(*asked)  # from the same sums: the same comes out, and nothing else is kept
+    assert (code, again) == (0, stdout)
+    assert "is kept beside the new as NAME~" in err
+    assert not (out / "adapter.safetensors~").exists()
+
+    code, stdout, err = run("apply", "model.pt", out, "--add", new, "--output", out)
+    assert (code, stdout) == (2, "")
+    assert "were added before" in err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("advice.json", "--add", "new.npz"), "advice.json: is no folder; with --add, give the folder that"),
+        (("nowhere", "--add", "new.npz"), "nowhere: does not exist; with --add, give the folder"),
+        ((".", "--add", "new.npz"), "recipe.json: can't be read"),
+        (("SOLVED", "--add", "missing"), "no such file or folder"),
+        (("SOLVED", "--add", "new.npz", "--data", "new-data.npz"), "--add trains nothing, so --data means"),
+        (("SOLVED", "--add", "new.npz", "--restart"), "so --restart means nothing beside it; leave it out"),
+        (("SOLVED", "--add", "new.npz", "--learning-rate", "1"), "so --learning-rate means nothing"),
+    ],
+)
+def test_what_can_not_grow_is_one_line(run, solved, tmp_path, arguments, message):
+    more_images(Path("new.npz"))
+    given = [solved if argument == "SOLVED" else argument for argument in arguments]
+    code, stdout, err = run("apply", "model.pt", *given, "--output", tmp_path / "out")
+    assert code == 2
+    assert message in one_line(err)
+    assert not stdout
+    assert not (tmp_path / "out").exists()
