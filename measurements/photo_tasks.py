@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -60,6 +60,10 @@ class Size:
     epochs: int = 8
     seeds: int = 2  # of the best three
     tuning: int = 700  # photos, for a network that is to meet a shift
+    # Of the advice alone:
+    budgets: tuple[str, ...] = ("loose", "memory", "flops")
+    probe_seconds: float | Literal["auto"] = "auto"
+    methods: tuple[str, ...] | None = None  # None: all
 
 
 _FEW = 5
@@ -75,10 +79,8 @@ class Prepared:
         self.class_names = photos.class_names
         tuning, given, judging, self.of_other_visits = _split(task, size, photos)
         _link(photos, data / task.photos, given, self.folder)
-        self.network = (
-            self._tuned(photos, data, tuning, kept) if task.shift else NETWORKS[task.network].make()
-        )
-        story = prepare(self.network, self.request, lambda *_: None)
+        self._tuned = self._tune(photos, data, tuning, kept) if task.shift else None
+        story = prepare(self.network(), self.request, lambda *_: None)
         assert story.dataset is not None
         assert story.situation is not None
         judges = _read(photos, judging, size, task)
@@ -105,6 +107,15 @@ class Prepared:
             "photos": fingerprint(repr(self.dataset.normalisation), numbered),
         }
 
+    def network(self) -> nn.Module:
+        """A new copy of what the task begins with."""
+        make = NETWORKS[self.task.network].make
+        if self._tuned is None:
+            return make()
+        model = make(len(self.class_names))
+        model.load_state_dict(torch.load(self._tuned, weights_only=True))
+        return model.eval()
+
     @property
     def request(self) -> Request:
         """What somebody asks who has the network and the photos."""
@@ -116,6 +127,8 @@ class Prepared:
             rehearse=self.task.shift or None,
             class_names=self.class_names if self.task.shift else None,
             epochs=self.size.epochs,
+            methods=self.size.methods,
+            probe_seconds=self.size.probe_seconds,
             verify=False,
         )
 
@@ -151,37 +164,27 @@ class Prepared:
         """How many of the photos that judge say what a training comes to: the first ones."""
         return self.of_other_visits or len(self.dataset.validation)
 
-    def _tuned(self, photos: Found, data: Path, tuning: Sequence[int], kept: Path) -> nn.Module:
-        """The network after it has learned the classes, on photos of its own; kept in a file."""
+    def _tune(self, photos: Found, data: Path, tuning: Sequence[int], kept: Path) -> Path:
+        """The file of a network that has learned the classes, on its own photos; made where it is missing."""
         task, size = self.task, self.size
         path = kept / f"{task.network}-{task.photos}-{size.side}-{len(tuning)}.pt"
-        model = NETWORKS[task.network].make(len(photos.class_names))
-        if not path.exists():
-            say(f"  {task.network} learns {task.photos}")
-            folder = kept / f"{path.stem}-photos"
-            _link(photos, data / task.photos, tuning, folder)
-            story = prepare(
-                NETWORKS[task.network].make(),
-                replace(self.request, data=str(folder), **_PLAIN),
-                lambda *_: None,
-            )
-            assert story.dataset is not None
-            joined = LabelledImages.joined(story.dataset.train, story.dataset.validation)
-            trainer = Trainer(
-                in_quick_layout(story.loaded.module, story.dataset),
-                story.census,
-                replace(story.dataset, train=joined),
-                size.batch,
-            )
-            updates = size.epochs * max(len(joined) // size.batch, 1)
-            tuned = FineTune(trainer, _TUNED_WITH, _TUNED_AT, updates, seed=0)
-            tuned.run(updates)
-            torch.save(tuned.trainable.model.state_dict(), path)
-        model.load_state_dict(torch.load(path, weights_only=True))
-        return model.eval()
-
-
-_PLAIN: dict[str, Any] = {"rehearse": None, "class_names": None}
+        if path.exists():
+            return path
+        say(f"  {task.network} learns {task.photos}")
+        folder = kept / f"{path.stem}-photos"
+        _link(photos, data / task.photos, tuning, folder)
+        plain = replace(self.request, data=str(folder), rehearse=None, class_names=None)
+        story = prepare(NETWORKS[task.network].make(), plain, lambda *_: None)
+        assert story.dataset is not None
+        joined = LabelledImages.joined(story.dataset.train, story.dataset.validation)
+        dataset = replace(story.dataset, train=joined)
+        trainer = Trainer(in_quick_layout(story.loaded.module, dataset), story.census, dataset, size.batch)
+        updates = size.epochs * max(len(joined) // size.batch, 1)
+        tuned = FineTune(trainer, _TUNED_WITH, _TUNED_AT, updates, seed=0)
+        tuned.run(updates)
+        weights = {name: tensor.contiguous() for name, tensor in tuned.trainable.model.state_dict().items()}
+        torch.save(weights, path)
+        return path
 
 
 def _split(task: Task, size: Size, photos: Found) -> tuple[list[int], list[int], list[int], int]:

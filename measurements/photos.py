@@ -1,11 +1,13 @@
 """Study: how much accuracy is lost by following the advice on real networks and photos.
 
-    python -m measurements.photos --data PHOTOS --truth-only   # hours, resumable
-    python -m measurements.photos --data PHOTOS --quick        # one small task, < 5 minutes
+    python -m measurements.photos --data PHOTOS           # hours, resumable; --only truth, --only advice
+    python -m measurements.photos --data PHOTOS --quick   # one small task, < 5 minutes
 
 A task is a network with ImageNet weights and photos. Its truth: every candidate of a stated set, trained to
 the end at each of its learning rates, and judged on photos that trained nothing, with its own head and with
-heads solved in closed form. Each finished task is written into results/photos.json at once.
+heads solved in closed form. Then the advisor, which has seen none of it, gets the network, the photos and a
+budget, and its pick is trained to the end as it advised: regret is the best feasible candidate's accuracy
+less the pick's. Each finished task is written into results/photos.json at once, the tables into README.md.
 """
 
 from __future__ import annotations
@@ -29,7 +31,9 @@ from advisor.probes import Trial, executor_for
 from advisor.probes.train import Probe
 from advisor.records import Candidate, Census, Levers
 from advisor.store import Store, default_path
+from measurements.photo_advice import advised, summarise, tables
 from measurements.photo_tasks import Prepared, Size, Task
+from measurements.tables import README, write_tables
 from measurements.truth import say, share, trained
 
 RESULTS = Path(__file__).parent / "results" / "photos.json"
@@ -44,7 +48,15 @@ TASKS = (
     Task("lite0", "clothing", given=500, shift="gaussian-noise:4"),
 )
 QUICK_TASK = Task("lite0", "clothing", given=60)
-QUICK = Size(side=96, judging=200, epochs=1, seeds=1)
+QUICK = Size(
+    side=96,
+    judging=100,
+    epochs=1,
+    seeds=1,
+    budgets=("loose",),
+    probe_seconds=10.0,
+    methods=("full", "head", "ridge"),
+)
 FROZEN = Levers(statistics="frozen")  # those of batches of eight hurt
 # What whoever has no advisor tries; each with its own head, and with those that can be solved for it.
 TRAININGS: tuple[Callable[[int], Candidate], ...] = (
@@ -65,7 +77,7 @@ TRAININGS: tuple[Callable[[int], Candidate], ...] = (
     lambda blocks: Candidate.of("sparse", {"fraction": 0.125}, FROZEN),
     lambda blocks: Candidate.of("dora", {"rank": 4}, FROZEN),
 )
-QUICK_TRAININGS = (0, 2, 7, 8)
+QUICK_TRAININGS = (0, 2, 8)
 
 
 def answering(training: Candidate, census: Census) -> tuple[Candidate, ...]:
@@ -173,29 +185,54 @@ def _tried(
     return rows
 
 
-def tell_truth(
-    tasks: Sequence[Task], size: Size, numbers: Sequence[int], data: Path, kept: Path, results: Path
+def study(
+    tasks: Sequence[Task],
+    size: Size,
+    numbers: Sequence[int],
+    data: Path,
+    kept: Path,
+    results: Path,
+    *,
+    only: str | None = None,
 ) -> None:
-    """Find out each task's truth that the results lack, and write it there at once."""
-    for task in tasks:
-        if "truth" in read(results).get("tasks", {}).get(task.name, {}):
-            continue
-        say(task.name)
-        with Store(kept / "photos.sqlite") as store:
+    """Find out each task's truth that the results lack, then what is advised; all of it is written at once.
+
+    Args:
+        only: `truth` or `advice`.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with Store(kept / "photos.sqlite") as store:
+        for task in tasks:
+            known = read(results).get("tasks", {}).get(task.name, {})
+            if ("truth" in known) if only == "truth" else only == "advice" and "truth" not in known:
+                continue
+            say(task.name)
             prepared = Prepared(task, size, data, kept, store)
             with executor_for("here", prepared.trainer) as executor:
-                write(results, task, size, truth(prepared, numbers, executor))
+                if "truth" not in known:
+                    known = truth(prepared, numbers, executor)
+                    write(results, size, {task.name: known})
+                if only != "truth":
+                    said = advised(prepared, known["truth"], executor, threads)
+                    write(results, size, {task.name: {"advice": said}})
+    write(results, size, {})
 
 
 def read(results: Path) -> dict[str, Any]:
     return json.loads(results.read_text()) if results.exists() else {}
 
 
-def write(results: Path, task: Task, size: Size, found: Mapping[str, Any]) -> None:
-    """Put what was found of a task beside what is there, which another run may have written meanwhile."""
-    content = {"torch": torch.__version__.split("+")[0], "size": asdict(size), "tasks": {}} | read(results)
-    content["tasks"][task.name] = content["tasks"].get(task.name, {}) | found
-    results.write_text(in_lines(content, 4) + "\n")
+def write(results: Path, size: Size, found: Mapping[str, Mapping[str, Any]]) -> None:
+    """Put what was found of tasks beside what is there, and sum it up anew."""
+    before = read(results).get("tasks", {})
+    tasks = {name: before.get(name, {}) | found.get(name, {}) for name in {**before, **found}}
+    order = [task.name for task in TASKS]
+    tasks = dict(sorted(tasks.items(), key=lambda one: order.index(one[0]) if one[0] in order else -1))
+    content = {"torch": torch.__version__.split("+")[0], "size": asdict(size), "summary": summarise(tasks)}
+    part = results.with_suffix(".part")
+    part.write_text(in_lines(content | {"tasks": tasks}, 4) + "\n")
+    part.replace(results)
 
 
 def in_lines(value: Any, levels: int, indent: str = "") -> str:
@@ -215,22 +252,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="the folder of clothing/ and grocery/")
     parser.add_argument("--quick", action="store_true", help="one small task, printed, nothing written")
-    parser.add_argument("--truth-only", action="store_true", help="no advice is asked for")
+    parser.add_argument("--only", choices=("truth", "advice"), help="advice: of tasks whose truth is known")
+    parser.add_argument("--task", default="", help="only those whose names hold this")
     parser.add_argument(
         "--kept", type=Path, default=default_path().parent / "photos", help="where finished work is kept"
     )
     given = parser.parse_args()
     keep_freed_memory()
-    torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         kept = Path(folder) if given.quick else given.kept
         kept.mkdir(parents=True, exist_ok=True)
+        results = kept / RESULTS.name if given.quick else RESULTS
         if given.quick:
-            results = kept / "photos.json"
-            tell_truth([QUICK_TASK], QUICK, QUICK_TRAININGS, given.data, kept, results)
-            print(results.read_text())
+            where = (given.data, kept, results)
+            study([QUICK_TASK], QUICK, QUICK_TRAININGS, *where, only=given.only)
         else:
-            tell_truth(TASKS, Size(), range(len(TRAININGS)), given.data, kept, RESULTS)
+            tasks = [task for task in TASKS if given.task in task.name]
+            study(tasks, Size(), range(len(TRAININGS)), given.data, kept, results, only=given.only)
+        found = read(results)
+    texts = tables(found["tasks"], found["summary"])
+    print("\n\n".join(texts.values()))
+    print("\n" + json.dumps({name: value for name, value in found["summary"].items() if name != "rules"}))
+    if not given.quick:
+        write_tables(README, texts)
 
 
 if __name__ == "__main__":
