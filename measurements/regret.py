@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import sys
 import tempfile
 import time
 import zlib
@@ -44,13 +43,15 @@ from advisor.probes import (
 )
 from advisor.probes.corruptions import corrupted
 from advisor.probes.data import LabelledImages
-from advisor.records import Budget, Candidate, Cost, Levers, Recommendation
+from advisor.probes.train import Probe
+from advisor.records import Budget, Candidate, Levers, Recommendation
 from advisor.situation import Request, prepare
 from advisor.solver import rank
 from advisor.store import Store, default_path
 from advisor.training.update import reestimation_updates
 from measurements.cifar_mobilenet import pretrained
 from measurements.tables import README, table, write_tables
+from measurements.truth import best_that_fits, budgets, costs, fits, say, share, summed_up, trained
 
 RESULTS = Path(__file__).parent / "results" / "regret.json"
 SIZE = (3, 32, 32)
@@ -171,11 +172,8 @@ class Prepared:
     def updates(self) -> int:
         return self.size.epochs * (len(self.dataset.train) // self.size.batch)
 
-    def cost(self, candidate: Candidate) -> Cost:
-        return self.simulator.cost(candidate, self.size.batch)
-
     def base_accuracy(self) -> float:
-        return self._mean(self.trainer.judge_base(self.size.tests))
+        return share(self.trainer.judge_base(self.size.tests))
 
     def trial(self, candidate: Candidate, rate: float | None, seed: int) -> Trial:
         once = reestimation_updates(len(self.dataset.train), self.size.batch)
@@ -184,26 +182,16 @@ class Prepared:
 
     def accuracies(self, trials: Sequence[Trial], executor: Any) -> dict[Trial, float]:
         """Share of the test images that each gets right; 0 where the training failed."""
-        found = {trial: self._store.get("truth", self._key(trial)) for trial in trials}
-        for probe in executor.run(trial for trial, value in found.items() if value is None):
-            value = {
-                "accuracy": self._mean(probe.correct),
-                "seconds": probe.seconds,
-                "failure": probe.failure,
-            }
-            self._store.put("truth", self._key(probe.trial), value)
-            found[probe.trial] = value
-            rate = f"{probe.trial.learning_rate or 0:.2g}"
-            say(f"  {probe.trial.candidate.id} at {rate}: {value['accuracy']:.3f}, {probe.seconds:.0f} s")
-        self._took |= {trial: value["seconds"] for trial, value in found.items() if value}
-        return {trial: value["accuracy"] for trial, value in found.items() if value}
+        found = trained(trials, executor, self._store, self._key, self._record)
+        self._took |= {trial: value["seconds"] for trial, value in found.items()}
+        return {trial: value["accuracy"] for trial, value in found.items()}
+
+    @staticmethod
+    def _record(probe: Probe) -> dict[str, Any]:
+        return {"accuracy": share(probe.correct), "seconds": probe.seconds, "failure": probe.failure}
 
     def _key(self, trial: Trial) -> dict[str, Any]:
         return self.key | asdict(trial) | {"candidate": trial.candidate.id}
-
-    @staticmethod
-    def _mean(correct: bytes | None) -> float:
-        return sum(correct) / len(correct) if correct else 0.0
 
 
 def truth(task: Prepared, candidates: Sequence[Candidate], executor: Any) -> list[dict[str, Any]]:
@@ -219,21 +207,13 @@ def truth(task: Prepared, candidates: Sequence[Candidate], executor: Any) -> lis
     rows = []
     repeated = repeats(task, [(c, best[c]) for c in candidates], executor)
     for candidate, accuracies in zip(candidates, repeated, strict=True):
-        cost = task.cost(candidate)
-        least = cost.peak_memory_bytes
-        if best[candidate] is not None:  # run blocks again in the backward pass, it trains the same
-            checkpointed = replace(candidate, levers=replace(candidate.levers, checkpoint=True))
-            least = min(least, task.cost(checkpointed).peak_memory_bytes)
         rows.append(
             {
                 "candidate": candidate.id,
                 "learning_rate": best[candidate],
                 "accuracies": accuracies,
                 "accuracy": statistics.fmean(accuracies),
-                "trained_parameters": cost.trainable_parameters,
-                "peak_memory_bytes": cost.peak_memory_bytes,
-                "checkpointed_memory_bytes": least,
-                "flops": cost.flops.total,
+                **costs(task.simulator, candidate, task.size.batch, is_trained=best[candidate] is not None),
             }
         )
     return rows
@@ -249,28 +229,6 @@ def repeats(
     ]
     found = task.accuracies([trial for of_one in trials for trial in of_one], executor)
     return [[found[trial] for trial in of_one] for of_one in trials]
-
-
-def budgets(rows: Sequence[Mapping[str, Any]]) -> dict[str, Budget]:
-    """None; memory that full fine-tuning doesn't fit; FLOPs that no gradient can reach the image with."""
-    full = next(row for row in rows if row["candidate"] == "full")
-    return {
-        "loose": Budget(),
-        "memory": Budget(ram_bytes=int(0.6 * full["peak_memory_bytes"])),
-        "flops": Budget(flops=int(0.6 * full["flops"])),
-    }
-
-
-def fits(row: Mapping[str, Any], budget: Budget, memory: str = "peak_memory_bytes") -> bool:
-    return (budget.ram_bytes is None or row[memory] <= budget.ram_bytes) and (
-        budget.flops is None or row["flops"] <= budget.flops
-    )
-
-
-def best_that_fits(rows: Sequence[Mapping[str, Any]], budget: Budget) -> Mapping[str, Any]:
-    """Of all, checkpointed where that takes less memory; no budget that limits memory limits FLOPs."""
-    fitting = [row for row in rows if fits(row, budget, "checkpointed_memory_bytes")]
-    return max(fitting, key=lambda row: row["accuracy"])
 
 
 def advice(
@@ -383,14 +341,7 @@ def summarise(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {
         "cases": len(cases),
         "regret": {
-            who: {
-                "cases": len(values),
-                "mean": statistics.fmean(values),
-                "p95": float(np.quantile(values, 0.95)),
-                "largest": max(values),
-            }
-            for who, values in regrets.items()
-            if values
+            who: {"cases": len(values)} | summed_up(values) for who, values in regrets.items() if values
         },
         "covered": statistics.fmean(case["advice"][ADVISED]["covered"] for case in cases) if cases else None,
     }
@@ -446,10 +397,6 @@ def plot(found: Sequence[Mapping[str, Any]], path: Path) -> None:
     axes.axvline(0, color="grey", linewidth=0.5)
     axes.set_xlabel("regret, percentage points (line: mean)")
     figure.savefig(path, metadata={"Date": None})
-
-
-def say(text: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
 
 
 def _beyond(rates: Sequence[float | None], best: float | None) -> float | None:

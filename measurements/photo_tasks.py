@@ -1,0 +1,237 @@
+"""Tasks on photos: a network with ImageNet weights, photos that the advice is given, others that judge.
+
+Photos named `val-...` were taken on other visits than all others of their class: where there are such, they
+judge, and the advice gets none of them.
+"""
+
+from __future__ import annotations
+
+import shutil
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from advisor.costs import Simulator
+from advisor.models.fingerprint import fingerprint, model_fingerprint
+from advisor.parts.closed_form import solvable
+from advisor.probes import FineTune, Trainer, Trial, fold_count, in_quick_layout, parse_corruption
+from advisor.probes.corruptions import corrupted
+from advisor.probes.data import LabelledImages
+from advisor.probes.pixels import Frame
+from advisor.probes.pools import Found
+from advisor.probes.sources import find
+from advisor.records import Candidate, Levers
+from advisor.situation import Request, prepare
+from advisor.store import Store
+from measurements.photo_networks import NETWORKS
+from measurements.truth import costs, say, share
+
+_OTHER_VISITS = "val-"
+_TUNED_WITH, _TUNED_AT = Candidate("full", levers=Levers(statistics="frozen")), 5e-4
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    network: str
+    photos: str  # a folder of class folders
+    given: int = 0  # photos to the advice, spread over the classes as they are; 0: five of each class
+    shift: str = ""  # a corruption of all, after the network has learned the classes on others
+    reported: bool = True  # else the advisor was developed on it
+
+    @property
+    def name(self) -> str:
+        situation = self.shift or ("" if self.given else f"{_FEW} a class")
+        return ", ".join(filter(None, (self.network, self.photos, situation)))
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """Of a study: the full one, or a quick one that shows that it works."""
+
+    side: int = 160  # of the photos, in pixels
+    judging: int = 1550  # photos, at most
+    batch: int = 8
+    epochs: int = 8
+    seeds: int = 2  # of the best three
+    tuning: int = 700  # photos, for a network that is to meet a shift
+    # Of the advice alone:
+    budgets: tuple[str, ...] = ("loose", "memory", "flops")
+    probe_seconds: float | Literal["auto"] = "auto"
+    methods: tuple[str, ...] | None = None  # None: all
+
+
+_FEW = 5
+
+
+class Prepared:
+    """A task's network and photos, and everything that was ever trained on it."""
+
+    def __init__(self, task: Task, size: Size, data: Path, kept: Path, store: Store) -> None:
+        self.task, self.size, self.store = task, size, store
+        self.folder = kept / task.name.replace(", ", "-").replace(":", "-").replace(" ", "-")
+        photos = find(str(data / task.photos))
+        self.class_names = photos.class_names
+        tuning, given, judging, self.of_other_visits = _split(task, size, photos)
+        _link(photos, data / task.photos, given, self.folder)
+        self._tuned = self._tune(photos, data, tuning, kept) if task.shift else None
+        story = prepare(self.network(), self.request, lambda *_: None)
+        assert story.dataset is not None
+        assert story.situation is not None
+        judges = _read(photos, judging, size, task)
+        judges = replace(judges, labels=torch.tensor(story.situation.label_map)[judges.labels])
+        if task.shift:
+            shifted = corrupted(judges.images, parse_corruption(task.shift), seed=1)
+            judges = replace(judges, images=shifted)
+        train = story.dataset.train
+        self.is_split = fold_count(story.dataset) == 1
+        if not self.is_split:  # every photo trains in the end
+            train = LabelledImages.joined(train, story.dataset.validation)
+        self.held_out = len(story.dataset.validation)
+        self.dataset, self.census = replace(story.dataset, train=train, validation=judges), story.census
+        model = in_quick_layout(story.loaded.module, self.census)
+        self.trainer = Trainer(model, self.census, self.dataset, size.batch)
+        self.simulator = Simulator(story.loaded.module, self.census, len(train))
+        images = (train.images, train.labels, judges.images, judges.labels)
+        numbered = ((str(number), tensor) for number, tensor in enumerate(images))
+        self.key = {
+            "study": "photos",
+            "task": task.name,
+            "trained": {"epochs": size.epochs, "batch_size": size.batch},
+            "model": model_fingerprint(story.loaded.module),
+            "photos": fingerprint(repr(self.dataset.normalisation), numbered),
+        }
+
+    def network(self) -> nn.Module:
+        """A new copy of what the task begins with."""
+        make = NETWORKS[self.task.network].make
+        if self._tuned is None:
+            return make()
+        model = make(len(self.class_names))
+        model.load_state_dict(torch.load(self._tuned, weights_only=True))
+        return model.eval()
+
+    @property
+    def request(self) -> Request:
+        """What somebody asks who has the network and the photos."""
+        return Request(
+            batch_size=self.size.batch,
+            input_size=(3, self.size.side, self.size.side),
+            data=str(self.folder),
+            normalisation=NETWORKS[self.task.network].normalisation,
+            rehearse=self.task.shift or None,
+            class_names=self.class_names if self.task.shift else None,
+            epochs=self.size.epochs,
+            methods=self.size.methods,
+            probe_seconds=self.size.probe_seconds,
+            verify=False,
+        )
+
+    @property
+    def updates(self) -> int:
+        return self.size.epochs * max(len(self.dataset.train) // self.size.batch, 1)
+
+    def trial(self, candidate: Candidate, rate: float | None, seed: int, *, heads: bool = False) -> Trial:
+        """To the end; with `heads`, judged with each head that can be solved for it, too."""
+        updates = self.updates if rate is not None else 0
+        solved = solvable(self.census) if heads else ()
+        return Trial(candidate, rate, updates, len(self.dataset.validation), seed, solved)
+
+    def trial_key(self, trial: Trial) -> dict[str, Any]:
+        told = {"candidate": trial.candidate.id, "rate": trial.learning_rate, "seed": trial.seed}
+        return self.key | told | {"heads": list(trial.heads)}
+
+    def costs(self, candidate: Candidate, *, is_trained: bool) -> dict[str, Any]:
+        """Of an update; kept."""
+        key = self.key | {"candidate": candidate.id}
+        known = self.store.get("cost", key)
+        if known is None:
+            known = costs(self.simulator, candidate, self.size.batch, is_trained=is_trained)
+            self.store.put("cost", key, known)
+        return known
+
+    def base_accuracy(self) -> float:
+        """Of the network as it is; where it never saw the classes, of the head that it begins with."""
+        return share(self.trainer.judge_base(len(self.dataset.validation))[: self.counted])
+
+    @property
+    def counted(self) -> int:
+        """How many of the photos that judge say what a training comes to: the first ones."""
+        return self.of_other_visits or len(self.dataset.validation)
+
+    def _tune(self, photos: Found, data: Path, tuning: Sequence[int], kept: Path) -> Path:
+        """The file of a network that has learned the classes, on its own photos; made where it is missing."""
+        task, size = self.task, self.size
+        path = kept / f"{task.network}-{task.photos}-{size.side}-{len(tuning)}.pt"
+        if path.exists():
+            return path
+        say(f"  {task.network} learns {task.photos}")
+        folder = kept / f"{path.stem}-photos"
+        _link(photos, data / task.photos, tuning, folder)
+        plain = replace(self.request, data=str(folder), rehearse=None, class_names=None)
+        story = prepare(NETWORKS[task.network].make(), plain, lambda *_: None)
+        assert story.dataset is not None
+        joined = LabelledImages.joined(story.dataset.train, story.dataset.validation)
+        dataset = replace(story.dataset, train=joined)
+        trainer = Trainer(
+            in_quick_layout(story.loaded.module, story.census), story.census, dataset, size.batch
+        )
+        updates = size.epochs * max(len(joined) // size.batch, 1)
+        tuned = FineTune(trainer, _TUNED_WITH, _TUNED_AT, updates, seed=0)
+        tuned.run(updates)
+        weights = {name: tensor.contiguous() for name, tensor in tuned.trainable.model.state_dict().items()}
+        torch.save(weights, path)
+        return path
+
+
+def _split(task: Task, size: Size, photos: Found) -> tuple[list[int], list[int], list[int], int]:
+    """Photos to tune the network with, to give, and to judge; how many of these are of other visits.
+
+    Those come first, so that they can be counted alone.
+    """
+    pool = photos.train
+    every = np.arange(len(pool.labels))
+    other = np.array([Path(pool.name(int(index))).name.startswith(_OTHER_VISITS) for index in every])
+    tuning: list[int] = []
+    if task.shift:
+        tuning = _of_each_class(pool.labels, every[~other], size.tuning, f"{task.photos}, tuning")
+    rest = np.setdiff1d(every[~other], tuning)
+    given = _of_each_class(pool.labels, rest, task.given, task.name)
+    random = np.random.default_rng(zlib.crc32(f"{task.name}, judging".encode()))
+    judging = [*random.permutation(every[other]), *random.permutation(np.setdiff1d(rest, given))]
+    judging = [int(index) for index in judging[: size.judging]]
+    return tuning, given, judging, min(int(other.sum()), size.judging)
+
+
+def _of_each_class(labels: Any, among: Any, count: int, seed: str) -> list[int]:
+    """About `count` of them, the classes' shares as they are; five of each class for 0."""
+    random = np.random.default_rng(zlib.crc32(seed.encode()))
+    found: list[int] = []
+    for label in np.unique(labels[among]):
+        of_class = random.permutation(among[labels[among] == label])
+        wanted = max(round(count * len(of_class) / len(among)), 2) if count else _FEW
+        found += [int(index) for index in of_class[:wanted]]
+    return found
+
+
+def _link(photos: Found, root: Path, wanted: Sequence[int], folder: Path) -> None:
+    """A folder with these photos, in class folders, as links."""
+    shutil.rmtree(folder, ignore_errors=True)
+    for index in wanted:
+        name = photos.train.name(index)
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).symlink_to((root / name).resolve())
+
+
+def _read(photos: Found, wanted: Sequence[int], size: Size, task: Task) -> LabelledImages:
+    frame = Frame((3, size.side, size.side), fill=NETWORKS[task.network].normalisation.mean)
+    indices = np.array(wanted, dtype=np.int64)
+    images, failures = photos.train.read(indices, frame)
+    if failures:
+        raise ValueError(f"photos that can't be read: {failures}")
+    return LabelledImages(images, torch.from_numpy(photos.train.labels[indices]))
