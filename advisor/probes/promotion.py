@@ -20,16 +20,25 @@ def opening(
 ) -> list[Candidate]:
     """Each method whole and with half of the network trained, by turns, the promising first.
 
-    Promising: by `Method.opening`. Of a method's candidates, one with the wanted statistics, in its middle
-    setting, with the fewest other levers.
+    Promising: by `Method.opening`, but where a head is solved in closed form, one that is trained alone can
+    wait. Of a method's candidates, one with the wanted statistics, in its middle setting, with the fewest
+    other levers.
     """
+    candidates = list(candidates)
+    solves = any(get_method(c.method).only_head and not learning_rates(c) for c in candidates)
+
+    def suiting(group: Sequence[Candidate]) -> Sequence[Candidate]:
+        return [c for c in group if c.levers.statistics == wanted(c)] or group
+
+    def place(candidate: Candidate, part: int) -> tuple[bool, int]:
+        method = get_method(candidate.method)
+        return solves and method.only_head, method.opening[part]
+
     trained = [candidate for candidate in candidates if learning_rates(candidate)]
-    whole = [_middle(group) for group in _by_method(c for c in trained if not c.levers.scope)]
-    half = [_widest(group) for group in _by_method(c for c in trained if c.levers.scope)]
-    whole = [_with_statistics(one, trained, wanted(one)) for one in whole]
-    half = [_with_statistics(one, trained, wanted(one)) for one in half]
-    whole.sort(key=lambda candidate: get_method(candidate.method).opening[0])
-    half.sort(key=lambda candidate: get_method(candidate.method).opening[1])
+    whole = [_middle(suiting(group)) for group in _by_method(c for c in trained if not c.levers.scope)]
+    half = [_widest(suiting(group)) for group in _by_method(c for c in trained if c.levers.scope)]
+    whole.sort(key=lambda candidate: place(candidate, 0))
+    half.sort(key=lambda candidate: place(candidate, 1))
     return by_turns([whole, half])
 
 
@@ -147,20 +156,6 @@ def _middle(group: Sequence[Candidate]) -> Candidate:
 def _widest(group: Sequence[Candidate]) -> Candidate:
     """The one that trains the most blocks, with the fewest other levers."""
     return max(group, key=lambda c: (c.levers.scope or 0, -len(c.levers.described())))
-
-
-def _with_statistics(
-    candidate: Candidate, candidates: Iterable[Candidate], wanted: StatisticsPolicy
-) -> Candidate:
-    """The same with the wanted statistics, if it is there."""
-    alike = (
-        one
-        for one in candidates
-        if (one.method, one.setting, one.levers.scope)
-        == (candidate.method, candidate.setting, candidate.levers.scope)
-        and one.levers.statistics == wanted
-    )
-    return min(alike, key=lambda one: len(one.levers.described()), default=candidate)
 
 
 def _by_method(candidates: Iterable[Candidate]) -> list[list[Candidate]]:

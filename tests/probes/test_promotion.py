@@ -68,6 +68,19 @@ def test_it_takes_each_methods_plain_middle_setting_and_the_wanted_statistics():
     assert set(opening(candidates, lambda _: "frozen")) == {narrow[1], LORA[1], policies[0]}
 
 
+def test_levers_that_only_make_it_quicker_do_not_hide_the_wanted_statistics():
+    head = Candidate("head", levers=Levers(scope=0, cached_prefix="ram"))
+    updated = Candidate("head", levers=Levers(statistics="updated"))
+    assert opening([updated, head], lambda _: "own") == [head]
+
+
+def test_a_head_that_is_trained_alone_waits_where_one_is_solved():
+    trained = [Candidate("head"), Candidate("full")]
+    assert [c.method for c in opening(trained, lambda _: "own")] == ["head", "full"]
+    solved = Candidate.of("ridge", {"features": "last"}, Levers())
+    assert [c.method for c in opening([*trained, solved], lambda _: "own")] == ["full", "head"]
+
+
 @pytest.mark.parametrize(
     ("method", "batch_size", "shifted", "policy"),
     [
