@@ -110,7 +110,10 @@ class Proposals:
                     # Statistics before the scope may be far off; those of small batches are too noisy.
                     for policy in policies:
                         if policy == "reestimated" or (policy == "frozen" and self._batch_size < SMALL_BATCH):
-                            yield from self._cached(self._with(narrow, {"statistics": policy}))
+                            one = self._with(narrow, {"statistics": policy})
+                            yield from self._cached(one)
+                            if scope == scopes[0] and scope:  # a wide head reads what a cache leaves out
+                                yield from self._priced(one)
         if self._allowed is not None and not self._fits(main):
             yield from self._made_to_fit(main, method, [None, *scopes, *self._last_resort(method)])
 

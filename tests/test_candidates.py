@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -33,12 +34,12 @@ def network() -> nn.Sequential:
     )
 
 
-def proposed(names=None, allowed=None, images=0, model=None, store=None):
+def proposed(names=None, allowed=None, images=0, model=None, store=None, batch_size=BATCH):
     model = model or network()
     census = take_census(model, SIZE)
     simulator = Simulator(model, census, images, workspace=False)
     proposals = Proposals(
-        simulator, census, batch_size=BATCH, allowed_bytes=allowed, images=images, store=store
+        simulator, census, batch_size=batch_size, allowed_bytes=allowed, images=images, store=store
     )
     found = {}
     for name in names or methods():
@@ -86,6 +87,17 @@ def test_cached_prefixes_need_images():
     assert not any(candidate.levers.cached_prefix != "no" for candidate in proposed(["norm"])[0])
     cached = [c for c in proposed(["norm"], images=100)[0] if c.levers.cached_prefix != "no"]
     assert {candidate.levers.cached_prefix for candidate in cached} == {"ram"}
+
+
+def test_in_small_batches_parts_of_the_network_are_trained_with_frozen_statistics_too():
+    frozen = Levers(scope=4, statistics="frozen")
+    cached, wide = replace(frozen, cached_prefix="ram"), replace(frozen, head="ridge-all")
+    found, _ = proposed(["full"], images=40)
+    assert {levers for levers in (cached, frozen, wide) if Candidate("full", levers=levers) in found} == {
+        *(cached, frozen, wide)
+    }
+    found, _ = proposed(["full"], images=40, batch_size=16)
+    assert not any(candidate.levers.scope and candidate.levers.statistics == "frozen" for candidate in found)
 
 
 def test_a_cache_that_does_not_fit_goes_to_disk():
