@@ -58,7 +58,6 @@ class Grown:
     images: Mapping[str, int]  # that were added, of each class
     new_classes: tuple[str, ...]
     before: int  # images that were in the sums
-    sums_bytes: int  # of the file
     features: int
     cost: GrowingCost
     accuracy: Accuracy  # of the images added, each one answered by a head without it
@@ -152,7 +151,6 @@ def grow(model: str, growth: Growth, progress: Progress = lambda stage, fraction
         images=counts,
         new_classes=tuple(fresh.values()),
         before=before,
-        sums_bytes=len(whole.content()),
         features=len(sums.features),
         cost=growing_cost(loaded.module, census, sums.sizes, classes, len(seen.labels)),
         accuracy=accuracy,

@@ -148,7 +148,7 @@ def _grow(model: str, folder: Path, add: str, output: Path, arch: str | None, tr
     typer.echo(f"Added:   {sum(grown.images.values()):,} images to {grown.before:,}: {counts}")
     _tell_files(grown.files, grown.warnings, grown.notes)
     typer.echo(
-        f"Sums:    {format_bytes(grown.sums_bytes)} of {grown.features:,} features, "
+        f"Sums:    {_size_of_sums(grown.files) or 'none written'} of {grown.features:,} features, "
         f"{grown.recipe.images or 0:,} images, {grown.recipe.classes:,} classes"
     )
     forward, solving = map(format_flops, (grown.cost.forward_flops, grown.cost.solving_flops))

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from advisor.probes.train import Probe, Trial, level_updates
+from advisor.probes.train import Probe, Trial, level_updates, training_key
 from advisor.records import Candidate, Cost
 
 
@@ -76,13 +76,13 @@ class Clock:
             setup = self.timed.pop(trial.candidate, (0.0, 0.0))[0]
             self.timed[trial.candidate] = max(setup, probe.setup_seconds), probe.update_seconds
         if now:
-            self._trained.setdefault(_training(trial), set()).add(level_updates(trial.updates))
+            self._trained.setdefault(training_key(trial), set()).add(level_updates(trial.updates))
             self._fronts |= {front_of(trial.candidate)} - {None}
 
     def _there(self, trial: Trial) -> int:
         """Updates that a shorter training of the same has done already."""
         level = level_updates(trial.updates)
-        return max((done for done in self._trained.get(_training(trial), ()) if done <= level), default=0)
+        return max((done for done in self._trained.get(training_key(trial), ()) if done <= level), default=0)
 
     def _times(self, candidate: Candidate) -> tuple[float, float]:
         """Seconds before the first update, and of one."""
@@ -113,7 +113,3 @@ def front_of(candidate: Candidate) -> tuple[Any, ...] | None:
         levers.statistics == "reestimated",
     )
     return None if scope is None and not reestimated else (scope, reestimated)
-
-
-def _training(trial: Trial) -> tuple[Any, ...]:
-    return trial.candidate, trial.learning_rate, trial.seed

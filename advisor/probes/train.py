@@ -157,7 +157,7 @@ class Trainer:
 
     def _thaw(self, fine_tune: FineTune, trial: Trial) -> int:
         """Go on from a shorter training, if one is at hand; how many updates that spares."""
-        kept = self._kept.get(_training_key(trial))
+        kept = self._kept.get(training_key(trial))
         if kept is not None and kept["done"] <= level_updates(trial.updates):
             fine_tune.restore(kept)
         return fine_tune.done
@@ -167,7 +167,7 @@ class Trainer:
         if trial.learning_rate is not None:
             if not fine_tune.run(level_updates(trial.updates)):
                 return False
-            self._kept.put(_training_key(trial), fine_tune.state())
+            self._kept.put(training_key(trial), fine_tune.state())
         return fine_tune.run(trial.updates)
 
     def judge_base(self, samples: int) -> bytes:
@@ -398,7 +398,7 @@ def _share_of_rate(done: int, updates: int) -> float:
     return 1.0 if done <= level else max(1 - math.sqrt((done - level) / (updates - level)), 0.0)
 
 
-def _training_key(trial: Trial) -> tuple[Any, ...]:
+def training_key(trial: Trial) -> tuple[Any, ...]:
     """The same for trials of which the longer one can go on where the shorter one was."""
     return trial.candidate, trial.learning_rate, trial.seed
 
@@ -580,7 +580,6 @@ def accuracy_of(
     seeds: int = 1,
     learning_rate: float | None = None,
     updates: int = 0,
-    finalist: bool = True,
 ) -> Accuracy:
     """The share of right answers with its 95 % Wilson score interval.
 
@@ -609,7 +608,6 @@ def accuracy_of(
         seeds=seeds,
         learning_rate=learning_rate,
         updates=updates,
-        finalist=finalist,
     )
 
 
