@@ -11,6 +11,7 @@ import math
 import types
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
+from functools import cache
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from advisor.errors import InputError
@@ -125,7 +126,7 @@ def _decode_evaluation(value: Any, where: str) -> Evaluation:
 
 def _decode_record(kind: Any, value: Any, where: str, **given: Any) -> Any:
     document = _checked(value, dict, "an object", where)
-    hints = get_type_hints(kind)
+    hints = _hints_of(kind)
     values = dict(given)
     for item in fields(kind):
         key = _RENAMED.get((kind, item.name), item.name)
@@ -137,6 +138,11 @@ def _decode_record(kind: Any, value: Any, where: str, **given: Any) -> Any:
         elif item.default is MISSING and item.default_factory is MISSING:
             raise InputError(f"{place} is missing")
     return kind(**values)
+
+
+@cache  # to work them out again for each of a thousand layers would take longer than all the rest
+def _hints_of(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind)
 
 
 def _decode_scalar(hint: Any, value: Any, where: str) -> Any:

@@ -103,19 +103,25 @@ class OperatorMemo:
         kwargs: Mapping[str, Any],
         read: Sequence[torch.Tensor],
     ) -> Any:
-        is_view = func.is_view or func.overloadpacket is aten._unsafe_view
+        packet = func.overloadpacket
+        is_view = func.is_view or packet is aten._unsafe_view
+        if packet is aten.empty and kwargs.get("device") == _META:
+            return _template(func(*args, **kwargs))
         if not read or is_view or not all(tensor.is_meta for tensor in read):
             return _AGAIN
         if func._schema.is_mutable:
             in_place = func._schema.name.endswith("_") and torch.Tag.inplace_view not in func.tags
-            return _FIRST if in_place and func.overloadpacket not in _RESHAPING else _AGAIN
-        packet = func.overloadpacket
-        if packet in _LIKE_FIRST and _are_alike(read):
+            return _FIRST if in_place and packet not in _RESHAPING else _AGAIN
+        if (packet in _LIKE_FIRST or (packet is aten.clone and not kwargs)) and _are_alike(read):
             return _template(read[0])
-        if packet in _SAME_ON_META or (packet in _CONVOLUTIONS and all(t.is_contiguous() for t in read)):
-            return _template(func(*args, **kwargs))
         if packet in _RULES and args[0].is_contiguous():
             return _RULES[packet](args)
+        if packet in _RULES_OF_ALL and _are_plain(read):
+            found = _RULES_OF_ALL[packet](args)
+            if found is not None:
+                return found
+        if packet in _SAME_ON_META or (packet in _CONVOLUTIONS and all(t.is_contiguous() for t in read)):
+            return _template(func(*args, **kwargs))
         # As the CPU's kernel would: the meta device's own rules differ in small things.
         with self._cpu:
             on_cpu = {id(tensor): self._on_cpu(_template(tensor)) for tensor in read}
@@ -164,14 +170,15 @@ _LIKE_FIRST = {
     *(aten.relu, aten.hardtanh, aten.hardswish, aten.hardsigmoid, aten.silu, aten.gelu, aten.sigmoid),
     *(aten.threshold_backward, aten.hardtanh_backward, aten.hardswish_backward, aten.silu_backward),
     *(aten.hardsigmoid_backward, aten.gelu_backward, aten.sigmoid_backward, aten.addcmul, aten.addcdiv),
+    aten.clamp_min,
 }
 
 
 # Their shapes and layouts are found by one piece of code for both devices: asking it is quick.
 _SAME_ON_META = {
     *(aten.mm, aten.addmm, aten.bmm),
-    *(aten.empty_like, aten.new_empty, aten.zeros_like, aten.new_zeros),
-    *(aten.add, aten.sub, aten.mul, aten.div, aten.clamp_min, aten.sum, aten.mean, aten.linalg_vector_norm),
+    *(aten.empty_like, aten.new_empty, aten.new_empty_strided, aten.zeros_like, aten.new_zeros),
+    *(aten.add, aten.sub, aten.mul, aten.div, aten.sum, aten.mean, aten.linalg_vector_norm),
     *(aten.topk, aten.sort),
 }
 # So are theirs, but for activations in channels-last layout, which not every meta kernel keeps.
@@ -203,6 +210,46 @@ def _upsampled(args: Sequence[Any]) -> Any:
     return _contiguous((*x.shape[:2], *size), x.dtype)
 
 
+def _convolved(args: Sequence[Any]) -> Any:
+    x, weight, _, stride, padding, dilation, transposed, _, groups = args
+    kernel = weight.shape[2:]
+    if transposed or x.shape[1] != weight.shape[1] * groups or len(stride) != len(kernel):
+        return None
+    windows = zip(x.shape[2:], kernel, stride, padding, dilation, strict=True)
+    sizes = [(n + 2 * pad - gap * (k - 1) - 1) // step + 1 for n, k, step, pad, gap in windows]
+    return _contiguous((x.shape[0], weight.shape[0], *sizes), x.dtype) if min(sizes) > 0 else None
+
+
+def _convolution_gradients(args: Sequence[Any]) -> Any:
+    _, x, weight, biases, *_, wanted = args
+    each = [_contiguous(shape, x.dtype) for shape in (x.shape, weight.shape, biases or (0,))]
+    return [template if want else None for template, want in zip(each, wanted, strict=True)]
+
+
+def _broadcast(args: Sequence[Any]) -> Any:
+    shapes = [arg.shape for arg in args if isinstance(arg, torch.Tensor)]
+    try:
+        shape = torch.broadcast_shapes(*shapes)
+    except RuntimeError:
+        return None
+    # Where a dimension has one element, its stride follows from more than the shapes.
+    return None if 1 in shape else _contiguous(shape, args[0].dtype)
+
+
+def _compared(args: Sequence[Any]) -> Any:
+    x, other = args
+    return None if isinstance(other, torch.Tensor) else _contiguous(x.shape, torch.bool)
+
+
+def _decomposed(args: Sequence[Any]) -> Any:
+    x = args[0]
+    if x.ndim != 2 or len(args) > 1:  # otherwise the thin decomposition is asked for, as by default
+        return None
+    (rows, columns), least = x.shape, min(x.shape)
+    shapes = ((rows, least), (1, rows)), ((least,), (1,)), ((least, columns), (1, least))
+    return [(torch.Size(shape), strides, x.dtype) for shape, strides in shapes]
+
+
 # The Python code that stands for them on other devices takes milliseconds. Of contiguous tensors.
 _RULES: dict[Any, Callable[[Sequence[Any]], Any]] = {
     aten.native_batch_norm: _batch_norm,
@@ -211,6 +258,15 @@ _RULES: dict[Any, Callable[[Sequence[Any]], Any]] = {
     aten.index_select: _selected,
     aten.upsample_bilinear2d: _upsampled,
     aten.upsample_bilinear2d_backward: lambda args: _contiguous(args[2], args[0].dtype),
+    aten.slice_backward: lambda args: _contiguous(args[1], args[0].dtype),
+}
+# Of plain tensors alone (`_are_plain`). None: it has to be asked.
+_RULES_OF_ALL: dict[Any, Callable[[Sequence[Any]], Any]] = {
+    aten.convolution: _convolved,
+    aten.convolution_backward: _convolution_gradients,
+    **dict.fromkeys((aten.add, aten.sub, aten.mul, aten.div), _broadcast),
+    **dict.fromkeys((aten.gt, aten.lt), _compared),
+    aten._linalg_svd: _decomposed,
 }
 
 
@@ -227,6 +283,14 @@ def _are_alike(tensors: Sequence[torch.Tensor]) -> bool:
         first.dtype.is_floating_point
         and _least_bytes(first) == first.numel() * first.element_size()
         and all((tensor.shape, tensor.stride(), tensor.dtype) == kind for tensor in tensors)
+    )
+
+
+def _are_plain(tensors: Sequence[torch.Tensor]) -> bool:
+    """Whether they are floating-point tensors of one type, each contiguous or one element all over."""
+    dtype = tensors[0].dtype
+    return dtype.is_floating_point and all(
+        tensor.dtype == dtype and (tensor.is_contiguous() or not any(tensor.stride())) for tensor in tensors
     )
 
 

@@ -168,6 +168,8 @@ def hidden_tensors(module: nn.Module) -> list[str]:
 
 
 def _holds_tensor(value: Any) -> bool:
+    if value is None or isinstance(value, int | float | str):  # nearly all: the first look is the cheapest
+        return False
     if isinstance(value, torch.Tensor):
         return True
     if isinstance(value, Mapping):
