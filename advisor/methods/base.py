@@ -21,6 +21,7 @@ from advisor.parts.attachment import (
     Statistics,
     Trainable,
     hidden_tensors,
+    own_tensors,
     tensors_of,
     train_only,
 )
@@ -83,11 +84,11 @@ class Method(ABC):
             TypeError: the method hides a tensor from the model, where it is neither saved nor priced.
         """
         to = Attachment(model, census, setting)
-        before = {id(tensor) for tensor in tensors_of(model).values()}
-        modules = {id(module) for module in model.modules()}
+        modules = set(model.modules())
+        before = {id(tensor) for module in modules for tensor in own_tensors(module)}
         trained = list(self.train(to))
         for module in model.modules():
-            if id(module) not in modules and (hidden := hidden_tensors(module)):
+            if module not in modules and (hidden := hidden_tensors(module)):
                 raise TypeError(
                     f"{self.name}: {type(module).__name__}.{hidden[0]} holds a tensor; make it a parameter, "
                     "or a buffer with register_buffer"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
 from typing import Any, Literal
 
 import torch
@@ -62,8 +61,10 @@ class Trainable:
     def train_mode(self) -> None:
         """Put every module in the mode that an update needs."""
         self.model.train(self.statistics != "reestimated" and self.solved is None)
+        updates = self.statistics != "frozen"
         for _, module in self.tracked_norms():
-            module.train(self.statistics != "frozen")
+            if module.training != updates:
+                module.train(updates)
         for name in self.front:
             self.model.get_submodule(name).eval()
 
@@ -155,7 +156,19 @@ def is_bias(name: str) -> bool:
 
 def tensors_of(model: nn.Module) -> dict[str, torch.Tensor]:
     """Every parameter and buffer by its first name."""
-    return dict(chain(model.named_parameters(), model.named_buffers()))
+    names: tuple[dict[torch.Tensor, str], dict[torch.Tensor, str]] = ({}, {})
+    for path, module in model.named_modules():  # once for both: it takes longer than all the rest
+        for known, held in zip(names, (module._parameters, module._buffers), strict=True):
+            for name, tensor in held.items():
+                if tensor is not None:
+                    known.setdefault(tensor, f"{path}.{name}" if path else name)
+    return {name: tensor for known in names for tensor, name in known.items()}
+
+
+def own_tensors(module: nn.Module) -> list[torch.Tensor]:
+    """The module's own parameters and buffers, without those of the modules in it."""
+    held = (*module._parameters.values(), *module._buffers.values())
+    return [tensor for tensor in held if tensor is not None]
 
 
 def hidden_tensors(module: nn.Module) -> list[str]:
