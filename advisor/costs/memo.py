@@ -112,14 +112,9 @@ class OperatorMemo:
         if func._schema.is_mutable:
             in_place = func._schema.name.endswith("_") and torch.Tag.inplace_view not in func.tags
             return _FIRST if in_place and packet not in _RESHAPING else _AGAIN
-        if (packet in _LIKE_FIRST or (packet is aten.clone and not kwargs)) and _are_alike(read):
-            return _template(read[0])
-        if packet in _RULES and args[0].is_contiguous():
-            return _RULES[packet](args)
-        if packet in _RULES_OF_ALL and _are_plain(read):
-            found = _RULES_OF_ALL[packet](args)
-            if found is not None:
-                return found
+        known = _known_from_shapes(packet, args, kwargs, read)
+        if known is not None:
+            return known
         if packet in _SAME_ON_META or (packet in _CONVOLUTIONS and all(t.is_contiguous() for t in read)):
             return _template(func(*args, **kwargs))
         # As the CPU's kernel would: the meta device's own rules differ in small things.
@@ -250,6 +245,19 @@ def _decomposed(args: Sequence[Any]) -> Any:
     return [(torch.Size(shape), strides, x.dtype) for shape, strides in shapes]
 
 
+def _known_from_shapes(
+    packet: Any, args: Sequence[Any], kwargs: Mapping[str, Any], read: Sequence[torch.Tensor]
+) -> Any:
+    """What an operator on meta tensors returns, without their values; None where it has to be asked."""
+    if (packet in _LIKE_FIRST or (packet is aten.clone and not kwargs)) and _are_alike(read):
+        return _template(read[0])
+    if packet in _RULES and args[0].is_contiguous():
+        return _RULES[packet](args)
+    if packet in _RULES_OF_PLAIN and _are_plain(read):
+        return _RULES_OF_PLAIN[packet](args)
+    return None
+
+
 # The Python code that stands for them on other devices takes milliseconds. Of contiguous tensors.
 _RULES: dict[Any, Callable[[Sequence[Any]], Any]] = {
     aten.native_batch_norm: _batch_norm,
@@ -261,7 +269,7 @@ _RULES: dict[Any, Callable[[Sequence[Any]], Any]] = {
     aten.slice_backward: lambda args: _contiguous(args[1], args[0].dtype),
 }
 # Of plain tensors alone (`_are_plain`). None: it has to be asked.
-_RULES_OF_ALL: dict[Any, Callable[[Sequence[Any]], Any]] = {
+_RULES_OF_PLAIN: dict[Any, Callable[[Sequence[Any]], Any]] = {
     aten.convolution: _convolved,
     aten.convolution_backward: _convolution_gradients,
     **dict.fromkeys((aten.add, aten.sub, aten.mul, aten.div), _broadcast),
