@@ -84,10 +84,10 @@ class Prepared:
         assert story.dataset is not None
         assert story.situation is not None
         judges = _read(photos, judging, size, task)
-        judges = replace(judges, labels=torch.tensor(story.situation.label_map)[judges.labels])
+        judges = judges.labelled(torch.tensor(story.situation.label_map)[judges.labels])
         if task.shift:
             shifted = corrupted(judges.images, parse_corruption(task.shift), seed=1)
-            judges = replace(judges, images=shifted)
+            judges = LabelledImages(shifted, judges.labels)
         train = story.dataset.train
         self.is_split = fold_count(story.dataset) == 1
         if not self.is_split:  # every photo trains in the end

@@ -22,6 +22,7 @@ import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -129,14 +130,16 @@ class Prepared:
     """A task's network and images, and everything that was ever trained on it."""
 
     def __init__(self, task: Task, size: Size, data: Path, models: Path, kept: Path, store: Store) -> None:
-        self.task, self.size, self._store = task, size, store
+        self.task, self.size, self.store = task, size, store
+        self.network = partial(_network, task, data, models, kept)  # a new copy of what the task begins with
         self.npz, test = _images(task, size, data, kept)
-        story = prepare(_network(task, data, models, kept), self.request, lambda *_: None)
+        story = prepare(self.network(), self.request, lambda *_: None)
         assert story.dataset is not None
         assert story.situation is not None
         # Judged on images that neither training nor the advisor sees. Their labels are the outputs' numbers.
         if self.rehearse:
-            test = replace(test, images=corrupted(test.images, parse_corruption(self.rehearse), seed=1))
+            shifted = corrupted(test.images, parse_corruption(self.rehearse), seed=1)
+            test = LabelledImages(shifted, test.labels)
         self.dataset, self.census = replace(story.dataset, validation=test), story.census
         model = story.loaded.module
         self.trainer = Trainer(in_quick_layout(model, self.census), self.census, self.dataset, size.batch)
@@ -182,7 +185,7 @@ class Prepared:
 
     def accuracies(self, trials: Sequence[Trial], executor: Any) -> dict[Trial, float]:
         """Share of the test images that each gets right; 0 where the training failed."""
-        found = trained(trials, executor, self._store, self._key, self._record)
+        found = trained(trials, executor, self.store, self._key, self._record)
         self._took |= {trial: value["seconds"] for trial, value in found.items()}
         return {trial: value["accuracy"] for trial, value in found.items()}
 
@@ -231,13 +234,9 @@ def repeats(
     return [[found[trial] for trial in of_one] for of_one in trials]
 
 
-def advice(
-    task: Prepared, budget: Budget, seconds: float, data: Path, models: Path, kept: Path
-) -> Recommendation:
+def advice(task: Prepared, budget: Budget, seconds: float) -> Recommendation:
     """What the tool says."""
-    return recommend(
-        _network(task.task, data, models, kept), budget, replace(task.request, probe_seconds=seconds)
-    )
+    return recommend(task.network(), budget, replace(task.request, probe_seconds=seconds))
 
 
 def picked(task: Prepared, advised: Recommendation, budget: Budget, executor: Any) -> dict[str, Any]:
@@ -307,7 +306,7 @@ def study(
                 if said is None:
                     torch.set_num_threads(2)
                     begun = time.perf_counter()
-                    advised = advice(prepared, budget, seconds, data, models, kept)
+                    advised = advice(prepared, budget, seconds)
                     took = time.perf_counter() - begun
                     torch.set_num_threads(1)
                     said = {

@@ -16,6 +16,7 @@ import json
 import os
 import pkgutil
 import runpy
+import select
 import signal
 import socket
 import sys
@@ -24,31 +25,51 @@ import threading
 import warnings
 from pathlib import Path
 
+from advisor.costs.process import end_with_parent
+from tests.processes import fork_children
+
 # What commands import where they use it; the package's own modules find the rest.
 LATER = (
     *("concurrent.futures.process", "joblib", "safetensors.torch", "sklearn.datasets", "fvcore.nn"),
     *("sklearn.model_selection", "rich.console", "rich.live", "rich.progress", "rich.table", "torchvision"),
 )
+# What children that measure import, sooner or later.
+CHILDREN = ("advisor.costs.child", "torchvision", "torch._dynamo", "cloudpickle")
 
 
-def main(descriptor):
-    """Fork for each request on a socket; a fork returns as the main module of an interpreter would."""
-    import_all()
+def main(kind, descriptor, children):
+    """Fork for each request on a socket; a fork returns as the main module of an interpreter would.
+
+    Args:
+        kind: `commands`, or `children` that measure.
+        children: where commands have children forked that measure.
+    """
+    end_with_parent()
+    import_all(CHILDREN if kind == "children" else (*modules(), *LATER))
+    if children:
+        fork_children(importlib.import_module("advisor.costs.measure"), children)
     with socket.socket(fileno=descriptor) as requests:
-        become(serve(requests))
-    run()
+        wanted = serve(requests)
+    become(wanted, ["-m", "advisor"] if kind == "commands" else ["-c"])
+    if kind == "commands":
+        run()
+    else:
+        measure(*wanted["arguments"])
 
 
-def import_all():
-    """Whatever a command may import; no thread may be there afterwards."""
+def modules():
+    """All of the package."""
     import advisor
 
-    for found in pkgutil.walk_packages(advisor.__path__, "advisor."):
-        if found.name != "advisor.__main__":
-            importlib.import_module(found.name)
+    names = (found.name for found in pkgutil.walk_packages(advisor.__path__, "advisor."))
+    return [name for name in names if name != "advisor.__main__"]
+
+
+def import_all(names):
+    """Whatever may be needed; no thread may be there afterwards."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # as where they are used
-        for name in LATER:
+        for name in names:
             importlib.import_module(name)
     assert len(list(Path("/proc/self/task").iterdir())) == 1, "threads that a fork lacks"
     gc.collect()  # a fork needn't look through it
@@ -60,9 +81,8 @@ def serve(requests):
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the tests' own end ends it
     keepers = []
     while True:
-        content, files, _, _ = socket.recv_fds(requests, 2**20, 4)
-        if not content:
-            os._exit(0)
+        with requests.accept()[0] as request:
+            content, files, _, _ = socket.recv_fds(request, 2**20, 4)
         keepers.append(os.fork())
         if not keepers[-1]:
             requests.close()
@@ -75,14 +95,17 @@ def serve(requests):
 
 
 def keep(wanted, files):
-    """Start the command and say how it ended; only the command's process returns."""
+    """Start it and say how it ended; whoever wanted it is gone: it ends, too. Only its process returns."""
     *streams, answer = files
-    command = os.fork()
-    if command:
+    process = os.fork()
+    if process:
         for stream in streams:
             os.close(stream)
-        os.write(answer, b"%d\n" % command)
-        status = os.waitstatus_to_exitcode(os.waitpid(command, 0)[1])
+        os.write(answer, b"%d\n" % process)
+        ended = os.pidfd_open(process)
+        if ended not in select.select([ended, answer], [], [])[0]:
+            os.kill(process, signal.SIGKILL)
+        status = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
         try:
             os.write(answer, b"%d\n" % status)
         finally:
@@ -93,12 +116,13 @@ def keep(wanted, files):
         os.close(stream)
 
 
-def become(wanted):
+def become(wanted, program):
     """What the interpreter does at a start."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    if wanted["terminal"]:
+    if wanted["session"]:
         os.setsid()
-        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+        if os.isatty(0):
+            fcntl.ioctl(0, termios.TIOCSCTTY, 0)
     os.chdir(wanted["cwd"])
     os.environ.clear()
     os.environ.update({"KINETO_LOG_LEVEL": "99"} | wanted["env"])  # as the package's import does
@@ -110,8 +134,8 @@ def become(wanted):
     import numpy as np
 
     np.random.seed()  # the global one, which a start seeds anew
-    sys.argv = ["-m", *wanted["arguments"]]
-    sys.orig_argv = [sys.executable, "-m", "advisor", *wanted["arguments"]]
+    sys.argv = [program[0], *wanted["arguments"]]
+    sys.orig_argv = [sys.executable, *program, *wanted["arguments"]]
 
 
 def stream(descriptor, like):
@@ -147,3 +171,12 @@ def run():
         raise
     finally:
         gc.unfreeze()  # some libraries take what stays for a leak
+
+
+def measure(start, *path):
+    """What a child is started with (`advisor.costs.measure`)."""
+    gc.disable()
+    sys.path[:] = path
+    from advisor.costs.child import main
+
+    main(start)

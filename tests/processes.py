@@ -9,7 +9,8 @@
 A process that has imported torch and the rest once (`tests.forkserver`) forks for each, which saves 4 s of a
 processor. They are real all the same: their own process, streams, signals, exit code, and children. With
 `fresh=True` it is `python -m advisor`, and so it is where `env` sets what only a new interpreter reads, its
-locale say, and on platforms that don't fork.
+locale say, and on platforms that don't fork. Children that measure are forked likewise, of a process that
+has imported what they do (`fork_children`).
 """
 
 from __future__ import annotations
@@ -29,13 +30,18 @@ import termios
 import threading
 import time
 from contextlib import suppress
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
+from types import SimpleNamespace
+
+from advisor.costs.process import GIVE_BACK
 
 ROOT = Path(__file__).parents[1]
+_PYTHON = sys.executable
 FORKS = sys.platform.startswith("linux")
 # Of the environment, what is read before a command's own code is, or by libraries when they load.
 AT_START = ("PYTHON", "LC_", "LANG", "LD_", "MALLOC_", "OMP_", "MKL_", "OPENBLAS_", "TORCH", "CUDA_")
+SET_BY_TORCH = ("TORCHINDUCTOR_CACHE_DIR",)  # in this process, once it has compiled something
 _ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
 # The terminal becomes the controlling one, and the command its foreground.
 _IN_TERMINAL = """
@@ -92,7 +98,7 @@ def start_command(  # one keyword for each of Popen's
     command = [sys.executable, "-m", "advisor", *arguments]
     if terminal and not forks:
         command = [sys.executable, "-c", _IN_TERMINAL, *command]
-    return (_Forked if forks else subprocess.Popen)(
+    return (partial(_Forked, _server("commands")) if forks else subprocess.Popen)(
         command,
         cwd=cwd,
         env=environment,
@@ -182,9 +188,9 @@ def wait_until(condition, seconds):
 
 
 class _Forked:
-    """A forked command, with what tests use of subprocess.Popen."""
+    """A forked process, with what is used of subprocess.Popen."""
 
-    def __init__(self, args, *, cwd, env, stdin, stdout, stderr, text, start_new_session):
+    def __init__(self, server, args, *, env, stdin, stdout, stderr, text, start_new_session, cwd=".", **_):
         self.args, self.returncode = args, None
         ours, theirs = [], []
         for number, wanted in enumerate((stdin, stdout, stderr)):
@@ -200,9 +206,11 @@ class _Forked:
             ours.append(opened)
         self.stdin, self.stdout, self.stderr = ours
         self._answers, answers = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        wanted = {"cwd": os.fspath(cwd), "env": env, "arguments": args[3:], "terminal": start_new_session}
-        with answers:
-            socket.send_fds(_server(), [json.dumps(wanted).encode()], [*theirs, answers.fileno()])
+        wanted = {"cwd": str(Path(cwd).absolute()), "env": env, "arguments": args[3:]}
+        wanted["session"] = start_new_session
+        with answers, socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as requests:
+            requests.connect(server)
+            socket.send_fds(requests, [json.dumps(wanted).encode()], [*theirs, answers.fileno()])
         for each in theirs:
             os.close(each)
         begun = self._answers.recv(64)
@@ -213,6 +221,7 @@ class _Forked:
         """The exit code, or minus the signal's number; None while it runs."""
         if self.returncode is None and select.select([self._answers], [], [], 0)[0]:
             self.returncode = int(self._answers.recv(64))
+            self._answers.close()
         return self.returncode
 
     def wait(self, timeout=None):
@@ -259,25 +268,41 @@ class _Forked:
             if each:
                 each.close()
         self.wait()
-        self._answers.close()
 
 
 def _at_start(environment):
-    return {name: value for name, value in environment.items() if name.startswith(AT_START)}
+    return {n: v for n, v in environment.items() if n.startswith(AT_START) and n not in SET_BY_TORCH}
 
 
 @cache
-def _server():
-    """Where to send what is to be forked; the process ends with this one."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with theirs:
+def _server(kind):
+    """The address of a process that forks `commands`, or `children` that measure; it ends with this one."""
+    address = f"\0peft-advisor-tests-{os.getpid()}-{kind}"
+    more = GIVE_BACK if kind == "children" else {}
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as requests:
+        requests.bind(address)
+        requests.listen(16)
+        arguments = (kind, requests.fileno(), _server("children") if kind == "commands" else "")
         process = subprocess.Popen(
-            [sys.executable, "-c", f"from tests.forkserver import main; main({theirs.fileno()})"],
+            [sys.executable, "-c", f"from tests.forkserver import main; main(*{arguments!r})"],
             cwd=ROOT,
-            env=_ENVIRONMENT,
+            env=_ENVIRONMENT | more,
             stdin=subprocess.DEVNULL,
-            pass_fds=[theirs.fileno()],
+            pass_fds=[requests.fileno()],
         )
     atexit.register(process.wait)
-    atexit.register(ours.close)  # ends it
-    return ours
+    atexit.register(process.kill)
+    return address
+
+
+def fork_children(measuring, server=None):
+    """Have the module `advisor.costs.measure` fork its children, where they come out the same."""
+
+    def start(args, **how):
+        # Its import path is among its arguments.
+        env = how["env"] | {"PYTHONPATH": _ENVIRONMENT["PYTHONPATH"]}
+        if args[0] != _PYTHON or _at_start(env) != _at_start(_ENVIRONMENT | GIVE_BACK):
+            return subprocess.Popen(args, **how)
+        return _Forked(server or _server("children"), args, **how)
+
+    measuring.subprocess = SimpleNamespace(**vars(subprocess) | {"Popen": start})

@@ -65,7 +65,7 @@ def executor_for(
             workers = int(rest or os.cpu_count() or 1)
             # Not before it is needed: sending the images makes them.
             sent = cache(partial(_sent_by_file, trainer, cleanup))
-            yield Workers(sent, workers, _LOCAL, is_risky)
+            yield Workers(sent, workers, _local(), is_risky)
         elif kind == "dask":
             scattered = _sent(trainer)
             workers = _connect_dask(f"tcp:{rest}", scattered, cleanup)
@@ -103,7 +103,7 @@ class InProcess:
                     failure = "it may need more memory than there is, and can't be tried in another process"
                     yield Probe(trial, None, 0.0, f"{failure} ({error.__cause__})")
                     continue
-                self._elsewhere = Workers(sent, 1, _LOCAL, self.is_risky, self.threads)
+                self._elsewhere = Workers(sent, 1, _local(), self.is_risky, self.threads)
                 self._elsewhere.losses = self.losses
             yield from self._elsewhere.run([trial])
 
@@ -213,13 +213,17 @@ class _Sent:
     content: bytes | None = None
 
 
-def _follow_parent() -> None:
+def _local() -> dict[str, Any]:
+    """What joblib starts workers of this machine with."""
+    return {"backend": "loky", "initializer": _follow, "initargs": (os.getpid(),)}
+
+
+def _follow(parent: int) -> None:
     """In a worker process of this machine: end soon after the process that started it, however that ended.
 
     It only trains, so it keeps what it frees.
     """
     keep_freed_memory()
-    parent = os.getppid()
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -227,9 +231,6 @@ def _follow_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
-
-
-_LOCAL = {"backend": "loky", "initializer": _follow_parent}
 
 
 @contextmanager

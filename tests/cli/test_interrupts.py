@@ -125,7 +125,7 @@ def test_before_anything_is_priced_it_ends_the_run(terminal, tmp_path):
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_no_process_outlives_one_that_is_killed(terminal, tmp_path):
-    running = terminal(*ASKED, "10m", "--executor", "local:2")
+    running = terminal(*ASKED, "10m", "--executor", "local:2", fresh=True)  # all children are its own
     running.wait_for(PROBING)
     own = running.process.pid
     assert wait_until(lambda: len(descendants(own)) >= 3, 60)  # two workers, and the waiting child

@@ -20,11 +20,11 @@ MARGIN = 2 * MIB  # for what libraries allocate by themselves
 
 @pytest.fixture(scope="module")
 def network():
-    """Mostly activations: 288 KiB for each image and layer."""
+    """Mostly activations, and quick: 288 KiB for each image and layer."""
     blocks = (
         layer
         for channels in (3, 32, 32, 32)
-        for layer in (nn.Conv2d(channels, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU())
+        for layer in (nn.Conv2d(channels, 32, 1), nn.BatchNorm2d(32), nn.ReLU())
     )
     model = nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 4))
     return model, take_census(model, SIZE)

@@ -79,7 +79,7 @@ class Dies(torch.nn.Module):
 def test_a_worker_that_dies_is_reported_and_the_others_go_on():
     model = Dies()
     sent = Trainer(model, take_census(model, SIZE), dataset(), 8)
-    deadly = Trial(Candidate("head"), 1e-2, 20, 40, 0)
+    deadly = Trial(Candidate("head"), 1e-2, 20, 40, 7)  # of a seed of its own: it goes on from no other
     with executor_for("local:2", sent) as executor:
         found = {probe.trial: probe for probe in executor.run([*TRIALS, deadly])}
     assert set(found) == {*TRIALS, deadly}
@@ -91,7 +91,7 @@ def test_a_worker_that_dies_is_reported_and_the_others_go_on():
 def test_what_may_run_out_of_memory_runs_elsewhere():
     model = Dies()
     sent = Trainer(model, take_census(model, SIZE), dataset(), 8)
-    deadly = Trial(Candidate("head"), 1e-2, 20, 40, 0)
+    deadly = Trial(Candidate("head"), 1e-2, 20, 40, 7)  # of a seed of its own: it goes on from no other
     with executor_for("here", sent, is_risky=lambda candidate: candidate == deadly.candidate) as executor:
         found = {probe.trial: probe for probe in executor.run([TRIALS[0], deadly])}
     assert "died" in found[deadly].failure
