@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint study-memory study-flops study-layer-types study-pricing study-peers study-regret study-photos study-check clean
+.PHONY: demo test lint study-memory study-flops study-layer-types study-pricing study-peers study-regret study-curves study-prior study-photos study-check clean
 
 demo: $(VENV)/.installed
 	$(BIN)/peft-advisor demo
@@ -37,6 +37,15 @@ study-check: $(VENV)/.installed-studies
 study-regret: $(VENV)/.installed-studies
 	$(if $(and $(DATA),$(MODELS)),,$(error give DATA=FOLDER (CIFAR-10 JPEG: train/, test/) and MODELS=FOLDER))
 	$(BIN)/python -m measurements.regret --data $(DATA) --models $(MODELS) $(STUDY)
+
+# Likewise; the networks of the study on photos, too.
+study-curves: $(VENV)/.installed-photos
+	$(if $(and $(DATA),$(MODELS)),,$(error give DATA=FOLDER (CIFAR-10 JPEG: train/, test/) and MODELS=FOLDER))
+	$(BIN)/python -m measurements.curves --data $(DATA) --models $(MODELS) $(STUDY)
+
+# Of what study-curves has found; writes what the package ships.
+study-prior: $(VENV)/.installed-studies
+	$(BIN)/python -m measurements.prior $(STUDY)
 
 # DATA: a folder with clothing/ and grocery/, each with one folder of photos for each class.
 study-photos: $(VENV)/.installed-photos

@@ -269,6 +269,7 @@ def _probe_all(
             replace(
                 evaluation,
                 accuracy=told(result.accuracies.get(evaluation.candidate)),
+                predicted=result.predicted.get(evaluation.candidate),
                 probe_failure=result.failures.get(evaluation.candidate, ""),
                 violations=violations(budget, evaluation.cost, result.accuracies.get(evaluation.candidate)),
             )

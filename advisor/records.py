@@ -349,6 +349,15 @@ class Accuracy:
 
 
 @dataclass(frozen=True, slots=True)
+class Estimate:
+    """Share of held-out samples that a candidate would get right once trained to the end; 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
 class Violation:
     """A limit that a candidate breaks, and by how much."""
 
@@ -382,6 +391,7 @@ class Evaluation:
     accuracy: Accuracy | None = None
     probe_failure: str = ""  # why there is no accuracy, such as "diverged at every learning rate"
     violations: tuple[Violation, ...] = ()
+    predicted: Estimate | None = None  # of what was not trained to the end, told from what was probed
 
     @property
     def fits(self) -> bool:

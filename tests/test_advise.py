@@ -145,6 +145,9 @@ def test_the_same_question_is_answered_again_without_decoding_an_image(tmp_path,
     assert again.data.probes_run == 0
     assert again.data.probes_recalled == first.data.probes_run + first.data.probes_recalled
     assert again.evaluations == first.evaluations
+    fitting = [e for e in first.evaluations if e.fits]
+    assert all((e.accuracy and e.accuracy.finalist) or e.predicted or e.probe_failure for e in fitting)
+    assert any(e.predicted and not e.accuracy for e in fitting)  # what there was no time for
     assert (again.answer, again.warnings) == (first.answer, first.warnings)
 
 

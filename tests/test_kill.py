@@ -33,7 +33,7 @@ ARGUMENTS = (
         "--methods",
         "recalibrate,head,norm,lora",
     ),
-    *("--probe-time", "1h", "--epochs", "2", "--ram", "3MB", "--flops-budget", "--no-verify", "--seed", "3"),
+    *("--probe-time", "1h", "--epochs", "1", "--ram", "3MB", "--flops-budget", "--no-verify", "--seed", "3"),
 )
 
 

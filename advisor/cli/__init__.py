@@ -34,6 +34,7 @@ from advisor.cli.streams import print_what_can_be
 from advisor.cli.usage import UsageError, in_one_line
 from advisor.errors import DEBUG, EXIT_WRONG_INPUT, AdvisorError, InputError, first_line
 from advisor.interrupts import EXIT_INTERRUPTED, EndedAtOnceError
+from advisor.processor import wait_without_spinning
 
 _FLOPS_BUDGET = "PEFT_ADVISOR_FLOPS_BUDGET"
 
@@ -86,6 +87,7 @@ app.add_typer(store.app, name="store")
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line; every failure that a user can cause is one line on stderr."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    wait_without_spinning()
     print_what_can_be()
     talk.speak("normal")
     try:

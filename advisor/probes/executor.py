@@ -292,6 +292,9 @@ def _sent_by_file(trainer: Trainer, cleanup: ExitStack, threads: int = 1) -> _Se
     return _Sent(sent.digest, threads, path=str(path))
 
 
+_CLUSTER_SECONDS = 10.0  # to answer
+
+
 def _connect_dask(address: str, sent: _Sent, cleanup: ExitStack) -> int:
     """Make the cluster joblib's; how many probes it can run at once."""
     try:
@@ -299,7 +302,7 @@ def _connect_dask(address: str, sent: _Sent, cleanup: ExitStack) -> int:
     except ImportError as error:
         raise InputError("--executor dask needs dask: pip install 'peft-advisor[dask]'") from error
     try:
-        client = cleanup.enter_context(Client(address, timeout="10s"))
+        client = cleanup.enter_context(Client(address, timeout=_CLUSTER_SECONDS))
     except (OSError, TimeoutError, ValueError) as error:
         raise InputError(f"--executor: there is no dask scheduler at {address}: {error}") from error
     # joblib scatters it for each rung. Held here, the cluster never lets go of it between two.

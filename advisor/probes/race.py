@@ -30,6 +30,7 @@ from advisor.interrupts import stoppable
 from advisor.methods import learning_rates
 from advisor.probes.clock import Clock
 from advisor.probes.executor import Executor, InProcess
+from advisor.probes.picture import Point, Seen, pictured, shipped_prior, whole
 from advisor.probes.promotion import (
     Entry,
     by_promise,
@@ -42,7 +43,7 @@ from advisor.probes.promotion import (
     variants,
 )
 from advisor.probes.train import Answers, Probe, Trainer, Trial, accuracy_of, head_of, training_of
-from advisor.records import FEATURES, Accuracy, Candidate, Cost, Features, StatisticsPolicy
+from advisor.records import FEATURES, Accuracy, Candidate, Cost, Estimate, Features, StatisticsPolicy
 from advisor.store import Store
 from advisor.training.update import reestimation_updates
 
@@ -69,6 +70,7 @@ class RaceResult:
 
     base: Accuracy | None  # the model as it is
     accuracies: Mapping[Candidate, Accuracy]
+    predicted: Mapping[Candidate, Estimate]  # of those that were not trained to the end, and may be
     failures: Mapping[Candidate, str]  # why a candidate has no accuracy
     seconds: float  # of this run and of the probes that it found in the store
     warnings: tuple[str, ...]
@@ -167,12 +169,14 @@ class _Race:
                 "and that the model's weights are finite"
             )
         accuracies = self._accuracies()
+        predicted = self._predicted(accuracies)
         for one in self._costs:
             if one not in self._found:
                 self._failures.setdefault(one, "not probed: --probe-time is too short for every candidate")
         return RaceResult(
             base,
             accuracies,
+            predicted,
             {
                 candidate: why
                 for one, why in self._failures.items()
@@ -203,6 +207,33 @@ class _Race:
                 finalist = accuracy.learning_rate is None or accuracy.updates == longest
                 for candidate in self._alike[one].get(head, ()):
                     found[candidate] = replace(accuracy, finalist=finalist)
+        return found
+
+    def _predicted(self, accuracies: Mapping[Candidate, Accuracy]) -> dict[Candidate, Estimate]:
+        """What each that is no finalist would come to, at the best of its learning rates."""
+        seen = [
+            Seen(Point(one, trial.learning_rate, share, head), accuracy.mean, accuracy.samples)
+            for one, probes in self._found.items()
+            for probe in probes
+            for trial in [probe.trial]
+            for share in [trial.updates / self._updates if trial.learning_rate is not None else 1.0]
+            for head, accuracy in _judged_by_head([probe]).items()
+        ]
+        if not seen:
+            return {}
+        wanted: dict[Point, list[Candidate]] = {}
+        for one, heads in self._alike.items():
+            for head, candidates in heads.items() if one not in self._failures else ():
+                rest = [c for c in candidates if c not in accuracies or not accuracies[c].finalist]
+                wanted |= {point: rest for point in whole(one, head) if rest}
+        blocks = len(self._trainer.census.blocks)
+        points, prior = list(wanted), shipped_prior()
+        found: dict[Candidate, Estimate] = {}
+        estimates = pictured(seen, points, blocks, self._trainer.batch_size, prior)
+        for estimate, candidates in zip(estimates, wanted.values(), strict=True):
+            for candidate in candidates:
+                if candidate not in found or estimate.mean > found[candidate].mean:
+                    found[candidate] = estimate
         return found
 
     def _trained(self, one: Candidate) -> list[Probe]:

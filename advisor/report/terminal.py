@@ -220,8 +220,7 @@ def _print_candidates(recommendation: Recommendation, console: Console) -> None:
     for item in evaluations:
         cells = [view.full_name(item.candidate)]
         if "accuracy\n95 % interval" in headers:
-            dropped = "*" if item.accuracy and not item.accuracy.finalist else ""
-            cells.append(view.accuracy_text(item.accuracy) + dropped)
+            cells.append(view.known_accuracy_text(item))
         if retained:
             old = item.accuracy.retained if item.accuracy else None
             cells.append(view.percent(old.mean if old else None))
@@ -234,6 +233,8 @@ def _print_candidates(recommendation: Recommendation, console: Console) -> None:
     _print_table(headers, rows, console, last_is_text=True)
     if any(item.accuracy and not item.accuracy.finalist for item in evaluations):
         _item("* dropped early in the race: trained for fewer updates than the finalists.", console)
+    if any(item.predicted and not item.accuracy for item in evaluations):
+        _item("~ not tried: predicted, from what was.", console)
     hidden = len(recommendation.evaluations) - len(evaluations)
     if hidden:
         _item(f"{hidden} more candidates were priced: see them with --report FILE or --json FILE.", console)
@@ -283,7 +284,7 @@ def _print_footnotes(recommendation: Recommendation, console: Console) -> None:
         _item(f"Assumed: {assumption}.", console)
     failures: dict[str, list[str]] = {}
     for item in evaluations:
-        if item.probe_failure:
+        if item.probe_failure and not item.predicted:
             failures.setdefault(item.probe_failure, []).append(view.full_name(item.candidate))
     for failure, names in failures.items():
         who = ", ".join(names) if len(names) <= NAMES_SHOWN else f"{len(names)} candidates"

@@ -16,6 +16,7 @@ from advisor.records import (
     Accuracy,
     Candidate,
     DataSummary,
+    Estimate,
     Evaluation,
     Recommendation,
     Violation,
@@ -65,14 +66,17 @@ class BudgetLine:
 
 
 def ordered(recommendation: Recommendation) -> list[Evaluation]:
-    """The chosen one, then those that fit from the best to the worst, then the rejected."""
+    """The chosen one, then those that fit from the best to the worst, then the rejected.
+
+    Of both, first those that were probed, then those whose accuracy is predicted.
+    """
 
     def key(evaluation: Evaluation) -> tuple[bool, bool, bool, float, int, int]:
-        accuracy = evaluation.accuracy
+        accuracy = evaluation.accuracy or evaluation.predicted
         return (
             evaluation.candidate.id != recommendation.recommended,
             not evaluation.fits,
-            accuracy is None,
+            evaluation.accuracy is None,
             -accuracy.mean if accuracy else 0.0,
             evaluation.cost.flops.total,
             evaluation.cost.peak_memory_bytes,
@@ -178,11 +182,18 @@ def held_out_text(data: DataSummary) -> str:
     return f"each of {data.validation_samples:,} held out once in {data.folds} folds"
 
 
-def accuracy_text(accuracy: Accuracy | None) -> str:
+def accuracy_text(accuracy: Accuracy | Estimate | None) -> str:
     """`71.3 % (69.2-73.1)`, or `-` where it is unknown."""
     if accuracy is None:
         return "-"
     return f"{percent(accuracy.mean)} ({accuracy.low * 100:.1f}-{accuracy.high * 100:.1f})"
+
+
+def known_accuracy_text(evaluation: Evaluation) -> str:
+    """As probed, marked `*` where that was cut short; or as predicted from the others, marked `~`."""
+    if evaluation.accuracy is None:
+        return f"~{accuracy_text(evaluation.predicted)}" if evaluation.predicted else "-"
+    return accuracy_text(evaluation.accuracy) + ("" if evaluation.accuracy.finalist else "*")
 
 
 def by_class_text(accuracy: Accuracy) -> str:

@@ -192,6 +192,8 @@ def test_nothing_fits_is_exit_code_1_and_says_the_least(run, tmp_path):
         "--input-size",
         "1x8x8",
         "--no-probe",
+        "--methods",
+        "head,full",
         "--ram",
         "1kB",
         "--json",

@@ -84,13 +84,13 @@ def sleep():
         (raise_something, "ValueError: the licence server is away"),
         (die, "the child process died"),
         (end, "SystemExit: no more"),
-        (sleep, "longer than 8 s"),
+        (sleep, "longer than 3 s"),
         (Handle(), "cannot pickle a handle"),
     ],
     ids=["raises", "dies", "exits", "hangs", "unpicklable"],
 )
 def test_what_fails_in_the_child_is_a_warning_beside_the_answer(act, why, monkeypatch):
-    monkeypatch.setattr(measuring, "_TIMEOUT_SECONDS", 8 if act is sleep else 120)
+    monkeypatch.setattr(measuring, "_TIMEOUT_SECONDS", 3 if act is sleep else 120)
     found = recommend(Elsewhere(act), Budget(), REQUEST)
     assert found.recommended is not None
     chosen = found.evaluation(found.recommended)

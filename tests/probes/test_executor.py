@@ -117,7 +117,8 @@ def test_unknown_executors_are_refused(spec):
 
 
 @pytest.mark.filterwarnings("ignore")  # the engine's own
-def test_a_cluster_that_is_not_there_is_said():
+def test_a_cluster_that_is_not_there_is_said(monkeypatch):
     pytest.importorskip("distributed")
+    monkeypatch.setattr("advisor.probes.executor._CLUSTER_SECONDS", 1.0)
     with pytest.raises(InputError, match="no dask scheduler"), executor_for("dask://127.0.0.1:9", trainer()):
         pass

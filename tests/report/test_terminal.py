@@ -9,12 +9,13 @@ import io
 import os
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from advisor.records import Recommendation
+from advisor.records import Estimate, Recommendation
 from advisor.report import print_profile, print_recommendation
 from advisor.report.view import full_name
 
@@ -110,3 +111,18 @@ def test_console_defaults_to_stdout(
     out, err = capsys.readouterr()
     assert "Without data the cheapest" in out
     assert not err
+
+
+def test_what_was_not_tried_has_a_predicted_accuracy_and_is_marked(
+    samples: dict[str, Recommendation],
+) -> None:
+    found = samples["with_data"]
+    estimate, why = Estimate(0.713, 0.6, 0.8), "not probed: too little time"
+    evaluations = tuple(
+        replace(e, accuracy=None, predicted=estimate, probe_failure=why) if e.candidate.id == "head" else e
+        for e in found.evaluations
+    )
+    output = shown(print_recommendation, replace(found, evaluations=evaluations), 120)
+    assert "~71.3 % (60.0-80.0)" in output
+    assert "~ not tried: predicted" in output
+    assert "too little time" not in output

@@ -1,0 +1,245 @@
+"""Study: what the race expects of candidates that it hasn't tried, and how well that holds elsewhere.
+
+    python -m measurements.prior           # minutes; reads results/curves.json
+    python -m measurements.prior --quick   # fewer points, printed, nothing written
+
+Fits how far effects on accuracy differ between tasks (maximum marginal likelihood) and what they are on
+average, and writes advisor/probes/prior.json. Then each task is left out in turn: with what the others
+teach, and what short probes of it tell, all its trainings are predicted. Writes results/prior.json, and the
+table in README.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import advisor.probes.picture as picturing
+from advisor.probes.picture import Effect, Point, Prior, Seen, effects, logit, pictured, sampling_variance
+from advisor.probes.promotion import middle_rate
+from advisor.records import Candidate
+from measurements.curves import JUDGING, SEEN, SHARES
+from measurements.curves import RESULTS as CURVES
+from measurements.tables import README, table, write_tables
+from measurements.truth import say
+
+PRIOR = Path(picturing.__file__).parent / "prior.json"
+RESULTS = Path(__file__).parent / "results" / "prior.json"
+_USUAL, _PULL = 0.15, 0.5  # a standard deviation in log odds, and how much says that it is so
+_POINTS = 260  # of each task, drawn at random: what a fit takes grows with their cube
+_PROBED = ((8, 0), (4, 1), (1, 2))  # so many trainings for a sixteenth, a quarter, all of the updates
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A point of a task, and what it came to on the images that an advisor sees, and on others."""
+
+    point: Point
+    seen: float
+    true: float
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    name: str
+    blocks: int
+    batch_size: int
+    rows: tuple[Row, ...]
+
+
+def tasks_of(found: Mapping[str, Any]) -> list[Task]:
+    """From the study of curves."""
+    return [
+        Task(name, task["blocks"], task["batch"], tuple(_rows(task["rows"])))
+        for name, task in found["tasks"].items()
+    ]
+
+
+def _rows(rows: Sequence[Mapping[str, Any]]) -> Iterator[Row]:
+    for row in rows:
+        training, shares = Candidate.parse(row["training"]), SHARES if row["rate"] else (1.0,)
+        for share, *both in zip(shares, row["seen"], row["true"], strict=True):
+            for head, seen, true in zip(row["heads"], *both, strict=False):
+                yield Row(Point(training, row["rate"], share, head), seen, true)
+
+
+def fitted(tasks: Sequence[Task], steps: int) -> Prior:
+    """What the tasks have in common, and how far they lie apart."""
+    drawn = [_drawn(task, _POINTS) for task in tasks]
+    blocks = [
+        [effects(row.point, t.blocks, t.batch_size) for row in rows]
+        for t, rows in zip(tasks, drawn, strict=True)
+    ]
+    columns = {e: n for n, e in enumerate(dict.fromkeys(e for rows in blocks for row in rows for e in row))}
+    groups = list(dict.fromkeys(group for group, _ in columns))
+    weights = [_matrix(rows, columns) for rows in blocks]
+    answers = torch.tensor(
+        [logit(r.true, JUDGING - SEEN) for rows in drawn for r in rows], dtype=torch.float64
+    )
+    own = 1 - shared_part(tasks)
+    alone = [own * sampling_variance(r.true, JUDGING - SEEN) for rows in drawn for r in rows]
+    sampled = torch.tensor(alone, dtype=torch.float64)
+    group_of = torch.tensor([groups.index(group) for group, _ in columns])
+    # An effect of one training alone is none of another task's.
+    is_common = torch.tensor([not group.startswith("training") for group, _ in columns])
+    every = torch.cat(weights)
+
+    # Of each group the spread between tasks, then of the averages; last, the noise of one training.
+    logs = torch.full((2 * len(groups) + 1,), math.log(_USUAL), dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.Adam([logs], lr=0.1)
+
+    def scales() -> tuple[torch.Tensor, torch.Tensor]:
+        return logs.exp()[group_of], logs.exp()[len(groups) + group_of] * is_common
+
+    def covariance() -> torch.Tensor:
+        within, common = scales()
+        apart = torch.block_diag(*[(w * within) @ (w * within).T for w in weights])
+        together = (every * common) @ (every * common).T
+        return apart + together + torch.diag(sampled + logs[-1].exp() ** 2)
+
+    for _ in range(steps):
+        optimizer.zero_grad()
+        factor = torch.linalg.cholesky(covariance())
+        whitened = torch.linalg.solve_triangular(factor, answers[:, None], upper=False)
+        loss = 0.5 * whitened.square().sum() + factor.diagonal().log().sum()
+        # A weak pull keeps what the tasks say nothing of from running away.
+        loss = loss + _PULL * (logs - math.log(_USUAL)).square().sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    with torch.no_grad():
+        within, common = scales()
+        gain = torch.linalg.solve(covariance(), every * common**2).T
+        means = gain @ answers
+        left = common**2 - (gain * (every * common**2).T).sum(1)  # still unknown of an average effect
+        variances = within**2 + left
+    spreads, named = {}, {}
+    for number, group in enumerate(groups):
+        of_group = group_of == number
+        spreads[group] = round(math.sqrt(float(variances[of_group].mean())), 4)
+        if not group.startswith("training"):
+            named[group] = {
+                name: round(float(means[at]), 4) for (of, name), at in columns.items() if of == group
+            }
+    return Prior.from_plain(
+        {
+            "means": named,
+            "spreads": spreads,
+            "noise": round(float(logs[-1].detach().exp()), 4),
+            "shared": round(1 - own, 4),
+        }
+    )
+
+
+def shared_part(tasks: Sequence[Task]) -> float:
+    """Of the variance of a sample's answers, what all trainings that are judged on it have in common."""
+    ratios = []
+    for task in tasks:
+        gaps = [logit(r.seen, SEEN) - logit(r.true, JUDGING - SEEN) for r in task.rows]
+        apart = statistics.pvariance(gaps)
+        alone = statistics.fmean(
+            sampling_variance(r.seen, SEEN) + sampling_variance(r.true, JUDGING - SEEN) for r in task.rows
+        )
+        ratios.append(apart / alone)
+    return max(1 - statistics.fmean(ratios), 0.0)
+
+
+def _drawn(task: Task, count: int) -> list[Row]:
+    order = np.random.default_rng(0).permutation(len(task.rows))[:count]
+    return [task.rows[at] for at in order]
+
+
+def _matrix(rows: Sequence[Mapping[Effect, float]], columns: Mapping[Effect, int]) -> torch.Tensor:
+    found = torch.zeros(len(rows), len(columns), dtype=torch.float64)
+    for number, row in enumerate(rows):
+        for effect, weight in row.items():
+            found[number, columns[effect]] = weight
+    return found
+
+
+def probed(task: Task, seed: int) -> list[Row]:
+    """What might have been probed: what needs no training, some trainings for a while, one to its end."""
+    trainings = list(dict.fromkeys(row.point.training for row in task.rows if row.point.rate))
+    order = [trainings[at] for at in np.random.default_rng(seed).permutation(len(trainings))]
+    lengths = {
+        training: [SHARES[part] for count, part in _PROBED if at < count] for at, training in enumerate(order)
+    }
+    return [
+        row
+        for row in task.rows
+        if row.point.rate is None
+        or (
+            row.point.rate == middle_rate(row.point.training)
+            and row.point.share in lengths[row.point.training]
+        )
+    ]
+
+
+def held_out(task: Task, prior: Prior, seeds: int) -> dict[str, float]:
+    """How the rest of the task is predicted from what was probed."""
+    covered, errors, ranks = [], [], []
+    for seed in range(seeds):
+        known = probed(task, seed)
+        rest = [row for row in task.rows if row.point.share == 1 and row not in known]
+        seen = [Seen(row.point, row.seen, SEEN) for row in known]
+        found = pictured(seen, [row.point for row in rest], task.blocks, task.batch_size, prior)
+        # The truth was judged on a sample, too.
+        covered += [(f.low <= row.true <= f.high) for f, row in zip(found, rest, strict=True)]
+        errors += [abs(f.mean - row.true) for f, row in zip(found, rest, strict=True)]
+        ranks.append(_rank_correlation([f.mean for f in found], [row.true for row in rest]))
+    return {
+        "coverage": statistics.fmean(covered),
+        "mean_error": 100 * statistics.fmean(errors),
+        "rank_correlation": statistics.fmean(ranks),
+    }
+
+
+def _rank_correlation(one: Sequence[float], other: Sequence[float]) -> float:
+    from scipy.stats import spearmanr
+
+    return float(spearmanr(one, other).statistic)
+
+
+def as_plain(prior: Prior) -> dict[str, Any]:
+    means: dict[str, dict[str, float]] = {}
+    for (group, name), value in prior.means.items():
+        means.setdefault(group, {})[name] = value
+    return {"means": means, "spreads": dict(prior.spreads), "noise": prior.noise, "shared": prior.shared}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="few steps, printed, nothing written")
+    given = parser.parse_args()
+    tasks, steps = tasks_of(json.loads(CURVES.read_text())), 5 if given.quick else 60
+    found = {}
+    for task in tasks:
+        prior = fitted([other for other in tasks if other is not task], steps)
+        found[task.name] = held_out(task, prior, seeds=5)
+        say(f"{task.name}: {found[task.name]}")
+    summary = {
+        name: statistics.fmean(task[name] for task in found.values()) for name in next(iter(found.values()))
+    }
+    say(f"all: {summary}")
+    if given.quick:
+        return
+    PRIOR.write_text(json.dumps(as_plain(fitted(tasks, steps)), indent=1) + "\n")
+    RESULTS.write_text(json.dumps({"tasks": found, "summary": summary}, indent=1) + "\n")
+    rows = [
+        (name, *(f"{value:.2f}" for value in task.values()))
+        for name, task in (*found.items(), ("all", summary))
+    ]
+    heads = ("left out", "intervals that hold", "mean error, points", "rank correlation")
+    write_tables(README, {"prior": table(heads, rows)})
+
+
+if __name__ == "__main__":
+    main()

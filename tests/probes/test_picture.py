@@ -1,0 +1,134 @@
+"""What some probes tell of all candidates."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from advisor.methods import learning_rates
+from advisor.probes import picture
+from advisor.probes.picture import Point, Prior, Seen, effects, logit, pictured, shipped_prior, whole
+from advisor.records import Candidate, Levers
+
+BLOCKS, BATCH, SAMPLES = 10, 8, 200
+TRAININGS = [
+    Candidate("full"),
+    Candidate("full", levers=Levers(scope=5)),
+    Candidate("norm"),
+    Candidate("norm", levers=Levers(statistics="frozen")),
+    Candidate.of("lora", {"rank": 4}, Levers()),
+    Candidate.of("lora", {"rank": 8}, Levers(scope=5)),
+    Candidate("head"),
+]
+
+
+def told(seen, wanted, prior=None):
+    return pictured(seen, wanted, BLOCKS, BATCH, prior or shipped_prior())
+
+
+def seen(training, accuracy, *, step=1, share=1.0, samples=SAMPLES):
+    return Seen(Point(training, learning_rates(training)[step], share), accuracy, samples)
+
+
+def test_without_a_probe_nothing_is_known():
+    with pytest.raises(ValueError, match="without a probe"):
+        told([], whole(TRAININGS[0]))
+
+
+def test_a_task_that_is_easier_is_easier_for_all():
+    known = [TRAININGS[0], TRAININGS[2]]
+    others = [point for training in TRAININGS[3:] for point in whole(training)]
+    hard = told([seen(training, 0.3) for training in known], others)
+    easy = told([seen(training, 0.9) for training in known], others)
+    assert all(one.mean > other.mean + 0.2 for one, other in zip(easy, hard, strict=True))
+
+
+def test_a_training_tells_the_most_of_those_like_it():
+    """That one method does well here says more of its other settings than of other methods."""
+    lora = Candidate.of("lora", {"rank": 4}, Levers())
+    wanted = [
+        Point(replace(lora, setting=(("rank", 8),)), learning_rates(lora)[1]),
+        Point(Candidate("norm"), learning_rates(Candidate("norm"))[1]),
+    ]
+    common = [seen(Candidate("full"), 0.6), seen(Candidate("head"), 0.6)]
+    well, badly = (told([*common, seen(lora, accuracy)], wanted) for accuracy in (0.8, 0.4))
+    gains = [one.mean - other.mean for one, other in zip(well, badly, strict=True)]
+    assert gains[0] > gains[1]
+
+
+def test_what_was_trained_for_longer_says_more_of_the_end():
+    full = Candidate("full")
+    common = [seen(Candidate("head"), 0.6), seen(Candidate("norm"), 0.6)]
+    end = [Point(full, learning_rates(full)[1])]
+
+    def width(share):
+        [found] = told([*common, seen(full, 0.7, share=share)], end)
+        return logit(found.high, 10**6) - logit(found.low, 10**6)
+
+    assert width(1.0) < width(1 / 4) < width(1 / 16)
+
+
+def test_more_images_and_more_probes_narrow_the_interval():
+    end = [Point(Candidate("norm"), learning_rates(Candidate("norm"))[1])]
+    [one] = told([seen(Candidate("full"), 0.6)], end)
+    [more] = told([seen(Candidate("full"), 0.6, samples=2000)], end)
+    [two] = told([seen(Candidate("full"), 0.6), seen(Candidate("head"), 0.6)], end)
+    assert more.high - more.low < one.high - one.low
+    assert two.high - two.low < one.high - one.low
+
+
+def test_a_method_that_no_study_knows_is_predicted_too(monkeypatch):
+    """What was never measured is taken for an average one: its interval is the wider for it."""
+    known = Candidate("norm")
+    means = {effect: mean for effect, mean in shipped_prior().means.items() if "norm" not in effect[1]}
+    [found] = told([seen(Candidate("full"), 0.6)], whole(known)[1:2], replace(shipped_prior(), means=means))
+    assert 0.2 < found.mean < 0.9
+
+
+def test_it_is_the_posterior_of_the_stated_model():
+    """Against the joint Gaussian of all answers, written out."""
+    names = sorted(
+        {group for training in TRAININGS for group, _ in effects(whole(training)[0], BLOCKS, BATCH)}
+    )
+    prior = Prior({("method", "norm"): 0.3}, dict.fromkeys([*names, *shipped_prior().spreads], 0.2), 0.1, 0.4)
+    known = [seen(TRAININGS[0], 0.7), seen(TRAININGS[4], 0.6, share=0.25)]
+    wanted = Point(TRAININGS[2], learning_rates(TRAININGS[2])[2])
+    rows = [effects(point, BLOCKS, BATCH) for point in [*(s.point for s in known), wanted]]
+    kernel = np.array([[sum(0.04 * w * b.get(e, 0.0) for e, w in a.items()) for b in rows] for a in rows])
+    means = np.array([0.3 * row.get(("method", "norm"), 0.0) for row in rows])
+    sampled = [1 / (SAMPLES * p * (1 - p)) for p in (140.5 / 201, 120.5 / 201)]
+    noise = np.diag([0.6 * v + 0.01 for v in sampled])
+    solved = np.linalg.solve(kernel[:2, :2] + noise, np.eye(2))
+    answers = np.array([logit(0.7, SAMPLES), logit(0.6, SAMPLES)]) - means[:2]
+    mean = means[2] + kernel[2, :2] @ solved @ answers
+    spread = kernel[2, 2] - kernel[2, :2] @ solved @ kernel[:2, 2] + 0.01 + 0.4 * np.median(sampled)
+    [found] = told(known, [wanted], prior)
+    expected = [1 / (1 + math.exp(-(mean + z * 1.959964 * spread**0.5))) for z in (0, -1, 1)]
+    assert [found.mean, found.low, found.high] == pytest.approx(expected)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    accuracies=st.lists(st.floats(0, 1), min_size=1, max_size=len(TRAININGS)),
+    samples=st.integers(1, 5000),
+    share=st.sampled_from([1.0, 0.5, 1 / 16]),
+)
+def test_an_estimate_is_a_share_within_its_interval(accuracies, samples, share):
+    known = [
+        seen(training, accuracy, share=share, samples=samples)
+        for training, accuracy in zip(TRAININGS, accuracies, strict=False)
+    ]
+    for found in told(known, [point for training in TRAININGS for point in whole(training)]):
+        assert 0 <= found.low <= found.mean <= found.high <= 1
+
+
+def test_every_effect_has_its_spread():
+    points = [point for training in TRAININGS for point in whole(training, "all")]
+    groups = {group for point in points for group, _ in effects(point, BLOCKS, BATCH)}
+    assert groups | {"length by rate"} <= shipped_prior().spreads.keys() | {"length by rate"}
+    assert picture.shipped_prior().spreads.keys() >= groups
