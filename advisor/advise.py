@@ -253,6 +253,7 @@ def _probe_all(
                 seed=request.seed,
                 judge_base=not situation.head_replaced,
                 min_retained=budget.min_retained,
+                unaffordable=[evaluation.candidate for evaluation in evaluations if not evaluation.fits],
                 store=store,
                 key=trainer.key(),
                 executor=executor,

@@ -147,8 +147,30 @@ def test_the_same_question_is_answered_again_without_decoding_an_image(tmp_path,
     assert again.evaluations == first.evaluations
     fitting = [e for e in first.evaluations if e.fits]
     assert all((e.accuracy and e.accuracy.finalist) or e.predicted or e.probe_failure for e in fitting)
-    assert any(e.predicted and not e.accuracy for e in fitting)  # what there was no time for
     assert (again.answer, again.warnings) == (first.answer, first.warnings)
+
+
+def test_what_does_not_fit_is_predicted_from_what_was_probed(tmp_path):
+    random = np.random.default_rng(0)
+    labels = np.arange(320) % 4
+    images = (random.random((320, 3, 12, 12)) * 60 + 45 * labels[:, None, None, None]).astype(np.uint8)
+    np.savez(tmp_path / "colours.npz", images=images, labels=labels)
+    request = replace(
+        REQUEST,
+        input_size=(3, 12, 12),
+        data=str(tmp_path / "colours.npz"),
+        methods=("head", "full"),
+        probe_seconds=5.0,
+        epochs=2,
+        verify=False,
+    )
+    costs = {e.candidate.id: e.cost.peak_memory_bytes for e in profile(network(), request).evaluations}
+    found = recommend(network(), Budget(ram_bytes=(costs["head"] + costs["full"]) // 2), request)
+    full = found.evaluation("full")
+    assert not full.fits
+    assert full.accuracy is None
+    assert 0 < full.predicted.low < full.predicted.mean < full.predicted.high < 1
+    assert any(r.candidate_id == "full" and "as predicted" in r.sentence for r in found.relaxations)
 
 
 def test_noise_teaches_nothing_and_that_is_the_answer(tmp_path):

@@ -87,6 +87,7 @@ def race(
     seed: int,
     judge_base: bool = True,
     min_retained: float | None = None,
+    unaffordable: Sequence[Candidate] = (),
     store: Store | None = None,
     key: Mapping[str, Any] | None = None,
     executor: Executor | None = None,
@@ -100,6 +101,7 @@ def race(
         updates: of a whole fine-tune: what the finalists train for, if there is time.
         judge_base: whether the model's own accuracy on the held-out samples means anything.
         min_retained: accuracy on the old data; what is surely below it goes no further.
+        unaffordable: what the budget doesn't admit: predicted, and never probed.
         store: where probes are looked for and kept.
         key: of the model, the data and the environment, in the store.
         executor: what runs the probes; None: this process.
@@ -109,7 +111,7 @@ def race(
         DataError: every probe of every candidate diverged.
     """
     racing = _Race(trainer, costs, seconds, updates, seed, min_retained, store, key or {}, executor, report)
-    return racing.run(judge_base)
+    return racing.run(judge_base, unaffordable)
 
 
 class _Race:
@@ -153,7 +155,7 @@ class _Race:
         self._warnings: list[str] = []
         self._probes_run = self._probes_recalled = 0
 
-    def run(self, judge_base: bool) -> RaceResult:
+    def run(self, judge_base: bool, unaffordable: Sequence[Candidate]) -> RaceResult:
         base = None
         try:
             with stoppable():
@@ -169,7 +171,7 @@ class _Race:
                 "and that the model's weights are finite"
             )
         accuracies = self._accuracies()
-        predicted = self._predicted(accuracies)
+        predicted = self._predicted(accuracies, unaffordable)
         for one in self._costs:
             if one not in self._found:
                 self._failures.setdefault(one, "not probed: --probe-time is too short for every candidate")
@@ -209,7 +211,9 @@ class _Race:
                     found[candidate] = replace(accuracy, finalist=finalist)
         return found
 
-    def _predicted(self, accuracies: Mapping[Candidate, Accuracy]) -> dict[Candidate, Estimate]:
+    def _predicted(
+        self, accuracies: Mapping[Candidate, Accuracy], unaffordable: Sequence[Candidate]
+    ) -> dict[Candidate, Estimate]:
         """What each that is no finalist would come to, at the best of its learning rates."""
         seen = [
             Seen(Point(one, trial.learning_rate, share, head), accuracy.mean, accuracy.samples)
@@ -222,10 +226,13 @@ class _Race:
         if not seen:
             return {}
         wanted: dict[Point, list[Candidate]] = {}
-        for one, heads in self._alike.items():
-            for head, candidates in heads.items() if one not in self._failures else ():
-                rest = [c for c in candidates if c not in accuracies or not accuracies[c].finalist]
-                wanted |= {point: rest for point in whole(one, head) if rest}
+        for candidate in [c for heads in self._alike.values() for each in heads.values() for c in each]:
+            if candidate not in accuracies or not accuracies[candidate].finalist:
+                self._want(candidate, wanted)
+        for candidate in unaffordable:
+            self._want(candidate, wanted)
+        if not wanted:
+            return {}
         blocks = len(self._trainer.census.blocks)
         points, prior = list(wanted), shipped_prior()
         found: dict[Candidate, Estimate] = {}
@@ -235,6 +242,11 @@ class _Race:
                 if candidate not in found or estimate.mean > found[candidate].mean:
                     found[candidate] = estimate
         return found
+
+    def _want(self, candidate: Candidate, wanted: dict[Point, list[Candidate]]) -> None:
+        one = training_of(candidate, self._trainer.census)
+        for point in whole(one, _head_in(one, candidate)) if one not in self._failures else ():
+            wanted.setdefault(point, []).append(candidate)
 
     def _trained(self, one: Candidate) -> list[Probe]:
         return [probe for probe in self._found.get(one, ()) if probe.trial.learning_rate is not None]

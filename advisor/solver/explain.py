@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import astuple
 
 from advisor.records import BASELINE, Budget, DataSummary, Evaluation, Levers, Relaxation
 from advisor.solver.budget import allowed_memory
@@ -100,8 +101,9 @@ def relaxations(
         if not blocked:
             continue
         nearest = min(blocked, key=_shortfall)
-        full = [e for e in blocked if e.candidate.method == BASELINE and e is not nearest]
-        for evaluation in (nearest, *full):
+        full = [e for e in blocked if e.candidate.method == BASELINE]
+        plain = min(full, key=lambda e: len(e.candidate.levers.described()), default=nearest)
+        for evaluation in (nearest,) if plain is nearest else (nearest, plain):
             name = _told_apart(evaluation, evaluations)
             found.append(_relaxation(limit, evaluation, name, chosen))
     return tuple(found)
@@ -131,7 +133,13 @@ def _relaxation(limit: str, evaluation: Evaluation, name: str, chosen: Evaluatio
         sentence = f"With {_OPTION[limit]} {short * 100:.1f} points lower, {name} fits"
     else:
         sentence = f"With {_SHOW[limit](short)} more {_OPTION[limit]}, {name} fits"
-    sentence += f": {gain * 100:+.1f} points" if gain is not None else " (its accuracy was not probed)"
+    if gain is not None:
+        sentence += f": {gain * 100:+.1f} points"
+    elif chosen is not None and chosen.accuracy is not None and evaluation.predicted is not None:
+        more = (100 * (value - chosen.accuracy.mean) for value in astuple(evaluation.predicted))
+        sentence += ": {:+.1f} points, as predicted ({:+.1f} to {:+.1f})".format(*more)
+    else:
+        sentence += " (its accuracy was not probed)"
     return Relaxation(limit, short, evaluation.candidate.id, gain, sentence)
 
 
