@@ -67,10 +67,11 @@ def price_all(
     def price_model(name: str) -> list[Priced]:
         began(name)
         known = before.get(name, {})
-        has_core_to_spare = 2 * len(models) <= (os.cpu_count() or 1)
-        return _priced(configuration, models[name], known, (to_keep, has_core_to_spare), running)
+        return _priced(configuration, models[name], known, (to_keep, name in helped), running)
 
-    with ThreadPoolExecutor(max(1, min(len(models), os.cpu_count() or 1))) as pool:
+    cores = os.cpu_count() or 1
+    helped = _with_a_core_to_spare(list(models), cores)
+    with ThreadPoolExecutor(max(1, min(len(models), cores))) as pool:
         jobs = [pool.submit(price_model, name) for name in models]
         try:
             return [priced for job in jobs for priced in job.result()]
@@ -79,6 +80,12 @@ def price_all(
             for process in running:
                 _kill(process)
             raise
+
+
+def _with_a_core_to_spare(models: Sequence[str], cores: int) -> set[str]:
+    """The last ones, if they are too few for the cores: those begin as others end."""
+    last = (len(models) - 1) % cores + 1
+    return set(models[-last:]) if 2 * last <= cores else set()
 
 
 def check(configuration: Configuration, priced: Sequence[Priced], before: Baseline | None) -> CheckReport:

@@ -9,7 +9,7 @@ import pytest
 
 from advisor.check import baseline
 from advisor.check.configuration import Configuration, Target
-from advisor.check.run import Priced, check, price_all, to_keep
+from advisor.check.run import Priced, _with_a_core_to_spare, check, price_all, to_keep
 from tests.check.records import snapshot
 from tests.processes import is_running, wait_until
 
@@ -119,3 +119,19 @@ def test_the_configuration_is_told_from_the_checkouts_root(tmp_path, monkeypatch
     monkeypatch.setenv("GITHUB_WORKSPACE", "/elsewhere")
     monkeypatch.chdir("/")
     assert check(wanted, [], None).configuration == str(folder / "pyproject.toml")[1:]
+
+
+@pytest.mark.parametrize(
+    ("models", "cores", "helped"),
+    [
+        ("a", 2, "a"),
+        ("ab", 2, ""),
+        ("abc", 2, "c"),
+        ("abcd", 2, ""),
+        ("ab", 4, "ab"),
+        ("abcde", 4, "e"),
+        ("a", 1, ""),
+    ],
+)
+def test_those_that_leave_cores_idle_are_helped(models, cores, helped):
+    assert _with_a_core_to_spare(list(models), cores) == set(helped)
