@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 import advisor.probes.picture as picturing
-from advisor.probes.picture import Effect, Point, Prior, Seen, effects, logit, pictured, sampling_variance
+from advisor.probes.picture import Point, Prior, Seen, effects, logit, pictured, sampling_variance, tabled
 from advisor.probes.promotion import middle_rate
 from advisor.records import Candidate
 from measurements.curves import JUDGING, SEEN, SHARES
@@ -75,13 +75,15 @@ def _rows(rows: Sequence[Mapping[str, Any]]) -> Iterator[Row]:
 def fitted(tasks: Sequence[Task], steps: int) -> Prior:
     """What the tasks have in common, and how far they lie apart."""
     drawn = [_drawn(task, _POINTS) for task in tasks]
-    blocks = [
-        [effects(row.point, t.blocks, t.batch_size) for row in rows]
+    found = [
+        effects(row.point, t.blocks, t.batch_size)
         for t, rows in zip(tasks, drawn, strict=True)
+        for row in rows
     ]
-    columns = {e: n for n, e in enumerate(dict.fromkeys(e for rows in blocks for row in rows for e in row))}
+    columns, weighed = tabled(found)
+    every = torch.from_numpy(weighed)
+    weights = every.split([len(rows) for rows in drawn])
     groups = list(dict.fromkeys(group for group, _ in columns))
-    weights = [_matrix(rows, columns) for rows in blocks]
     answers = torch.tensor(
         [logit(r.true, JUDGING - SEEN) for rows in drawn for r in rows], dtype=torch.float64
     )
@@ -91,7 +93,6 @@ def fitted(tasks: Sequence[Task], steps: int) -> Prior:
     group_of = torch.tensor([groups.index(group) for group, _ in columns])
     # An effect of one training alone is none of another task's.
     is_common = torch.tensor([not group.startswith("training") for group, _ in columns])
-    every = torch.cat(weights)
 
     # Of each group the spread between tasks, then of the averages; last, the noise of one training.
     logs = torch.full((2 * len(groups) + 1,), math.log(_USUAL), dtype=torch.float64, requires_grad=True)
@@ -127,7 +128,7 @@ def fitted(tasks: Sequence[Task], steps: int) -> Prior:
         spreads[group] = round(math.sqrt(float(variances[of_group].mean())), 4)
         if not group.startswith("training"):
             named[group] = {
-                name: round(float(means[at]), 4) for (of, name), at in columns.items() if of == group
+                name: round(float(means[at]), 4) for at, (of, name) in enumerate(columns) if of == group
             }
     return Prior.from_plain(
         {
@@ -155,14 +156,6 @@ def shared_part(tasks: Sequence[Task]) -> float:
 def _drawn(task: Task, count: int) -> list[Row]:
     order = np.random.default_rng(0).permutation(len(task.rows))[:count]
     return [task.rows[at] for at in order]
-
-
-def _matrix(rows: Sequence[Mapping[Effect, float]], columns: Mapping[Effect, int]) -> torch.Tensor:
-    found = torch.zeros(len(rows), len(columns), dtype=torch.float64)
-    for number, row in enumerate(rows):
-        for effect, weight in row.items():
-            found[number, columns[effect]] = weight
-    return found
 
 
 def probed(task: Task, seed: int) -> list[Row]:

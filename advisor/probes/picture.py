@@ -130,11 +130,7 @@ def pictured(
     if not seen:
         raise ValueError("without a probe nothing is known of the task")
     rows = [effects(point, blocks, batch_size) for point in [*(s.point for s in seen), *wanted]]
-    columns = {effect: number for number, effect in enumerate(dict.fromkeys(e for row in rows for e in row))}
-    weights = np.zeros((len(rows), len(columns)))
-    for number, row in enumerate(rows):
-        for effect, weight in row.items():
-            weights[number, columns[effect]] = weight
+    columns, weights = tabled(rows)
     expected = weights @ np.array([prior.means.get(effect, 0.0) for effect in columns])
     scaled = weights * np.array([prior.spreads[group] for group, _ in columns])
     known, asked = scaled[: len(seen)], scaled[len(seen) :]
@@ -152,6 +148,18 @@ def pictured(
         Estimate(*(_expit(value) for value in (mean, mean - away, mean + away)))
         for mean, away in zip(means.tolist(), reach.tolist(), strict=True)
     ]
+
+
+def tabled(rows: Sequence[Mapping[Effect, float]]) -> tuple[list[Effect], Any]:
+    """All effects that there are, and the weight of each (a column) in each of the rows: an array."""
+    import numpy as np
+
+    columns = {effect: number for number, effect in enumerate(dict.fromkeys(e for row in rows for e in row))}
+    weights = np.zeros((len(rows), len(columns)))
+    for number, row in enumerate(rows):
+        for effect, weight in row.items():
+            weights[number, columns[effect]] = weight
+    return list(columns), weights
 
 
 def logit(accuracy: float, samples: int) -> float:
