@@ -11,7 +11,6 @@ measurements/prior.py makes what the race expects of candidates that it hasn't t
 
 from __future__ import annotations
 
-import argparse
 import json
 import tempfile
 import zlib
@@ -30,10 +29,10 @@ from advisor.probes import Trial, executor_for, head_of, training_of
 from advisor.probes.train import Probe
 from advisor.records import Budget, Candidate, Census, Features
 from advisor.situation import Request, prepare
-from advisor.store import Store, default_path
+from advisor.store import Store
 from advisor.training.update import reestimation_updates
 from measurements import photo_tasks, regret
-from measurements.truth import say, share, trained
+from measurements.truth import cifar_arguments, say, share, trained
 
 RESULTS = Path(__file__).parent / "results" / "curves.json"
 SHARES = (1 / 16, 1 / 4, 1)  # of a whole fine-tune's updates
@@ -152,14 +151,7 @@ def _record(probe: Probe) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True, help="CIFAR-10 JPEG: train/ and test/")
-    parser.add_argument("--models", type=Path, required=True, help="the folder of the ResNets' checkpoints")
-    parser.add_argument("--quick", action="store_true", help="one small task, printed, nothing written")
-    parser.add_argument(
-        "--kept", type=Path, default=default_path().parent / "curves", help="where finished work is kept"
-    )
-    given = parser.parse_args()
+    given = cifar_arguments(__doc__, "curves")
     keep_freed_memory()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:

@@ -14,7 +14,6 @@ in README.md.
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import tempfile
@@ -48,11 +47,21 @@ from advisor.probes.train import Probe
 from advisor.records import Budget, Candidate, Levers, Recommendation
 from advisor.situation import Request, prepare
 from advisor.solver import rank
-from advisor.store import Store, default_path
+from advisor.store import Store
 from advisor.training.update import reestimation_updates
 from measurements.cifar_mobilenet import pretrained
 from measurements.tables import README, table, write_tables
-from measurements.truth import best_that_fits, budgets, costs, fits, say, share, summed_up, trained
+from measurements.truth import (
+    best_that_fits,
+    budgets,
+    cifar_arguments,
+    costs,
+    fits,
+    say,
+    share,
+    summed_up,
+    trained,
+)
 
 RESULTS = Path(__file__).parent / "results" / "regret.json"
 SIZE = (3, 32, 32)
@@ -439,14 +448,7 @@ def _images(task: Task, size: Size, data: Path, kept: Path) -> tuple[Path, Label
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True, help="CIFAR-10 JPEG: train/ and test/")
-    parser.add_argument("--models", type=Path, required=True, help="the folder of the ResNets' checkpoints")
-    parser.add_argument("--quick", action="store_true", help="one small task, printed, nothing written")
-    parser.add_argument(
-        "--kept", type=Path, default=default_path().parent / "regret", help="where finished work is kept"
-    )
-    given = parser.parse_args()
+    given = cifar_arguments(__doc__, "regret")
     with tempfile.TemporaryDirectory() as folder:
         kept = Path(folder) if given.quick else given.kept
         kept.mkdir(parents=True, exist_ok=True)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,9 +17,21 @@ from advisor.costs import Simulator
 from advisor.probes import Trial
 from advisor.probes.train import Probe
 from advisor.records import Budget, Candidate
-from advisor.store import Store
+from advisor.store import Store, default_path
 
 Row = Mapping[str, Any]  # of one candidate: what it comes to, and what it costs
+
+
+def cifar_arguments(doc: str, name: str) -> argparse.Namespace:
+    """As typed: what the studies on CIFAR-10 take."""
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True, help="CIFAR-10 JPEG: train/ and test/")
+    parser.add_argument("--models", type=Path, required=True, help="the folder of the ResNets' checkpoints")
+    parser.add_argument("--quick", action="store_true", help="one small task, printed, nothing written")
+    parser.add_argument(
+        "--kept", type=Path, default=default_path().parent / name, help="where finished work is kept"
+    )
+    return parser.parse_args()
 
 
 def say(text: str) -> None:
