@@ -24,18 +24,11 @@ from advisor.costs import (
     without_collector,
 )
 from advisor.costs.measure import measure
+from advisor.data import Dataset
 from advisor.errors import AdvisorError, ModelError, first_line
 from advisor.interrupts import stoppable
 from advisor.methods import get_method, learning_rates, methods
-from advisor.probes import (
-    CrossValidation,
-    Dataset,
-    Trainer,
-    executor_for,
-    fold_count,
-    in_quick_layout,
-    training_of,
-)
+from advisor.probes import CrossValidation, Trainer, executor_for, fold_count, in_quick_layout, training_of
 from advisor.probes.race import race
 from advisor.records import (
     LAYER_TYPES,

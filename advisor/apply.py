@@ -16,13 +16,14 @@ import torch
 
 from advisor.adapters import Recipe
 from advisor.costs import available_bytes
+from advisor.data import Normalisation
 from advisor.delivery import CHECKPOINT, check_folder, deliver
 from advisor.errors import InputError, first_line
 from advisor.files import replacing
 from advisor.kept_sums import KeptSums, marks_of
 from advisor.methods import learning_rates
 from advisor.names import did_you_mean
-from advisor.probes import FineTune, Normalisation, Trainer, accuracy_of, head_of
+from advisor.probes import FineTune, Trainer, accuracy_of, head_of
 from advisor.records import Accuracy, Candidate, DataSummary, Evaluation, Framing, Recommendation
 from advisor.situation import Progress, Request, Story, prepare, versions
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from advisor.data import Normalisation
+from advisor.data.pools import Found
 from advisor.errors import ModelError
 from advisor.models import LoadedModel, take_census
 from advisor.models.images import ImageConfiguration, stem_channels
-from advisor.probes import Normalisation
-from advisor.probes.pools import Found
 from advisor.records import Census, Framing
 
 Size = tuple[int, int, int]  # (C, H, W)

@@ -18,6 +18,12 @@ import torch
 
 from advisor.adapters import RECIPE, Recipe, attach_adapter, read_recipe, read_tensors
 from advisor.costs.growing import GrowingCost, growing_cost
+from advisor.data import Normalisation
+from advisor.data.loading import LabelledImages, default_normalisation
+from advisor.data.pixels import Frame
+from advisor.data.pools import Found
+from advisor.data.sources import find
+from advisor.data.survey import Unreadable, check_share, left_out
 from advisor.delivery import check_folder, deliver
 from advisor.errors import DataError, InputError
 from advisor.kept_sums import SUMS, KeptSums, marks_of
@@ -26,12 +32,7 @@ from advisor.models.layers import logits
 from advisor.parts.attachment import Trainable
 from advisor.parts.closed_form import inputs_of
 from advisor.parts.sums import Spectrum
-from advisor.probes import Normalisation, accuracy_of, head_of
-from advisor.probes.data import LabelledImages, default_normalisation
-from advisor.probes.pixels import Frame
-from advisor.probes.pools import Found
-from advisor.probes.sources import find
-from advisor.probes.survey import Unreadable, check_share, left_out
+from advisor.probes import accuracy_of, head_of
 from advisor.records import Accuracy, Census, Framing
 from advisor.situation import Progress, versions
 from advisor.training.update import head_to_solve

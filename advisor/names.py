@@ -22,7 +22,7 @@ OPTIMIZERS = ("adam", "adamw", "momentum", "sgd")
 SCENARIOS = ("auto", "shift", "new-classes")
 EXECUTORS = ("here", "local", "local:", "dask://", "ray", "ray://")  # as they begin
 _EXECUTOR = re.compile(r"here|local(:0*[1-9]\d*)?|dask://.*|ray(://.*)?")
-# What `--rehearse` takes: the keys of `advisor.probes.corruptions`.
+# What `--rehearse` takes: the keys of `advisor.data.corruptions`.
 CORRUPTIONS = (
     *("gaussian-noise", "shot-noise", "speckle-noise", "impulse-noise"),
     *("defocus-blur", "gaussian-blur", "glass-blur", "motion-blur", "zoom-blur"),

@@ -15,26 +15,14 @@ import torch
 from torch import nn
 
 from advisor.assumed import Images, assume
+from advisor.data import Dataset, Normalisation, corrupt, load_data, load_unlabelled, parse_corruption
+from advisor.data.loading import LabelledImages
+from advisor.data.pixels import Frame
+from advisor.data.sources import find
 from advisor.errors import DataError, InputError, ModelError
 from advisor.models import LoadedModel, load_model, load_module, take_census
 from advisor.models.fingerprint import model_fingerprint
-from advisor.probes import (
-    Dataset,
-    Normalisation,
-    Situation,
-    adapt_head,
-    corrupt,
-    imprint_where_better,
-    key_of,
-    load_data,
-    load_unlabelled,
-    parse_corruption,
-    relabel,
-    situate,
-)
-from advisor.probes.data import LabelledImages
-from advisor.probes.pixels import Frame
-from advisor.probes.sources import find
+from advisor.probes import Situation, adapt_head, imprint_where_better, key_of, relabel, situate
 from advisor.records import Census, Framing
 from advisor.store import Store
 

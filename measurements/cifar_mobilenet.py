@@ -13,8 +13,8 @@ from torch import nn
 from torchvision.models.mobilenetv2 import InvertedResidual
 from torchvision.ops.misc import Conv2dNormActivation
 
-from advisor.probes import Normalisation, load_data
-from advisor.probes.data import LabelledImages
+from advisor.data import Normalisation, load_data
+from advisor.data.loading import LabelledImages
 
 input_size = (3, 32, 32)
 _BLOCKS = ((1, 16, 1), (4, 24, 2), (4, 24, 1), (4, 40, 2), (4, 40, 1), (4, 80, 2), (4, 80, 1))

@@ -59,6 +59,7 @@ TASKS = (
     Task("mobilenet", "fog:4", 480, 16, 6),
     Task("resnet32", "6+4", 480, 8, 6),
     Task("lite0", "photos", 120, 8, 10, 64),
+    Task("mobilenet", "photos", 400, 8, 6, 64),
     Task("resnet20", "7+3", 960, 32, 6),
     Task("resnet32", "motion-blur:3", 960, 32, 6),
     Task("mobilenet", "5+5", 480, 8, 6),

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 from torchvision.models import mobilenet_v2
 
-from advisor.probes import Normalisation
-from advisor.probes.data import default_normalisation
+from advisor.data import Normalisation
+from advisor.data.loading import default_normalisation
 
 
 @dataclass(frozen=True, slots=True)

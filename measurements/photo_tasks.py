@@ -18,14 +18,15 @@ import torch
 from torch import nn
 
 from advisor.costs import Simulator
+from advisor.data import parse_corruption
+from advisor.data.corruptions import corrupted
+from advisor.data.loading import LabelledImages
+from advisor.data.pixels import Frame
+from advisor.data.pools import Found
+from advisor.data.sources import find
 from advisor.models.fingerprint import fingerprint, model_fingerprint
 from advisor.parts.closed_form import solvable
-from advisor.probes import FineTune, Trainer, Trial, fold_count, in_quick_layout, parse_corruption
-from advisor.probes.corruptions import corrupted
-from advisor.probes.data import LabelledImages
-from advisor.probes.pixels import Frame
-from advisor.probes.pools import Found
-from advisor.probes.sources import find
+from advisor.probes import FineTune, Trainer, Trial, fold_count, in_quick_layout
 from advisor.records import Candidate, Levers
 from advisor.situation import Request, prepare
 from advisor.store import Store

@@ -31,18 +31,12 @@ from torch import nn
 
 from advisor.advise import recommend
 from advisor.costs import Simulator
+from advisor.data import load_data, parse_corruption
+from advisor.data.corruptions import corrupted
+from advisor.data.loading import LabelledImages
 from advisor.methods import learning_rates
 from advisor.models import load_model
-from advisor.probes import (
-    Trainer,
-    Trial,
-    executor_for,
-    in_quick_layout,
-    load_data,
-    parse_corruption,
-)
-from advisor.probes.corruptions import corrupted
-from advisor.probes.data import LabelledImages
+from advisor.probes import Trainer, Trial, executor_for, in_quick_layout
 from advisor.probes.train import Probe
 from advisor.records import Budget, Candidate, Levers, Recommendation
 from advisor.situation import Request, prepare

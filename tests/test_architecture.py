@@ -25,6 +25,7 @@ ORDER = [
     "paired",
     "store",
     "models",
+    "data",
     "parts",
     "methods",
     "training",

@@ -14,9 +14,9 @@ from torch import nn
 
 from advisor import Request, recommend
 from advisor.apply import Application, _recorded, apply_advice
+from advisor.data import Normalisation
 from advisor.errors import ModelError
 from advisor.models import load_module
-from advisor.probes import Normalisation
 from advisor.records import Framing
 from advisor.report.formats import from_json, to_json
 from advisor.situation import prepare

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
+from advisor.data.loading import default_normalisation
 from advisor.methods import dora, galore, get_method, learning_rates, lite_residual, loha, lokr, lora
 from advisor.models.layers import take_census
-from advisor.probes.data import default_normalisation
 from advisor.probes.folds import fold_count
 from advisor.probes.scenarios import Situation, adapt_head
 from advisor.probes.train import accuracy_of

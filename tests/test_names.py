@@ -10,9 +10,9 @@ import pytest
 import torchvision
 
 from advisor import names
+from advisor.data.corruptions import KINDS
 from advisor.errors import InputError
 from advisor.methods import methods
-from advisor.probes.corruptions import KINDS
 from advisor.records import Optimizer
 
 

@@ -15,7 +15,7 @@ from advisor.cli import talk
 from advisor.errors import DataError, InputError, ModelError, UnitError
 
 if TYPE_CHECKING:
-    from advisor.probes import Normalisation
+    from advisor.data import Normalisation
 
 FEWEST = "fewest"  # what a bare --flops-budget stands for
 
@@ -232,7 +232,7 @@ def parse_normalisation(mean: str | None, std: str | None) -> Normalisation | No
         return None
     if mean is None or std is None:
         raise InputError("--mean and --std go together, such as --mean 0.5,0.5,0.5 --std 0.5,0.5,0.5")
-    from advisor.probes import Normalisation
+    from advisor.data import Normalisation
 
     try:
         means, stds = (tuple(float(part) for part in text.split(",")) for text in (mean, std))

@@ -3,8 +3,6 @@
 The function `race` is in the module of its name, which it would hide here.
 """
 
-from advisor.probes.corruptions import Corruption, corrupt, parse_corruption
-from advisor.probes.data import Dataset, Normalisation, load_data, load_unlabelled
 from advisor.probes.executor import executor_for
 from advisor.probes.folds import CrossValidation, fold_count
 from advisor.probes.race import RaceResult
@@ -22,27 +20,20 @@ from advisor.probes.train import (
 )
 
 __all__ = [
-    "Corruption",
     "CrossValidation",
-    "Dataset",
     "FineTune",
-    "Normalisation",
     "RaceResult",
     "Situation",
     "Trainer",
     "Trial",
     "accuracy_of",
     "adapt_head",
-    "corrupt",
     "executor_for",
     "fold_count",
     "head_of",
     "imprint_where_better",
     "in_quick_layout",
     "key_of",
-    "load_data",
-    "load_unlabelled",
-    "parse_corruption",
     "relabel",
     "situate",
     "trained_as",

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from advisor.probes.data import Dataset, LabelledImages
+from advisor.data.loading import Dataset, LabelledImages
 from advisor.probes.scenarios import imprint
 from advisor.probes.train import Answers, Probe, Trainer, Trial
 from advisor.records import Candidate, Census

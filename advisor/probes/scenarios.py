@@ -14,10 +14,10 @@ from typing import Literal, NoReturn
 import torch
 from torch import nn
 
+from advisor.data.loading import Dataset, LabelledImages
 from advisor.errors import DataError, ModelError
 from advisor.models.blocks import evaluating
 from advisor.models.layers import logits
-from advisor.probes.data import Dataset, LabelledImages
 
 _NOISE = 0.1  # of the old rows' mean norm: a new row's own part
 _LOOKED_AT, _BATCH = 512, 64  # images, to imprint new rows

@@ -20,11 +20,13 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils._pytree import tree_flatten
 
+import advisor.data
 import advisor.methods
 import advisor.models
 import advisor.parts
 import advisor.probes
 import advisor.training
+from advisor.data.loading import Dataset, LabelledImages, Normalisation
 from advisor.errors import first_line
 from advisor.methods import Trainable, get_method
 from advisor.methods.recalibrate import reestimation
@@ -32,7 +34,6 @@ from advisor.models.blocks import evaluating, front_modules, has_replaceable_fro
 from advisor.models.fingerprint import code_fingerprint, fingerprint
 from advisor.models.layers import logits
 from advisor.parts.closed_form import Examples, feature_blocks, feature_sizes, inputs_of, pooled_outputs
-from advisor.probes.data import Dataset, LabelledImages, Normalisation
 from advisor.records import FEATURES, Accuracy, Block, Candidate, Census, Features
 from advisor.training.update import begin, reestimation_updates, solve_head, update
 
@@ -82,7 +83,7 @@ class Probe:
 
 def key_of(model: nn.Module, normalisation: Normalisation, *images: LabelledImages) -> dict[str, Any]:
     """All that depends on the model and on these images: to find what comes of them in a store."""
-    own = advisor.models, advisor.parts, advisor.methods, advisor.training, advisor.probes
+    own = advisor.models, advisor.parts, advisor.methods, advisor.training, advisor.data, advisor.probes
     return {
         "model": fingerprint(repr(model), model.state_dict().items()),
         "data": fingerprint(repr((normalisation, *(part.key for part in images))), []),

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from advisor.cli import expand_bare_flops_budget
+from advisor.data import loading as _loading  # noqa: F401 - imported early: the runs below fork nothing
 from advisor.demo import make_situation
-from advisor.probes import data as _data  # noqa: F401 - imported early: the runs below fork nothing
 from tests.processes import run_command, start_command
 
 QUICK = ("--input-size", "1x8x8", "--methods", "head,norm,lora", "--ranks", "2", "--probe-time", "4s")

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from advisor.cli import options
+from advisor.data import load_data
 from advisor.errors import AdvisorError, DataError, InputError, ModelError
 from advisor.models import load_model
-from advisor.probes import load_data
 from advisor.report import read_json
 from tests.cli.test_cli import one_line
 

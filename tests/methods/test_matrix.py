@@ -10,12 +10,13 @@ import torch
 from advisor.adapters import Recipe, load_adapter, save_adapter
 from advisor.costs import Simulator
 from advisor.costs.allocator import allocator_peak, held_bytes, peak_of
+from advisor.data import Dataset, Normalisation
+from advisor.data.loading import LabelledImages
 from advisor.errors import InputError
 from advisor.methods import get_method
 from advisor.models.blocks import run_front
 from advisor.models.layers import take_census
-from advisor.probes import Dataset, FineTune, Normalisation, Trainer, head_of
-from advisor.probes.data import LabelledImages
+from advisor.probes import FineTune, Trainer, head_of
 from advisor.records import Flops, Levers
 from advisor.training.update import begin, head_to_solve, solve_head, update
 from tests.methods.matrix import BATCH, CANDIDATES, REFUSED, RUNNABLE, SIZE, network

@@ -8,10 +8,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from advisor.data.deferred import Deferred
+from advisor.data.loading import LabelledImages
 from advisor.errors import InputError
 from advisor.models.layers import take_census
-from advisor.probes.data import LabelledImages
-from advisor.probes.deferred import Deferred
 from advisor.probes.executor import executor_for
 from advisor.probes.race import race
 from advisor.probes.train import Trainer, Trial

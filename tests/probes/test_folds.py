@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from advisor.data.loading import LabelledImages
 from advisor.models.layers import take_census
-from advisor.probes.data import LabelledImages
 from advisor.probes.folds import CrossValidation, fold_count
 from advisor.probes.train import Trainer, Trial
 from advisor.records import Candidate

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 import advisor.probes.train
+from advisor.data.deferred import Deferred
+from advisor.data.loading import Dataset, LabelledImages, Normalisation
 from advisor.methods import get_method, methods
 from advisor.models.layers import take_census
-from advisor.probes.data import Dataset, LabelledImages, Normalisation
-from advisor.probes.deferred import Deferred
 from advisor.probes.train import (
     FineTune,
     Trainer,

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from advisor.data.deferred import Deferred
+from advisor.data.pixels import Frame, Size
+from advisor.data.pools import Found, Pool, existing
+from advisor.data.reading import read
+from advisor.data.sources import find, find_unlabelled
+from advisor.data.survey import Unreadable, check_share, left_out
 from advisor.errors import DataError
 from advisor.models.fingerprint import fingerprint
-from advisor.probes.deferred import Deferred
-from advisor.probes.pixels import Frame, Size
-from advisor.probes.pools import Found, Pool, existing
-from advisor.probes.reading import read
-from advisor.probes.sources import find, find_unlabelled
-from advisor.probes.survey import Unreadable, check_share, left_out
 from advisor.records import Framing
 from advisor.store import Store
 

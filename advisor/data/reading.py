@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-import advisor.probes
+import advisor.data
+from advisor.data.deferred import Deferred
+from advisor.data.pixels import Frame
+from advisor.data.pools import Failures, Pool
 from advisor.errors import DataError
 from advisor.models.fingerprint import code_fingerprint, fingerprint
-from advisor.probes.deferred import Deferred
-from advisor.probes.pixels import Frame
-from advisor.probes.pools import Failures, Pool
 from advisor.store import Store
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def _decoded(
     if store is None:
         return pool.read(indices, frame)
     # A module without parts: what decodes is no part of any model.
-    code = code_fingerprint(nn.Module(), advisor.probes)
+    code = code_fingerprint(nn.Module(), advisor.data)
     key = {"images": _key(contents(), frame), "code": code}
     known = store.get("unreadable", key)
     if known is not None:

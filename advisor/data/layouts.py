@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, NoReturn
 import numpy as np
 import torch
 
+from advisor.data.pixels import Frame, pixels
+from advisor.data.pools import Failures, Found, Pool, decoded, digests
+from advisor.data.survey import check_share, survey
 from advisor.errors import DataError
-from advisor.probes.pixels import Frame, pixels
-from advisor.probes.pools import Failures, Found, Pool, decoded, digests
-from advisor.probes.survey import check_share, survey
 
 if TYPE_CHECKING:
     import numpy.typing as npt

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from advisor.data.pixels import Frame, Size, fit, with_channels, wrong_channels
+from advisor.data.pools import Failures, Found, Pool, class_names_of
+from advisor.data.survey import Unreadable, check_share
 from advisor.errors import DataError
-from advisor.probes.pixels import Frame, Size, fit, with_channels, wrong_channels
-from advisor.probes.pools import Failures, Found, Pool, class_names_of
-from advisor.probes.survey import Unreadable, check_share
 
 if TYPE_CHECKING:
     import numpy.typing as npt

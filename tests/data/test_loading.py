@@ -14,8 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFilter
 
-from advisor.errors import DataError
-from advisor.probes.data import (
+from advisor.data.loading import (
     Dataset,
     LabelledImages,
     Normalisation,
@@ -24,8 +23,9 @@ from advisor.probes.data import (
     default_normalisation,
     load_data,
 )
-from advisor.probes.pixels import Frame, fit
-from advisor.probes.survey import _glance, survey
+from advisor.data.pixels import Frame, fit
+from advisor.data.survey import _glance, survey
+from advisor.errors import DataError
 from advisor.records import Framing
 from advisor.store import Store
 

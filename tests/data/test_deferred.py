@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from advisor.probes.data import LabelledImages
-from advisor.probes.deferred import Deferred
+from advisor.data.deferred import Deferred
+from advisor.data.loading import LabelledImages
 
 
 class Source:

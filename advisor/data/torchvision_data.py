@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from advisor.data.pixels import Frame, Size, pixels
+from advisor.data.pools import Failures, Found, Pool, class_names_of, decoded, existing
+from advisor.data.survey import Survey, Unreadable, reason, survey
 from advisor.errors import DataError
 from advisor.names import did_you_mean
-from advisor.probes.pixels import Frame, Size, pixels
-from advisor.probes.pools import Failures, Found, Pool, class_names_of, decoded, existing
-from advisor.probes.survey import Survey, Unreadable, reason, survey
 
 if TYPE_CHECKING:
     import numpy.typing as npt

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from advisor.data.pixels import Frame, Size, fit
+from advisor.data.survey import Unreadable, decoding, reason
 from advisor.errors import DataError
 from advisor.names import missing_data
-from advisor.probes.pixels import Frame, Size, fit
-from advisor.probes.survey import Unreadable, decoding, reason
 
 if TYPE_CHECKING:
     import numpy.typing as npt

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
+from advisor.data.arrays import array_pool, checked_images, find_digits, find_npz, npz_arrays
+from advisor.data.layouts import SUFFIXES, file_pool, find_folder, images_below
+from advisor.data.pools import Found, Pool, existing
+from advisor.data.survey import check_share
+from advisor.data.torchvision_data import find_torchvision
 from advisor.errors import DataError
-from advisor.probes.arrays import array_pool, checked_images, find_digits, find_npz, npz_arrays
-from advisor.probes.folders import SUFFIXES, file_pool, find_folder, images_below
-from advisor.probes.pools import Found, Pool, existing
-from advisor.probes.survey import check_share
-from advisor.probes.torchvision_data import find_torchvision
 
 
 def find(source: str) -> Found:

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from advisor.data.loading import Dataset, LabelledImages
 from advisor.errors import InputError
 from advisor.names import near
-from advisor.probes.data import Dataset, LabelledImages
 
 _AT_ONCE = 256  # images in floating point
 _SMALL = 64  # pixels of the longer side: from here on an image is large

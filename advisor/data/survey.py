@@ -15,8 +15,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import BinaryIO
 
+from advisor.data.pixels import Size, check_depth
 from advisor.errors import DataError, first_line
-from advisor.probes.pixels import Size, check_depth
 
 MOST_UNREADABLE = 0.05  # of a source's images: so many are left out, with more the data isn't used
 _NAMED = 3  # of those left out

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.datasets import load_sample_image
 
+from advisor.data import corrupt, load_data, parse_corruption
+from advisor.data.corruptions import KINDS, Corruption, corrupted
 from advisor.errors import InputError
-from advisor.probes import corrupt, load_data, parse_corruption
-from advisor.probes.corruptions import KINDS, Corruption, corrupted
 
 
 def photograph(side: int, channels: int = 3) -> torch.Tensor:
