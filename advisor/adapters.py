@@ -64,6 +64,7 @@ class Recipe:
     crop: float = 1.0  # of images of other sizes: resized to so much more than the input, the centre kept
     interpolation: str = "bilinear"
     crop_mode: str = "center"
+    channel_order: str = "rgb"
     accuracy: Mapping[str, float | int] | None = None  # mean, low, high, samples: on held-out images
     base_accuracy: Mapping[str, float | int] | None = None
     predicted_accuracy: Mapping[str, float | int] | None = None  # by the probe

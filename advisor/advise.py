@@ -287,6 +287,8 @@ def _probe_all(
         crop=dataset.framing.crop,
         interpolation=dataset.framing.interpolation,
         crop_mode=dataset.framing.mode,
+        channel_order=dataset.framing.order,
+        labels=request.labels,
         unreadable_samples=dataset.unreadable,
         rehearse=request.rehearse,
         retain=request.retain,

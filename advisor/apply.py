@@ -312,12 +312,13 @@ def _recorded(data: DataSummary) -> dict[str, Any]:
         "class_names": data.class_names,
         "rehearse": data.rehearse,
         "unlabelled": data.unlabelled,
+        "labels": data.labels,
         "scenario": data.scenario,
         "data_classes": data.data_classes or None,
     }
     if data.mean and data.std:
         found["normalisation"] = Normalisation(data.mean, data.std)
-        found["framing"] = Framing(data.crop, data.interpolation, data.crop_mode)
+        found["framing"] = Framing(data.crop, data.interpolation, data.crop_mode, data.channel_order)
     return found
 
 
@@ -430,6 +431,7 @@ def _recipe(run: _Run, story: Story, recommendation: Recommendation, evaluation:
         crop=data.framing.crop,
         interpolation=data.framing.interpolation,
         crop_mode=data.framing.mode,
+        channel_order=data.framing.order,
         versions=versions(),
     )
 

@@ -275,7 +275,8 @@ class _Seen:
         normalisation = default_normalisation(channels)
         if recipe.mean and recipe.std:
             normalisation = Normalisation(recipe.mean, recipe.std)
-        framing = Framing(recipe.crop, *cast(Any, (recipe.interpolation, recipe.crop_mode)))
+        how = recipe.interpolation, recipe.crop_mode, recipe.channel_order
+        framing = Framing(recipe.crop, *cast(Any, how))
         channels, height, width = recipe.input_size
         frame = Frame((channels, height, width), framing, normalisation.mean)
         output_of, unreadable, again = torch.tensor(outputs), list(found.unreadable), 0

@@ -19,6 +19,7 @@ from advisor.errors import InputError
 
 NAMED_FORMS = "torchvision:NAME, timm:NAME or package.module:factory"
 OPTIMIZERS = ("adam", "adamw", "momentum", "sgd")
+RESIZES = {"crop": "center", "squash": "squash", "pad": "border"}  # as typed -> as a `Framing` has it
 SCENARIOS = ("auto", "shift", "new-classes")
 EXECUTORS = ("here", "local", "local:", "dask://", "ray", "ray://")  # as they begin
 _EXECUTOR = re.compile(r"here|local(:0*[1-9]\d*)?|dask://.*|ray(://.*)?")
@@ -161,6 +162,11 @@ def _registered(library: str) -> tuple[str, ...]:
     sources = sorted(path for folder in folders or () for path in Path(folder, "models").glob("*.py"))
     names = (name for path in sources for name in _REGISTERED.findall(path.read_text(encoding="utf-8")))
     return tuple(sorted(names))
+
+
+def listed(names: Sequence[str], most: int = 4) -> str:
+    """The first few, and how many others there are."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} others" if len(names) > most else "")
 
 
 def _plain(name: str) -> str:

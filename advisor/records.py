@@ -100,6 +100,7 @@ class Framing:
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     # The shorter side is resized to the size, or both are, or the longer one, and borders are added.
     mode: Literal["center", "squash", "border"] = "center"
+    order: Literal["rgb", "bgr"] = "rgb"  # of the channels: OpenCV reads them the other way round
 
 
 Optimizer = Literal["adam", "adamw", "momentum", "sgd"]
@@ -452,6 +453,8 @@ class DataSummary:
     crop: float = 1.0  # the images' `Framing`
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     crop_mode: Literal["center", "squash", "border"] = "center"
+    channel_order: Literal["rgb", "bgr"] = "rgb"
+    labels: str | None = None  # the table of classes, or the level of the class folders, as typed
     unreadable_samples: int = 0  # images that can't be read and were left out
     data_classes: tuple[str, ...] = ()  # the data's own, in its order; label numbers where it has no names
 

@@ -22,6 +22,7 @@ from advisor.data.sources import find
 from advisor.errors import DataError, InputError, ModelError
 from advisor.models import LoadedModel, load_model, load_module, take_census
 from advisor.models.fingerprint import model_fingerprint
+from advisor.names import listed
 from advisor.probes import Situation, adapt_head, imprint_where_better, key_of, relabel, situate
 from advisor.records import Census, Framing
 from advisor.store import Store
@@ -44,11 +45,14 @@ class Request:
     ranks: tuple[int, ...] = (2, 4, 8)
     optimizer: str = "adam"
     data: str | None = None
+    labels: str | None = None  # a table of classes; `first` or `leaf`: which folders are the classes
     train_images: int = 2048  # at most; a larger set is sampled
     data_classes: tuple[str, ...] | None = None  # that the data must have, in that order; None: any
     class_names: tuple[str, ...] | None = None  # the model's, in the order of its outputs
     normalisation: Normalisation | None = None  # None: the network's own, or ImageNet's for 3 channels
     framing: Framing | None = None  # of images of other sizes; None: the network's own, or a centre crop
+    resize: Literal["center", "squash", "border"] | None = None  # that part of it; None: as it says
+    channel_order: Literal["rgb", "bgr"] = "rgb"
     rehearse: str | None = None  # a corruption of the images, see `parse_corruption`
     retain: str | None = None  # old data, to tell what is forgotten
     unlabelled: str | None = None  # more images of the new world, for methods that look at no labels
@@ -94,8 +98,12 @@ def prepare(
     found = None
     if request.data is not None:
         progress("load", 0.5, "data")
-        found = find(request.data)
+        found = find(request.data, request.labels)
     images = assume(loaded, found, request.input_size, request.normalisation, request.framing)
+    framing = images.framing or Framing()
+    if request.framing is None:
+        framing = replace(framing, mode=request.resize or framing.mode, order=request.channel_order)
+        images = replace(images, framing=framing)
     input_size, census = images.input_size, images.census
     warnings = []
     if not loaded.has_trained_weights:
@@ -152,8 +160,18 @@ def prepare(
     if census.whole_because:
         warnings.append(f"only the whole network can be trained, no last part of it: {census.whole_because}")
     progress("load", 1.0, "")
+    assumed = (*images.assumed, *(found.said if found is not None else ()))
     return Story(
-        loaded, census, dataset, situation, known, base, imprinted_from, warnings, {}, images.assumed
+        loaded,
+        census,
+        dataset,
+        situation,
+        known,
+        base,
+        imprinted_from,
+        warnings,
+        {},
+        assumed,
     )
 
 
@@ -258,17 +276,13 @@ def _load(model: str | nn.Module, request: Request) -> LoadedModel:
 def _other_classes(dataset: Dataset, wanted: tuple[str, ...]) -> str:
     new = [name for name in dataset.class_names if name not in wanted]
     lacking = [name for name in wanted if name not in dataset.class_names]
-    found = [f"{_listed(new)} more"] if new else []
-    found += [f"not {_listed(lacking)}"] if lacking else []
+    found = [f"{listed(new)} more"] if new else []
+    found += [f"not {listed(lacking)}"] if lacking else []
     which = " and ".join(found) or "the same ones in another order"
     return (
         f"data {dataset.source}: its classes are not those of the report's data: {which}; give data of the "
         "same classes, or run recommend on this"
     )
-
-
-def _listed(names: list[str]) -> str:
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} others" if len(names) > 4 else "")
 
 
 def versions() -> dict[str, str]:

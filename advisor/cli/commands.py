@@ -27,7 +27,20 @@ from advisor.names import near, one_of
 # The groups of --help, in their order, with the options by the names of their parameters.
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "Model": ("arch", "trust", "input_size", "optimizer", "batch_size"),
-    "Data": ("data", "add", "retain", "unlabelled", "rehearse", "scenario", "classes", "mean", "std"),
+    "Data": (
+        "data",
+        "add",
+        "retain",
+        "unlabelled",
+        "labels",
+        "resize",
+        "channels",
+        "rehearse",
+        "scenario",
+        "classes",
+        "mean",
+        "std",
+    ),
     "Limits": (
         *("ram", "ram_includes_runtime", "runtime_overhead", "flops_budget", "storage", "step_time"),
         *("min_accuracy", "min_retained", "tolerance", "target"),

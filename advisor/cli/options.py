@@ -47,6 +47,24 @@ InputSize = Annotated[
         metavar="CxHxW", help="Such as 3x224x224; default: the architecture's, or that of all images."
     ),
 ]
+Labels = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TABLE|first|leaf",
+        help="A table of file names and classes; or which folders are the classes, where folders lie in "
+        "folders (default: first).",
+    ),
+]
+Resize = Annotated[
+    str | None,
+    typer.Option(
+        metavar="crop|squash|pad",
+        help="How images of another shape are fitted to the input size; default: the network's own, or crop.",
+    ),
+]
+Channels = Annotated[
+    str, typer.Option(metavar="rgb|bgr", help="The order of the channels that the network was trained with.")
+]
 BatchSize = Annotated[int, typer.Option(help="Images in one update.")]
 Ram = Annotated[
     str | None, typer.Option(metavar="SIZE", help="Most that one update may hold, such as 512MB, 64MiB.")
@@ -224,6 +242,20 @@ def parse_ranks(text: str) -> tuple[int, ...]:
 def parse_optimizer(text: str) -> str:
     """Adam, adamw, momentum or sgd. Raises InputError."""
     return names.one_of("--optimizer", text, names.OPTIMIZERS)
+
+
+def parse_resize(text: str | None) -> Literal["center", "squash", "border"] | None:
+    """As a `Framing` calls it. Raises InputError."""
+    if text is None:
+        return None
+    found: Literal["center", "squash", "border"]
+    found = names.RESIZES[names.one_of("--resize", text, tuple(names.RESIZES))]  # type: ignore[assignment]
+    return found
+
+
+def parse_channels(text: str) -> Literal["rgb", "bgr"]:
+    """Rgb or bgr. Raises InputError."""
+    return "bgr" if names.one_of("--channels", text, ("rgb", "bgr")) == "bgr" else "rgb"
 
 
 def parse_normalisation(mean: str | None, std: str | None) -> Normalisation | None:

@@ -73,6 +73,9 @@ def command(
             "... (1 to 5).",
         ),
     ] = None,
+    labels: options.Labels = None,
+    resize: options.Resize = None,
+    channels: options.Channels = "rgb",
     scenario: Annotated[
         str,
         typer.Option(metavar="auto|shift|new-classes", help="What changed; auto tells from the classes."),
@@ -166,6 +169,7 @@ def command(
     check_executor(executor)
     optimizer, known_methods = options.parse_optimizer(optimizer), options.parse_methods(methods)
     normalisation = options.parse_normalisation(mean, std)
+    mode, order = options.parse_resize(resize), options.parse_channels(channels)
     outputs = Outputs({"--json": json, "--report": report})
     probes = data is not None and not no_probe
     store_path = options.usable_store(store) if probes and not no_store else None
@@ -186,6 +190,9 @@ def command(
         data=data,
         class_names=class_names,
         normalisation=normalisation,
+        labels=labels,
+        resize=mode,
+        channel_order=order,
         rehearse=rehearse,
         retain=retain,
         unlabelled=unlabelled,

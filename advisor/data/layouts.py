@@ -1,44 +1,262 @@
-"""Image files, in one folder for each class or in folders for nothing."""
+"""How folders tell the classes of the images in them, and which part of the images is held out."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import Literal, get_args
 
 import numpy as np
-import torch
 
-from advisor.data.pixels import Frame, pixels
-from advisor.data.pools import Failures, Found, Pool, decoded, digests
-from advisor.data.survey import check_share, survey
+from advisor.data.files import (
+    entries,
+    file_pool,
+    files_below,
+    folders_in,
+    images_below,
+    is_image,
+    one_form,
+    suffixes,
+    told_left_out,
+)
+from advisor.data.listed import Listed, listed_in, table_beside
+from advisor.data.pools import Found, Pool
+from advisor.data.survey import check_share
 from advisor.errors import DataError
+from advisor.names import listed
 
-if TYPE_CHECKING:
-    import numpy.typing as npt
+Part = Literal["train", "val", "test"]
+Level = Literal["first", "leaf"]  # which folders are the classes, where folders lie in folders
+Files = dict[str, list[str]]  # class name -> its image files
 
-    Labels = npt.NDArray[np.int64]
+_WORDS: dict[str, Part] = {
+    **dict.fromkeys(("train", "training", "trn"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev", "eval", "evaluation"), "val"),
+    **dict.fromkeys(("test", "testing", "tst", "holdout"), "test"),
+}
+# What may stand beside one of those words in a folder's name: seg_train, training_set, train2017, TestData.
+_FILLERS = re.compile(r"(seg|cls|data|set|dataset|images?|imgs?|split|folder|samples|[\W_\d])+")
+# Where one image holds several things, or a class for each pixel.
+_DETECTION = {"images", "labels", "annotations", "masks", "jpegimages", "imagesets", "segmentationclass"}
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".gif", ".tif", ".tiff")
-# The first one found is the held-out part; a test set is left alone where there is another.
-_HELD_OUT_FOLDERS = ("val", "valid", "validation", "test")
+
+def part_of(name: str) -> Part | None:
+    """Which part of the data a folder of this name holds; None: it says nothing of the kind."""
+    name = one_form(name).casefold()
+    found = {
+        part
+        for word, part in _WORDS.items()
+        if _FILLERS.fullmatch(f"_{name}_".replace(word, "_", 1)) and word in name
+    }
+    return found.pop() if len(found) == 1 else None
 
 
-def find_folder(source: str, root: Path) -> Found:
-    """The images of class folders, or of class folders in `train/` and `val/` or `test/`."""
-    parts = _split_folders(root)
-    if parts is None:
-        files = _files_by_class(root)
-        return _whole(Found(source, tuple(files), True, file_pool(files, root)))
-    train, held_out = (_files_by_class(part) for part in parts)
-    for name in sorted(train.keys() ^ held_out.keys()):
-        has, lacks = parts if name in train else parts[::-1]
+def find_folder(source: str, root: Path, labels: str | None = None) -> Found:
+    """The images of class folders, of such folders in `train/` and `val/` or `test/`, or of a table's rows.
+
+    Args:
+        labels: a table with a row for each image; `first` or `leaf`: which folders are the classes, where
+            folders lie in folders; None: the first, but a table beside images that lie in no class folder.
+
+    Raises:
+        DataError: the classes can't be told, or the folders look like something else.
+    """
+    level = _level(labels)
+    if labels is not None and labels not in get_args(Level):
+        return _of_rows(source, root, listed_in(Path(labels).expanduser(), root))
+    top, notes = _unwrapped(root)
+    parts = _parts(top)
+    if not parts:
+        files, more = _files_by_class(top, level)
+        return _whole(Found(source, tuple(files), True, file_pool(files, top), notes=(*notes, *more)))
+    train, held_out = parts["train"], parts.get("val", parts.get("test"))
+    table = table_beside(train)
+    if not _has_class_folders(train) and table is not None:
+        return _of_rows(source, top, _joined_rows(parts, top))
+    notes += _ignored(top, train, held_out)
+    if held_out is not None and not _has_class_folders(held_out):
+        if part_of(held_out.name) == "val":
+            raise _flat(held_out)
+        notes = (
+            *notes,
+            f"{held_out} holds images without class folders: a part of {train} is held out instead",
+        )
+        held_out = None
+    files, more = _files_by_class(train, level)
+    if held_out is None:
+        return _whole(Found(source, tuple(files), True, file_pool(files, top), notes=(*notes, *more)))
+    others, _ = _files_by_class(held_out, level)
+    for name in sorted(files.keys() ^ others.keys()):
+        has, lacks = (train, held_out) if name in files else (held_out, train)
         raise DataError(
             f"class folder {name!r} is in {has} but not in {lacks}; both need the same class folders"
         )
-    return _whole(Found(source, tuple(train), True, file_pool(train, root), file_pool(held_out, root)))
+    others = {name: others[name] for name in files}
+    pools = file_pool(files, top), file_pool(others, top)
+    return _whole(Found(source, tuple(files), True, *pools, (*notes, *more)))
+
+
+def _level(labels: str | None) -> Level:
+    return "leaf" if labels == "leaf" else "first"
+
+
+def _unwrapped(root: Path) -> tuple[Path, tuple[str, ...]]:
+    """The folder in which there is more than one folder of folders: archives come with one around them."""
+    top = root
+    while len(inside := folders_in(top)) == 1 and not any(is_image(path.name) for path in entries(top)):
+        if not _has_class_folders(inside[0]) and table_beside(inside[0]) is None:
+            break
+        top = inside[0]
+    return top, () if top == root else (f"the images are those of {top}: it is all that {root} holds",)
+
+
+def _parts(top: Path) -> dict[Part, Path]:
+    """The training folder and those that are held out, by their names; {}: all folders are classes."""
+    folders = folders_in(top)
+    found: dict[Part, Path] = {}
+    for folder in folders:
+        part = part_of(folder.name)
+        if part is not None:
+            if part in found:
+                raise DataError(
+                    f"{found[part].name}/ and {folder.name}/ in {top} may both be its {part} part; "
+                    "leave one of them"
+                )
+            found[part] = folder
+    splits = {part: folder for part, folder in found.items() if _has_class_folders(folder)}
+    if not splits and len(found) < len(folders):
+        return {}  # a class may be named "train", too: its images lie right in it
+    names = ", ".join(f"{folder.name}/" for folder in found.values())
+    if len(found) < 2 and not splits:
+        return {}
+    if "train" not in found or (splits and "train" not in splits):
+        raise DataError(f"{names} in {top} look like parts of a split, but there is no train/; add it")
+    if not splits:
+        if table_beside(found["train"]) is None:
+            raise _flat(found["train"], f"{names} in {top} look like parts of a split, but ")
+        return found
+    if len(found) == 1:
+        others = listed([folder.name for folder in folders if folder != found["train"]])
+        raise DataError(
+            f"{names} in {top} looks like a part of a split, as it holds class folders, and beside it is no "
+            f"val/ or test/, but {others}; give {found['train']} to have a part of it held out"
+        )
+    return found
+
+
+def _ignored(top: Path, *used: Path | None) -> tuple[str, ...]:
+    others = [f"{folder.name}/" for folder in folders_in(top) if folder not in used]
+    return (f"left alone in {top}: {listed(others)}",) if others else ()
+
+
+def _has_class_folders(folder: Path) -> bool:
+    return any(next(images_below(each), None) is not None for each in folders_in(folder))
+
+
+def _flat(folder: Path, before: str = "") -> DataError:
+    """What to do with images that lie in no class folders."""
+    images = [path for path in entries(folder) if is_image(path.name)]
+    what = f"holds {len(images)} images but no class folders" if images else "holds no class folders"
+    tables = [
+        path.name for path in entries(folder) if path.suffix.lower() in (".csv", ".tsv", ".jsonl", ".txt")
+    ]
+    hint = f"; if {tables[0]} tells the classes, give --labels {folder / tables[0]}" if tables else ""
+    return DataError(f"{before}{folder} {what}; put the images into one folder for each class{hint}")
+
+
+def _files_by_class(root: Path, level: Level) -> tuple[Files, tuple[str, ...]]:
+    """Class name -> its image files, both in an order that doesn't depend on the file system; and notes."""
+    folders = folders_in(root)
+    if not folders:
+        raise _flat(root)
+    if {folder.name.casefold() for folder in folders} <= _DETECTION:
+        names = ", ".join(f"{folder.name}/" for folder in folders)
+        raise DataError(
+            f"{names} in {root} look like data for detection or segmentation; give images that show one "
+            "thing each, in one folder for each class"
+        )
+    every = {folder: sorted(files_below(folder)) for folder in folders}
+    leaves = _by_leaf(root, every)
+    files: Files = defaultdict(list)
+    for folder, paths in every.items():  # in two Unicode forms, it may be there twice
+        files[one_form(folder.name)] += [path for path in paths if is_image(path)]
+        if not files[one_form(folder.name)]:
+            _refuse_empty(folder, paths, [each for each in folders if not any(map(is_image, every[each]))])
+    notes = told_left_out([path for paths in every.values() for path in paths])
+    chosen = dict(leaves if level == "leaf" else files)
+    if level == "first" and _is_ambiguous(root, every):
+        first, lowest = listed([*files]), listed([*leaves])
+        which = f"the first level is the class ({first}); to take the lowest ({lowest}), give --labels leaf"
+        notes = (*notes, f"folders lie in class folders: {which}")
+    return {name: chosen[name] for name in _in_order(chosen)}, notes
+
+
+def _refuse_empty(folder: Path, paths: Sequence[str], empty: Sequence[Path]) -> None:
+    strange = told_left_out(paths)
+    also = f" ({strange[0]})" if strange else ""
+    raise DataError(
+        f"class folder {folder} holds no images{also} ({len(empty)} such folders); "
+        f"add some ({', '.join(suffixes())}) or remove it"
+    )
+
+
+def _by_leaf(root: Path, every: Mapping[Path, Sequence[str]]) -> Files:
+    """The images by the folder that they lie right in; by its path, where two have the same name."""
+    found: Files = defaultdict(list)
+    for paths in every.values():
+        for path in filter(is_image, paths):
+            found[os.path.relpath(os.path.dirname(path), root)].append(path)  # noqa: PTH120
+    names = [Path(place).name for place in found]
+    unique = len(set(names)) == len(names)
+    return {
+        one_form(name if unique else Path(place).as_posix()): found[place]
+        for name, place in zip(names, found, strict=True)
+    }
+
+
+def _is_ambiguous(root: Path, every: Mapping[Path, Sequence[str]]) -> bool:
+    """Whether the folders in the class folders may be classes themselves: another set of them in each."""
+    below = [
+        {Path(path).parent.relative_to(folder) for path in filter(is_image, paths)}
+        for folder, paths in every.items()
+    ]
+    return any(len(places) > 1 for places in below) and any(places != below[0] for places in below)
+
+
+def _in_order(names: Mapping[str, object]) -> list[str]:
+    numbers = all(re.fullmatch(r"[0-9]{1,18}", name) for name in names)
+    return sorted(names, key=(lambda name: (int(name), name)) if numbers else (lambda name: (0, name)))
+
+
+def _joined_rows(parts: Mapping[Part, Path], top: Path) -> Listed:
+    """The rows of the tables in each part's folder."""
+    held_out = "val" if "val" in parts else "test"
+    found = []
+    for part in ("train", held_out):
+        folder = parts.get(part)  # type: ignore[call-overload]
+        table = table_beside(folder) if folder is not None else None
+        if folder is None or table is None:
+            continue
+        found.append(listed_in(table, folder).of_part("train" if part == "train" else "held-out"))
+    return Listed.joined(found)
+
+
+def _of_rows(source: str, root: Path, rows: Listed) -> Found:
+    """The images that a table names, with the classes that it gives them."""
+    names, is_named = rows.class_names()
+
+    def pool(part: str) -> Pool:
+        files: Files = {name: [] for name in names}
+        for row in rows.rows:
+            if not rows.has_parts or row.part == part:
+                files[row.label].append(row.path)
+        return file_pool({name: sorted(paths) for name, paths in files.items()}, root)
+
+    held_out = pool("held-out") if rows.has_parts else None
+    return _whole(Found(source, names, is_named, pool("train"), held_out, rows.notes))
 
 
 def _whole(found: Found) -> Found:
@@ -46,107 +264,11 @@ def _whole(found: Found) -> Found:
     check_share(found.unreadable, found.total)
     for pool in found.pools:
         for label in np.flatnonzero(np.bincount(pool.labels, minlength=len(found.class_names)) == 0):
+            if not pool.unreadable:
+                continue  # none of it was there
             first = pool.unreadable[0]
             raise DataError(
                 f"class folder {found.class_names[label]!r} holds no image that can be read ({first.name} "
                 f"can't: {first.reason}); add some or remove it"
             )
     return found
-
-
-def _split_folders(root: Path) -> tuple[Path, Path] | None:
-    """The training and the held-out folder; None where the folders in `root` are the classes."""
-    folders = {folder.name.casefold(): folder for folder in _folders(root)}
-    train = folders.get("train")
-    if train is None or not any(_has_images(folder) for folder in _folders(train)):
-        return None  # a class may be named "train", too: its images lie right in it
-    for name in _HELD_OUT_FOLDERS:
-        if name in folders:
-            return train, folders[name]
-    if len(folders) == 1:
-        raise DataError(
-            f"{root} holds train/ but no val/ or test/; give {train} to have a part of it held out"
-        )
-    return None
-
-
-def _files_by_class(root: Path) -> dict[str, list[str]]:
-    """Class name -> its image files, both in an order that doesn't depend on the file system."""
-    folders = {folder.name: folder for folder in _folders(root)}
-    if not folders:
-        images = sum(path.suffix.lower() in SUFFIXES for path in _entries(root))
-        what = f"holds {images} images but no class folders" if images else "holds no class folders"
-        raise DataError(f"{root} {what}; put the images into one folder for each class")
-    names = sorted(folders)
-    if all(re.fullmatch(r"[0-9]{1,18}", name) for name in names):
-        names.sort(key=int)
-    files = {name: sorted(images_below(folders[name])) for name in names}
-    empty = [name for name, paths in files.items() if not paths]
-    if empty:
-        raise DataError(
-            f"class folder {root / empty[0]} holds no images ({len(empty)} such folders); "
-            f"add some ({', '.join(SUFFIXES)}) or remove it"
-        )
-    return files
-
-
-def _entries(folder: Path) -> list[Path]:
-    try:
-        return [path for path in folder.iterdir() if not path.name.startswith(".")]
-    except OSError as error:
-        raise DataError(f"{folder} can't be read: {error.strerror}; check its permissions") from error
-
-
-def _folders(folder: Path) -> list[Path]:
-    return [path for path in _entries(folder) if path.is_dir()]
-
-
-def _has_images(folder: Path) -> bool:
-    return next(images_below(folder), None) is not None
-
-
-def images_below(folder: Path) -> Iterator[str]:
-    """All image files in the folder and in those below it, the hidden ones aside."""
-
-    # Plain strings: making 50,000 Paths takes a second.
-    def refuse(error: OSError) -> NoReturn:
-        raise DataError(f"{error.filename} can't be read: {error.strerror}; check its permissions") from error
-
-    for parent, folders, files in os.walk(folder, onerror=refuse):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in files:
-            if not name.startswith(".") and name.lower().endswith(SUFFIXES):
-                yield f"{parent}{os.sep}{name}"
-
-
-def file_pool(files: dict[str, list[str]], root: Path) -> Pool:
-    """Those that can be read, of the image files of each class; named as they lie in `root`."""
-    paths = [path for of_class in files.values() for path in of_class]
-    labels = np.repeat(np.arange(len(files)), [len(of_class) for of_class in files.values()])
-    surveyed = survey(paths, lambda position: os.path.relpath(paths[position], root))
-    paths, labels = [paths[position] for position in surveyed.readable], labels[list(surveyed.readable)]
-
-    def open_file(index: int, frame: Frame) -> torch.Tensor:
-        from PIL import Image
-
-        with Image.open(paths[index]) as image:
-            # A large JPEG is decoded at 1/2, 1/4 or 1/8, never below twice the size that is needed.
-            image.draft(None, (2 * frame.resized[1], 2 * frame.resized[0]))
-            return pixels(image, frame.size[0])
-
-    def read(indices: Labels, frame: Frame) -> tuple[torch.Tensor, Failures]:
-        if frame.size[0] not in (1, 3):
-            raise DataError(
-                f"wrong channels: image files have 1 or 3, the model takes {frame.size[0]}; "
-                f"give an .npz with {frame.size[0]}-channel images"
-            )
-        return decoded(open_file, indices, frame)
-
-    return Pool(
-        labels.astype(np.int64),
-        read,
-        name=lambda index: os.path.relpath(paths[index], root),
-        sizes=lambda _: surveyed.sizes,
-        unreadable=surveyed.unreadable,
-        contents=lambda indices: digests([paths[index] for index in indices]),
-    )

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 Size = tuple[int, int, int]  # (C, H, W)
+ORIENTATION = 0x0112  # of EXIF: 1 is upright, from 5 on height and width are exchanged
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,22 +36,51 @@ class Frame:
 
 
 def pixels(image: Image.Image, channels: int) -> torch.Tensor:
-    """A decoded image as (channels, h, w) uint8, converted as PIL does."""
-    from PIL import Image
-
+    """An image as a person sees it, (channels, h, w) uint8: transparent over white, else as PIL converts."""
     if channels not in (1, 3):
         raise wrong_channels("image files", (0, len(image.getbands()), *image.size[::-1]), channels)
-    if image.mode.startswith("I;16"):  # PIL would clip everything above 255 to white
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    check_depth(image)
+    image = over_white(eight_bits(image))
     array = np.array(image.convert("L" if channels == 1 else "RGB"))
     return torch.from_numpy(array).reshape(*array.shape[:2], channels).permute(2, 0, 1)
 
 
-def check_depth(image: Image.Image) -> None:
-    """Raises ValueError where no conversion to 8 bits is the right one."""
-    if image.mode in ("I", "F"):
-        raise ValueError("it has 32 bits a pixel; save it with 8 or 16")
+def upright(image: Image.Image) -> Image.Image:
+    """The image turned and flipped as its EXIF says that it is to be seen."""
+    from PIL import ImageOps
+
+    return image if image.getexif().get(ORIENTATION, 1) == 1 else ImageOps.exif_transpose(image)
+
+
+def over_white(image: Image.Image) -> Image.Image:
+    """The image on white paper, where it is transparent; what lies beneath is nothing that anybody saw."""
+    from PIL import Image
+
+    if not image.has_transparency_data:
+        return image
+    seen = image.convert("RGBA")
+    paper = Image.new("RGBA", seen.size, (255, 255, 255, 255))
+    paper.alpha_composite(seen)
+    return paper
+
+
+def eight_bits(image: Image.Image) -> Image.Image:
+    """An image of more bits a pixel with 8: the least of 8, 12 and 16 that hold its brightest pixel are used.
+
+    Raises:
+        ValueError: its values are in no range that would tell what is white.
+    """
+    from PIL import Image
+
+    if not image.mode.startswith("I") and image.mode != "F":
+        return image
+    values = np.asarray(image)
+    low, high = float(values.min()), float(values.max())
+    if image.mode == "F" and low >= 0 and high <= 1:
+        return Image.fromarray(np.rint(values * 255).astype(np.uint8))
+    most = next((2**bits for bits in (8, 12, 16) if high < 2**bits), None)
+    if low < 0 or most is None:  # NaN, too
+        raise ValueError(f"its pixels range from {low:g} to {high:g}; save it with 8 or 16 bits a pixel")
+    return Image.fromarray((values * (256 / most)).astype(np.uint8))
 
 
 def wrong_channels(where: object, shape: tuple[int, ...], channels: int) -> DataError:
@@ -76,8 +106,10 @@ def with_channels(images: torch.Tensor, channels: int) -> torch.Tensor:
 def fit(images: torch.Tensor, frame: Frame) -> torch.Tensor:
     """(N, C, h, w) uint8 -> (N, C, H, W): resized as the framing says, then the centre is kept.
 
-    What has the input's size already was made for it, and stays as it is.
+    What has the input's size already was made for it, and is not resized.
     """
+    if frame.framing.order == "bgr" and images.shape[1] == 3:
+        images = images.flip(1)
     if images.shape[2:] == frame.size[1:]:
         return images
     height, width = images.shape[2:]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 
 from advisor.data.pixels import Frame, Size, fit
-from advisor.data.survey import Unreadable, decoding, reason
+from advisor.data.survey import Oddity, Unreadable, decoding, reason
 from advisor.errors import DataError
 from advisor.names import missing_data
 
@@ -34,6 +35,7 @@ class Pool:
     sizes: Callable[[int | None], frozenset[Size]]  # as they are, for a model that takes so many channels
     unreadable: tuple[Unreadable, ...] = ()
     contents: Callable[[Labels], list[str]] | None = None  # digests of the files; None: there are none
+    oddities: Mapping[Oddity, int] = field(default_factory=dict)  # of how many images
 
     @property
     def total(self) -> int:
@@ -50,6 +52,7 @@ class Found:
     named: bool  # the names come from the data, not made up from label numbers
     train: Pool
     held_out: Pool | None = None  # None: to be split off the training pool
+    notes: tuple[str, ...] = ()  # how the source was understood, in words
 
     @property
     def pools(self) -> tuple[Pool, ...]:
@@ -65,6 +68,15 @@ class Found:
     def total(self) -> int:
         """How many images there are, the unreadable ones included."""
         return sum(pool.total for pool in self.pools)
+
+    @property
+    def said(self) -> tuple[str, ...]:
+        """How the source was understood, and what of its images is not as it is stored."""
+        counts = sum((Counter(pool.oddities) for pool in self.pools), Counter[Oddity]())
+        return (
+            *self.notes,
+            *(f"{counts[odd]:,} of {self.total:,} images {odd.value}" for odd in Oddity if counts[odd]),
+        )
 
 
 def existing(text: str) -> Path:

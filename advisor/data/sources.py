@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 
 from advisor.data.arrays import array_pool, checked_images, find_digits, find_npz, npz_arrays
-from advisor.data.layouts import SUFFIXES, file_pool, find_folder, images_below
+from advisor.data.files import file_pool, images_below, suffixes
+from advisor.data.layouts import find_folder
 from advisor.data.pools import Found, Pool, existing
 from advisor.data.survey import check_share
 from advisor.data.torchvision_data import find_torchvision
 from advisor.errors import DataError
 
 
-def find(source: str) -> Found:
-    """The images and classes that a source holds; see `load_data`. Raises DataError."""
-    found = _find(source)
+def find(source: str, labels: str | None = None) -> Found:
+    """The images and classes that a source holds; see `load_data` and `find_folder`. Raises DataError."""
+    found = _find(source, labels)
     check_share(found.unreadable, found.total)
     return found
 
@@ -25,7 +28,7 @@ def find_unlabelled(source: str) -> Pool:
     if path.is_dir():
         files = sorted(images_below(path))
         if not files:
-            raise DataError(f"{path} holds no images; add some ({', '.join(SUFFIXES)})")
+            raise DataError(f"{path} holds no images; add some ({', '.join(suffixes())})")
         pool = file_pool({"": files}, path)
     elif path.suffix.lower() == ".npz":
         given = npz_arrays(path, ("images",))["images"]
@@ -37,14 +40,18 @@ def find_unlabelled(source: str) -> Pool:
     return pool
 
 
-def _find(source: str) -> Found:
+def _find(source: str, labels: str | None) -> Found:
+    if labels is not None and not Path(source).expanduser().is_dir():
+        raise DataError(
+            f"--labels tells the classes of images in a folder, and {source} is none; leave it out"
+        )
     if source == "digits":
         return find_digits()
     if source.startswith("torchvision:"):
         return find_torchvision(source)
     path = existing(source)
     if path.is_dir():
-        return find_folder(source, path)
+        return find_folder(source, path, labels)
     if path.suffix.lower() == ".npz":
         return find_npz(source, path)
     raise DataError(

@@ -2,21 +2,26 @@
 
 A JPEG or PNG that begins with its size and ends with its end mark is taken for whole, and a WebP that is as
 long as it says: that costs some hundred bytes of reading. Damage in the middle shows when it is decoded. All
-other files are decoded.
+other files are decoded, those with an alpha channel, a palette or more than 8 bits a pixel among them.
 """
 
 from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import BinaryIO
+from enum import Enum
+from typing import TYPE_CHECKING, BinaryIO
 
-from advisor.data.pixels import Size, check_depth
+from advisor.data.pixels import ORIENTATION, Size, eight_bits
 from advisor.errors import DataError, first_line
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 MOST_UNREADABLE = 0.05  # of a source's images: so many are left out, with more the data isn't used
 _NAMED = 3  # of those left out
@@ -25,7 +30,10 @@ _JPEG_FRAMES = (0xC0, 0xC1, 0xC2)
 _JPEG_SEGMENTS = {*range(0xC0, 0xFF)} - {*range(0xD0, 0xDB)}  # those with a length, before the image's data
 _PNG_START = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR"
 _PNG_END = b"IEND\xaeB`\x82"
-_PNG_GREY = (0, 4)  # colour types
+_PNG_GREY, _PNG_COLOURS = b"\x00", b"\x02"  # kinds without an alpha channel or a palette
+_JPEG_EXIF = 0xE1
+_OPAQUE = 255
+_WEBP_MORE = 0b11010  # alpha, EXIF, animation
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +44,23 @@ class Unreadable:
     reason: str
 
 
+class Oddity(Enum):
+    """Why an image is not what reading its pixels as they are stored would show."""
+
+    TURNED = "are turned as their EXIF says (torchvision's ImageFolder shows them as they are stored)"
+    CLEAR = "are transparent in places: shown over white (torchvision's ImageFolder shows what is beneath)"
+    DEEP = "have more than 8 bits a pixel: shown by the range that is used (ImageFolder shows white)"
+    MOVING = "are animated: their first frame is used"
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What a file shows of its image."""
+
+    size: Size  # as a person sees it
+    oddities: tuple[Oddity, ...] = ()
+
+
 @dataclass(frozen=True, slots=True)
 class Survey:
     """What the files hold."""
@@ -43,6 +68,7 @@ class Survey:
     readable: tuple[int, ...]  # positions
     unreadable: tuple[Unreadable, ...]
     sizes: frozenset[Size]  # of the readable ones
+    oddities: Mapping[Oddity, int]  # of how many of those
 
 
 def survey(paths: Sequence[str], name: Callable[[int], str]) -> Survey:
@@ -52,7 +78,7 @@ def survey(paths: Sequence[str], name: Callable[[int], str]) -> Survey:
         name: of the file at a position, for the user.
     """
 
-    def look(position: int) -> Size | Unreadable:
+    def look(position: int) -> Look | Unreadable:
         try:
             return _glance(paths[position]) or _decoded(paths[position])
         except Exception as error:  # noqa: BLE001 - decoders raise anything from struct.error to SyntaxError
@@ -61,11 +87,13 @@ def survey(paths: Sequence[str], name: Callable[[int], str]) -> Survey:
     with decoding() as pool:
         # Handed out in pieces: a task for each file would take longer than the file.
         pieces = [range(start, min(start + 64, len(paths))) for start in range(0, len(paths), 64)]
-        found = [size for piece in pool.map(lambda piece: [*map(look, piece)], pieces) for size in piece]
+        found = [each for piece in pool.map(lambda piece: [*map(look, piece)], pieces) for each in piece]
+    whole = [each for each in found if isinstance(each, Look)]
     return Survey(
         readable=tuple(place for place, each in enumerate(found) if not isinstance(each, Unreadable)),
         unreadable=tuple(each for each in found if isinstance(each, Unreadable)),
-        sizes=frozenset(each for each in found if not isinstance(each, Unreadable)),
+        sizes=frozenset(each.size for each in whole),
+        oddities=Counter(oddity for each in whole for oddity in each.oddities),
     )
 
 
@@ -124,44 +152,72 @@ def reason(error: Exception) -> str:
     return first_line(error)
 
 
-def _glance(path: str) -> Size | None:
-    """(C, H, W) of a JPEG, PNG or WebP that looks whole; None: decode it to know."""
+def _glance(path: str) -> Look | None:
+    """What a JPEG, PNG or WebP shows that looks whole; None: decode it to know."""
     from PIL import Image
 
     with open(path, "rb") as file:  # noqa: PTH123 - making 50,000 Paths takes a second
         start = file.read(30)
         if start.startswith(_PNG_START):
-            size: Size | None = _png_size(start)
+            found = _png_look(start)
             end = _PNG_END
         elif start.startswith(b"\xff\xd8"):
-            size, end = _jpeg_size(file), b"\xff\xd9"
+            found, end = _jpeg_look(file), b"\xff\xd9"
         elif len(start) == 30 and start.startswith(b"RIFF") and _length(file) >= _webp_length(start):
-            size, end = _webp_size(start), b""
+            found, end = _webp_look(start), b""
         else:
             return None
         limit = Image.MAX_IMAGE_PIXELS
-        if size is None or limit is None or not 0 < size[1] * size[2] <= limit:
+        if found is None or limit is None or not 0 < found.size[1] * found.size[2] <= limit:
             return None
         file.seek(-len(end), os.SEEK_END)
-        return size if file.read() == end else None
+        return found if file.read() == end else None
 
 
-def _png_size(start: bytes) -> Size:
-    grey = start[25:26] != b"" and start[25] in _PNG_GREY
-    return 1 if grey else 3, int.from_bytes(start[20:24]), int.from_bytes(start[16:20])
+def _png_look(start: bytes) -> Look | None:
+    """Of plain ones: an alpha channel, a palette and 16 bits of grey tell more when they are decoded."""
+    depth, kind = start[24:25], start[25:26]
+    if kind not in (_PNG_GREY, _PNG_COLOURS) or (kind == _PNG_GREY and depth == b"\x10"):
+        return None
+    channels = 1 if kind == _PNG_GREY else 3
+    return Look((channels, int.from_bytes(start[20:24]), int.from_bytes(start[16:20])))
 
 
-def _jpeg_size(file: BinaryIO) -> Size | None:
-    """From the first frame header, past the segments before it."""
+def _jpeg_look(file: BinaryIO) -> Look | None:
+    """From the first frame header, and the EXIF before it."""
+    turn = 1
     file.seek(2)
     while len(segment := file.read(4)) == 4 and segment[0] == 0xFF and segment[1] in _JPEG_SEGMENTS:
+        length = int.from_bytes(segment[2:]) - 2
         if segment[1] in _JPEG_FRAMES:
             frame = file.read(6)  # bits, height, width, components
             if len(frame) < 6 or frame[0] != 8:
                 return None
-            return 1 if frame[5] == 1 else 3, int.from_bytes(frame[1:3]), int.from_bytes(frame[3:5])
-        file.seek(int.from_bytes(segment[2:]) - 2, os.SEEK_CUR)
+            sides = int.from_bytes(frame[1:3]), int.from_bytes(frame[3:5])
+            return _turned(Look((1 if frame[5] == 1 else 3, *sides)), turn)
+        if segment[1] == _JPEG_EXIF:
+            turn = _orientation(file.read(length), turn)
+        else:
+            file.seek(length, os.SEEK_CUR)
     return None
+
+
+def _orientation(segment: bytes, known: int) -> int:
+    from PIL import Image
+
+    if not segment.startswith(b"Exif\0\0"):
+        return known
+    exif = Image.Exif()
+    exif.load(segment)
+    return int(exif.get(ORIENTATION, known))
+
+
+def _turned(look: Look, orientation: int) -> Look:
+    if not 2 <= orientation <= 8:
+        return look
+    channels, *sides = look.size
+    height, width = reversed(sides) if orientation >= 5 else sides
+    return Look((channels, height, width), (*look.oddities, Oddity.TURNED))
 
 
 def _length(file: BinaryIO) -> int:
@@ -173,26 +229,42 @@ def _webp_length(start: bytes) -> int:
     return 8 + int.from_bytes(start[4:8], "little")
 
 
-def _webp_size(start: bytes) -> Size | None:
-    """Of the three kinds that there are (RFC 9649); PIL gives all of them colours."""
-    if start[8:16] == b"WEBPVP8X":
-        return 3, 1 + int.from_bytes(start[27:30], "little"), 1 + int.from_bytes(start[24:27], "little")
+def _webp_look(start: bytes) -> Look | None:
+    """Of those (RFC 9649) without alpha, EXIF or animation; PIL gives all of them colours."""
+    if start[8:16] == b"WEBPVP8X" and not start[20] & _WEBP_MORE:
+        height, width = (1 + int.from_bytes(start[at : at + 3], "little") for at in (27, 24))
+        return Look((3, height, width))
     if start[8:16] == b"WEBPVP8L" and start[20:21] == b"\x2f":
         sides = int.from_bytes(start[21:25], "little")
-        return 3, 1 + (sides >> 14 & 0x3FFF), 1 + (sides & 0x3FFF)
+        if not sides >> 28 & 1:
+            return Look((3, 1 + (sides >> 14 & 0x3FFF), 1 + (sides & 0x3FFF)))
     if start[8:16] == b"WEBPVP8 " and start[23:26] == b"\x9d\x01\x2a":
         width, height = (int.from_bytes(start[at : at + 2], "little") & 0x3FFF for at in (26, 28))
-        return 3, height, width
+        return Look((3, height, width))
     return None
 
 
-def _decoded(path: str) -> Size:
-    """(C, H, W) of the image, after decoding all of it in the least detail."""
+def _decoded(path: str) -> Look:
+    """What the image shows, after decoding all of it in the least detail."""
     from PIL import Image
 
     with Image.open(path) as image:
-        size, grey = image.size, image.mode in ("1", "L", "LA") or image.mode.startswith("I;16")
-        check_depth(image)
+        size, mode = image.size, image.mode
+        odd = {
+            Oddity.MOVING: getattr(image, "n_frames", 1) > 1 and image.format != "TIFF",
+            Oddity.DEEP: mode.startswith("I") or mode == "F",
+        }
+        orientation = image.getexif().get(ORIENTATION, 1)
         image.draft("L", (1, 1))  # of a JPEG, only the mean of each block
         image.load()
-        return 1 if grey else 3, size[1], size[0]
+        odd[Oddity.CLEAR] = image.has_transparency_data and _shows_through(image)
+        eight_bits(image)
+        channels = 1 if mode in ("1", "L", "LA", "F") or mode.startswith("I") else 3
+        oddities = tuple(oddity for oddity, is_so in odd.items() if is_so)
+        return _turned(Look((channels, size[1], size[0]), oddities), int(orientation))
+
+
+def _shows_through(image: Image.Image) -> bool:
+    """Whether any pixel is not opaque: many images have an alpha channel that says nothing."""
+    least, _ = image.convert("RGBA").getchannel("A").getextrema()
+    return isinstance(least, int) and least < _OPAQUE

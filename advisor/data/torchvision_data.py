@@ -62,7 +62,7 @@ def find_torchvision(source: str) -> Found:
     pools = [
         _dataset_pool(*each) for each in zip(parts, np.split(joined, [len(labels[0])]), surveys, strict=False)
     ]
-    return Found(source, class_names, usable, *pools)
+    return Found(source, class_names, usable, pools[0], pools[1] if len(pools) > 1 else None)
 
 
 def _dataset_class(name: str) -> Callable[..., Any]:
@@ -146,13 +146,13 @@ def _survey_dataset(dataset: Any, root: Path, failed: Failures) -> Survey:
     if paths is None:
         whole = tuple(index for index in range(len(dataset)) if index not in failed)
         unreadable = tuple(Unreadable(f"image {index}", why) for index, why in sorted(failed.items()))
-        return Survey(whole, unreadable, frozenset())
+        return Survey(whole, unreadable, frozenset(), {})
     look = survey(paths, lambda position: os.path.relpath(paths[position], root))
     # What looks whole may still have failed.
     also = sorted(failed.keys() & set(look.readable))
     unreadable = tuple(Unreadable(os.path.relpath(paths[index], root), failed[index]) for index in also)
     whole = tuple(index for index in look.readable if index not in failed)
-    return Survey(whole, (*look.unreadable, *unreadable), look.sizes)
+    return Survey(whole, (*look.unreadable, *unreadable), look.sizes, {})
 
 
 def _paths(dataset: Any) -> list[str] | None:
