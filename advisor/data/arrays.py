@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from advisor.data.parts import PARTS
 from advisor.data.pixels import Frame, Size, fit, with_channels, wrong_channels
 from advisor.data.pools import Failures, Found, Pool, class_names_of
 from advisor.data.survey import Unreadable, check_share
@@ -20,32 +23,85 @@ if TYPE_CHECKING:
     Labels = npt.NDArray[np.int64]
 
 _CHUNK = 256  # images converted at once
+# What arrays are called: of MNIST, of MedMNIST, of Keras, and in many a script.
+_KINDS = {
+    "images": {"images", "image", "imgs", "x", "data"},
+    "labels": {"labels", "label", "y", "targets", "target"},
+}
+_WHITE = 255
+_TWICE = 1.5 / 255  # white, once it is divided twice
+_ROUNDING = 1e-4  # resampling may overshoot by as much
 
 
 def find_npz(source: str, path: Path) -> Found:
-    """The images of an .npz with `images`, `labels` and perhaps `class_names`."""
-    arrays = npz_arrays(path, ("images", "labels"), ("class_names",))
-    count = len(arrays["images"])
-    (images, kept), labels = checked_images(path, arrays["images"]), _checked_labels(path, arrays["labels"])
-    if count != len(labels):
-        raise DataError(f"{path}: {count} images but {len(labels)} labels; every image needs one label")
-    names, labels = class_names_of(path, labels[kept], arrays.get("class_names"))
-    return Found(source, names, "class_names" in arrays, array_pool(images, labels, path, kept, count))
+    """The images of an .npz: with `images`, `labels` and perhaps `class_names`, or as others call them.
+
+    Of names such as `x_train`, `y_train`, `val_images` and `val_labels`, the parts are known, too.
+    """
+    arrays = npz_arrays(path)
+    parts = _parts(path, list(arrays))
+    names = arrays.get("class_names")
+    read = [_labelled(path, arrays[images], arrays[labels]) for images, labels in parts]
+    notes = tuple(dict.fromkeys(note for part in read for note in part.notes))
+    if names is None and read[0].labels.dtype.kind == "U":
+        names = np.unique(np.concatenate([part.labels for part in read]))
+        numbers = [np.searchsorted(names, part.labels) for part in read]
+    else:
+        numbers = [part.labels for part in read]
+    listed, joined = class_names_of(path, np.concatenate(numbers).astype(np.int64), names)
+    places = np.split(joined, np.cumsum([len(each) for each in numbers])[:-1])
+    pools = [
+        array_pool(part.images, labels[part.kept], path, part.kept, part.total)
+        for part, labels in zip(read, places, strict=True)
+    ]
+    return Found(source, listed, names is not None, pools[0], pools[1] if len(pools) > 1 else None, notes)
 
 
-def npz_arrays(path: Path, needed: Sequence[str], others: Sequence[str] = ()) -> dict[str, npt.NDArray[Any]]:
-    """The arrays of these names: all that are needed, and those of the others that are there."""
+@dataclass(frozen=True, slots=True)
+class _Labelled:
+    images: npt.NDArray[Any]  # those that are whole
+    labels: npt.NDArray[Any]  # of all: int64, or text
+    kept: Labels
+    total: int
+    notes: tuple[str, ...]
+
+
+def _labelled(path: Path, images: npt.NDArray[Any], labels: npt.NDArray[Any]) -> _Labelled:
+    whole, kept, notes = checked_images(path, images)
+    checked = _checked_labels(path, labels)
+    if len(images) != len(checked):
+        raise DataError(
+            f"{path}: {len(images)} images but {len(checked)} labels; every image needs one label"
+        )
+    return _Labelled(whole, checked, kept, len(images), notes)
+
+
+def _parts(path: Path, keys: Sequence[str]) -> list[tuple[str, str]]:
+    """The arrays that hold images and their labels: of the training part, then of what is held out."""
+    found: dict[str, dict[str, str]] = {}
+    for key in keys:
+        words = re.findall(r"[a-z]+", key.casefold())
+        kinds = {kind for kind, known in _KINDS.items() if set(words) & known}
+        others = [word for word in words if not any(word in known for known in _KINDS.values())]
+        part = PARTS.get(others[0]) if others else "train"
+        if len(kinds) == 1 and len(others) <= 1 and part is not None:
+            found.setdefault(part, {}).setdefault(kinds.pop(), key)
+    pairs = {part: (of["images"], of["labels"]) for part, of in found.items() if len(of) == len(_KINDS)}
+    if "train" not in pairs:
+        held = ", ".join(list(keys)[:5]) or "nothing"
+        raise DataError(
+            f"{path} has no arrays of images and labels that go together (it holds {held}); save them as "
+            "images and labels, or x_train, y_train, x_val, y_val"
+        )
+    held_out = pairs.get("val", pairs.get("test"))
+    return [pairs["train"], *([held_out] if held_out is not None else [])]
+
+
+def npz_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
+    """All arrays of the file, by name. Raises DataError."""
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            for name in needed:
-                if name not in archive:
-                    keys = ", ".join(list(archive)[:5]) or "nothing"
-                    raise DataError(
-                        f"{path} has no array {name!r} (it holds {keys}); save it under that name"
-                    )
-            return {name: archive[name] for name in (*needed, *others) if name in archive}
-    except DataError:
-        raise
+            return {name: archive[name] for name in archive}
     except Exception as error:  # whatever zip, zlib and numpy raise on a damaged file
         if "Object arrays" in str(error):
             raise DataError(
@@ -57,40 +113,95 @@ def npz_arrays(path: Path, needed: Sequence[str], others: Sequence[str] = ()) ->
         ) from error
 
 
-def checked_images(path: Path, images: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], Labels]:
-    """The images that are whole, and their positions."""
+def unlabelled_images(path: Path) -> npt.NDArray[Any]:
+    """The images of an .npz, whatever else it holds. Raises DataError."""
+    arrays = npz_arrays(path)
+    found = [name for name in arrays if name.casefold() in _KINDS["images"]]
+    if not found:
+        held = ", ".join(list(arrays)[:5]) or "nothing"
+        raise DataError(f"{path} has no array 'images' (it holds {held}); save it under that name")
+    return arrays[found[0]]
+
+
+def checked_images(path: Path, images: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], Labels, tuple[str, ...]]:
+    """The images that are whole, as bytes or in [0, 1]; their positions; what was made of them, in words.
+
+    Raises:
+        DataError: the range tells that they would be seen wrong.
+    """
     if images.ndim not in (3, 4) or 0 in images.shape:
         raise DataError(
             f"{path}: images has shape {images.shape}; "
             "it must be (N, H, W), (N, H, W, C) or (N, C, H, W), none of them 0"
         )
-    if images.dtype == np.uint8:
-        return images, np.arange(len(images))
-    if images.dtype.kind != "f":
+    kept = np.arange(len(images))
+    if images.dtype.kind == "b":
+        return images.astype(np.uint8) * np.uint8(255), kept, ()
+    if images.dtype.kind not in "uif":
         raise DataError(
             f"{path}: images are {images.dtype}; save them as uint8 (0 to 255) or as floats in [0, 1]"
         )
-    kept = np.flatnonzero(np.isfinite(images).all(axis=tuple(range(1, images.ndim))))
-    if len(kept) < len(images):
-        check_share(_not_finite(kept, len(images)), len(images), f"{path}: ")
-        images = images[kept]
+    if images.dtype.kind == "f":
+        kept = np.flatnonzero(np.isfinite(images).all(axis=tuple(range(1, images.ndim))))
+        if len(kept) < len(images):
+            check_share(_not_finite(kept, len(images)), len(images), f"{path}: ")
+            images = images[kept]
     low, high = float(images.min()), float(images.max())
-    if low < 0 or high > 1 + 1e-4:  # resampling may overshoot 1 by rounding
-        hint = "divide them by 255" if low >= 0 else "undo their normalisation"
-        raise DataError(f"{path}: images range from {low:g} to {high:g}; floats must be in [0, 1]: {hint}")
-    return images, kept
+    if images.dtype.kind in "ui":
+        if low < 0 or high > _WHITE:
+            raise DataError(
+                f"{path}: images are {images.dtype} from {low:g} to {high:g}; save them as uint8, 0 to 255"
+            )
+        if 0 < high <= 1:
+            raise DataError(
+                f"{path}: every pixel is 0 or 1, which is black of 255: were they divided by 255 before they "
+                "became whole numbers? Save them before that; black and white ones, times 255"
+            )
+        return images.astype(np.uint8, copy=False), kept, ()
+    if 0 < high <= _TWICE:
+        raise DataError(
+            f"{path}: images range from {low:g} to {high:g}, which is black: were they divided by 255 twice? "
+            "Save floats in [0, 1]"
+        )
+    if low >= 0 and high <= 1 + _ROUNDING:
+        return images, kept, ()
+    if low >= 0 and high <= _WHITE + _ROUNDING:
+        return images / np.float32(_WHITE), kept, (f"floats from {low:g} to {high:g} are taken as 0 to 255",)
+    if low >= -1 - _ROUNDING and high <= 1 + _ROUNDING:
+        return (images + 1) / 2, kept, (f"floats from {low:g} to {high:g} are taken as -1 to 1",)
+    raise DataError(
+        f"{path}: images range from {low:g} to {high:g}; floats must be in [0, 1]: undo their normalisation"
+    )
 
 
-def _checked_labels(path: Path, labels: npt.NDArray[Any]) -> Labels:
+def _checked_labels(path: Path, labels: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """One class for each image: a number, or a text."""
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    if labels.ndim == 2 and labels.dtype.kind in "buif":
+        if not (np.isin(labels, (0, 1)).all() and (labels.sum(1) == 1).all()):
+            raise DataError(
+                f"{path}: labels has shape {labels.shape}, and its rows are not one 1 among zeros; "
+                "give one class for each image"
+            )
+        labels = labels.argmax(1)
     if labels.ndim != 1:
         raise DataError(
             f"{path}: labels has shape {labels.shape}; it must be (N,): one class number for each image"
         )
-    if labels.dtype.kind not in "iu":
+    if labels.dtype.kind == "S":
+        labels = np.char.decode(labels, "utf-8", "replace")
+    if labels.dtype.kind == "U":
+        return labels
+    if labels.dtype.kind not in "buif" or not np.equal(np.mod(labels, 1), 0).all():
         raise DataError(f"{path}: labels are {labels.dtype}; save whole numbers, labels.astype(int)")
     whole = labels.astype(np.int64)
     if len(whole) and whole.min() < 0:
-        raise DataError(f"{path}: labels hold {whole.min()}; class numbers start at 0")
+        negative = int((whole < 0).sum())
+        raise DataError(
+            f"{path}: {negative:,} labels are negative, such as {whole.min()}; class numbers start at 0: "
+            "leave out the images that have no class"
+        )
     return whole
 
 

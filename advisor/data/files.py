@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
@@ -101,11 +100,6 @@ def entries(folder: Path) -> list[Path]:
 def folders_in(folder: Path) -> list[Path]:
     """Those right in the folder, by name, without what is hidden or junk. Raises DataError."""
     return sorted(path for path in entries(folder) if path.is_dir())
-
-
-def one_form(name: str) -> str:
-    """The name in the one form in which Unicode has it composed: macOS writes folders in another."""
-    return unicodedata.normalize("NFC", name)
 
 
 def told_left_out(files: Sequence[str]) -> tuple[str, ...]:

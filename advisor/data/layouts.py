@@ -18,40 +18,21 @@ from advisor.data.files import (
     folders_in,
     images_below,
     is_image,
-    one_form,
     suffixes,
     told_left_out,
 )
 from advisor.data.listed import Listed, listed_in, table_beside
+from advisor.data.parts import Part, one_form, part_of
 from advisor.data.pools import Found, Pool
 from advisor.data.survey import check_share
 from advisor.errors import DataError
 from advisor.names import listed
 
-Part = Literal["train", "val", "test"]
 Level = Literal["first", "leaf"]  # which folders are the classes, where folders lie in folders
 Files = dict[str, list[str]]  # class name -> its image files
 
-_WORDS: dict[str, Part] = {
-    **dict.fromkeys(("train", "training", "trn"), "train"),
-    **dict.fromkeys(("val", "valid", "validation", "dev", "eval", "evaluation"), "val"),
-    **dict.fromkeys(("test", "testing", "tst", "holdout"), "test"),
-}
-# What may stand beside one of those words in a folder's name: seg_train, training_set, train2017, TestData.
-_FILLERS = re.compile(r"(seg|cls|data|set|dataset|images?|imgs?|split|folder|samples|[\W_\d])+")
 # Where one image holds several things, or a class for each pixel.
 _DETECTION = {"images", "labels", "annotations", "masks", "jpegimages", "imagesets", "segmentationclass"}
-
-
-def part_of(name: str) -> Part | None:
-    """Which part of the data a folder of this name holds; None: it says nothing of the kind."""
-    name = one_form(name).casefold()
-    found = {
-        part
-        for word, part in _WORDS.items()
-        if _FILLERS.fullmatch(f"_{name}_".replace(word, "_", 1)) and word in name
-    }
-    return found.pop() if len(found) == 1 else None
 
 
 def find_folder(source: str, root: Path, labels: str | None = None) -> Found:

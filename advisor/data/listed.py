@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from advisor.data.files import images_below, one_form
+from advisor.data.files import images_below
+from advisor.data.parts import one_form, part_of
 from advisor.errors import DataError
 from advisor.names import listed
 
@@ -24,7 +25,6 @@ _LABELS = (
     *("species", "breed", "tag", "diagnosis", "y"),
 )
 _PARTS = ("split", "subset", "partition", "part")
-_HELD_OUT = ("val", "valid", "validation", "dev", "eval")
 _LEAST_FOUND = 0.5  # of the rows' images must be there
 
 
@@ -140,7 +140,7 @@ def _column(columns: Sequence[str], table: Table, labels: Sequence[str]) -> str:
 
 
 def _part(text: str) -> Literal["train", "held-out"]:
-    return "held-out" if text.strip().casefold() in (*_HELD_OUT, "test", "testing") else "train"
+    return "held-out" if part_of(text) in ("val", "test") else "train"
 
 
 def _refuse_two_labels(path: Path, rows: Iterable[Row]) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from advisor.data.arrays import array_pool, checked_images, find_digits, find_npz, npz_arrays
+from advisor.data.arrays import array_pool, checked_images, find_digits, find_npz, unlabelled_images
 from advisor.data.files import file_pool, images_below, suffixes
 from advisor.data.layouts import find_folder
 from advisor.data.pools import Found, Pool, existing
@@ -31,8 +31,8 @@ def find_unlabelled(source: str) -> Pool:
             raise DataError(f"{path} holds no images; add some ({', '.join(suffixes())})")
         pool = file_pool({"": files}, path)
     elif path.suffix.lower() == ".npz":
-        given = npz_arrays(path, ("images",))["images"]
-        images, kept = checked_images(path, given)
+        given = unlabelled_images(path)
+        images, kept, _ = checked_images(path, given)
         pool = array_pool(images, np.zeros(len(images), np.int64), path, kept, len(given))
     else:
         raise DataError(f"{path} is neither a folder nor an .npz file; give a folder of images, or an .npz")

@@ -31,6 +31,7 @@ _JPEG_SEGMENTS = {*range(0xC0, 0xFF)} - {*range(0xD0, 0xDB)}  # those with a len
 _PNG_START = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR"
 _PNG_END = b"IEND\xaeB`\x82"
 _PNG_GREY, _PNG_COLOURS = b"\x00", b"\x02"  # kinds without an alpha channel or a palette
+_PNG_HEADER, _PNG_MORE = 33, (b"eXIf", b"tRNS", b"acTL")  # bytes; chunks
 _JPEG_EXIF = 0xE1
 _OPAQUE = 255
 _WEBP_MORE = 0b11010  # alpha, EXIF, animation
@@ -159,7 +160,7 @@ def _glance(path: str) -> Look | None:
     with open(path, "rb") as file:  # noqa: PTH123 - making 50,000 Paths takes a second
         start = file.read(30)
         if start.startswith(_PNG_START):
-            found = _png_look(start)
+            found = _png_look(start, file)
             end = _PNG_END
         elif start.startswith(b"\xff\xd8"):
             found, end = _jpeg_look(file), b"\xff\xd9"
@@ -174,11 +175,16 @@ def _glance(path: str) -> Look | None:
         return found if file.read() == end else None
 
 
-def _png_look(start: bytes) -> Look | None:
-    """Of plain ones: an alpha channel, a palette and 16 bits of grey tell more when they are decoded."""
+def _png_look(start: bytes, file: BinaryIO) -> Look | None:
+    """Of plain ones: alpha, a palette, 16 bits of grey and EXIF tell more when they are decoded."""
     depth, kind = start[24:25], start[25:26]
     if kind not in (_PNG_GREY, _PNG_COLOURS) or (kind == _PNG_GREY and depth == b"\x10"):
         return None
+    file.seek(_PNG_HEADER)
+    while len(chunk := file.read(8)) == 8 and chunk[4:] != b"IDAT":
+        if chunk[4:] in _PNG_MORE:
+            return None
+        file.seek(int.from_bytes(chunk[:4]) + 4, os.SEEK_CUR)
     channels = 1 if kind == _PNG_GREY else 3
     return Look((channels, int.from_bytes(start[20:24]), int.from_bytes(start[16:20])))
 
