@@ -40,7 +40,7 @@ class Application:
     output: Path
     data: str | None = None  # None: the data that the probes were run on
     unlabelled: str | None = None  # None: likewise
-    candidate: str | None = None  # an id; None: the recommended one
+    candidate: str | None = None  # an id, or a short name; None: the recommended one
     learning_rate: float | None = None  # None: the one that was best in the probes
     epochs: int = 10
     restart: bool = False  # begin anew where the folder holds a checkpoint
@@ -253,7 +253,8 @@ def _chosen(recommendation: Recommendation, wanted: str | None) -> Evaluation:
     try:
         return recommendation.evaluation(wanted)
     except KeyError:
-        known = [evaluation.candidate.id for evaluation in recommendation.evaluations]
+        candidates = [evaluation.candidate for evaluation in recommendation.evaluations]
+        known = [*(candidate.short for candidate in candidates), *(candidate.id for candidate in candidates)]
         hint = did_you_mean(wanted, known, most=3) or f"; it has {', '.join(known[:3])} and others"
         raise InputError(f"--candidate {wanted!r} is not in the report{hint}") from None
 

@@ -190,6 +190,18 @@ class Candidate:
         levers = "".join(f"@{part}" for part in self.levers.described())
         return f"{self.method}{settings}{levers}"
 
+    @property
+    def short(self) -> str:
+        """What people read, and may type: the id less the names that its values don't need.
+
+        Such as `lora-4@last-3` for `lora-rank=4@last-3`, `norm@frozen` for `norm@statistics-frozen`.
+        """
+        settings = "".join(f"-{f'{n}={v}' if isinstance(v, bool) else v}" for n, v in self.setting)
+        levers = "".join(
+            f"@{part.removeprefix('statistics-').removeprefix('head-')}" for part in self.levers.described()
+        )
+        return f"{self.method}{settings}{levers}"
+
     @classmethod
     def parse(cls, text: str) -> Candidate:
         """The candidate with this id. Raises ValueError where it is none's."""
@@ -479,13 +491,16 @@ class Recommendation:
     front: tuple[str, ...] = ()  # ids no other candidate beats in accuracy, memory and FLOPs at once
     relaxations: tuple[Relaxation, ...] = ()
     not_applicable: Mapping[str, str] = field(default_factory=dict)  # method -> why
-    warnings: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()  # the weightiest first
     assumed: tuple[str, ...] = ()  # what was taken for granted, because nothing said so
     provenance: Mapping[str, Any] = field(default_factory=dict)  # versions, seed, command, machine
 
-    def evaluation(self, candidate_id: str) -> Evaluation:
-        """The evaluation of one candidate. Raises KeyError."""
+    def evaluation(self, name: str) -> Evaluation:
+        """The evaluation of the candidate with this id, or this short name. Raises KeyError."""
         for evaluation in self.evaluations:
-            if evaluation.candidate.id == candidate_id:
+            if evaluation.candidate.id == name:
                 return evaluation
-        raise KeyError(candidate_id)
+        named = [evaluation for evaluation in self.evaluations if evaluation.candidate.short == name]
+        if len(named) != 1:
+            raise KeyError(name)
+        return named[0]

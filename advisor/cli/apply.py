@@ -43,7 +43,7 @@ def command(
         typer.Option(metavar="IMAGES", help="Images without labels; default: those of the report."),
     ] = None,
     candidate: Annotated[
-        str | None, typer.Option(metavar="ID", help="Another candidate of the report than its choice.")
+        str | None, typer.Option(metavar="NAME", help="Another candidate of the report than its choice.")
     ] = None,
     learning_rate: Annotated[
         float | None, typer.Option(metavar="RATE", help="Default: the best one of the candidate's probes.")
@@ -71,7 +71,7 @@ def command(
 
     Examples:
         peft-advisor apply model.pt advice.json --output tuned/
-        peft-advisor apply model.pt advice.json --output tuned/ --candidate lora-rank=4 --epochs 20
+        peft-advisor apply model.pt advice.json --output tuned/ --candidate lora-4 --epochs 20
         peft-advisor apply model.pt tuned/ --add new-images/ --output grown/
     """
     options.check_model(model)
