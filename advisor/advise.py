@@ -253,7 +253,7 @@ def _probe_all(
                 report=lambda fraction, running: progress("probe", fraction, running),
             )
         progress("probe", 1.0, "")
-        story.warnings += result.warnings
+        story.warnings[:0] = result.warnings
         known = situation.classes - situation.new_classes
         labels = trainer.dataset.validation.labels
         told = partial(_by_class, labels=labels, known=known)
@@ -391,6 +391,7 @@ def _verify(
         return (ranked[0] if ranked else None), evaluations
     allowed = allowed_memory(budget)
     tested: dict[Candidate, Evaluation] = {}
+    told: list[str] = []
     chosen = None
     for tried, evaluation in enumerate(ranked):
         candidate = evaluation.candidate
@@ -410,7 +411,7 @@ def _verify(
         # What goes wrong with a run says nothing against the answer that was found.
         except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001
             _log.debug("running %s failed", candidate.id, exc_info=True)
-            story.warnings.append(_not_run(candidate, error))
+            told.append(_not_run(candidate, error))
             chosen = evaluation
             break
         tested[candidate] = replace(evaluation, measured=measured)
@@ -419,9 +420,9 @@ def _verify(
         if measured.survived:
             chosen = tested[candidate]
             if allowed is not None and measured.cap_bytes is None:
-                story.warnings.append(
-                    f"{candidate.id} ran without the hard limit: under it the runtime itself failed, which "
-                    f"took more than usual; what the allocator gave out, "
+                told.append(
+                    f"{candidate.short} ran without the hard limit: under it the runtime itself failed, "
+                    f"which took more than usual; what the allocator gave out, "
                     f"{format_bytes(measured.peak_memory_bytes)}, is within it"
                 )
             break
@@ -432,8 +433,9 @@ def _verify(
         )
         violation = Violation("execution", measured.peak_memory_bytes, allowed, reason)
         tested[candidate] = replace(tested[candidate], violations=(violation,))
-        story.warnings.append(f"{candidate.id} would have been chosen, but {reason}")
+        told.append(f"{candidate.short} would have been chosen, but {reason}")
     progress("verify", 1.0, "")
+    story.warnings[:0] = told  # nothing weighs more than what speaks against the choice
     return chosen, [tested.get(evaluation.candidate, evaluation) for evaluation in evaluations]
 
 
@@ -446,7 +448,7 @@ def _not_run(candidate: Candidate, error: BaseException) -> str:
     else:
         reason = f"{type(error).__name__}: {first_line(error)}"
     return (
-        f"{candidate.id} was not run in a child process before it was recommended ({reason}): "
+        f"{candidate.short} was not run in a child process before it was recommended ({reason}): "
         "its memory is the simulated one alone"
     )
 

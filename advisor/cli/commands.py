@@ -60,6 +60,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
         "output",
         "folder",
         "by",
+        "everything",
         "quiet",
         "verbose",
     ),

@@ -86,6 +86,9 @@ Optimizer = Annotated[
 JsonPath = Annotated[
     str | None, typer.Option("--json", metavar="FILE", help="Write JSON; - prints it alone.")
 ]
+Everything = Annotated[
+    bool, typer.Option("--all", help="Print every candidate and note, not just what fits on one screen.")
+]
 StorePath = Annotated[
     str | None,
     typer.Option(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
@@ -122,6 +121,7 @@ def command(
         str | None, typer.Option(metavar="FILE", help="Write the report, one HTML page.")
     ] = None,
     json: options.JsonPath = None,
+    everything: options.Everything = False,
 ) -> None:
     """Recommend a fine-tuning method for a model under a budget.
 
@@ -217,14 +217,12 @@ def command(
         if outputs.write("--report", lambda: render_html(recommendation)):
             talk.hint(f"Report: {report}")
         if not outputs.to_stdout:
-            print_recommendation(recommendation)
+            saved = json if written else None
+            print_recommendation(recommendation, saved=saved, everything=everything)
     if outputs.to_stdout:
         nothing_more()
-    if written and json and json != "-" and data and recommendation.recommended is not None:
-        command = shlex.join(["peft-advisor", "apply", model, json])
-        talk.hint(f"To carry it out: {command} --output FOLDER")
-    if recommendation.outcome == "none":
-        talk.notice(recommendation.answer)
+        if recommendation.outcome == "none":
+            talk.notice(recommendation.answer)
     outputs.end(EXIT_NOTHING_FITS if recommendation.outcome == "none" else 0)
 
 

@@ -15,11 +15,13 @@ def command(
     report: Annotated[
         str | None, typer.Option(metavar="FILE", help="Write the report, one HTML page.")
     ] = None,
+    everything: options.Everything = False,
 ) -> None:
     """Show a saved recommendation, or render its report again.
 
     Examples:
         peft-advisor report advice.json
+        peft-advisor report advice.json --all
         peft-advisor report advice.json --report report.html
     """
     options.check_report(path)
@@ -32,5 +34,5 @@ def command(
     if outputs.write("--report", lambda: render_html(recommendation)):
         talk.hint(f"Report: {report}")
     if not outputs.to_stdout:
-        print_recommendation(recommendation)
+        print_recommendation(recommendation, saved=path, everything=everything)
     outputs.end()

@@ -185,7 +185,7 @@ def _point(row: Row, x: float, y: float | None) -> Point:
     evaluation = row.evaluation
     accuracy = evaluation.accuracy if y is None else None
     text = (
-        f"{view.full_name(evaluation.candidate)}: "
+        f"{evaluation.candidate.short}: "
         f"accuracy {view.accuracy_text(evaluation.accuracy)}, "
         f"{format_bytes(evaluation.cost.peak_memory_bytes)}, "
         f"{format_flops(evaluation.cost.flops.total)}"

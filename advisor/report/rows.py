@@ -28,7 +28,7 @@ class Row:
 def numbered_rows(recommendation: Recommendation) -> list[Row]:
     """The chosen one first, as `view.ordered` has them."""
     evaluations = view.ordered(recommendation)
-    names, choice = view.short_names(evaluations), view.chosen(recommendation)
+    choice = view.chosen(recommendation)
     main = {evaluation.candidate.id for evaluation in view.main_ones(recommendation)}
     rows = []
     for number, evaluation in enumerate(evaluations, 1):
@@ -39,7 +39,7 @@ def numbered_rows(recommendation: Recommendation) -> list[Row]:
         rows.append(
             Row(
                 number=number,
-                name=names[identity],
+                name=evaluation.candidate.short,
                 evaluation=evaluation,
                 kind=kind,
                 comparison=view.against_choice(evaluation, choice) if evaluation.fits else "",

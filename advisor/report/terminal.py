@@ -1,4 +1,4 @@
-"""A recommendation in the terminal: the answer first, then the figures it rests on.
+"""A recommendation in the terminal: on one screen, or with everything that it rests on.
 
 Reads the same without colour, and no figure is ever cut: a table wider than the console goes on
 below with its first column repeated.
@@ -10,20 +10,18 @@ from collections.abc import Sequence
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.padding import Padding
-from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
 from advisor.records import Evaluation, Recommendation
 from advisor.report import view
+from advisor.report.candidate_lines import candidate_lines, legend
+from advisor.report.screen import answer_lines, budget_lines, screen
 from advisor.units import format_bytes, format_count, format_flops
 
 UNITS_LINE = "1 multiply-add = 2 FLOPs; MB = 10^6 bytes."
-WIDE = 110  # columns from which the tables have room for reasons and remarks
-NAME_WIDTH = 26
-NOTES_SHOWN = 3
 NAMES_SHOWN = 4  # of candidates that share a reason
+NAME_WIDTH = 50  # from which on a name in a table of figures goes on in the next line
 GAP = 2  # columns between two cells: rich's padding and divider
 
 Row = tuple[str, Sequence[str]]  # style, cells
@@ -37,16 +35,27 @@ class Output(Console):
         raise BrokenPipeError
 
 
-def print_recommendation(recommendation: Recommendation, console: Console | None = None) -> None:
-    """The answer, budgets against use, every candidate, and what would change the answer.
+def print_recommendation(
+    recommendation: Recommendation,
+    console: Console | None = None,
+    *,
+    saved: str | None = None,
+    everything: bool = False,
+) -> None:
+    """The answer on one screen, or with every candidate, what would change it, and all notes.
 
-    To stdout unless a console is given; so does `print_profile`.
+    Args:
+        console: where to; stdout by default, as for `print_profile`.
+        saved: the answer's JSON file, for the commands to type next.
     """
     console = console or Output(highlight=False)
-    answer = recommendation.answer or "No answer was worked out."
-    style = "red" if recommendation.outcome == "none" else "green"
-    console.print(Panel(_text(answer, "bold"), border_style=style, padding=(0, 1)))
+    if not everything:
+        _print_lines(screen(recommendation, console.width, saved), console)
+        return
+    _print_lines(answer_lines(recommendation, console.width), console)
+    console.print()
     _print_subject(recommendation, console)
+    console.print()
     _print_budgets(recommendation, console)
     _print_candidates(recommendation, console)
     if recommendation.relaxations:
@@ -76,7 +85,7 @@ def print_layer_types(recommendation: Recommendation, console: Console | None = 
             continue
         costs = item.cost.by_layer_type
         unit = view.flop_unit(costs[kind].flops.total for kind in costs)
-        _heading(f"One update of {view.full_name(item.candidate)}, FLOPs in {unit.name}", console)
+        _heading(f"One update of {item.candidate.short}, FLOPs in {unit.name}", console)
         headers = ("layer type", "params\ntrained", "forward", "input\ngradient", "weight\ngradient", "saved")
         rows: list[Row] = []
         for kind in view.layer_types_of(costs):
@@ -101,7 +110,7 @@ def _print_costs(recommendation: Recommendation, console: Console) -> None:
     for item in _main_ones_as_priced(recommendation):
         memory, flops = item.cost.peak_memory_bytes, item.cost.flops.total
         cells = (
-            view.full_name(item.candidate),
+            item.candidate.short,
             format_bytes(memory),
             _of_full(memory, full.cost.peak_memory_bytes if full else None),
             format_flops(flops),
@@ -131,7 +140,7 @@ def _print_flops(recommendation: Recommendation, console: Console) -> None:
     for item in evaluations:
         flops = item.cost.flops
         cells = [unit.show(getattr(flops, phase)) for phase in (*view.FLOP_PHASES, "total")]
-        rows.append(("", (view.full_name(item.candidate), *cells)))
+        rows.append(("", (item.candidate.short, *cells)))
     _print_table(headers, rows, console)
 
     _heading(f"FLOPs of one update, by layer type, in {unit.name}", console)
@@ -140,7 +149,7 @@ def _print_flops(recommendation: Recommendation, console: Console) -> None:
     for item in evaluations:
         costs = item.cost.by_layer_type
         cells = [unit.show(costs[kind].flops.total if kind in costs else 0) for kind in kinds]
-        rows.append(("", (view.full_name(item.candidate), *cells)))
+        rows.append(("", (item.candidate.short, *cells)))
     _print_table(("candidate", *kinds), rows, console)
 
 
@@ -172,86 +181,30 @@ def _print_subject(recommendation: Recommendation, console: Console) -> None:
                 lines.append(f"On the old data, {data.retain}: {view.accuracy_text(old)}")
         chosen = view.chosen(recommendation)
         if chosen and chosen.accuracy and view.by_class_text(chosen.accuracy):
-            lines.append(f"Of {view.full_name(chosen.candidate)}: {view.by_class_text(chosen.accuracy)}")
+            lines.append(f"Of {chosen.candidate.short}: {view.by_class_text(chosen.accuracy)}")
     for line in lines:
         console.print(_text(line))
 
 
 def _print_budgets(recommendation: Recommendation, console: Console) -> None:
-    chosen = view.chosen(recommendation)
-    lines = view.budget_lines(recommendation)
-    if not lines:
-        return
-    title = f"Budgets, used by {view.full_name(chosen.candidate)}" if chosen else "Budgets, least reached"
-    _heading(title, console)
-    grid = Table.grid(padding=(0, 2))
-    wide = console.width >= WIDE
-    for justify in ("left", "right", "left", "right", "left"):
-        grid.add_column(justify=justify)
-    for line in lines:
-        # A floor of 100 % and more is met, a ceiling is not: only ceilings read well as a share.
-        share = "" if line.at_least else view.percent(line.share)
-        if line.allowed is None:
-            allowed, share = line.allowed_text, ""
-        else:
-            allowed = line.allowed_text if line.at_least else f"of {line.allowed_text}"
-        cells = (line.name, line.used_text, allowed, share, line.remark if wide else "")
-        grid.add_row(*(_text(cell) for cell in cells))
-    console.print(Padding(grid, (0, 0, 0, 2)))
-    for line in lines:
-        if line.remark and not wide:
-            _item(f"{line.name}: {line.remark}", console)
-    if chosen and chosen.measured:
-        _item(f"Run in a child process: {view.measured_text(chosen)}.", console)
+    _print_lines(budget_lines(recommendation, console.width), console)
+    for item in recommendation.evaluations:
+        if item.measured:
+            _item(f"{item.candidate.short} {view.measured_text(item, recommendation.budget)}.", console)
 
 
 def _print_candidates(recommendation: Recommendation, console: Console) -> None:
     _heading("Candidates", console)
-    evaluations = view.main_ones(recommendation)
-    wide = console.width >= WIDE
-    retained = any(item.accuracy and item.accuracy.retained for item in evaluations)
-    headers = ["candidate", "accuracy\n95 % interval", "peak\nmemory", "FLOPs per\nupdate"]
-    headers += ["params\ntrained", "to\nship", "verdict"] if wide else ["to\nship", "verdict"]
-    if not any(item.accuracy for item in evaluations):
-        del headers[1]
-    elif retained:
-        headers.insert(2, "on the\nold data")
-    rows = []
-    for item in evaluations:
-        cells = [view.full_name(item.candidate)]
-        if "accuracy\n95 % interval" in headers:
-            cells.append(view.known_accuracy_text(item))
-        if retained:
-            old = item.accuracy.retained if item.accuracy else None
-            cells.append(view.percent(old.mean if old else None))
-        cells += [format_bytes(item.cost.peak_memory_bytes), format_flops(item.cost.flops.total)]
-        if wide:
-            cells.append(format_count(item.cost.trainable_parameters))
-        cells += [format_bytes(item.cost.delta_bytes), _verdict(item, recommendation, wide)]
-        is_chosen = item.candidate.id == recommendation.recommended
-        rows.append(("bold" if is_chosen else "" if item.fits else "dim", cells))
-    _print_table(headers, rows, console, last_is_text=True)
-    if any(item.accuracy and not item.accuracy.finalist for item in evaluations):
-        _item("* dropped early in the race: trained for fewer updates than the finalists.", console)
-    if any(item.predicted and not item.accuracy for item in evaluations):
-        _item("~ not tried: predicted, from what was.", console)
-    hidden = len(recommendation.evaluations) - len(evaluations)
-    if hidden:
-        _item(f"{hidden} more candidates were priced: see them with --report FILE or --json FILE.", console)
-    rejected = [item for item in evaluations if not item.fits]
-    if rejected and not wide:
-        console.print(_text("Why not:"))
-        for item in rejected:
-            _item(f"{view.full_name(item.candidate)}: {view.reason(item.violations[0])}", console)
-
-
-def _verdict(item: Evaluation, recommendation: Recommendation, wide: bool) -> str:
-    if item.candidate.id == recommendation.recommended:
-        return "chosen"
-    if item.fits:
-        return "fits, not probed" if item.probe_failure and wide else "fits"
-    first = item.violations[0]
-    return view.reason(first) if wide else view.BROKEN_LIMIT[first.limit]
+    evaluations = view.ordered(recommendation)
+    _print_lines(candidate_lines(evaluations, recommendation, console.width, whole_names=True), console)
+    for line in legend(evaluations):
+        _item(line, console)
+    reasons: dict[str, list[Evaluation]] = {}
+    for item in view.nearest(evaluations):
+        reasons.setdefault(view.BROKEN_LIMIT[item.violations[0].limit], []).append(item)
+    for limit, items in reasons.items():
+        many = f"{len(items)} candidates, the nearest of them " if len(items) > 1 else ""
+        _item(f"{limit}: {many}{items[0].candidate.short}: {view.reason(items[0].violations[0])}", console)
 
 
 def _print_layer_types(recommendation: Recommendation, console: Console) -> None:
@@ -285,20 +238,14 @@ def _print_footnotes(recommendation: Recommendation, console: Console) -> None:
     failures: dict[str, list[str]] = {}
     for item in evaluations:
         if item.probe_failure and not item.predicted:
-            failures.setdefault(item.probe_failure, []).append(view.full_name(item.candidate))
+            failures.setdefault(item.probe_failure, []).append(item.candidate.short)
     for failure, names in failures.items():
         who = ", ".join(names) if len(names) <= NAMES_SHOWN else f"{len(names)} candidates"
         _item(f"no accuracy: {who}: {failure}", console)
     for method, why in recommendation.not_applicable.items():
         _item(f"{method}: not applicable: {why}", console)
-    notes = view.grouped_notes(evaluations)
-    for note, holders in list(notes.items())[:NOTES_SHOWN]:
-        _item(f"{', '.join(holders)}: {note}", console)
-    if len(notes) > NOTES_SHOWN:
-        _item(
-            f"{len(notes) - NOTES_SHOWN} more notes of this kind are in the report and the JSON.",
-            console,
-        )
+    for note in view.summed_notes(evaluations):
+        _item(note, console)
     missing = view.uncounted(evaluations)
     if missing:
         _item(f"Operators without a FLOP rule, not counted: {', '.join(missing)}.", console)
@@ -311,25 +258,13 @@ def _print_footnotes(recommendation: Recommendation, console: Console) -> None:
     _item(UNITS_LINE, console)
 
 
-def _print_table(
-    headers: Sequence[str], rows: Sequence[Row], console: Console, *, last_is_text: bool = False
-) -> None:
-    """One table, or several with the first column repeated where one would be too wide.
-
-    `last_is_text`: the last column is left-justified and may wrap into what room is left.
-    """
+def _print_table(headers: Sequence[str], rows: Sequence[Row], console: Console) -> None:
+    """One table, or several with the first column repeated where one would be too wide."""
     widths = [
         max(len(line) for text in (header, *(cells[n] for _, cells in rows)) for line in text.split("\n"))
         for n, header in enumerate(headers)
     ]
-    if last_is_text:
-        # What a reason needs to read well; it takes what is left of the line besides.
-        widths[-1] = min(widths[-1], 16)
-    # Names wrap between words where that lets the whole table stand in one piece.
-    words = [word for _, cells in rows for word in cells[0].split()] + [headers[0]]
-    least = min(max(map(len, words)), NAME_WIDTH)
-    others = sum(width + GAP for width in widths[1:])
-    widths[0] = max(least, min(widths[0], NAME_WIDTH, console.width - others))
+    widths[0] = min(widths[0], NAME_WIDTH)
     parts: list[list[int]] = [[]]
     for n in range(1, len(headers)):
         taken = widths[0] + sum(widths[m] + GAP for m in (*parts[-1], n))
@@ -340,11 +275,16 @@ def _print_table(
         table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
         table.add_column(_text(headers[0]), width=widths[0], vertical="top")
         for n in part:
-            is_text = last_is_text and n == len(headers) - 1
-            table.add_column(_text(headers[n]), justify="left" if is_text else "right", no_wrap=not is_text)
+            table.add_column(_text(headers[n]), justify="right", no_wrap=True)
         for style, cells in rows:
             table.add_row(_text(cells[0]), *(_text(cells[n]) for n in part), style=style)
         console.print(table)
+
+
+def _print_lines(lines: Sequence[Text], console: Console) -> None:
+    """Lines that fit as they are."""
+    for line in lines:
+        console.print(line, no_wrap=True, crop=False, overflow="ignore")
 
 
 def _heading(title: str, console: Console) -> None:

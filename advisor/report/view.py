@@ -5,19 +5,22 @@ Texts from outside (model and class names, paths) are data here; each renderer e
 
 from __future__ import annotations
 
-from collections import Counter
+import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from advisor.records import (
     BASELINE,
     LAYER_TYPES,
     MULTIPLY_ADD_TYPES,
     Accuracy,
+    Budget,
     Candidate,
     DataSummary,
     Estimate,
     Evaluation,
+    Levers,
+    Measurement,
     Recommendation,
     Violation,
 )
@@ -146,35 +149,6 @@ def count_unit(values: Iterable[float]) -> Unit:
     return _unit(values, ("",), 1)
 
 
-def full_name(candidate: Candidate) -> str:
-    """`lora depthwise=skip rank=4`."""
-    return ", ".join(
-        [
-            " ".join([candidate.method, *(f"{name}={value}" for name, value in candidate.setting)]),
-            *lever_words(candidate.levers),
-        ]
-    )
-
-
-def short_names(evaluations: Iterable[Evaluation]) -> dict[str, str]:
-    """Id -> a name without the settings that are the same in every candidate of its method."""
-    candidates = [evaluation.candidate for evaluation in evaluations]
-    siblings = Counter(candidate.method for candidate in candidates)
-    pairs = {candidate.id: _pairs(candidate) for candidate in candidates}
-    common = Counter((candidate.method, pair) for candidate in candidates for pair in pairs[candidate.id])
-    return {
-        candidate.id: " ".join(
-            [candidate.method]
-            + [
-                f"{name}={value}" if name not in ("lever", "kind", "depthwise") else str(value)
-                for name, value in pairs[candidate.id]
-                if common[candidate.method, (name, value)] < siblings[candidate.method]
-            ]
-        )
-        for candidate in candidates
-    }
-
-
 def held_out_text(data: DataSummary) -> str:
     """`250 held out`, or how every image came to be."""
     if data.folds == 1:
@@ -186,14 +160,19 @@ def accuracy_text(accuracy: Accuracy | Estimate | None) -> str:
     """`71.3 % (69.2-73.1)`, or `-` where it is unknown."""
     if accuracy is None:
         return "-"
-    return f"{percent(accuracy.mean)} ({accuracy.low * 100:.1f}-{accuracy.high * 100:.1f})"
+    return f"{percent(accuracy.mean)} ({interval_text(accuracy)})"
 
 
-def known_accuracy_text(evaluation: Evaluation) -> str:
+def interval_text(accuracy: Accuracy | Estimate) -> str:
+    """`69.2-73.1`, in percent."""
+    return f"{accuracy.low * 100:.1f}-{accuracy.high * 100:.1f}"
+
+
+def known_mean_text(evaluation: Evaluation) -> str:
     """As probed, marked `*` where that was cut short; or as predicted from the others, marked `~`."""
     if evaluation.accuracy is None:
-        return f"~{accuracy_text(evaluation.predicted)}" if evaluation.predicted else "-"
-    return accuracy_text(evaluation.accuracy) + ("" if evaluation.accuracy.finalist else "*")
+        return f"~{percent(evaluation.predicted.mean)}" if evaluation.predicted else "-"
+    return percent(evaluation.accuracy.mean) + ("" if evaluation.accuracy.finalist else "*")
 
 
 def by_class_text(accuracy: Accuracy) -> str:
@@ -245,13 +224,20 @@ def against_choice(evaluation: Evaluation, choice: Evaluation | None) -> str:
         parts.append(f"{points:+.1f} points" if abs(points) >= 0.05 else "same accuracy")
         old, its = evaluation.accuracy.retained, choice.accuracy.retained
         if old and its and abs(old.mean - its.mean) >= 0.0005:
-            parts.append(f"{(old.mean - its.mean) * 100:+.1f} on the old data")
+            parts.append(f"{(old.mean - its.mean) * 100:+.1f} on old data")
     memory = evaluation.cost.peak_memory_bytes - choice.cost.peak_memory_bytes
     parts.append(f"{'+' if memory >= 0 else '-'}{format_bytes(abs(memory))} peak")
     ratio = share_of(evaluation.cost.flops.total, choice.cost.flops.total)
     if ratio is not None:
-        parts.append(f"{ratio:.2f} x the FLOPs")
+        parts.append(f"{ratio:.2f} x FLOPs")
     return ", ".join(parts).replace("-", "\N{MINUS SIGN}")
+
+
+def verdict_text(evaluation: Evaluation, choice: Evaluation | None) -> str:
+    """Chosen, or why not: the limit that it breaks, or how it differs from the choice."""
+    if not evaluation.fits:
+        return reason(evaluation.violations[0])
+    return "chosen" if evaluation is choice else against_choice(evaluation, choice) or "fits"
 
 
 def budget_lines(recommendation: Recommendation) -> list[BudgetLine]:
@@ -273,7 +259,7 @@ def budget_lines(recommendation: Recommendation) -> list[BudgetLine]:
     )
 
     def by(evaluation: Evaluation | None) -> str:
-        return f"by {full_name(evaluation.candidate)}" if evaluation and not choice else ""
+        return f"by {evaluation.candidate.short}" if evaluation and not choice else ""
 
     memory_remark = by(least_memory)
     if budget.ram_bytes is not None and budget.runtime_overhead_bytes:
@@ -339,6 +325,33 @@ def reference_full(recommendation: Recommendation) -> Evaluation | None:
     return min(full, key=lambda item: len(item.candidate.levers.described()), default=None)
 
 
+def plainest(recommendation: Recommendation, method: str) -> Evaluation | None:
+    """Of the method's candidates with the fewest levers the best one."""
+    own = [item for item in ordered(recommendation) if item.candidate.method == method]
+    return min(own, key=lambda item: len(item.candidate.levers.described()), default=None)
+
+
+def nearest(evaluations: Iterable[Evaluation]) -> list[Evaluation]:
+    """Of those that don't fit, first the one that has to come down the least."""
+
+    def excess(evaluation: Evaluation) -> float:
+        return max(_excess(violation) for violation in evaluation.violations)
+
+    return sorted((item for item in evaluations if not item.fits), key=excess)
+
+
+def evidence_text(recommendation: Recommendation) -> str:
+    """What the choice does not rest on: methods that fit and were never tried; empty where all were."""
+    fitting = [item for item in recommendation.evaluations if item.fits]
+    tried = {item.candidate.method for item in fitting if item.accuracy}
+    untried = dict.fromkeys(item.candidate.method for item in fitting if item.candidate.method not in tried)
+    if not tried or not untried:
+        return ""
+    count = sum(item.accuracy is not None for item in fitting)
+    names = ", ".join(untried)
+    return f"{count} of {len(fitting)} candidates were tried, none of {names}: allow more --probe-time"
+
+
 def multiply_add_flops_per_sample(evaluation: Evaluation, batch_size: int) -> float | None:
     """FLOPs of convolution and linear layers, forward and backward, for one sample."""
     if batch_size < 1:
@@ -348,12 +361,27 @@ def multiply_add_flops_per_sample(evaluation: Evaluation, batch_size: int) -> fl
 
 
 def grouped_notes(evaluations: Sequence[Evaluation]) -> dict[str, list[str]]:
-    """Note on a cost -> the candidates that it holds for."""
-    grouped: dict[str, list[str]] = {}
+    """Note on a cost -> the methods and settings that it holds for, whatever their levers."""
+    grouped: dict[str, dict[str, None]] = {}
     for evaluation in evaluations:
+        plain = replace(evaluation.candidate, levers=Levers()).short
         for note in evaluation.cost.notes:
-            grouped.setdefault(note, []).append(full_name(evaluation.candidate))
-    return grouped
+            grouped.setdefault(note, {})[plain] = None
+    return {note: list(names) for note, names in grouped.items()}
+
+
+def summed_notes(evaluations: Sequence[Evaluation]) -> list[str]:
+    """The notes on costs, those that say the same of other layers and figures in one line."""
+    alike: dict[str, list[tuple[str, list[str]]]] = {}
+    for note, names in grouped_notes(evaluations).items():
+        what = re.sub(r"\d+", "#", note.partition(": ")[2] or note)
+        alike.setdefault(what, []).append((note, names))
+    lines = []
+    for notes in alike.values():
+        who = ", ".join(dict.fromkeys(name for _, names in notes for name in names))
+        more = f", and {len(notes) - 1} more like it" if len(notes) > 1 else ""
+        lines.append(f"{notes[0][0]}{more} ({who})")
+    return lines
 
 
 def uncounted(evaluations: Iterable[Evaluation]) -> list[str]:
@@ -361,25 +389,26 @@ def uncounted(evaluations: Iterable[Evaluation]) -> list[str]:
     return sorted({name for evaluation in evaluations for name in evaluation.cost.uncounted_operators})
 
 
-def measured_text(evaluation: Evaluation) -> str:
-    """What the run in a child process showed, in one line; empty where there was none."""
-    run = evaluation.measured
+def measured_text(evaluation: Evaluation, budget: Budget) -> str:
+    """What its run showed, before it was recommended, in one line; empty where there was none."""
+    run, allowed = evaluation.measured, allowed_memory(budget)
     if run is None:
         return ""
-    if run.cap_bytes is None:
-        outcome = "ran without a memory cap"
-    elif run.survived:
-        outcome = f"survived a cap of {format_bytes(run.cap_bytes)}"
-    else:
-        outcome = f"did not survive a cap of {format_bytes(run.cap_bytes)}"
+    held = run.cap_bytes is not None and allowed is not None
     if not run.survived:
-        return f"{outcome}: {run.failure or 'the process ended'}"
+        limit = f"the limit of {format_bytes(allowed)}" if held and allowed else "no limit"
+        return f"did not survive a run under {limit}: {run.failure or 'the process ended'}"
+    under = f"within the limit of {format_bytes(allowed)}" if held and allowed else "under no memory limit"
     return (
-        f"{outcome}; allocator peak {format_bytes(run.peak_memory_bytes)}, "
-        f"process peak {format_bytes(run.peak_resident_bytes)} "
-        f"(runtime {format_bytes(run.runtime_bytes)}), "
-        f"{format_seconds(run.update_seconds)} per update"
+        f"ran {under}: {format_bytes(run.peak_memory_bytes)} at its peak, "
+        f"{format_seconds(run.update_seconds)} per update; {runtime_text(run)}, "
+        f"the whole process {format_bytes(run.peak_resident_bytes)}"
     )
+
+
+def runtime_text(run: Measurement) -> str:
+    """What the runtime takes, which no limit on an update counts."""
+    return f"the runtime (Python, PyTorch) takes {format_bytes(run.runtime_bytes)} besides"
 
 
 def printable(text: str) -> str:
@@ -390,8 +419,11 @@ def printable(text: str) -> str:
     )
 
 
-def _pairs(candidate: Candidate) -> list[tuple[str, object]]:
-    return [*candidate.setting, *(("lever", part) for part in candidate.levers.described())]
+def _excess(violation: Violation) -> float:
+    """How many times too large; of a floor, too small."""
+    parts = (violation.value, violation.allowed)
+    over, under = reversed(parts) if violation.limit in ("min_accuracy", "min_retained") else parts
+    return over / under if under else float("inf")
 
 
 def _unit(values: Iterable[float], names: tuple[str, ...], least: float) -> Unit:

@@ -2,7 +2,7 @@
 
 from advisor.solver.budget import allowed_memory, parse_budget, violations
 from advisor.solver.choose import cheapest_first, pareto_front, rank
-from advisor.solver.explain import answer, lever_words, relaxations
+from advisor.solver.explain import answer, describe, lever_words, relaxations
 from advisor.solver.verdict import Verdict, weigh
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "allowed_memory",
     "answer",
     "cheapest_first",
+    "describe",
     "lever_words",
     "pareto_front",
     "parse_budget",

@@ -49,8 +49,9 @@ def answer(
         gained = f", up from {data.base_accuracy.mean:.1%} {before}"
     kept = ""
     if accuracy.retained is not None:
-        kept = f", {accuracy.retained.mean:.1%} on the old data"
         base = data.base_accuracy.retained if data is not None and data.base_accuracy is not None else None
+        is_lost = base is not None and base.mean > accuracy.retained.mean
+        kept = f", {'but only ' if is_lost else ''}{accuracy.retained.mean:.1%} on the old data"
         kept += f" ({base.mean:.1%} before)" if base is not None else ""
     interval = f"{accuracy.low:.1%} to {accuracy.high:.1%}"
     return (
@@ -110,7 +111,7 @@ def relaxations(
 
 
 def _told_apart(evaluation: Evaluation, evaluations: Sequence[Evaluation]) -> str:
-    """The candidate in words, which say that it is the whole network where a part of it fits already."""
+    """The candidate's name, and that it is the whole network where a part of it fits already."""
     own = evaluation.candidate
     narrower = [
         e.candidate.levers.scope
@@ -118,10 +119,10 @@ def _told_apart(evaluation: Evaluation, evaluations: Sequence[Evaluation]) -> st
         if e.fits and e.candidate.method == own.method and e.candidate.levers.scope is not None
     ]
     if own.levers.scope is not None or not narrower:
-        return describe(evaluation)
+        return own.short
     blocks = max(narrower)
     part = f"the last {blocks} blocks" if blocks > 1 else "the last block" if blocks else "the head"
-    return f"{describe(evaluation)}, on the whole network and not on {part} alone,"
+    return f"{own.short}, on the whole network and not on {part} alone,"
 
 
 def _relaxation(limit: str, evaluation: Evaluation, name: str, chosen: Evaluation | None) -> Relaxation:
@@ -167,19 +168,19 @@ def _nothing_fits(evaluations: Sequence[Evaluation], budget: Budget) -> str:
     if allowed is not None and least.cost.peak_memory_bytes > allowed:
         parts.append(
             f"the least memory that any candidate needs is {format_bytes(least.cost.peak_memory_bytes)} "
-            f"({least.candidate.id}), {format_bytes(allowed)} are allowed"
+            f"({least.candidate.short}), {format_bytes(allowed)} are allowed"
         )
     least = min(evaluations, key=lambda e: e.cost.flops.total)
     if budget.flops is not None and least.cost.flops.total > budget.flops:
         parts.append(
             f"the fewest FLOPs of an update are {format_flops(least.cost.flops.total)} "
-            f"({least.candidate.id}), {format_flops(budget.flops)} are allowed"
+            f"({least.candidate.short}), {format_flops(budget.flops)} are allowed"
         )
     least = min(evaluations, key=lambda e: e.cost.delta_bytes)
     if budget.storage_bytes is not None and least.cost.delta_bytes > budget.storage_bytes:
         parts.append(
             f"the fewest bytes to ship are {format_bytes(least.cost.delta_bytes)} "
-            f"({least.candidate.id}), {format_bytes(budget.storage_bytes)} are allowed"
+            f"({least.candidate.short}), {format_bytes(budget.storage_bytes)} are allowed"
         )
     judged = [e for e in evaluations if e.accuracy is not None]
     if budget.min_accuracy is not None and judged:
@@ -187,7 +188,7 @@ def _nothing_fits(evaluations: Sequence[Evaluation], budget: Budget) -> str:
         assert best.accuracy is not None  # noqa: S101 - judged holds only those that have one
         if best.accuracy.mean < budget.min_accuracy:
             parts.append(
-                f"the best accuracy found is {best.accuracy.mean:.1%} ({best.candidate.id}), "
+                f"the best accuracy found is {best.accuracy.mean:.1%} ({best.candidate.short}), "
                 f"{budget.min_accuracy:.1%} is asked for"
             )
     remembering = [e.accuracy.retained for e in judged if e.accuracy and e.accuracy.retained]

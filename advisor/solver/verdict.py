@@ -89,7 +89,7 @@ def _leave(base: Accuracy, best: Evaluation, budget: Budget) -> str:
     expected = "" if gain <= budget.tolerance * 100 else ", as far as so few images can tell"
     return (
         f"Leave the model as it is: {base.mean:.1%} of {base.samples:,} held-out images right "
-        f"({base.low:.1%} to {base.high:.1%}), and the best that was tried, {best.candidate.id}, is "
+        f"({base.low:.1%} to {base.high:.1%}), and the best that was tried, {best.candidate.short}, is "
         f"{within}{expected}: {best.accuracy.mean:.1%}, {gain:+.1f} points."
     )
 
@@ -100,6 +100,6 @@ def _unlearnable(guess: float, best: Evaluation, tries: int) -> str:
     return (
         "Nothing can be recommended: from these images nothing was learnt that is surely better than always "
         f"answering the largest class, which is right for {guess:.1%}; the best of {tries} that were "
-        f"tried, {best.candidate.id}, for {accuracy.mean:.1%} ({accuracy.low:.1%} to {accuracy.high:.1%} of "
-        f"{accuracy.samples:,}). Check the labels, give more images, or allow more --probe-time."
+        f"tried, {best.candidate.short}, for {accuracy.mean:.1%} ({accuracy.low:.1%} to {accuracy.high:.1%} "
+        f"of {accuracy.samples:,}). Check the labels, give more images, or allow more --probe-time."
     )

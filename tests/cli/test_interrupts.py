@@ -53,7 +53,7 @@ def answered(terminal, out):
     found = json.loads((out / "o.json").read_text())
     assert found["recommended"] is not None
     assert (out / "r.html").read_text().startswith("<!doctype html>")
-    assert "To carry it out" in terminal.seen
+    assert "Next: peft-advisor apply" in terminal.seen
     return found
 
 

@@ -12,6 +12,7 @@ from advisor.records import (
     Candidate,
     Cost,
     DataSummary,
+    Estimate,
     Evaluation,
     Flops,
     LayerTypeCost,
@@ -496,6 +497,61 @@ def zeros() -> Recommendation:
     )
 
 
+def remembered() -> Recommendation:
+    """What each candidate forgets is known, and the choice forgets much; others were only predicted."""
+    base = with_data()
+    evaluations = []
+    for item in base.evaluations:
+        if item.candidate.id == "head":
+            evaluations.append(replace(item, accuracy=None, predicted=Estimate(0.612, 0.5, 0.7)))
+        elif item.accuracy:
+            judged = replace(item.accuracy, retained=accuracy(0.791))
+            evaluations.append(replace(item, accuracy=judged))
+        else:
+            evaluations.append(item)
+    before = replace(accuracy(0.235), retained=accuracy(0.956))
+    return replace(
+        base,
+        outcome="use",
+        evaluations=tuple(evaluations),
+        data=replace(DATA, retain="photos/old", base_accuracy=before),
+        budget=Budget(ram_bytes=640_000_000, min_retained=0.7),
+        assumed=("images are normalised with ImageNet's mean and std: give --mean and --std",),
+    )
+
+
+def left_alone() -> Recommendation:
+    """The model as it is does as well as anything."""
+    return replace(
+        with_data(),
+        outcome="leave",
+        recommended=None,
+        relaxations=(),
+        answer="Leave the model as it is: 71.0% of 2,000 held-out images right (69.0% to 73.0%), and the "
+        "best that was tried, norm, is within 1.0%: 71.3%, +0.3 points.",
+    )
+
+
+def long_names() -> Recommendation:
+    """Every text as long as users' texts get, and more warnings than there is room for."""
+    base, folder = remembered(), "/home/somebody/with a long name/projects/" + "deep-folder/" * 9
+    long = candidate("adapter", kind="parallel")
+    levers = Levers(micro_batch=2, checkpoint=True, update="per-parameter")
+    evaluations = [
+        replace(item, candidate=replace(long, levers=levers)) if item.candidate.id == "bias" else item
+        for item in base.evaluations
+    ]
+    source = f"{folder}model.pt"
+    command = f"peft-advisor recommend '{source}' --data '{folder}' --ram 640MB --probe-time 20m"
+    return replace(
+        base,
+        model=replace(MODEL, source=source),
+        evaluations=tuple(evaluations),
+        warnings=tuple(f"warning {n} of a kind that {'goes on and on and ' * 9}ends" for n in range(9)),
+        provenance=base.provenance | {"command": command},
+    )
+
+
 SAMPLES = {
     function.__name__: function
     for function in (
@@ -505,6 +561,9 @@ SAMPLES = {
         nothing_fits,
         next_chosen,
         hostile,
+        remembered,
+        left_alone,
+        long_names,
         many,
         empty,
         zeros,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from advisor.records import Candidate, Evaluation, Levers, Recommendation
+from advisor.records import Levers, Recommendation
 from advisor.report import view
 
 
@@ -16,23 +18,13 @@ def test_order(samples: dict[str, Recommendation]) -> None:
     assert order[:4] == ["norm", "bias", "head", "recalibrate"]
 
 
-def test_short_names_tell_candidates_apart(sample: Recommendation) -> None:
-    names = view.short_names(sample.evaluations)
-    assert len(set(names.values())) == len(sample.evaluations)
-
-
-def test_short_names_leave_out_what_all_share(samples: dict[str, Recommendation]) -> None:
-    price = samples["profile"].evaluations[0].cost
-    found = [
-        Evaluation(Candidate.of("lora", {"rank": rank, "alpha": 1}, Levers(optimizer)), price)
-        for rank, optimizer in ((2, "adam"), (4, "adam"), (4, "sgd"))
+def test_notes_that_repeat_are_one_line_that_names_no_lever(samples: dict[str, Recommendation]) -> None:
+    evaluations = samples["with_data"].evaluations
+    lora = samples["with_data"].evaluation("lora-8")
+    frozen = replace(lora, candidate=replace(lora.candidate, levers=Levers(statistics="frozen")))
+    assert view.summed_notes([*evaluations, frozen]) == [
+        "features.1.conv.1: rank 4 capped at 3, and 4 more like it (lora-4, lora-8)"
     ]
-    assert list(view.short_names(found).values()) == [
-        "lora rank=2",
-        "lora rank=4",
-        "lora rank=4 sgd",
-    ]
-    assert list(view.short_names(found[:1]).values()) == ["lora"]
 
 
 def test_budget_lines_of_the_choice(samples: dict[str, Recommendation]) -> None:
@@ -87,7 +79,7 @@ def test_comparison_with_the_choice(samples: dict[str, Recommendation]) -> None:
     chosen = given.evaluation("norm")
     assert view.against_choice(chosen, chosen) == ""
     text = view.against_choice(given.evaluation("head"), chosen)
-    assert text == "\u221211.4 points, \u2212547 MB peak, 0.50 x the FLOPs"
+    assert text == "\u221211.4 points, \u2212547 MB peak, 0.50 x FLOPs"
 
 
 def test_printable_keeps_words_and_drops_controls() -> None:

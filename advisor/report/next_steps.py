@@ -1,0 +1,105 @@
+"""What to type next, as an answer has it."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from advisor.records import Recommendation
+from advisor.report import view
+from advisor.units import format_bytes, format_flops
+
+_SAVED = "advice.json"
+_PROBING_ENDS = 1200  # seconds; to ask for twice as much time beyond it would be no help
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One command."""
+
+    words: tuple[str, ...]
+    brief: str  # the same where the command itself is too long to be shown
+
+
+def next_steps(recommendation: Recommendation, saved: str | None) -> list[Step]:
+    """At most two; none where the command that was asked isn't known.
+
+    Args:
+        saved: the answer's JSON file, if there is one.
+    """
+    asked = shlex.split(str(recommendation.provenance.get("command", "")))
+    known = saved or _SAVED
+    steps: list[Step] = []
+
+    def ask_again(*more: str) -> None:
+        if asked:
+            words = _without(asked, *more[::2])
+            steps.append(Step((*words, *more), f"the same command with {shlex.join(more)}"))
+
+    chosen = view.chosen(recommendation)
+    to_save = () if saved else ("--json", _SAVED)
+    if chosen and recommendation.data and chosen.accuracy:
+        if not saved:
+            ask_again(*to_save)
+        if saved or asked:
+            apply = ("peft-advisor", "apply", recommendation.model.source, known, "--output", "tuned/")
+            trust = ("--trust",) if "--trust" in asked else ()
+            steps.append(Step((*apply, *trust), "peft-advisor apply MODEL OUT.json --output tuned/"))
+    elif chosen:
+        asked = [word for word in asked if word != "--no-probe"]
+        given = ("--data", "IMAGES/") if recommendation.data is None else ()
+        ask_again(*given, *to_save)
+    else:
+        looser = _looser(recommendation)
+        if looser:
+            ask_again(*looser, *to_save)
+        elif not saved:
+            ask_again(*to_save)
+    if saved and len(steps) < 2:
+        everything = ("peft-advisor", "report", saved, "--all")
+        steps.append(Step(everything, "peft-advisor report OUT.json --all"))
+    return steps
+
+
+def _without(words: Sequence[str], *options: str) -> list[str]:
+    """The words less these options, and less their values."""
+    kept: list[str] = []
+    before = ""
+    for word in words:
+        is_value = before in options and not word.startswith("-")
+        if not is_value and word.partition("=")[0] not in options:
+            kept.append(word)
+        before = word
+    return kept
+
+
+def _looser(recommendation: Recommendation) -> tuple[str, ...]:
+    """Of what stands in the way where nothing is recommended, the least that would help."""
+    budget, data = recommendation.budget, recommendation.data
+    for item in recommendation.relaxations:
+        if item.limit == "ram" and budget.ram_bytes is not None:
+            return "--ram", _one_word(format_bytes(_rounded_up(budget.ram_bytes + item.by)))
+        if item.limit == "flops" and budget.flops is not None:
+            return "--flops-budget", _one_word(format_flops(_rounded_up(budget.flops + item.by)))
+        if item.limit == "storage" and budget.storage_bytes is not None:
+            return "--storage", _one_word(format_bytes(_rounded_up(budget.storage_bytes + item.by)))
+        floor = {"min_accuracy": budget.min_accuracy, "min_retained": budget.min_retained}.get(item.limit)
+        if floor is not None:
+            option = f"--{item.limit.replace('_', '-')}"
+            return option, f"{math.floor(1000 * (floor - item.by)) / 1000:g}"
+    if recommendation.outcome == "none" and data and any(e.fits for e in recommendation.evaluations):
+        seconds = min(max(2 * data.probe_seconds, 60), _PROBING_ENDS)
+        return "--probe-time", f"{math.ceil(seconds / 60)}m"
+    return ()
+
+
+def _rounded_up(value: float) -> int:
+    """To three significant figures, which is what is printed."""
+    step = 10 ** max(len(str(math.ceil(value))) - 3, 0)
+    return math.ceil(value / step) * step
+
+
+def _one_word(text: str) -> str:
+    return text.replace(" ", "")

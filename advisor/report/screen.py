@@ -1,0 +1,199 @@
+"""A recommendation on one screen of a terminal: what to use, what it takes, why not another, what to type.
+
+Every line is made to fit the width, so nothing wraps; what there is no room for is in `--all`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.text import Text
+
+from advisor.records import BASELINE, Accuracy, Evaluation, Recommendation
+from advisor.report import view
+from advisor.report.candidate_lines import candidate_lines, legend
+from advisor.report.fitted import cut, folded, shell_lines
+from advisor.report.next_steps import next_steps
+from advisor.solver import describe
+from advisor.units import format_seconds
+
+LINES = 24
+BEST = 5  # candidates shown
+OBVIOUS = (BASELINE, "lora")  # methods that everybody asks about
+_COMMAND_LINES = 3
+_ANSWER_LINES = 5
+_BAR = 14
+_APART = (2, 1, 5, 3, 4)  # sections with an empty line before them, as far as there is room
+
+Lines = list[Text]
+
+
+def screen(recommendation: Recommendation, width: int, saved: str | None = None) -> Lines:
+    """At most `LINES` lines of that many columns.
+
+    Args:
+        saved: the answer's JSON file, for the commands to type next.
+    """
+    answer = answer_lines(recommendation, width)
+    budgets = budget_lines(recommendation, width)
+    why = _why_not(recommendation, width)
+    steps = _steps(recommendation, width, saved)
+    warnings = _warnings(recommendation)
+    room = LINES - sum(map(len, (answer, budgets, why, steps)))
+    candidates = _candidates(recommendation, width, room - min(len(warnings), 2))
+    told = _told(warnings, width, room - len(candidates))
+    sections = (answer, budgets, candidates, why, told, steps)
+    apart = _APART[: max(LINES - sum(map(len, sections)), 0)]
+    lines: Lines = []
+    for number, section in enumerate(sections):
+        lines += [Text(), *section] if section and number in apart else section
+    return lines
+
+
+def answer_lines(recommendation: Recommendation, width: int) -> Lines:
+    """What to do, and what is won and lost by it, one below the other."""
+    chosen, data = view.chosen(recommendation), recommendation.data
+    if chosen is None:
+        style = "bold red" if recommendation.outcome == "none" else "bold green"
+        first, *rest = folded(recommendation.answer or "No answer was worked out.", width, _ANSWER_LINES)
+        return [Text(first, style), *map(Text, rest)]
+    name, words = chosen.candidate.short, describe(chosen)
+    told = folded(f"Use {name}" + (f": {words}" if words != name else ""), width, 2)
+    lines = [Text(line, "bold green") for line in told]
+    if chosen.accuracy is None:
+        least = "fewest FLOPs" if recommendation.budget.fewest_flops else "least memory"
+        unknown = "no data was given" if data is None else "nothing was probed"
+        unsure = f"  accuracy  unknown, as {unknown}: of all that fit, the {least}"
+        return [*lines, Text(cut(unsure, width))]
+    base = data.base_accuracy if data else None
+    held_out = f", {view.held_out_text(data)}" if data else ""
+    lines.append(_change("accuracy", base, chosen.accuracy, held_out, width))
+    by_class = view.by_class_text(chosen.accuracy)
+    if by_class:
+        lines.append(Text(cut(f"  {'':8}  {by_class}", width)))
+    if chosen.accuracy.retained:
+        old = base.retained if base else None
+        is_floor_set = recommendation.budget.min_retained is not None
+        remedy = "" if is_floor_set else "; see --min-retained"
+        lines.append(_change("old data", old, chosen.accuracy.retained, remedy, width))
+    return lines
+
+
+def budget_lines(recommendation: Recommendation, width: int) -> Lines:
+    """Limits against use, with bars; a floor that isn't asked for is no budget."""
+    chosen, model = view.chosen(recommendation), recommendation.model
+    lines = [x for x in view.budget_lines(recommendation) if not x.at_least or x.allowed is not None]
+    if not lines or recommendation.outcome == "leave":
+        return []
+    limits = [line.allowed_text for line in lines if line.allowed is not None and not line.at_least]
+    limit_width = max(map(len, limits), default=0)
+    size = "x".join(map(str, recommendation.input_size))
+    title = f"One update of {model.name}, batch {recommendation.batch_size} of {size} ({model.source})"
+    made = [Text(cut(title, width), "underline")]
+    for line in lines:
+        used = view.percent(line.used) if line.at_least and line.used is not None else line.used_text
+        remark = "; ".join(filter(None, [_ran(chosen, line.name), line.remark]))
+        text, over = f"{line.name:<16} {used:>10} ", False
+        if line.allowed is None:
+            text += f" {remark}"
+        elif line.at_least:
+            over = (line.used or 0.0) < line.allowed
+            text += f"{line.allowed_text}  {remark}"
+        else:
+            share = line.share or 0.0
+            over, filled = share > 1, min(round(_BAR * share), _BAR)
+            bar = f"{view.percent(share, 0):>6}  {'#' * filled:-<{_BAR}}"
+            text += f"of {line.allowed_text:<{limit_width}}{bar}  {remark}"
+        made.append(Text(cut(text.rstrip(), width), "red" if over else ""))
+    run = chosen.measured if chosen else None
+    if run and run.survived:
+        text = f"{'time per update':<16} {format_seconds(run.update_seconds):>10}  on this machine; "
+        made.append(Text(cut(text + view.runtime_text(run), width)))
+    return made
+
+
+def _change(name: str, before: Accuracy | None, after: Accuracy, more: str, width: int) -> Text:
+    if before is None:
+        text = f"{view.accuracy_text(after)}{more}"
+    else:
+        points = (after.mean - before.mean) * 100
+        gain = f"{points:+.1f} points".replace("-", "\N{MINUS SIGN}")
+        text = f"{before.mean * 100:.1f} -> {view.accuracy_text(after)}, {gain}{more}"
+    return Text(cut(f"  {name:<8}  {text}", width))
+
+
+def _ran(chosen: Evaluation | None, line: str) -> str:
+    if chosen is None or line != "peak memory":
+        return ""
+    if chosen.measured is None:
+        return "not run"
+    return "run within it" if chosen.measured.cap_bytes is not None else "run without a limit"
+
+
+def _candidates(recommendation: Recommendation, width: int, room: int) -> Lines:
+    """The best that fit; where none does, those that come nearest to it."""
+    evaluations = view.ordered(recommendation)
+    fitting = [item for item in evaluations if item.fits]
+    shown = (fitting or view.nearest(evaluations))[: min(BEST, max(room - 2, 1))]
+    if not shown:
+        return []
+    header, *rows = candidate_lines(shown, recommendation, width, whole_names=False)
+    header.stylize("underline")
+    more = []
+    if len(fitting) > len(shown):
+        more.append(f"and {len(fitting) - len(shown)} more that fit")
+    others = len(evaluations) - max(len(fitting), len(shown))
+    if others:
+        more.append(f"{others} that don't" if more else f"and {others} more that don't fit")
+    tail = ", ".join(more) + (": --all" if more else "")
+    notes = "   ".join([*([tail] if tail else []), *legend(shown)])
+    return [header, *rows, *([Text(cut(f"  {notes}", width), "dim")] if notes else [])]
+
+
+def _why_not(recommendation: Recommendation, width: int) -> Lines:
+    """Of the methods that everybody asks about; where nothing fits, what would change that."""
+    chosen = view.chosen(recommendation)
+    if recommendation.outcome == "leave":
+        return []
+    if chosen is None:
+        return [Text(cut(item.sentence, width)) for item in recommendation.relaxations[:2]]
+    reasons: dict[str, str] = {}
+    for method in OBVIOUS:
+        item = view.plainest(recommendation, method)
+        if item and method != chosen.candidate.method:
+            known = ""
+            if item.predicted and not item.accuracy:
+                known = f"{view.known_mean_text(item)}; "
+            elif chosen.accuracy and item.fits and not item.accuracy:
+                known = "not tried; "
+            reasons[item.candidate.short] = known + view.verdict_text(item, chosen)
+        elif method in recommendation.not_applicable:
+            reasons[method] = recommendation.not_applicable[method]
+    longest = max(map(len, reasons), default=0)
+    return [Text(cut(f"Why not {name:<{longest}}  {why}", width)) for name, why in reasons.items()]
+
+
+def _warnings(recommendation: Recommendation) -> list[str]:
+    """By weight: what the engine warns of, what the choice doesn't rest on, what was taken for granted."""
+    evidence = view.evidence_text(recommendation)
+    assumed = [f"assumed: {text}" for text in recommendation.assumed]
+    return [*recommendation.warnings, *([evidence] if evidence else []), *assumed]
+
+
+def _told(warnings: Sequence[str], width: int, room: int) -> Lines:
+    shown = warnings if len(warnings) <= room else warnings[: max(room - 1, 0)]
+    lines = [Text(cut(f"! {warning}", width), "yellow") for warning in shown]
+    left = len(warnings) - len(shown)
+    return [*lines, Text(f"! {left} more warning{'s' * (left > 1)}: --all", "yellow")] if left else lines
+
+
+def _steps(recommendation: Recommendation, width: int, saved: str | None) -> Lines:
+    lines: Lines = []
+    for number, step in enumerate(next_steps(recommendation, saved)):
+        command = shell_lines(step.words, width, len("Next: "))
+        if len(command) > _COMMAND_LINES:
+            command = [cut(f"      {step.brief}", width)]
+        if number == 0:
+            command[0] = command[0].replace("      ", "Next: ", 1)
+        lines += map(Text, command)
+    return lines

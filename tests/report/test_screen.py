@@ -1,0 +1,184 @@
+"""The answer on one screen: what stands there, and that it fits."""
+
+from __future__ import annotations
+
+import io
+import re
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rich.cells import cell_len
+from rich.console import Console
+
+from advisor.records import Budget, Recommendation
+from advisor.report import print_recommendation, read_json
+from advisor.report.screen import LINES, screen
+
+REPORTS = Path(__file__).parents[2] / "reports"
+SAVED = "advice.json"
+
+
+def lines_of(recommendation: Recommendation, width: int, saved: str | None = SAVED) -> list[str]:
+    return [line.plain for line in screen(recommendation, width, saved)]
+
+
+def rows(lines: list[str]) -> list[str]:
+    """The lines of the table of candidates."""
+    start = next(number for number, line in enumerate(lines) if line.strip().startswith("candidate"))
+    end = next((n for n, line in enumerate(lines) if n > start and line[:2] not in ("> ", "  ", "x ")), None)
+    return [line for line in lines[start + 1 : end] if line and not line.startswith("  and ")]
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 140])
+@pytest.mark.parametrize("saved", [SAVED, None, f"/somewhere/{'far-away/' * 20}advice.json"])
+def test_it_fits_on_one_screen_and_nothing_wraps(
+    sample: Recommendation, width: int, saved: str | None
+) -> None:
+    lines = lines_of(sample, width, saved)
+    assert len(lines) <= LINES == 24
+    assert max(map(cell_len, lines)) <= width
+    file = io.StringIO()
+    print_recommendation(sample, Console(file=file, width=width), saved=saved)
+    assert file.getvalue().splitlines() == lines
+
+
+@pytest.mark.parametrize("name", ["demo-new-classes", "resnet20-cifar10-jpeg"])
+@pytest.mark.parametrize("width", [80, 140])
+def test_real_answers_fit_and_no_name_is_cut(name: str, width: int) -> None:
+    lines = lines_of(read_json(REPORTS / f"{name}.json"), width)
+    assert len(lines) <= LINES
+    assert max(map(cell_len, lines)) <= width
+    assert len(rows(lines)) == 5
+    assert not any("..." in row for row in rows(lines))
+
+
+def test_the_order_is_answer_budgets_best_why_not_warnings_next(samples: dict[str, Recommendation]) -> None:
+    text = "\n".join(lines_of(samples["with_data"], 80))
+    parts = ("Use norm", "peak memory", "> norm", "Why not full", "! ", "Next: ")
+    found = [text.index(part) for part in parts]
+    assert found == sorted(found)
+
+
+def test_what_is_lost_stands_below_what_is_won(samples: dict[str, Recommendation]) -> None:
+    first, won, lost, *_ = lines_of(samples["remembered"], 80)
+    assert first == "Use norm: norm, learning rate 0.01"
+    assert won == "  accuracy  23.5 -> 71.3 % (69.3-73.3), +47.8 points, 2,000 held out"
+    assert lost == "  old data  95.6 -> 79.1 % (77.1-81.1), \N{MINUS SIGN}16.5 points"
+
+
+def test_a_limit_has_a_bar_and_what_has_none_has_not(samples: dict[str, Recommendation]) -> None:
+    lines = lines_of(samples["with_data"], 80)
+    (memory,) = (line for line in lines if line.startswith("peak memory"))
+    assert re.search(r"638 MB of 640 MB +100 %  #{14}  run within it$", memory)
+    (flops,) = (line for line in lines if line.startswith("FLOPs per update"))
+    assert flops.endswith("9.86 GFLOP  fewest within 1 point of the best")
+    (accuracy,) = (line for line in lines if line.startswith("accuracy"))
+    assert "at least 50.0 %" in accuracy
+
+
+def test_the_run_is_told_in_the_terms_of_the_users_limit(samples: dict[str, Recommendation]) -> None:
+    for everything in (False, True):
+        file = io.StringIO()
+        console = Console(file=file, width=140)
+        print_recommendation(samples["with_data"], console, everything=everything)
+        assert "the runtime (Python, PyTorch) takes 296 MB besides" in file.getvalue()
+        assert "950 MB" not in file.getvalue()  # what the process was held to
+
+
+def test_the_best_five_have_a_line_each_and_the_rest_is_counted(samples: dict[str, Recommendation]) -> None:
+    lines = lines_of(samples["many"], 80)
+    best = rows(lines)
+    assert len(best) == 5
+    assert best[0].startswith("> ")
+    fitting = sum(item.fits for item in samples["many"].evaluations)
+    assert f"  and {fitting - 5} more that fit, {40 - fitting} that don't: --all" in lines
+
+
+def test_what_was_not_tried_is_marked_as_predicted(samples: dict[str, Recommendation]) -> None:
+    lines = lines_of(samples["remembered"], 80)
+    (head,) = (line for line in rows(lines) if line.startswith("  head"))
+    assert "~61.2 %" in head
+    assert any("~ not tried, predicted" in line for line in lines)
+    assert not any("~" in line for line in lines_of(samples["with_data"], 80))
+
+
+def test_the_obvious_methods_say_why_not(samples: dict[str, Recommendation]) -> None:
+    lines = lines_of(samples["with_data"], 80)
+    full, lora = (line for line in lines if line.startswith("Why not"))
+    assert re.fullmatch(r"Why not full +peak memory 664 MB, 24 MB over the 640 MB allowed", full)
+    assert lora.startswith("Why not lora-")
+    chosen = replace(samples["with_data"], recommended="full")
+    assert not any(line.startswith("Why not full") for line in lines_of(chosen, 80))
+
+
+def test_where_nothing_fits_the_nearest_and_a_limit_that_would_do(samples: dict[str, Recommendation]) -> None:
+    command = "peft-advisor recommend m.pt --ram 164MB"
+    given = replace(samples["nothing_fits"], outcome="none", provenance={"command": command})
+    lines = lines_of(given, 80)
+    assert lines[0].startswith("Nothing fits 64.0 MB")
+    assert rows(lines)[0].startswith("x head")  # the least memory of all
+    assert "With 27 MB more, recalibrate fits." in lines
+    assert "Next: peft-advisor recommend m.pt --ram 191MB" in lines
+
+
+def test_where_the_model_is_left_alone_nothing_is_to_be_carried_out(
+    samples: dict[str, Recommendation],
+) -> None:
+    lines = lines_of(samples["left_alone"], 80)
+    assert lines[0].startswith("Leave the model as it is: 71.0%")
+    assert not any("apply" in line or "Why not" in line for line in lines)
+
+
+def test_warnings_come_by_weight_and_the_rest_is_counted(samples: dict[str, Recommendation]) -> None:
+    told = [line for line in lines_of(samples["long_names"], 80) if line.startswith("! ")]
+    assert told[0].startswith("! warning 0 of a kind")
+    assert re.fullmatch(r"! \d+ more warnings: --all", told[-1])
+
+
+def test_names_use_the_width(samples: dict[str, Recommendation]) -> None:
+    name = "adapter-parallel@micro-2@checkpoint@per-parameter"
+    assert any(name in row for row in rows(lines_of(samples["long_names"], 140)))
+    narrow = rows(lines_of(samples["long_names"], 80))
+    assert any(re.match(r"  adapter-.*\.\.\..*-parameter ", row) for row in narrow)
+
+
+def test_commands_can_be_pasted_as_they_stand(samples: dict[str, Recommendation]) -> None:
+    source = "/home/somebody/my models/it's a rather long path to/the-one-network-that-matters/model.pt"
+    base = samples["with_data"]
+    given = replace(base, model=replace(base.model, source=source))
+    lines = lines_of(given, 80)
+    start = next(number for number, line in enumerate(lines) if line.startswith("Next: "))
+    end = next(n for n, line in enumerate(lines) if n > start and line.startswith("      peft-advisor"))
+    command = "\n".join(lines[start:end]).removeprefix("Next: ")
+    script = f'set -- {command}\nprintf "%s\\n" "$@"'
+    words = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True).stdout
+    assert words.splitlines() == ["peft-advisor", "apply", source, SAVED, "--output", "tuned/"]
+
+
+def test_an_answer_that_is_in_no_file_is_saved_first(samples: dict[str, Recommendation]) -> None:
+    given = replace(samples["with_data"], provenance={"command": "X='a b' peft-advisor recommend m.pt"})
+    lines = lines_of(given, 80, saved=None)
+    assert lines[-2:] == [
+        "Next: X='a b' peft-advisor recommend m.pt --json advice.json",
+        "      peft-advisor apply torchvision:mobilenet_v2 advice.json --output tuned/",
+    ]
+    assert not any(line.startswith("Next") for line in lines_of(replace(given, provenance={}), 80, None))
+
+
+def test_without_data_the_next_command_gives_some(samples: dict[str, Recommendation]) -> None:
+    lines = lines_of(samples["without_data"], 80)
+    assert lines[1] == "  accuracy  unknown, as no data was given: of all that fit, the fewest FLOPs"
+    assert "Next: peft-advisor recommend torchvision:mobilenet_v2 --data IMAGES/" in lines
+
+
+def test_limits_are_rounded_so_that_they_suffice(samples: dict[str, Recommendation]) -> None:
+    relaxation = replace(samples["nothing_fits"].relaxations[0], by=27_040_001.0)
+    given = replace(
+        samples["nothing_fits"],
+        budget=Budget(ram_bytes=64_000_000),
+        relaxations=(relaxation,),
+        provenance={"command": "peft-advisor recommend m.pt"},
+    )
+    assert "Next: peft-advisor recommend m.pt --ram 91.1MB" in lines_of(given, 80)
