@@ -290,7 +290,7 @@ def test_the_merged_model_has_the_form_of_the_base(situation, tmp_path, form):
 def test_nothing_recommended(situation, advice, tmp_path):
     with pytest.raises(InputError, match=r"recommends nothing.*--candidate"):
         carried_out(situation, replace(advice, recommended=None), tmp_path)
-    with pytest.raises(InputError, match=r"'lora' is not in the report; did you mean lora-rank=2"):
+    with pytest.raises(InputError, match=r"'lora' is not in the report; did you mean lora-2"):
         carried_out(situation, advice, tmp_path, "lora")
 
 

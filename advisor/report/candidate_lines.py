@@ -101,7 +101,7 @@ def _more(evaluations: Sequence[Evaluation], recommendation: Recommendation) -> 
         columns.append(_Column("95 % interval", _interval))
     return [
         *columns,
-        _Column("trained", lambda item: format_count(item.cost.trainable_parameters)),
+        _Column("params", lambda item: format_count(item.cost.trainable_parameters)),
         _Column("verdict", lambda item: view.verdict_text(item, choice)),
     ]
 

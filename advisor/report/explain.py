@@ -207,7 +207,7 @@ def _runs(recommendation: Recommendation) -> list[tuple[str, str, str]]:
             "time per update, process memory",
             "measured",
             (
-                f"{many} ran in a child process, under the hard memory cap shown, if any. "
+                f"{many} ran in a child process, held to the limit on peak memory, where there is one. "
                 "The allocator's peak is tensors and workspace; the process's peak holds "
                 "interpreter and libraries as well."
             ),

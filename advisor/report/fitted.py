@@ -53,15 +53,21 @@ def folded(text: str, width: int, most: int) -> list[str]:
 
 def shell_lines(words: Sequence[str], width: int, indent: int) -> list[str]:
     r"""A command that can be pasted as it stands; each of its lines but the last ends in `\`."""
+    quoted = [_quoted(word) for word in words]
+    whole = " " * indent + " ".join(quoted)
+    if cell_len(whole) <= width:
+        return [whole]
     lines = [" " * indent]
-    for word in words:
-        quoted = _quoted(word)
-        if cell_len(lines[-1]) + 1 + cell_len(quoted) <= width - 2:
-            lines[-1] += quoted if not lines[-1].strip() else f" {quoted}"
+    for number, (word, text) in enumerate(zip(words, quoted, strict=True)):
+        # An option stays with its value where a line has room for both.
+        both = " ".join(quoted[number : number + 2]) if word.startswith("-") else text
+        wanted = both if indent + 2 + cell_len(both) <= width - 2 else text
+        if cell_len(lines[-1]) + 1 + cell_len(wanted) <= width - 2:
+            lines[-1] += f" {text}" if lines[-1].strip() else text
             continue
         lines[-1] += " \\"
-        if indent + 2 + cell_len(quoted) <= width - 2:
-            lines.append(" " * (indent + 2) + quoted)
+        if indent + 2 + cell_len(text) <= width - 2:
+            lines.append(" " * (indent + 2) + text)
             continue
         # A shell joins what follows such a line end to the word, from the first column on.
         pieces = list(_pieces(word, width - 2))

@@ -49,6 +49,7 @@ def render_html(recommendation: Recommendation) -> str:
         flop_ledgers=ledger.flop_ledgers(rows, recommendation.budget.flops),
         trained_ledger=ledger.trained_ledger(rows),
         full=view.reference_full(recommendation),
+        allowed=allowed_memory(recommendation.budget),
         census=_census(recommendation),
         sources=explain.sources(recommendation),
         definitions=explain.DEFINITIONS,
@@ -88,16 +89,16 @@ def _budget_lines(recommendation: Recommendation) -> list[view.BudgetLine]:
         "no limit" if allowed is None else format_bytes(allowed),
         remark="workspace inside operators included",
     )
-    # The cap limits private writable memory, which is not what a resident set counts: no share.
-    runtime = f"the runtime itself takes {format_bytes(run.runtime_bytes)} of it"
-    cap = "" if run.cap_bytes is None else f"; hard cap on the run: {format_bytes(run.cap_bytes)}"
+    runtime = (
+        f"the runtime (Python, PyTorch) takes {format_bytes(run.runtime_bytes)} of it, which no limit counts"
+    )
     resident = view.BudgetLine(
         "whole process, when run",
         run.peak_resident_bytes,
         None,
         format_bytes(run.peak_resident_bytes),
         "no limit",
-        remark=runtime + cap,
+        remark=runtime,
     )
     seconds = format_seconds(run.update_seconds)
     timed = f"median of {run.updates}"

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from advisor.records import Recommendation
-from advisor.report import view
 from advisor.units import format_bytes, format_flops
 
 _SAVED = "advice.json"
@@ -29,38 +28,40 @@ def next_steps(recommendation: Recommendation, saved: str | None) -> list[Step]:
     Args:
         saved: the answer's JSON file, if there is one.
     """
-    asked = shlex.split(str(recommendation.provenance.get("command", "")))
-    known = saved or _SAVED
+    asked = _asked(recommendation)
     steps: list[Step] = []
-
-    def ask_again(*more: str) -> None:
-        if asked:
-            words = _without(asked, *more[::2])
-            steps.append(Step((*words, *more), f"the same command with {shlex.join(more)}"))
-
-    chosen = view.chosen(recommendation)
     to_save = () if saved else ("--json", _SAVED)
-    if chosen and recommendation.data and chosen.accuracy:
-        if not saved:
-            ask_again(*to_save)
-        if saved or asked:
-            apply = ("peft-advisor", "apply", recommendation.model.source, known, "--output", "tuned/")
-            trust = ("--trust",) if "--trust" in asked else ()
-            steps.append(Step((*apply, *trust), "peft-advisor apply MODEL OUT.json --output tuned/"))
-    elif chosen:
-        asked = [word for word in asked if word != "--no-probe"]
-        given = ("--data", "IMAGES/") if recommendation.data is None else ()
-        ask_again(*given, *to_save)
-    else:
+    if recommendation.recommended is None:
         looser = _looser(recommendation)
-        if looser:
-            ask_again(*looser, *to_save)
-        elif not saved:
-            ask_again(*to_save)
+        steps = _again(asked, *looser, *to_save) if looser or not saved else []
+    elif recommendation.data is None or "--no-probe" in asked:
+        images = () if recommendation.data else ("--data", "IMAGES/")
+        steps = _again([word for word in asked if word != "--no-probe"], *images, *to_save)
+    elif saved or asked:
+        apply = ("peft-advisor", "apply", recommendation.model.source, saved or _SAVED, "--output", "tuned/")
+        trust = ("--trust",) if "--trust" in asked else ()
+        steps = [] if saved else _again(asked, *to_save)
+        steps.append(Step((*apply, *trust), "peft-advisor apply MODEL OUT.json --output tuned/"))
     if saved and len(steps) < 2:
         everything = ("peft-advisor", "report", saved, "--all")
         steps.append(Step(everything, "peft-advisor report OUT.json --all"))
     return steps
+
+
+def _again(asked: Sequence[str], *more: str) -> list[Step]:
+    """The command with these options; nothing where it isn't known."""
+    brief = " ".join(("the same command", *(("with", *more) if more else ())))
+    return [Step((*_without(asked, *more[::2]), *more), brief)] if asked else []
+
+
+def _asked(recommendation: Recommendation) -> list[str]:
+    """The command that was typed; a saved answer may come from others, so nothing but one of ours."""
+    try:
+        words = shlex.split(str(recommendation.provenance.get("command", "")))
+    except ValueError:  # a quote without its other half
+        return []
+    command = next((word for word in words if not word.startswith("PEFT_ADVISOR_")), "")
+    return words if command == "peft-advisor" else []
 
 
 def _without(words: Sequence[str], *options: str) -> list[str]:

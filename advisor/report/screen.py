@@ -73,8 +73,8 @@ def answer_lines(recommendation: Recommendation, width: int) -> Lines:
         lines.append(Text(cut(f"  {'':8}  {by_class}", width)))
     if chosen.accuracy.retained:
         old = base.retained if base else None
-        is_floor_set = recommendation.budget.min_retained is not None
-        remedy = "" if is_floor_set else "; see --min-retained"
+        is_lost = old and old.mean > chosen.accuracy.retained.mean
+        remedy = "; see --min-retained" if is_lost and recommendation.budget.min_retained is None else ""
         lines.append(_change("old data", old, chosen.accuracy.retained, remedy, width))
     return lines
 

@@ -140,7 +140,7 @@ def _relaxation(limit: str, evaluation: Evaluation, name: str, chosen: Evaluatio
         more = (100 * (value - chosen.accuracy.mean) for value in astuple(evaluation.predicted))
         sentence += ": {:+.1f} points, as predicted ({:+.1f} to {:+.1f})".format(*more)
     else:
-        sentence += " (its accuracy was not probed)"
+        sentence += " (not tried)"
     return Relaxation(limit, short, evaluation.candidate.id, gain, sentence)
 
 

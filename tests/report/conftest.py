@@ -289,7 +289,7 @@ def with_data() -> Recommendation:
                 17_000_000,
                 "full",
                 None,
-                "With 17 MB more memory, full fits; it was not probed.",
+                "With 17 MB more memory, full fits (not tried).",
             ),
             Relaxation("ram", 3_600_000, "lora-rank=4", None, "With 4 MB more, lora fits."),
         ),

@@ -175,7 +175,7 @@ def test_saved_json_renders_the_same_page(sample: Recommendation) -> None:
             [
                 "Budgets against use",
                 "allocator's",
-                "survived",
+                "within it",
                 "With 17 MB more memory",
                 "--ram 640MB",
             ],

@@ -158,13 +158,21 @@ def test_commands_can_be_pasted_as_they_stand(samples: dict[str, Recommendation]
 
 
 def test_an_answer_that_is_in_no_file_is_saved_first(samples: dict[str, Recommendation]) -> None:
-    given = replace(samples["with_data"], provenance={"command": "X='a b' peft-advisor recommend m.pt"})
+    given = replace(
+        samples["with_data"], provenance={"command": "PEFT_ADVISOR_ARCH='a b' peft-advisor recommend m.pt"}
+    )
     lines = lines_of(given, 80, saved=None)
     assert lines[-2:] == [
-        "Next: X='a b' peft-advisor recommend m.pt --json advice.json",
+        "Next: PEFT_ADVISOR_ARCH='a b' peft-advisor recommend m.pt --json advice.json",
         "      peft-advisor apply torchvision:mobilenet_v2 advice.json --output tuned/",
     ]
     assert not any(line.startswith("Next") for line in lines_of(replace(given, provenance={}), 80, None))
+
+
+@pytest.mark.parametrize("command", ["rm -rf /", "LD_PRELOAD=x peft-advisor recommend", "it's", ""])
+def test_no_command_but_ours_is_handed_on(samples: dict[str, Recommendation], command: str) -> None:
+    given = replace(samples["without_data"], provenance={"command": command})
+    assert not any(line.startswith("Next") for line in lines_of(given, 80, None))
 
 
 def test_without_data_the_next_command_gives_some(samples: dict[str, Recommendation]) -> None:

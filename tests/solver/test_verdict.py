@@ -107,7 +107,7 @@ def test_a_looser_limit_says_which_of_a_methods_candidates_it_admits():
     [found] = relaxations(narrow, [whole, narrow], budget)
     assert found.sentence == (
         "With 130 B more --ram, tent, on the whole network and not on the last 3 blocks alone, fits "
-        "(its accuracy was not probed)"
+        "(not tried)"
     )
     [found] = relaxations(None, [whole], budget)  # where no part of it fits, its name is enough
     assert "more --ram, tent fits" in found.sentence
