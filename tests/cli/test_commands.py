@@ -315,7 +315,7 @@ def test_colour_in_a_pipe_only_where_it_is_forced_and_nothing_moves(network, env
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert ("\x1b[32m" in done.stdout) == coloured  # green, around the answer
+    assert ("\x1b[1;32m" in done.stdout) == coloured  # the answer, in green
     assert "\x1b" not in done.stderr
     if not environment:
         assert "\x1b" not in done.stdout
