@@ -461,7 +461,8 @@ def _warnings(run: _Run, story: Story, evaluation: Evaluation, recommendation: R
         )
     if run.learning_rate is not None and evaluation.accuracy is None:
         found.append(
-            f"no probe tells a learning rate for {evaluation.candidate.id}: {run.learning_rate:g} was taken"
+            f"no probe tells a learning rate for {evaluation.candidate.short}: "
+            f"{run.learning_rate:g} was taken"
         )
     if run.diverged:
         found.append(

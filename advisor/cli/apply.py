@@ -123,7 +123,7 @@ def command(
         typer.echo(f"peft-advisor: interrupted; {go_on}", err=True)
         raise typer.Exit(130) from None
     rate = applied.recipe.learning_rate
-    typer.echo(f"Trained: {applied.recipe.candidate.id}{f', learning rate {rate:g}' if rate else ''}")
+    typer.echo(f"Trained: {applied.recipe.candidate.short}{f', learning rate {rate:g}' if rate else ''}")
     sums = _size_of_sums(applied.files)
     _tell_files(applied.files, applied.warnings, applied.notes)
     if sums:

@@ -57,7 +57,7 @@ def test_another_candidate_and_rate(run, tmp_path):
     arguments = ("--candidate", "lora-rank=2", "--learning-rate", "0.004", "--epochs", 1)
     code, stdout, err = run("apply", "model.pt", "advice.json", "--output", tmp_path, *arguments)
     assert code == 0, err
-    assert "Trained: lora-rank=2, learning rate 0.004" in stdout
+    assert "Trained: lora-2, learning rate 0.004" in stdout
     assert (tmp_path / "huggingface" / "adapter_config.json").is_file()
 
 
