@@ -36,12 +36,11 @@ def pytest_unconfigure():
 
 @pytest.fixture(autouse=True, scope="session")
 def forked_children():
-    """Children that measure are forked: that spares each the imports, four seconds of a processor."""
-    from advisor.costs import measure
+    """Children that measure or check are forked: that spares each the imports, 4 s of a processor."""
     from tests.processes import FORKS, fork_children  # which looks at the environment
 
     if FORKS:
-        fork_children(measure)
+        fork_children()
 
 
 @pytest.fixture(autouse=True, scope="session")

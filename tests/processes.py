@@ -9,13 +9,13 @@
 A process that has imported torch and the rest once (`tests.forkserver`) forks for each, which saves 4 s of a
 processor. They are real all the same: their own process, streams, signals, exit code, and children. With
 `fresh=True` it is `python -m advisor`, and so it is where `env` sets what only a new interpreter reads, its
-locale say, and on platforms that don't fork. Children that measure are forked likewise, of a process that
-has imported what they do (`fork_children`).
+locale say, and on platforms that don't fork. Children that measure or check are forked likewise
+(`fork_children`).
 """
 
 from __future__ import annotations
 
-import atexit
+import errno
 import fcntl
 import json
 import os
@@ -41,8 +41,13 @@ _PYTHON = sys.executable
 FORKS = sys.platform.startswith("linux")
 # Of the environment, what is read before a command's own code is, or by libraries when they load.
 AT_START = ("PYTHON", "LC_", "LANG", "LD_", "MALLOC_", "OMP_", "MKL_", "OPENBLAS_", "TORCH", "CUDA_")
-SET_BY_TORCH = ("TORCHINDUCTOR_CACHE_DIR",)  # in this process, once it has compiled something
+# But not: what torch sets in this process, once it has compiled something, and what a fork does by itself.
+NOT_AT_START = ("TORCHINDUCTOR_CACHE_DIR", "PYTHONUNBUFFERED")
 _ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
+# What is forked from ends with it: of processes that run tests at once, the one that started them. They share
+# what is forked from, as each takes six seconds of a processor to start.
+_OWNER = os.getppid() if "PYTEST_XDIST_WORKER" in os.environ else os.getpid()
+_started = []
 # The terminal becomes the controlling one, and the command its foreground.
 _IN_TERMINAL = """
 import fcntl, os, sys, termios
@@ -201,12 +206,14 @@ class _Forked:
                 theirs.append(ends[1])
             elif wanted == subprocess.DEVNULL:
                 theirs.append(os.open(os.devnull, os.O_RDWR))
+            elif wanted == subprocess.STDOUT:
+                theirs.append(os.dup(theirs[1]))
             else:
                 theirs.append(os.dup(wanted if isinstance(wanted, int) else wanted.fileno()))
             ours.append(opened)
         self.stdin, self.stdout, self.stderr = ours
         self._answers, answers = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        wanted = {"cwd": str(Path(cwd).absolute()), "env": env, "arguments": args[3:]}
+        wanted = {"cwd": str(Path(cwd).absolute()), "env": env, "program": args[1:]}
         wanted["session"] = start_new_session
         with answers, socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as requests:
             requests.connect(server)
@@ -271,38 +278,49 @@ class _Forked:
 
 
 def _at_start(environment):
-    return {n: v for n, v in environment.items() if n.startswith(AT_START) and n not in SET_BY_TORCH}
+    return {n: v for n, v in environment.items() if n.startswith(AT_START) and n not in NOT_AT_START}
 
 
 @cache
 def _server(kind):
-    """The address of a process that forks `commands`, or `children` that measure; it ends with this one."""
-    address = f"\0peft-advisor-tests-{os.getpid()}-{kind}"
-    more = GIVE_BACK if kind == "children" else {}
+    """The address of a process that forks `commands`, or `children` that measure."""
+    address = f"\0peft-advisor-tests-{_OWNER}-{kind}"
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as requests:
-        requests.bind(address)
+        try:
+            requests.bind(address)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+            return address  # it was started by another process that runs tests
         requests.listen(16)
-        arguments = (kind, requests.fileno(), _server("children") if kind == "commands" else "")
+        addresses = {"commands": address, "children": _server("children")} if kind == "commands" else {}
+        arguments = (kind, requests.fileno(), _OWNER, addresses)
         process = subprocess.Popen(
             [sys.executable, "-c", f"from tests.forkserver import main; main(*{arguments!r})"],
             cwd=ROOT,
-            env=_ENVIRONMENT | more,
+            env=_ENVIRONMENT | (GIVE_BACK if kind == "children" else {}),
             stdin=subprocess.DEVNULL,
             pass_fds=[requests.fileno()],
         )
-    atexit.register(process.wait)
-    atexit.register(process.kill)
+    _started.append(process)  # it may outlive this process
     return address
 
 
-def fork_children(measuring, server=None):
-    """Have the module `advisor.costs.measure` fork its children, where they come out the same."""
+def fork_children(server=_server):
+    """Have the package fork what it starts to measure and to check, where it comes out the same.
 
-    def start(args, **how):
+    Args:
+        server: tells the address of what forks `commands`, or `children` that measure.
+    """
+    from advisor.check import run
+    from advisor.costs import measure
+
+    def start(kind, more, args, **how):
         # Its import path is among its arguments.
         env = how["env"] | {"PYTHONPATH": _ENVIRONMENT["PYTHONPATH"]}
-        if args[0] != _PYTHON or _at_start(env) != _at_start(_ENVIRONMENT | GIVE_BACK):
+        if args[0] != _PYTHON or _at_start(env) != _at_start(_ENVIRONMENT | more):
             return subprocess.Popen(args, **how)
-        return _Forked(server or _server("children"), args, **how)
+        return _Forked(server(kind), args, **how)
 
-    measuring.subprocess = SimpleNamespace(**vars(subprocess) | {"Popen": start})
+    for module, kind, more in ((measure, "children", GIVE_BACK), (run, "commands", {})):
+        module.subprocess = SimpleNamespace(**vars(subprocess) | {"Popen": partial(start, kind, more)})

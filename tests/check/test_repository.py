@@ -18,6 +18,7 @@ import pytest
 import yaml
 
 from advisor.cli import main
+from tests.processes import run_command
 
 ROOT = Path(__file__).parents[2]
 NETS = """
@@ -78,14 +79,7 @@ def made(tmp_path_factory):
     repository = Repository(folder)
     arguments = ["init", "nets:Net", "--name", "net", "--input-size", "3x32x32"]
     more = ["--ram", "2MB", "--methods", "norm,full"]
-    done = subprocess.run(
-        [sys.executable, "-m", "advisor", *arguments, *more],
-        cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_command(*arguments, *more, cwd=folder)
     assert done.returncode == 0, done.stderr
     repository.commit("What fine-tuning it may cost")
     return repository, done
