@@ -8,11 +8,10 @@ import signal
 import sys
 
 import pytest
-import torch
 
 # Two test processes on two cores: more threads than cores make small operators wait for each other.
-torch.set_num_threads(1)
-os.environ["OMP_NUM_THREADS"] = "1"  # nor may the processes that tests start wait so
+# torch reads this; it is not imported here, as the process that only hands tests out needs none.
+os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["GOMP_SPINCOUNT"] = "10000"  # whatever else runs when a command starts
 # Shells have what they start in the background ignore interrupts, and so would the commands under test.
 signal.signal(signal.SIGINT, signal.default_int_handler)
