@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from torch import nn
 
 from advisor.cli import app, commands
 from tests.cli.test_cli import one_line
+from tests.processes import run_command
 
 ROOT = typer.main.get_command(app)
 COMMANDS = [(name,) for name in ROOT.commands] + [("store", name) for name in ROOT.commands["store"].commands]
@@ -304,16 +304,13 @@ def test_methods_by_name(tell):
     ("environment", "coloured"),
     [({}, False), ({"FORCE_COLOR": "1"}, True), ({"FORCE_COLOR": "1", "NO_COLOR": "1"}, False)],
 )
-def test_colour_in_a_pipe_only_where_it_is_forced_and_nothing_moves(network, environment, coloured):
-    home = Path(__file__).parents[2]
-    kept = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR")}
-    done = subprocess.run(
-        [sys.executable, "-m", "advisor", "recommend", *network, "--methods", "head", "--no-verify"],
-        env=kept | {"PYTHONPATH": str(home), "TERM": "xterm"} | environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+def test_colour_in_a_pipe_only_where_it_is_forced_and_nothing_moves(
+    network, tmp_path, monkeypatch, environment, coloured
+):
+    for name in ("NO_COLOR", "FORCE_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    asked = ("recommend", *network, "--methods", "head", "--no-verify")
+    done = run_command(*asked, cwd=tmp_path, env={"TERM": "xterm"} | environment)
     assert done.returncode == 0, done.stderr
     assert ("\x1b[1;32m" in done.stdout) == coloured  # the answer, in green
     assert "\x1b" not in done.stderr
