@@ -8,7 +8,7 @@ import signal
 import sqlite3
 import subprocess
 import time
-from contextlib import closing
+from contextlib import closing, contextmanager
 
 import numpy as np
 import pytest
@@ -92,6 +92,14 @@ def probes_put(path):
         return [row[0] for row in database.execute("SELECT id FROM log WHERE kind = 'probe' ORDER BY rowid")]
 
 
+@contextmanager
+def watched(path):
+    """How many probes were put: of one connection, as it is asked hundreds of times a second."""
+    with closing(sqlite3.connect(path, timeout=30)) as database:
+        asked = "SELECT count(*) FROM log WHERE kind = 'probe'"
+        yield lambda: database.execute(asked).fetchone()[0]
+
+
 def advice(answer):
     """What was advised and why, without how long it took."""
     found = json.loads(answer.read_text())
@@ -112,8 +120,8 @@ def test_killed_ten_times_the_advice_is_the_same_and_no_probe_is_trained_twice(b
     randomness = random.Random(0)
     # Anywhere from before the first probe to the last one, and at any moment of a probe.
     for after in sorted(randomness.choices(range(len(expected)), k=KILLS)):
-        with begin(killed, tmp_path / "killed.json") as run:
-            while len(probes_put(killed)) < after:
+        with watched(killed) as count, begin(killed, tmp_path / "killed.json") as run:
+            while count() < after:
                 time.sleep(0.002)
             time.sleep(randomness.uniform(0, 0.1))
             run.kill()
