@@ -165,6 +165,7 @@ def test_what_apply_cannot_write_takes_nothing_else_with_it(run, tmp_path, monke
 
 def test_the_demo_keeps_a_model_that_is_not_its_own(run, tmp_path, monkeypatch):
     monkeypatch.setattr("advisor.cli.demo.subprocess.run", lambda *_, **__: type("", (), {"returncode": 0}))
+    monkeypatch.setattr("advisor.demo._EPOCHS", 2)  # whatever its network has learned
     (tmp_path / "model.pt").write_text("something precious")
     code, _, err = run("demo", "--folder", tmp_path)
     assert code == 0
