@@ -41,7 +41,7 @@ ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIO
 def test_json_is_alone_whatever_a_model_prints(tmp_path, name):
     (tmp_path / "talkative.py").write_text(TALKATIVE)
     asked = (name, "talkative:Net", "--input-size", "1x8x8", "--methods", "head", "--json", "-")
-    done = run_command(*asked, cwd=tmp_path, text=False, fresh=name == "recommend")
+    done = run_command(*asked, cwd=tmp_path, text=False, fresh=name == "profile")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["candidates"][0]["method"] == "head"
     for said in (
