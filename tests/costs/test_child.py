@@ -19,6 +19,7 @@ from advisor.costs import measure as measuring
 from advisor.costs.measure import measure
 from advisor.models.layers import take_census
 from advisor.records import Candidate
+from tests.processes import run_command
 
 ROOT = Path(__file__).parents[2]
 SIZE = (1, 8, 8)
@@ -132,19 +133,23 @@ if __name__ == "__main__":
     assert done.stdout == "True ()\n", done.stderr
 
 
-@pytest.mark.parametrize("start", [["-m", "advisor"], ["-P", "-c", "import advisor.cli; advisor.cli.main()"]])
-def test_a_factory_of_the_current_folder_is_run(tmp_path, start):
-    """As from the installed script too, whose import path lacks the current folder."""
-    (tmp_path / "mine.py").write_text(NETWORK)
-    asked = ["recommend", "mine:Net", "--input-size", "1x8x8", "--methods", "head", "--ram", "10MB"]
-    done = subprocess.run(
-        [sys.executable, *start, *asked, "--json", "-"],
-        cwd=tmp_path,
+def run_script(*arguments, cwd):
+    """As the installed script does, whose import path lacks the current folder."""
+    return subprocess.run(
+        [sys.executable, "-P", "-c", "import advisor.cli; advisor.cli.main()", *arguments],
+        cwd=cwd,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         check=False,
     )
+
+
+@pytest.mark.parametrize("run", [run_command, run_script])
+def test_a_factory_of_the_current_folder_is_run(tmp_path, run):
+    (tmp_path / "mine.py").write_text(NETWORK)
+    asked = ("recommend", "mine:Net", "--input-size", "1x8x8", "--methods", "head", "--ram", "10MB")
+    done = run(*asked, "--json", "-", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["candidates"][0]["measured"]["survived"]
