@@ -25,10 +25,19 @@ from advisor.costs import (
 )
 from advisor.costs.measure import measure
 from advisor.data import Dataset
+from advisor.data.loading import LabelledImages
 from advisor.errors import AdvisorError, ModelError, first_line
 from advisor.interrupts import stoppable
 from advisor.methods import get_method, learning_rates, methods
-from advisor.probes import CrossValidation, Trainer, executor_for, fold_count, in_quick_layout, training_of
+from advisor.probes import (
+    CrossValidation,
+    Trainer,
+    executor_for,
+    fold_count,
+    in_quick_layout,
+    judged_in_groups,
+    training_of,
+)
 from advisor.probes.race import race
 from advisor.records import (
     LAYER_TYPES,
@@ -116,7 +125,8 @@ def _recommend(
         data=data_summary,
         recommended=chosen.candidate.id if chosen else None,
         outcome=verdict.outcome if chosen or not verdict.choices else "none",
-        answer=verdict.reason or answer(chosen, evaluations, budget, data_summary),
+        answer=_first_said(data_summary)
+        + (verdict.reason or answer(chosen, evaluations, budget, data_summary)),
         front=tuple(e.candidate.id for e in pareto_front([e for e in evaluations if e.fits])),
         # Where nothing is worth using although it fits, no limit stands in the way.
         relaxations=() if verdict.reason else relaxations(chosen, evaluations, budget),
@@ -256,7 +266,7 @@ def _probe_all(
         story.warnings[:0] = result.warnings
         known = situation.classes - situation.new_classes
         labels = trainer.dataset.validation.labels
-        told = partial(_by_class, labels=labels, known=known)
+        told = partial(_by_class, images=trainer.dataset.validation, known=known)
         base, seconds = told(result.base), result.seconds
         probes_run, probes_recalled = result.probes_run, result.probes_recalled
         evaluations = [
@@ -289,6 +299,8 @@ def _probe_all(
         crop_mode=dataset.framing.mode,
         channel_order=dataset.framing.order,
         labels=request.labels,
+        groups=request.groups,
+        findings=dataset.findings,
         unreadable_samples=dataset.unreadable,
         rehearse=request.rehearse,
         retain=request.retain,
@@ -349,20 +361,26 @@ def _unlabelled(story: Story) -> int:
     return len(found) if found is not None else 0
 
 
+def _first_said(data: DataSummary | None) -> str:
+    """What comes before any fine-tuning, where the images are not read as the network was trained."""
+    wrong = [finding.text for finding in (data.findings if data else ()) if finding.kind == "misread"]
+    return f"First of all: {wrong[0]}. If that is as it should be: " if wrong else ""
+
+
 def _largest_share(labels: torch.Tensor) -> float:
     """Of the most frequent label: what always giving the same answer gets right."""
     return float(labels.unique(return_counts=True)[1].max()) / len(labels)
 
 
-def _by_class(accuracy: Accuracy | None, labels: torch.Tensor, known: int) -> Accuracy | None:
+def _by_class(accuracy: Accuracy | None, images: LabelledImages, known: int) -> Accuracy | None:
     """With the shares of held-out samples of known classes, labels below `known`, and of new ones."""
     if accuracy is None:
         return None
     correct = torch.tensor(list(accuracy.correct), dtype=torch.float32) / accuracy.seeds
-    is_new = labels[: len(correct)] >= known
+    is_new = images.labels[: len(correct)] >= known
     old, new = correct[~is_new], correct[is_new]
     return replace(
-        accuracy,
+        judged_in_groups(accuracy, images.groups),
         known_classes=float(old.mean()) if len(old) else None,
         new_classes=float(new.mean()) if len(new) else None,
     )

@@ -23,7 +23,7 @@ from advisor.files import replacing
 from advisor.kept_sums import KeptSums, marks_of
 from advisor.methods import learning_rates
 from advisor.names import did_you_mean
-from advisor.probes import FineTune, Trainer, accuracy_of, head_of
+from advisor.probes import FineTune, Trainer, accuracy_of, head_of, judged_in_groups
 from advisor.records import Accuracy, Candidate, DataSummary, Evaluation, Framing, Recommendation
 from advisor.situation import Progress, Request, Story, prepare, versions
 
@@ -289,6 +289,7 @@ def _request(recommendation: Recommendation, candidate: Candidate, application: 
         trust=application.trust,
         data=data,
         train_images=_most_images(size),
+        look_over=False,  # the report says it already
         seed=_seed(recommendation),
     )
     if known is not None:
@@ -314,6 +315,7 @@ def _recorded(data: DataSummary) -> dict[str, Any]:
         "rehearse": data.rehearse,
         "unlabelled": data.unlabelled,
         "labels": data.labels,
+        "groups": data.groups,
         "scenario": data.scenario,
         "data_classes": data.data_classes or None,
     }
@@ -372,10 +374,12 @@ def _written(
     assert story.dataset is not None  # noqa: S101 - the request names the data
     assert story.situation is not None  # noqa: S101 - so it was matched with the model
     folder, trainable = application.output, run.fine_tune.trainable
-    accuracy = accuracy_of(run.fine_tune.judge())
+    groups = story.dataset.validation.groups
+    accuracy = judged_in_groups(accuracy_of(run.fine_tune.judge()), groups)
     base = None
     if not story.situation.head_replaced:
-        base = accuracy_of(run.trainer.judge_base(len(story.dataset.validation)))
+        right = run.trainer.judge_base(len(story.dataset.validation))
+        base = judged_in_groups(accuracy_of(right), groups)
     recipe = _recipe(run, story, recommendation, evaluation)
     recipe = replace(
         recipe,

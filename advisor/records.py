@@ -359,6 +359,8 @@ class Accuracy:
     known_classes: float | None = None  # of held-out samples of classes that the model knew; None: of none
     new_classes: float | None = None  # of the others
     seeds: int = 1  # trainings, each with its own order of batches and its own new weights
+    # Of images that belong together the answers are alike: so many that are independent say as much.
+    effective_samples: int | None = None  # None: all are independent
 
 
 @dataclass(frozen=True, slots=True)
@@ -440,6 +442,16 @@ class ModelSummary:
 
 
 @dataclass(frozen=True, slots=True)
+class Finding:
+    """What was found in the data that may make an accuracy other than it seems."""
+
+    kind: str  # such as `twins`: one word, for programs
+    weight: Literal["error", "warning", "note"]
+    text: str  # one line: what, how much of it, and what to do
+    files: tuple[str, ...] = ()  # the first few that it concerns
+
+
+@dataclass(frozen=True, slots=True)
 class DataSummary:
     """The user's data and how it was used."""
 
@@ -467,7 +479,9 @@ class DataSummary:
     crop_mode: Literal["center", "squash", "border"] = "center"
     channel_order: Literal["rgb", "bgr"] = "rgb"
     labels: str | None = None  # the table of classes, or the level of the class folders, as typed
+    groups: str | None = None  # the pattern of names that tells what belongs together, as typed
     unreadable_samples: int = 0  # images that can't be read and were left out
+    findings: tuple[Finding, ...] = ()
     data_classes: tuple[str, ...] = ()  # the data's own, in its order; label numbers where it has no names
 
 

@@ -18,12 +18,14 @@ from advisor.assumed import Images, assume
 from advisor.data import Dataset, Normalisation, corrupt, load_data, load_unlabelled, parse_corruption
 from advisor.data.loading import LabelledImages
 from advisor.data.pixels import Frame
+from advisor.data.pools import Found
 from advisor.data.sources import find
 from advisor.errors import DataError, InputError, ModelError
 from advisor.models import LoadedModel, load_model, load_module, take_census
 from advisor.models.fingerprint import model_fingerprint
 from advisor.names import listed
 from advisor.probes import Situation, adapt_head, imprint_where_better, key_of, relabel, situate
+from advisor.probes.pipeline import misread
 from advisor.records import Census, Framing
 from advisor.store import Store
 
@@ -46,6 +48,8 @@ class Request:
     optimizer: str = "adam"
     data: str | None = None
     labels: str | None = None  # a table of classes; `first` or `leaf`: which folders are the classes
+    look_over: bool = True  # tell where the model reads the images otherwise than in its training
+    groups: str | None = None  # a pattern of names that tells which images belong together
     train_images: int = 2048  # at most; a larger set is sampled
     data_classes: tuple[str, ...] | None = None  # that the data must have, in that order; None: any
     class_names: tuple[str, ...] | None = None  # the model's, in the order of its outputs
@@ -100,17 +104,9 @@ def prepare(
         progress("load", 0.5, "data")
         found = find(request.data, request.labels)
     images = assume(loaded, found, request.input_size, request.normalisation, request.framing)
-    framing = images.framing or Framing()
-    if request.framing is None:
-        framing = replace(framing, mode=request.resize or framing.mode, order=request.channel_order)
-        images = replace(images, framing=framing)
+    images = _as_asked(images, request)
     input_size, census = images.input_size, images.census
-    warnings = []
-    if not loaded.has_trained_weights:
-        warnings.append(
-            f"{loaded.source} has random weights: its costs are exact, "
-            "but any accuracy is that of an untrained network"
-        )
+    warnings = _of_weights(loaded)
     known = census.classes
     base = model_fingerprint(loaded.module)
     dataset = situation = imprinted_from = None
@@ -123,6 +119,7 @@ def prepare(
             max_train=request.train_images,
             seed=request.seed,
             store=store,
+            grouping=request.groups,
         )
         if request.data_classes is not None and dataset.class_names != request.data_classes:
             raise DataError(_other_classes(dataset, request.data_classes))
@@ -148,7 +145,9 @@ def prepare(
                 "--unlabelled serves methods that look at no labels, and those can't learn new classes; "
                 "leave it out"
             )
-        warnings += [*dataset.warnings, *situation.warnings]
+        if corruption is None and request.look_over:
+            dataset = _looked_over(loaded.module, found, dataset, situation, request.seed, store)
+        warnings += [*_told(dataset, "error", "warning"), *dataset.warnings, *situation.warnings]
         dataset = relabel(dataset, situation)
         if request.retain is not None:
             old, unread = _old_images(request, images, census.classes, names, situation, store)
@@ -161,6 +160,7 @@ def prepare(
         warnings.append(f"only the whole network can be trained, no last part of it: {census.whole_because}")
     progress("load", 1.0, "")
     assumed = (*images.assumed, *(found.said if found is not None else ()))
+    assumed += _told(dataset, "note")
     return Story(
         loaded,
         census,
@@ -173,6 +173,38 @@ def prepare(
         {},
         assumed,
     )
+
+
+def _of_weights(loaded: LoadedModel) -> list[str]:
+    """The warning that they are random, if they are."""
+    if loaded.has_trained_weights:
+        return []
+    random = f"{loaded.source} has random weights: its costs are exact, "
+    return [random + "but any accuracy is that of an untrained network"]
+
+
+def _as_asked(images: Images, request: Request) -> Images:
+    """The same, but framed as the user says, where he does."""
+    framing = images.framing or Framing()
+    if request.framing is None:
+        framing = replace(framing, mode=request.resize or framing.mode, order=request.channel_order)
+    return replace(images, framing=framing)
+
+
+def _looked_over(
+    model: nn.Module, found: Found, dataset: Dataset, situation: Situation, seed: int, store: Store | None
+) -> Dataset:
+    """The data with what the model as it is tells of how its images are read."""
+    _, channels, height, width = dataset.train.undecoded.shape
+    frame = Frame((channels, height, width), dataset.framing, dataset.normalisation.mean)
+    wrong = misread(model, found, frame, dataset.normalisation, situation, seed, store)
+    return dataset if wrong is None else replace(dataset, findings=(wrong, *dataset.findings))
+
+
+def _told(dataset: Dataset | None, *weights: str) -> tuple[str, ...]:
+    """What was found in the data, of these weights."""
+    found = () if dataset is None else dataset.findings
+    return tuple(finding.text for finding in found if finding.weight in weights)
 
 
 def _fit_head(

@@ -33,6 +33,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
         "retain",
         "unlabelled",
         "labels",
+        "groups",
         "resize",
         "channels",
         "rehearse",

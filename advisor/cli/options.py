@@ -55,6 +55,14 @@ Labels = Annotated[
         "folders (default: first).",
     ),
 ]
+Groups = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PATTERN",
+        help="Images whose names have the same part that this regular expression matches are held out "
+        "together, such as 'video[0-9]+'; default: names and looks tell.",
+    ),
+]
 Resize = Annotated[
     str | None,
     typer.Option(

@@ -73,6 +73,7 @@ def command(
         ),
     ] = None,
     labels: options.Labels = None,
+    groups: options.Groups = None,
     resize: options.Resize = None,
     channels: options.Channels = "rgb",
     scenario: Annotated[
@@ -191,6 +192,7 @@ def command(
         class_names=class_names,
         normalisation=normalisation,
         labels=labels,
+        groups=groups,
         resize=mode,
         channel_order=order,
         rehearse=rehearse,

@@ -73,7 +73,7 @@ def corrupt(dataset: Dataset, corruption: Corruption, seed: int) -> Dataset:
         images = part.undecoded.changed(
             partial(corrupted, corruption=corruption, seed=seed), corruption, seed
         )
-        return LabelledImages(images, part.labels)
+        return LabelledImages(images, part.labels, part.groups)
 
     unlabelled = dataset.unlabelled
     return replace(

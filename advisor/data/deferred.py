@@ -59,7 +59,9 @@ class Deferred:
     def images(self) -> torch.Tensor:
         """The images, made now if they weren't before."""
         if self._make is not None:
-            self._images, self._make = self._make(), None  # and what they were made of is let go of
+            # Threads decode into them, and those are in no inference mode, whoever looks at them first.
+            with torch.inference_mode(mode=False):
+                self._images, self._make = self._make(), None  # and what they were made of is let go of
         assert self._images is not None  # noqa: S101 - made once
         return self._images
 

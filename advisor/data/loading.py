@@ -13,22 +13,22 @@ import numpy as np
 import torch
 
 from advisor.data.deferred import Deferred
+from advisor.data.leaks import MOST_LOOKED_AT, apart_from, grouped, without_twins
 from advisor.data.pixels import Frame, Size
 from advisor.data.pools import Found, Pool, existing
 from advisor.data.reading import read
 from advisor.data.sources import find, find_unlabelled
+from advisor.data.splits import sample, split, split_groups
 from advisor.data.survey import Unreadable, check_share, left_out
 from advisor.errors import DataError
 from advisor.models.fingerprint import fingerprint
-from advisor.records import Framing
+from advisor.records import Finding, Framing
 from advisor.store import Store
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
     Labels = npt.NDArray[np.int64]
-
-_HELD_OUT_SHARE = 0.3
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +42,19 @@ class Normalisation:
 class LabelledImages:
     """Images that stay in RAM as bytes from when they are first looked at, and their labels."""
 
-    def __init__(self, images: torch.Tensor | Deferred, labels: torch.Tensor) -> None:
-        """`images`: (N, C, H, W) uint8, at the model's input size. `labels`: (N,) int64."""
+    def __init__(
+        self, images: torch.Tensor | Deferred, labels: torch.Tensor, groups: torch.Tensor | None = None
+    ) -> None:
+        """Images, and what is known of each.
+
+        Args:
+            images: (N, C, H, W) uint8, at the model's input size.
+            labels: (N,) int64.
+            groups: (N,) int64: those of one number are held out together; None: each may be, alone.
+        """
         self.undecoded = images if isinstance(images, Deferred) else Deferred.of(images)
         self.labels = labels
+        self.groups = groups
 
     def __len__(self) -> int:
         """How many."""
@@ -55,7 +64,12 @@ class LabelledImages:
     def joined(cls, *parts: LabelledImages) -> LabelledImages:
         """All of them, in order."""
         images = Deferred.joined(*(part.undecoded for part in parts))
-        return cls(images, torch.cat([part.labels for part in parts]))
+        groups = [part.groups for part in parts if part.groups is not None]
+        return cls(
+            images,
+            torch.cat([part.labels for part in parts]),
+            torch.cat(groups) if len(groups) == len(parts) else None,
+        )
 
     @property
     def images(self) -> torch.Tensor:
@@ -65,17 +79,19 @@ class LabelledImages:
     @property
     def key(self) -> str:
         """Equal keys: equal images and labels. Nothing is decoded for it."""
-        return fingerprint(self.undecoded.key, [("", self.labels)])
+        known = [self.labels] if self.groups is None else [self.labels, self.groups]
+        return fingerprint(self.undecoded.key, [("", each) for each in known])
 
     def labelled(self, labels: torch.Tensor) -> LabelledImages:
         """The same images with other labels."""
-        return LabelledImages(self.undecoded, labels)
+        return LabelledImages(self.undecoded, labels, self.groups)
 
     def those(self, wanted: torch.Tensor) -> LabelledImages:
         """The images at indices, or where a mask is true."""
         places = torch.arange(len(self))[wanted]
         images = self.undecoded.changed(itemgetter(places), places.tolist(), count=len(places))
-        return LabelledImages(images, self.labels[places])
+        groups = None if self.groups is None else self.groups[places]
+        return LabelledImages(images, self.labels[places], groups)
 
     def batch(self, indices: torch.Tensor, normalisation: Normalisation) -> tuple[torch.Tensor, torch.Tensor]:
         """The images at `indices` (B,), normalised float32 (B, C, H, W), and their labels (B,)."""
@@ -104,6 +120,7 @@ class Dataset:
     unlabelled: LabelledImages | None = None  # more for methods that look at no labels; every label is -1
     framing: Framing = field(default_factory=Framing)
     unreadable: int = 0  # images that are left out
+    findings: tuple[Finding, ...] = ()  # what may make the accuracy other than it seems
     warnings: tuple[str, ...] = ()
 
 
@@ -117,15 +134,17 @@ def load_data(
     max_validation: int = 1000,
     seed: int = 0,
     store: Store | None = None,
+    grouping: str | None = None,
 ) -> Dataset:
     """Read a sample of the data and hold out a part of it, stratified by class.
 
     The sample depends on the data and `seed` alone. Where the data comes with its own split, that
-    is kept; else 30 %, at most `max_validation` images, are held out. Each class is in both parts
-    at least once, even where that takes more images than the limits name. Only the sampled images
-    are decoded. Files that can't be images are left out before the split, so that the same images
-    are held out whatever `max_train` is; what can't be decoded is left out of either part. Where a
-    store tells which of the sample's files those are, the others are decoded when they are looked at.
+    is kept; else 30 %, at most `max_validation` images, are held out, those that belong together
+    (see `advisor.data.twins`) on one side. Each class is in both parts at least once, even where that
+    takes more images than the limits name. Only the sampled images are decoded at the input size.
+    Files that can't be images are left out before the split, so that the same images are held out
+    whatever `max_train` is; what can't be decoded is left out of either part. Where a store tells which
+    of the sample's files those are, the others are decoded when they are looked at.
 
     Args:
         source: a folder of class folders, or one with such folders in `train/` and `val/` (or
@@ -135,7 +154,8 @@ def load_data(
         normalisation: None: ImageNet's for three channels, 0.5 for any other number.
         framing: of images of other sizes; None: their shorter side is resized to it, and they are
             cropped in the centre.
-        store: where it is looked for, and kept, which files can't be decoded.
+        store: where it is looked for, and kept, which files can't be decoded, and what belongs together.
+        grouping: a pattern of names that tells what belongs together; None: names and looks tell.
 
     Raises:
         DataError: the data is missing, unreadable or doesn't fit the model.
@@ -146,15 +166,28 @@ def load_data(
         raise DataError(f"a crop of {framing.crop} can't be used; give a share such as 0.875")
     found = find(source) if isinstance(source, str) else source
     _check_classes(found)
+    labels, channels, groups = found.train.labels, input_size[0], None
     if found.held_out is None:
-        train, validation = _split(found.train.labels, max_train, max_validation, seed)
         held_out = found.train
+        groups, findings = grouped(found, channels, grouping, store)
+        if groups is None:
+            train, validation = split(labels, max_train, max_validation, seed)
+        else:
+            train, validation = split_groups(labels, groups, max_train, max_validation, seed)
+        if len(labels) > MOST_LOOKED_AT:
+            train, more = apart_from(found, train, validation, channels, store)
+            findings += more
     else:
         held_out = found.held_out
-        train = _sample(found.train.labels, max_train, seed)
-        validation = _sample(held_out.labels, max_validation, seed)
+        train = sample(labels, max_train, seed)
+        validation = sample(held_out.labels, max_validation, seed)
+        among = sample(labels, MOST_LOOKED_AT, seed)  # whatever `max_train` is
+        validation, findings = without_twins(found, among, validation, channels, store)
     frame = Frame(input_size, framing, normalisation.mean)
-    parts = [_read(found.train, train, frame, store), _read(held_out, validation, frame, store)]
+    parts = [
+        _read(found.train, train, frame, store, groups),
+        _read(held_out, validation, frame, store, groups),
+    ]
     failures = [each for _, failed in parts for each in failed]
     check_share(failures, len(train) + len(validation))
     unreadable = [*found.unreadable, *failures]
@@ -174,6 +207,7 @@ def load_data(
         framing=framing,
         unreadable=len(unreadable),
         warnings=left_out(found.source, unreadable, found.total),
+        findings=tuple(findings),
     )
 
 
@@ -267,13 +301,14 @@ def _check_classes(found: Found) -> None:
 
 
 def _read(
-    pool: Pool, indices: Labels, frame: Frame, store: Store | None
+    pool: Pool, indices: Labels, frame: Frame, store: Store | None, groups: Labels | None = None
 ) -> tuple[LabelledImages, list[Unreadable]]:
     """The images at the indices without those that can't be decoded, and these."""
     images, failures = read(pool, indices, frame, store)
-    labels = pool.labels[np.delete(indices, [*failures])]
+    kept = np.delete(indices, [*failures])
     unreadable = [Unreadable(pool.name(int(indices[place])), why) for place, why in failures.items()]
-    return LabelledImages(images, torch.from_numpy(labels)), unreadable
+    together = None if groups is None else torch.from_numpy(groups[kept])
+    return LabelledImages(images, torch.from_numpy(pool.labels[kept]), together), unreadable
 
 
 def _check_nothing_lost(
@@ -286,52 +321,3 @@ def _check_nothing_lost(
             f"data {found.source}: class {found.class_names[lost[0]]!r} has too few images that can be read "
             f"({first.name} can't: {first.reason}); replace them, add others or remove the class"
         )
-
-
-# The split
-
-
-def _split(labels: Labels, most_train: int, most_held_out: int, seed: int) -> tuple[Labels, Labels]:
-    """Disjoint indices to train on and to hold out. Each class present must have two images."""
-    members = _shuffled_members(labels, seed)
-    total = min(most_held_out, int(_HELD_OUT_SHARE * len(labels)))
-    shares = _shares([len(indices) for indices in members], total, reserve=1)
-    held_out = [indices[:share] for indices, share in zip(members, shares, strict=True)]
-    rest = [indices[share:] for indices, share in zip(members, shares, strict=True)]
-    return _first(rest, most_train), _interleaved(held_out)
-
-
-def _sample(labels: Labels, most: int, seed: int) -> Labels:
-    return _first(_shuffled_members(labels, seed), most)
-
-
-def _first(members: Sequence[Labels], most: int) -> Labels:
-    shares = _shares([len(indices) for indices in members], most, reserve=0)
-    return _interleaved([indices[:n] for indices, n in zip(members, shares, strict=True)])
-
-
-def _shuffled_members(labels: Labels, seed: int) -> list[Labels]:
-    generator = np.random.default_rng(seed)
-    return [generator.permutation(np.flatnonzero(labels == label)) for label in np.unique(labels)]
-
-
-def _shares(counts: Sequence[int], total: int, reserve: int) -> list[int]:
-    """`total` spread over the classes in proportion, by largest remainder.
-
-    Each class gets at least one and leaves `reserve` over.
-    """
-    spare = [count - 1 - reserve for count in counts]
-    rest = min(max(total - len(counts), 0), sum(spare))
-    divided = [divmod(rest * extra, max(sum(spare), 1)) for extra in spare]
-    shares = [1 + whole for whole, _ in divided]
-    by_remainder = sorted(range(len(counts)), key=lambda index: -divided[index][1])
-    for index in by_remainder[: rest - sum(whole for whole, _ in divided)]:
-        shares[index] += 1
-    return shares
-
-
-def _interleaved(members: Sequence[Labels]) -> Labels:
-    """The classes' indices merged so that every first part of the result is nearly stratified."""
-    places = np.concatenate([(np.arange(len(m)) + 0.5) / len(m) for m in members])
-    merged: Labels = np.concatenate(members)[np.argsort(places, kind="stable")]
-    return merged

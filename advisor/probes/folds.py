@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -27,8 +28,9 @@ def fold_count(dataset: Dataset) -> int:
     """
     if not dataset.is_split_drawn or len(dataset.train) + len(dataset.validation) >= _FEW:
         return 1
-    labels = torch.cat([dataset.train.labels, dataset.validation.labels])
-    return min(_FOLDS, int(labels.unique(return_counts=True)[1].min()))
+    images = LabelledImages.joined(dataset.train, dataset.validation)
+    groups = [len(_groups(images, label).unique()) for label in images.labels.unique().tolist()]
+    return min(_FOLDS, *groups)
 
 
 class CrossValidation(Trainer):
@@ -140,6 +142,16 @@ def _spread(dataset: Dataset, folds: int) -> tuple[LabelledImages, torch.Tensor]
         members = (labels == label).nonzero()[:, 0]
         place[members] = (torch.arange(len(members)) + 0.5) / len(members)
         # Classes begin at different folds, or the first folds would be larger than the last.
-        fold_of[members] = (torch.arange(len(members)) + number) % folds
+        own = _groups(images, label)
+        fold_of[members] = (own.unique(return_inverse=True)[1] + number) % folds
+    if images.groups is not None:  # one that spans classes stays whole: it goes where its first image goes
+        _, first, groups = np.unique(images.groups.numpy(), return_index=True, return_inverse=True)
+        fold_of = fold_of[torch.from_numpy(first)][torch.from_numpy(groups)]
     order = place.argsort(stable=True)
     return images.those(order), fold_of[order]
+
+
+def _groups(images: LabelledImages, label: int) -> torch.Tensor:
+    """Of the class's images: which belong together."""
+    members = (images.labels == label).nonzero()[:, 0]
+    return members if images.groups is None else images.groups[members]

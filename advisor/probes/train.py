@@ -596,20 +596,50 @@ def accuracy_of(
     if not samples:
         raise ValueError("the accuracy on no samples is unknown; judge one or more")
     mean = sum(correct) / (samples * seeds)
-    denominator = 1 + _Z95**2 / samples
-    centre = (mean + _Z95**2 / (2 * samples)) / denominator
-    spread = _Z95 * math.sqrt(mean * (1 - mean) / samples + _Z95**2 / (4 * samples**2)) / denominator
+    low, high = _interval(mean, samples)
     return Accuracy(
         mean=mean,
-        # Rounding must not put the mean outside its own interval at 0 and 1.
-        low=min(max(centre - spread, 0.0), mean),
-        high=max(min(centre + spread, 1.0), mean),
+        low=low,
+        high=high,
         samples=samples,
         correct=correct,
         seeds=seeds,
         learning_rate=learning_rate,
         updates=updates,
     )
+
+
+def judged_in_groups(accuracy: Accuracy, groups: torch.Tensor | None) -> Accuracy:
+    """The same with the interval that answers which are alike within groups leave.
+
+    By the design effect: how much the variance of the groups' sums exceeds that of independent answers
+    (Kish, Survey Sampling, 1965).
+
+    Args:
+        groups: (N,), of the held-out images; None: each is on its own.
+    """
+    if groups is None or not accuracy.correct:
+        return accuracy
+    right = torch.tensor(list(accuracy.correct), dtype=torch.float64) / accuracy.seeds
+    apart = right - accuracy.mean
+    numbers = groups[: len(right)].unique(return_inverse=True)[1]
+    count = int(numbers.max()) + 1
+    sums = torch.zeros(count, dtype=torch.float64).index_add_(0, numbers, apart)
+    alone = float(apart.square().sum())
+    # All right, or all wrong: nothing tells how alike they are, so each group counts once.
+    effect = float(sums.square().sum()) / alone if alone else len(right) / count
+    effective = max(min(round(len(right) / max(effect, 1.0)), len(right)), 1)
+    low, high = _interval(accuracy.mean, effective)
+    return replace(accuracy, low=low, high=high, effective_samples=effective)
+
+
+def _interval(mean: float, samples: int) -> tuple[float, float]:
+    """Wilson's 95 % score interval."""
+    denominator = 1 + _Z95**2 / samples
+    centre = (mean + _Z95**2 / (2 * samples)) / denominator
+    spread = _Z95 * math.sqrt(mean * (1 - mean) / samples + _Z95**2 / (4 * samples**2)) / denominator
+    # Rounding must not put the mean outside its own interval at 0 and 1.
+    return min(max(centre - spread, 0.0), mean), max(min(centre + spread, 1.0), mean)
 
 
 def _is_reestimated(candidate: Candidate) -> bool:

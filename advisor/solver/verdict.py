@@ -56,8 +56,8 @@ def _surely_above(share: float | None, accuracy: Accuracy, tries: int) -> bool:
     """Whether guessing alone would hardly get so many right: in the best of as many tries as there were."""
     if share is None:
         return True
-    right = round(accuracy.mean * accuracy.samples)
-    return tries * _binomial_tail(right, accuracy.samples, share) <= _CHANCE
+    samples = accuracy.effective_samples or accuracy.samples
+    return tries * _binomial_tail(round(accuracy.mean * samples), samples, share) <= _CHANCE
 
 
 def _binomial_tail(least: int, samples: int, share: float) -> float:

@@ -1,0 +1,111 @@
+"""Whether the world has shifted, or the images are read otherwise than the network was trained."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from advisor.data.loading import Normalisation, load_data
+from advisor.data.pixels import Frame
+from advisor.data.sources import find
+from advisor.probes.pipeline import misread
+from advisor.probes.scenarios import situate
+from advisor.records import Framing
+from advisor.store import Store
+
+SIZE = (3, 8, 8)
+COLOURS = {"blue": (20, 20, 220), "green": (20, 200, 20), "red": (230, 20, 20)}
+PLAIN = Normalisation((0.0,), (1.0,))
+USUAL = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+class Hue(nn.Module):
+    """Knows colours where images come in [0, 1], red first; where they are not, it says something else."""
+
+    def __init__(self, order: tuple[int, ...] = (2, 1, 0)) -> None:
+        super().__init__()
+        self.head = nn.Linear(3, 3)
+        with torch.no_grad():
+            self.head.weight.copy_(10 * torch.eye(3)[list(order)])
+            self.head.bias.zero_()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        inside = ((x >= 0) & (x <= 1)).flatten(1).all(1)
+        return torch.where(inside[:, None], self.head(x.mean((2, 3))), torch.tensor([1.0, 0.0, 0.0]))
+
+
+def folder(root: Path, width: int = 8, place: int | None = None) -> str:
+    random = np.random.default_rng(0)
+    for name, colour in COLOURS.items():
+        (root / name).mkdir(parents=True)
+        for index in range(30):
+            pixels = np.full((8, width, 3), 90, np.uint8)
+            at = slice(None) if place is None else slice(place, place + 8)
+            pixels[:, at] = np.clip(np.array(colour) + random.integers(-15, 15, 3), 0, 255)
+            Image.fromarray(pixels).save(root / name / f"{index}.png")
+    return str(root)
+
+
+def found_in(source, model, normalisation=PLAIN, framing=None, names=None, store=None):
+    found = find(source)
+    data = load_data(found, SIZE)
+    situation = situate(data, 3, model_class_names=names)
+    return misread(model, found, Frame(SIZE, framing or Framing()), normalisation, situation, 0, store)
+
+
+def test_of_images_that_are_read_right_nothing_is_said(tmp_path):
+    assert found_in(folder(tmp_path), Hue()) is None
+
+
+def test_another_range(tmp_path):
+    finding = found_in(folder(tmp_path), Hue(), USUAL)
+    assert finding.weight == "error"
+    assert "with --mean 0,0,0 --std 1,1,1 the model as it is gets 100 %" in finding.text
+
+
+def test_another_order_of_the_channels(tmp_path):
+    names = tuple(COLOURS)
+    assert "--channels bgr" in found_in(folder(tmp_path), Hue((0, 1, 2)), names=names).text
+
+
+def test_another_order_of_the_classes(tmp_path):
+    text = found_in(folder(tmp_path), Hue((1, 0, 2))).text
+    assert "--classes green,red,blue" in text
+
+
+def test_what_a_crop_cuts_off(tmp_path):
+    """All of the colour lies at the side of a wide image."""
+    source = folder(tmp_path, width=32, place=0)
+    model = Hue()
+    model.head.bias.data = torch.tensor([0.0, 0.0, 0.2])
+    finding = found_in(source, model)
+    assert "--resize squash" in finding.text or "--resize pad" in finding.text
+
+
+def test_a_network_that_is_merely_bad_is_left_to_fine_tuning(tmp_path):
+    model = Hue()
+    nn.init.normal_(model.head.weight)
+    model.head.bias.data = torch.tensor([100.0, 0.0, 0.0])  # always blue
+    assert found_in(folder(tmp_path), model) is None
+
+
+def test_new_classes_say_nothing_of_the_reading(tmp_path):
+    found = find(folder(tmp_path))
+    situation = situate(load_data(found, SIZE), 5)
+    assert situation.head_replaced
+    assert misread(Hue(), found, Frame(SIZE), USUAL, situation, 0, None) is None
+
+
+def test_it_is_remembered(tmp_path, monkeypatch):
+    source, model = folder(tmp_path / "data"), Hue()
+    with Store(tmp_path / "store") as store:
+        first = found_in(source, model, USUAL, store=store)
+        monkeypatch.setattr(Hue, "forward", lambda *_: pytest.fail("it was asked again"))
+        assert found_in(source, model, USUAL, store=store) == first
+        assert replace(first, text="") != first
