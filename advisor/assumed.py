@@ -8,7 +8,7 @@ from advisor.data import Normalisation
 from advisor.data.pools import Found
 from advisor.errors import ModelError
 from advisor.models import LoadedModel, take_census
-from advisor.models.images import ImageConfiguration, stem_channels
+from advisor.models.images import stem_channels
 from advisor.records import Census, Framing
 
 Size = tuple[int, int, int]  # (C, H, W)
@@ -41,24 +41,29 @@ def assume(
     """
     assumed, config = [], loaded.images
     size = loaded.input_size if input_size is None else input_size
-    if size is None:
+    of_data = _size_that_fits(loaded, found) if loaded.size_is_default and input_size is None else None
+    if of_data is not None and of_data[0] != size:
+        size, census, line = of_data
+        assumed.append(line)
+    elif size is None:
         size, census, line = _size_of_data(loaded, found)
         assumed.append(line)
     else:
         census = take_census(loaded.module, size)
     parts: dict[str, bool] = {}
     if config is not None:
-        parts[_by(config.input_size)] = input_size is None and size == config.input_size
+        of_network = config.framing is not None  # else the file's own words, which tell their size themselves
+        parts[_by(config.input_size)] = input_size is None and size == config.input_size and of_network
     if found is not None:
         if config is not None and normalisation is None and len(config.mean) == size[0]:
             normalisation = Normalisation(config.mean, config.std)
             parts[f"mean {_listed(config.mean)}, std {_listed(config.std)}"] = True
-        if config is not None and framing is None:
+        if config is not None and framing is None and config.framing is not None:
             framing = config.framing
-            parts[_framing(config)] = True
+            parts[_framing(config.framing, config.unknown)] = True
     if config is not None and any(parts.values()):
         of = f" of {config.name}" if config.name else ""
-        assumed.append(f"from timm's configuration{of}: {', '.join(part for part in parts if parts[part])}")
+        assumed.append(f"from {config.origin}{of}: {', '.join(part for part in parts if parts[part])}")
     if found is not None and normalisation is None:
         which = "ImageNet's mean and std" if size[0] == 3 else "a mean and std of 0.5"
         assumed.append(
@@ -97,10 +102,17 @@ def _size_of_data(loaded: LoadedModel, found: Found | None) -> tuple[Size, Censu
     )
 
 
-def _framing(config: ImageConfiguration) -> str:
-    framing = config.framing
+def _size_that_fits(loaded: LoadedModel, found: Found | None) -> tuple[Size, Census, str] | None:
+    """The size that all images have, if they have one and the model runs on it."""
+    try:
+        return None if found is None else _size_of_data(loaded, found)
+    except ModelError:
+        return None
+
+
+def _framing(framing: Framing, unknown: str) -> str:
     mode = "" if framing.mode == "center" else f" ({framing.mode})"
-    instead = f" in place of {config.unknown}, which is not known here" if config.unknown else ""
+    instead = f" in place of {unknown}, which is not known here" if unknown else ""
     return f"crop {framing.crop:g}{mode}, {framing.interpolation}{instead}"
 
 

@@ -33,6 +33,12 @@ class InputError(AdvisorError):
 class ModelError(InputError):
     """The model can't be read, recognised or built."""
 
+    def __init__(self, text: str, more: str = "") -> None:
+        super().__init__(text)
+        self.more = (
+            more  # lines to begin with, such as a factory of the closest network; "" if there are none
+        )
+
 
 class DataError(InputError):
     """The data can't be read, or can't be used with this model."""

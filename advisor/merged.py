@@ -53,7 +53,10 @@ def save_merged(
         return None, f"no merged model: folding {method} into these layers changes outputs; use load_adapter"
     if loaded.form == "module":
         return _pickled(folder / NAMES[0], merged)
-    state = {loaded.key_prefix + name: tensor.detach().clone() for name, tensor in plain.items()}
+    state = {
+        loaded.keys.get(name, loaded.key_prefix + name): tensor.detach().clone()
+        for name, tensor in plain.items()
+    }
     if loaded.form == "safetensors":
         path = folder / NAMES[1]
         write_whole(

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from advisor.errors import InputError
 
-NAMED_FORMS = "torchvision:NAME, timm:NAME or package.module:factory"
+NAMED_FORMS = "torchvision:NAME, timm:NAME, FILE.py:FUNCTION or package.module:factory"
 OPTIMIZERS = ("adam", "adamw", "momentum", "sgd")
 RESIZES = {"crop": "center", "squash": "squash", "pad": "border"}  # as typed -> as a `Framing` has it
 SCENARIOS = ("auto", "shift", "new-classes")

@@ -106,7 +106,7 @@ def prepare(
     images = assume(loaded, found, request.input_size, request.normalisation, request.framing)
     images = _as_asked(images, request)
     input_size, census = images.input_size, images.census
-    warnings = _of_weights(loaded)
+    warnings = [*loaded.warnings, *_of_weights(loaded)]
     known = census.classes
     base = model_fingerprint(loaded.module)
     dataset = situation = imprinted_from = None
@@ -159,7 +159,7 @@ def prepare(
     if census.whole_because:
         warnings.append(f"only the whole network can be trained, no last part of it: {census.whole_because}")
     progress("load", 1.0, "")
-    assumed = (*images.assumed, *(found.said if found is not None else ()))
+    assumed = (*loaded.assumed, *images.assumed, *(found.said if found is not None else ()))
     assumed += _told(dataset, "note")
     return Story(
         loaded,

@@ -95,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except typer.Exit as done:
         sys.exit(done.exit_code)
     except AdvisorError as error:
-        _fail(str(error), error.exit_code)
+        _fail(str(error), error.exit_code, getattr(error, "more", ""))
     except EndedAtOnceError:
         os._exit(EXIT_INTERRUPTED)  # without torch's teardown
     except (KeyboardInterrupt, typer.Abort):
@@ -159,6 +159,6 @@ def expand_bare_flops_budget(arguments: Sequence[str]) -> list[str]:
     return expanded
 
 
-def _fail(message: str, exit_code: int) -> NoReturn:
-    sys.stderr.write(f"peft-advisor: error: {message}\n")
+def _fail(message: str, exit_code: int, more: str = "") -> NoReturn:
+    sys.stderr.write(f"peft-advisor: error: {message}\n{more}")
     sys.exit(exit_code)

@@ -1,20 +1,19 @@
-"""Networks that can be built by name, and which of them a bare state dict belongs to."""
+"""Networks that can be built by name: torchvision's, timm's, and what the user's own factories make."""
 
 from __future__ import annotations
 
 import contextlib
 import inspect
+import math
 import re
 import sys
-import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from importlib import import_module, metadata
 from pathlib import Path
-from types import ModuleType
-from typing import Any, Protocol, TypeVar
+from types import MappingProxyType, ModuleType
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -23,19 +22,15 @@ from torch.overrides import TorchFunctionMode
 from advisor import errors
 from advisor.errors import ModelError
 from advisor.models.images import declared_size, image_configuration, stem_channels
-from advisor.names import NAMED_FORMS, did_you_mean, unknown_model
+from advisor.models.index import OUTPUTS, Shapes, propose, tells
+from advisor.names import NAMED_FORMS, did_you_mean, timm_models, torchvision_models, unknown_model
 
 StateDict = dict[str, torch.Tensor]
-Shapes = Mapping[str, tuple[int, ...]]
-_Value = TypeVar("_Value")
 
-_PREFIXES = ("module.", "model.", "net.")
 _CALLABLE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
-_OUTPUTS = 7919  # a class count that no hidden layer has: it marks the heads of a trial build
+_IN_FILE = re.compile(r"(.+\.py):([A-Za-z_][\w.]*)")
+_CLASS_COUNTS = ("num_classes", "n_classes", "nb_classes", "num_labels", "n_class", "classes", "class_num")
 _FILLING = {"add_", "clamp_", "div_", "erfinv_", "fill_", "mul_", "normal_", "sub_", "uniform_", "zero_"}
-_TIMM_SECONDS = 30.0
-_FEWEST_SHARED = 0.5  # of a state dict's name patterns, for a family of networks to be searched
-_CLOSE = 0.8  # of the entries, for a network to be named as the closest one
 
 
 class _Builder(Protocol):
@@ -49,93 +44,49 @@ class Architecture:
     name: str
     build: _Builder  # (class count or None for the default, the names and shapes to fit or None)
     input_size: Callable[[nn.Module], tuple[int, int, int] | None]  # (C, H, W); None where unknown
+    is_stock: bool = True  # torchvision's or timm's, whose weights are random until they are loaded
 
 
-def named_architecture(text: str) -> Architecture | None:
+def named_architecture(text: str, *, bare: bool = False) -> Architecture | None:
     """The architecture that `torchvision:NAME`, `timm:NAME` or `package.module:factory` names.
 
-    None where the text has none of these forms.
+    So do `file.py:function`, and with `bare` a network's name alone. None where it has none of these forms.
 
     Raises:
         ModelError: the library lacks it, or the factory can't be imported.
     """
     library, _, name = text.partition(":")
+    if bare and re.fullmatch(r"[\w.]+", text):
+        for known, names in (("torchvision", torchvision_models()), ("timm", timm_models())):
+            if text.partition(".")[0] in names:
+                return named_architecture(f"{known}:{text.partition('.')[0]}")
+        raise ModelError(f"no network is called {text!r}{_near_names(text)}; give {NAMED_FORMS}")
     if library == "torchvision" and name:
         return _torchvision_architecture(name)
     if library == "timm" and name:
         return _timm_architecture(name)
-    return _factory_architecture(text) if _CALLABLE.fullmatch(text) else None
+    is_factory = _CALLABLE.fullmatch(text) or _IN_FILE.fullmatch(text)
+    return _factory_architecture(text) if is_factory else None
 
 
-def identify(state: StateDict) -> Architecture:
-    """The architecture whose names and shapes the state dict has, its class count aside.
-
-    torchvision's classification models are searched first, timm's only where none of them fits.
-
-    Raises:
-        ModelError: none fits, or several of timm's do and the weights can't tell which.
-    """
-    forms = [_shapes(form) for form in unprefixed(state)]
-    name, closest = _search_torchvision(forms, _torchvision_families().values())
-    if name is not None:
-        return _torchvision_architecture(name)
-    matches, searched = _search_timm(forms)
-    if len(matches) == 1:
-        return _timm_architecture(matches[0])
-    if matches:
-        names = ", ".join(f"timm:{name}" for name in matches[:8])
-        raise ModelError(
-            f"its weights fit several networks, which may compute differently; pick one with --arch: {names}"
-        )
-    raise ModelError(
-        f"it holds weights alone, and their names and shapes fit no {searched} classification model"
-        f"{closest}; say which network they belong to with --arch {NAMED_FORMS}"
-    )
+def _near_names(text: str) -> str:
+    known = [f"torchvision:{name}" for name in torchvision_models()] + [
+        f"timm:{name}" for name in timm_models()
+    ]
+    return did_you_mean(text, {name.partition(":")[2]: name for name in reversed(known)})
 
 
 def stock_architecture(module: nn.Module) -> Architecture | None:
     """The torchvision classification model that an existing module is; None for anything else."""
-    family = _torchvision_families().get(type(module).__module__)
-    if family is None:
+    home = type(module).__module__
+    if not home.startswith("torchvision.models."):
         return None
-    name, _ = _search_torchvision([_shapes(module.state_dict())], [family])
-    return None if name is None else _torchvision_architecture(name)
-
-
-def build_with_weights(architecture: Architecture, state: StateDict) -> nn.Module:
-    """Build the architecture with the state dict's class count and load it, strictly.
-
-    Raises:
-        ModelError: names are missing or unexpected, shapes differ, or weights are quantised.
-    """
-    module = architecture.build(None, _shapes(state))
-    wanted = _shapes(module.state_dict())
-    # An architecture's own names may start like a wrapper's prefix: the form that fits best counts.
-    state = max(
-        unprefixed(state), key=lambda form: (_share(_shapes(form), wanted), len(form.keys() & wanted))
-    )
-    shapes = _shapes(state)
-    outputs = [shapes[f"{name}.weight"][0] for name, _ in _unfit_heads(module, shapes)]
-    if outputs:
-        module = architecture.build(outputs[-1], shapes)
-    for name, layer in _unfit_heads(module, shapes):
-        _replace(module, name, _with_outputs(layer, shapes[f"{name}.weight"][0]))
-
-    own = module.state_dict()
-    if difference := describe_difference(shapes, _shapes(own)):
-        raise ModelError(f"its weights don't fit {architecture.name}: {difference}")
-    complete = {name: state.get(name, value) for name, value in own.items()}
-    for name, value in complete.items():
-        if own[name].is_floating_point() and not value.is_floating_point():
-            raise ModelError(
-                f"its entry {shown(name)} holds {value.dtype} values: a quantised model can't be "
-                "fine-tuned; give the floating-point one it was made from"
-            )
-    # With its own versions the model takes the values as they are: the names fit already.
-    loadable = type(own)(complete)
-    loadable._metadata = own._metadata  # type: ignore[attr-defined]
-    module.load_state_dict(loadable)
-    return module
+    for proposal in propose(shapes_of(module.state_dict())):
+        library, _, name = proposal.name.partition(":")
+        same = library == "torchvision" and not proposal.reading.prefix and proposal.shapes == 1
+        if same and import_torchvision().models.get_model_builder(name).__module__ == home:
+            return _torchvision_architecture(name)
+    return None
 
 
 def import_torchvision() -> ModuleType:
@@ -176,30 +127,14 @@ def torchvision_names() -> list[str]:
     return names
 
 
-def unprefixed(state: Mapping[str, _Value]) -> Iterator[dict[str, _Value]]:
-    """The state dict as it is, then without each wrapper's prefix that all of its names carry.
-
-    `_orig_mod.` (torch.compile) goes at once, wherever it stands; so does the counter of
-    `torch.optim.swa_utils.AveragedModel`.
-    """
-    form = {name.replace("_orig_mod.", ""): value for name, value in state.items() if name != "n_averaged"}
-    yield form
-    while form:
-        prefix = next((p for p in _PREFIXES if all(name.startswith(p) for name in form)), None)
-        if prefix is None:
-            return
-        form = {name.removeprefix(prefix): value for name, value in form.items()}
-        yield form
-
-
 def describe_difference(found: Shapes, wanted: Shapes) -> str:
     """Up to three missing, unexpected or differently shaped entries in words; "" where they fit."""
-    missing = [name for name in wanted if name not in found and not _is_counter(name)]
-    unexpected = [name for name in found if name not in wanted and not _is_counter(name)]
+    missing = [name for name in wanted if name not in found and tells(name)]
+    unexpected = [name for name in found if name not in wanted and tells(name)]
     differing = [
         f"{shown(name)} is {_by(found[name])} instead of {_by(shape)}"
         for name, shape in wanted.items()
-        if name in found and found[name] != shape and not _is_trial_head(found[name], shape)
+        if name in found and found[name] != shape
     ]
     parts = [
         f"{label}{', '.join(map(shown, entries[:3]))}{_and_more(entries)}"
@@ -256,49 +191,15 @@ def _build_torchvision(name: str, outputs: int | None, options: dict[str, Any]) 
 
 def _torchvision_options(name: str, state: Shapes) -> tuple[tuple[str, int | bool], ...]:
     """Constructor arguments that a state dict's names and shapes call for; () without one."""
-    *_, shapes = unprefixed(state)
-    if shapes and name in ("googlenet", "inception_v3"):
-        return (("aux_logits", any(key.lower().startswith("aux") for key in shapes)),)
-    position = shapes.get("encoder.pos_embedding", ())
-    patch = shapes.get("conv_proj.weight", ())
+    if state and name in ("googlenet", "inception_v3"):
+        return (("aux_logits", any(key.lower().startswith("aux") for key in state)),)
+    position = state.get("encoder.pos_embedding", ())
+    patch = state.get("conv_proj.weight", ())
     if name.startswith("vit_") and len(position) == 3 and len(patch) == 4:
         # One position per patch and one for the class token.
         side = int(max(position[1] - 1, 0) ** 0.5) * patch[-1]
         return (("image_size", side),) if side else ()
     return ()
-
-
-def _torchvision_families() -> dict[str, list[str]]:
-    """The classification models by the module that defines them."""
-    models = import_torchvision().models
-    families: dict[str, list[str]] = {}
-    for name in torchvision_names():
-        families.setdefault(models.get_model_builder(name).__module__, []).append(name)
-    return families
-
-
-def _search_torchvision(forms: list[Shapes], families: Iterable[list[str]]) -> tuple[str | None, str]:
-    """The model that one of the forms fits, or None; and the closest one, in words."""
-    closest = (_CLOSE, "")
-    for shapes in forms:
-        for family in families:
-            # One member stands for its family: building all 80 models would take seconds.
-            if _shared_patterns(shapes, _torchvision_shapes(family[0], ())) < _FEWEST_SHARED:
-                continue
-            for name in family:
-                signature = _torchvision_shapes(name, _torchvision_options(name, shapes))
-                if _same_network(shapes, signature):
-                    return name, ""
-                share = _share(shapes, signature)
-                if share > closest[0]:
-                    difference = describe_difference(shapes, signature)
-                    closest = (share, f"; the closest is torchvision:{name}, but {difference}")
-    return None, closest[1]
-
-
-@lru_cache(maxsize=256)
-def _torchvision_shapes(name: str, options: tuple[tuple[str, int | bool], ...]) -> Shapes:
-    return _trial(lambda: _build_torchvision(name, _OUTPUTS, dict(options)))
 
 
 def _torchvision_mend(error: Exception) -> str:
@@ -333,77 +234,41 @@ def _timm_architecture(name: str) -> Architecture:
         raise ModelError(unknown_model("timm", name, timm.list_models()))
 
     def build(outputs: int | None, state: Shapes | None) -> nn.Module:
-        options = {} if outputs is None else {"num_classes": outputs}
+        options: dict[str, Any] = {} if outputs is None else {"num_classes": outputs}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             module: nn.Module = timm.create_model(name, pretrained=False, **options)
+            side = _side_of_positions(module, state or {})
+            if side is not None:
+                module = timm.create_model(name, pretrained=False, img_size=side, **options)
+                config: Any = module.pretrained_cfg
+                vars(module)["pretrained_cfg"] = {**config, "input_size": (3, side, side)}
         return module
 
     return Architecture(name, build, stock_input_size)
 
 
-def _search_timm(forms: list[Shapes]) -> tuple[list[str], str]:
-    """The timm models that one of the forms fits, and what was searched, in words."""
-    try:
-        timm = import_module("timm")
-    except ImportError:
-        return [], "torchvision"
-    deadline = time.monotonic() + _TIMM_SECONDS
-    families: dict[str, list[str]] = {}
-    for name in timm.list_models():
-        families.setdefault(timm.model_entrypoint(name).__module__, []).append(name)
-    found: list[str] = []
-    for shapes in forms:
-        for family in families.values():
-            # timm tells the first and last layers' names of every model without building it.
-            fitting = [name for name in family if _has_timm_ends(timm, name, shapes)]
-            for name in fitting:
-                if time.monotonic() > deadline:
-                    fits = "".join(f", but timm:{name} fits" for name in found[:1])
-                    return [], f"torchvision (timm's could not all be tried in time{fits})"
-                signature = _timm_shapes(name)
-                if _same_network(shapes, signature):
-                    found.append(name)
-                elif name == fitting[0] and _shared_patterns(shapes, signature) < _FEWEST_SHARED:
-                    break
-    return found, "torchvision or timm"
-
-
-def _has_timm_ends(timm: ModuleType, name: str, shapes: Shapes) -> bool:
-    config = timm.get_pretrained_cfg(name)
-    if config is None:
-        return False
-    ends = []
-    for end in (config.first_conv, config.classifier):
-        ends += [end] if isinstance(end, str) else list(end or ())
-    # A stem is named by its layer or by the block that holds it.
-    return all(any(key.startswith(f"{end}.") for key in shapes) for end in ends if end)
-
-
-@lru_cache(maxsize=2048)
-def _timm_shapes(name: str) -> Shapes:
-    try:
-        return _trial(lambda: _timm_architecture(name).build(_OUTPUTS, None))
-    except Exception:  # noqa: BLE001 - some need packages or data that are not there: they can't match
-        return {}
+def _side_of_positions(module: nn.Module, state: Shapes) -> int | None:
+    """The image side that a vision transformer's positions are for, where it is not the module's."""
+    wanted, own = state.get("pos_embed", ()), getattr(module, "pos_embed", None)
+    patch = state.get("patch_embed.proj.weight", ())
+    grid = getattr(getattr(module, "patch_embed", None), "num_patches", None)
+    if len(wanted) != 3 or len(patch) != 4 or own is None or grid is None or own.shape[1] == wanted[1]:
+        return None
+    side = math.isqrt(wanted[1] - (own.shape[1] - grid))  # tokens of classes have positions, too
+    return side * patch[-1]
 
 
 # Factories: the user's own function, named on the command line
 
 
 def _factory_architecture(text: str) -> Architecture:
-    module_name, _, attribute = text.partition(":")
-    make_current_folder_importable()
-    try:
-        with stdout_to_stderr():
-            home = import_module(module_name)
-    except (Exception, SystemExit) as error:
-        if isinstance(error, ModuleNotFoundError) and module_name.startswith(error.name or "\0"):
-            mend = "run from the folder that holds it, or put that folder on PYTHONPATH"
-            raise ModelError(f"{text}: can't import {module_name} ({first_line(error)}); {mend}") from error
-        raise ModelError(
-            f"{text}: importing {module_name} failed: {type(error).__name__}: {first_line(error)}"
-        ) from error
+    module_name, _, attribute = text.rpartition(":")
+    home = (
+        _imported_file(text, Path(module_name))
+        if module_name.endswith(".py")
+        else _imported(text, module_name)
+    )
     factory: Any = home
     for part in attribute.split("."):
         factory = getattr(factory, part, None)
@@ -419,19 +284,61 @@ def _factory_architecture(text: str) -> Architecture:
     def input_size(module: nn.Module) -> tuple[int, int, int] | None:
         return declared_input_size(module, factory, home) or stock_input_size(module)
 
-    return Architecture(attribute, build, input_size)
+    return Architecture(attribute, build, input_size, is_stock=False)
+
+
+def _imported(text: str, name: str) -> ModuleType:
+    make_current_folder_importable()
+    try:
+        with stdout_to_stderr():
+            return import_module(name)
+    except (Exception, SystemExit) as error:
+        if isinstance(error, ModuleNotFoundError) and name.startswith(error.name or "\0"):
+            mend = "run from the folder that holds it, or put that folder on PYTHONPATH"
+            raise ModelError(f"{text}: can't import {name} ({first_line(error)}); {mend}") from error
+        raise ModelError(
+            f"{text}: importing {name} failed: {type(error).__name__}: {first_line(error)}"
+        ) from error
+
+
+def _imported_file(text: str, path: Path) -> ModuleType:
+    """Under its own name, with its folder first on sys.path, so that it finds what lies beside it."""
+    if not path.is_file():
+        beside = [each.name for each in path.parent.glob("*.py")] if path.parent.is_dir() else []
+        raise ModelError(f"{text}: there is no file {path}{did_you_mean(path.name, beside)}")
+    folder = str(path.parent.resolve())
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    home = _imported(text, path.stem)
+    if not Path(home.__file__ or "").resolve() == path.resolve():
+        raise ModelError(f"{text}: another module is called {path.stem}, too; rename the file")
+    return home
 
 
 def _call_factory(text: str, factory: Any, outputs: int | None) -> nn.Module:
     if isinstance(factory, nn.Module):
         return factory
     try:
-        adaptable = outputs is not None and "num_classes" in inspect.signature(factory).parameters
+        parameters = inspect.signature(factory).parameters
     except (TypeError, ValueError):
-        adaptable = False
+        parameters = MappingProxyType({})
+    named = next((name for name in _CLASS_COUNTS if name in parameters), None)
+    wants = [
+        name
+        for name, each in parameters.items()
+        if each.default is each.empty
+        and each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)
+        and name != named
+    ]
+    if wants:
+        raise ModelError(
+            f"{text}: calling it needs {', '.join(wants)}; write a function without arguments that calls it"
+        )
+    if named is not None and outputs is None and parameters[named].default is inspect.Parameter.empty:
+        outputs = 1000  # until the weights tell
     try:
         with stdout_to_stderr():
-            module = factory(num_classes=outputs) if adaptable else factory()
+            module = factory() if named is None or outputs is None else factory(**{named: outputs})
     except (Exception, SystemExit) as error:
         raise ModelError(f"{text}: calling it failed: {type(error).__name__}: {first_line(error)}") from error
     if not isinstance(module, nn.Module):
@@ -477,68 +384,54 @@ class _EmptyOnMeta(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _trial(build: Callable[[], nn.Module]) -> Shapes:
+class _Unfilled(TorchFunctionMode):
+    """Parameters are not initialised: they are loaded right after. Everything else is as ever."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        if getattr(func, "__name__", "") in _FILLING and args and isinstance(args[0], nn.Parameter):
+            return args[0]
+        return func(*args, **(kwargs or {}))
+
+
+def unfilled(wanted: bool) -> contextlib.AbstractContextManager[object]:
+    """While networks are built whose weights come from a file: most of the time is in initialising them."""
+    return _Unfilled() if wanted else contextlib.nullcontext()
+
+
+def trial(build: Callable[[], nn.Module]) -> Shapes:
+    """Names and shapes of what is built, without its memory."""
     with torch.random.fork_rng(devices=[]), _EmptyOnMeta():
-        return _shapes(build().state_dict())
+        return shapes_of(build().state_dict())
 
 
-def _shapes(state: Mapping[str, Any]) -> Shapes:
+def library_names() -> list[str]:
+    """What torchvision and, where it is there, timm can build, as `--arch` takes it."""
+    names = [f"torchvision:{name}" for name in torchvision_names()]
+    try:
+        return names + [f"timm:{name}" for name in import_module("timm").list_models()]
+    except ImportError:
+        return names
+
+
+def trial_shapes(name: str) -> Shapes:
+    """Of a network of `library_names`, with `OUTPUTS` classes; {} where it can't be built without memory."""
+    try:
+        architecture = named_architecture(name)
+        assert architecture is not None  # noqa: S101 - the names are of that form
+        return trial(lambda: architecture.build(OUTPUTS, None))
+    except Exception:  # noqa: BLE001 - some need packages or data that are not there
+        return {}
+
+
+def shapes_of(state: Mapping[str, Any]) -> Shapes:
+    """Of its tensors, by name."""
     return {name: tuple(value.shape) for name, value in state.items() if hasattr(value, "shape")}
-
-
-def _is_counter(name: str) -> bool:
-    # Written since torch 0.4.1 only, and of no consequence.
-    return name.endswith("num_batches_tracked")
-
-
-def _is_trial_head(found: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
-    return wanted[:1] == (_OUTPUTS,) and len(found) == len(wanted) and found[1:] == wanted[1:]
-
-
-def _same_network(shapes: Shapes, signature: Shapes) -> bool:
-    return bool(signature) and not describe_difference(shapes, signature)
-
-
-def _share(shapes: Shapes, signature: Shapes) -> float:
-    """Entries with the same name and shape, as a share of all."""
-    agreeing = sum(
-        shapes[name] == shape or _is_trial_head(shapes[name], shape)
-        for name, shape in signature.items()
-        if name in shapes
-    )
-    return agreeing / max(len(shapes.keys() | signature.keys()), 1)
-
-
-def _shared_patterns(shapes: Shapes, signature: Shapes) -> float:
-    """How many of the names, their numbers aside, the other network has as well."""
-    found, known = ({re.sub(r"\d+", "#", name) for name in each} for each in (shapes, signature))
-    return len(found & known) / max(len(found), 1)
-
-
-def _unfit_heads(module: nn.Module, shapes: Shapes) -> list[tuple[str, nn.Module]]:
-    """The layers that differ from the state dict in nothing but their number of outputs."""
-    unfit: list[tuple[str, nn.Module]] = []
-    for name, layer in module.named_modules():
-        wanted = shapes.get(f"{name}.weight", ())
-        if isinstance(layer, nn.Linear | nn.Conv2d) and not nn.parameter.is_lazy(layer.weight):
-            own = tuple(layer.weight.shape)
-            if len(own) == len(wanted) and own[1:] == wanted[1:] and own[0] != wanted[0]:
-                unfit.append((name, layer))
-    return unfit
-
-
-def _with_outputs(layer: nn.Module, outputs: int) -> nn.Module:
-    if isinstance(layer, nn.Linear):
-        return nn.Linear(layer.in_features, outputs, bias=layer.bias is not None)
-    if isinstance(layer, nn.Conv2d) and layer.groups == 1 and set(layer.kernel_size) == {1}:
-        bias = layer.bias is not None
-        return nn.Conv2d(layer.in_channels, outputs, 1, stride=layer.stride, bias=bias)  # type: ignore[arg-type]
-    return layer
-
-
-def _replace(module: nn.Module, name: str, layer: nn.Module) -> None:
-    parent, _, child = name.rpartition(".")
-    setattr(module.get_submodule(parent), child, layer)
 
 
 def _with_channels(module: nn.Module, size: tuple[int, ...]) -> tuple[int, int, int]:

@@ -21,14 +21,15 @@ _KNOWN = {name: get_args(hint) for name, hint in get_type_hints(Framing).items()
 
 @dataclass(frozen=True, slots=True)
 class ImageConfiguration:
-    """What timm's configuration of a network says of the images that it was trained for."""
+    """What timm's configuration of a network, or its file, says of the images that it was trained for."""
 
     name: str  # of the network and its weights, "" where it doesn't say
     input_size: Size  # with the channels that the module takes
     mean: tuple[float, ...]  # of images in [0, 1], by channel
     std: tuple[float, ...]
-    framing: Framing
+    framing: Framing | None  # None: it says nothing of that
     unknown: str = ""  # what it asks for in vain, such as another interpolation
+    origin: str = "timm's configuration"
 
 
 def image_configuration(module: nn.Module) -> ImageConfiguration | None:

@@ -30,7 +30,7 @@ from torch import nn
 from advisor.errors import ModelError
 from advisor.models import load_model
 from advisor.models.architectures import named_architecture
-from advisor.models.load import ModulePartial, allowed_classes
+from advisor.models.pickles import ModulePartial, allowed_classes
 
 
 def stock(name="squeezenet1_1", classes=7):
@@ -287,10 +287,11 @@ def test_missing_folder_and_unknown(tmp_path):
     torch.save({"a.weight": torch.zeros(3, 3), "b.weight": torch.zeros(2, 3)}, tmp_path / "s.pt")
     with pytest.raises(ModelError, match="--arch"):
         load_model(str(tmp_path / "s.pt"))
-    with pytest.raises(ModelError, match="--arch"):
-        load_model(str(tmp_path / "s.pt"), arch="resnet18")
-    with pytest.raises(ModelError, match="weights don't fit"):
-        load_model(str(tmp_path / "s.pt"), arch="torchvision:resnet18")
+    for arch in ("resnet18", "torchvision:resnet18"):
+        with pytest.raises(ModelError, match="weights don't fit"):
+            load_model(str(tmp_path / "s.pt"), arch=arch)
+    with pytest.raises(ModelError, match=r"'resnet81'; did you mean resnet18"):
+        load_model(str(tmp_path / "s.pt"), arch="resnet81")
 
 
 @pytest.mark.parametrize("content", [{"optimizer": {"lr": 1}}, [1, 2], "text", {"state_dict": {}}])
@@ -485,9 +486,13 @@ def test_wrappers_and_half_precision_of_whole_modules(tmp_path):
     assert {value.dtype for value in loaded.module.state_dict().values()} == {torch.float32, torch.int64}
 
 
-def test_plain_weights_are_preferred_to_their_average(tmp_path):
+def test_the_average_of_the_weights_is_what_is_evaluated(tmp_path):
     plain, average = stock(), stock()
     torch.save({"ema": average.state_dict(), "model": plain.state_dict()}, tmp_path / "c.pt")
+    loaded = load_model(str(tmp_path / "c.pt"))
+    assert same_outputs(loaded, average)
+    assert "the average of the weights under ema is taken, not model" in loaded.assumed
+    torch.save({"ema": {"decay": torch.tensor(0.9)}, "model": plain.state_dict()}, tmp_path / "c.pt")
     assert same_outputs(load_model(str(tmp_path / "c.pt")), plain)
     averaged = torch.optim.swa_utils.AveragedModel(average)
     torch.save({"model_ema": averaged.state_dict(), "epoch": 1}, tmp_path / "c.pt")

@@ -1,0 +1,129 @@
+"""Where a file keeps its weights: a module, or tensors by name."""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+import torch
+from torch import nn
+
+from advisor.errors import ModelError
+from advisor.models.architectures import shown
+from advisor.models.pickles import QUANTISED, StandIn, as_mapping, is_module
+
+# Where checkpoints keep the weights, the likeliest first. A moving average goes before the plain weights
+# where both are there: it is what is evaluated and shipped.
+_AVERAGE_KEYS = (
+    "ema",
+    "state_dict_ema",
+    "model_ema",
+    "ema_state_dict",
+    "ema_model",
+    "params_ema",
+    "averaged_model",
+)
+_PLAIN_KEYS = (
+    "state_dict",
+    "model_state_dict",
+    "model_state",
+    "model",
+    "net",
+    "network",
+    "params",
+    "weights",
+    "module",
+)
+_OPTIMIZER_KEYS = {"optimizer", "optimizer_state_dict", "optimizer_state", "optimizer_states", "param_groups"}
+
+
+def find_weights(content: Any, depth: int = 2) -> list[tuple[str, Any]]:
+    """Modules, stand-ins for such, and state dicts, each under its key: what is evaluated goes first.
+
+    Args:
+        content: of the file.
+        depth: how many dicts down they may be.
+
+    Raises:
+        ModelError: there are several under keys of their own, or they are quantised.
+    """
+    if is_module(content):
+        return [("", content)]
+    held = as_mapping(content)
+    if "param_groups" in held:
+        return []
+    tensors = {str(key): value for key, value in held.items() if isinstance(value, torch.Tensor)}
+    # Some write the epoch and the like right beside the weights.
+    if tensors and (len(tensors) == len(held) or any("." in key for key in tensors)):
+        if any("_packed_params" in str(key) for key in held):
+            raise ModelError(QUANTISED)
+        return [("", tensors)]
+    if depth == 0:
+        return []
+    found = [
+        (key, weights)
+        for key in (*_AVERAGE_KEYS, *_PLAIN_KEYS)
+        for _, weights in find_weights(held.get(key), depth - 1)[:1]
+    ]
+    if found:
+        return found
+    others = {
+        str(key): inner[0][1]
+        for key, value in held.items()
+        if key not in _OPTIMIZER_KEYS and (inner := find_weights(value, 0))
+    }
+    if len(others) > 1:
+        names = ", ".join(map(shown, list(others)[:5]))
+        raise ModelError(f"holds several models ({names}); save the state dict of one of them alone")
+    return list(others.items())
+
+
+def is_average(key: str) -> bool:
+    """Whether a moving average of the weights stands under that key."""
+    return key in _AVERAGE_KEYS
+
+
+def refuse_content(content: Any) -> NoReturn:
+    """Raises ModelError: what there is in place of weights."""
+    held = as_mapping(content)
+    if not held and not isinstance(content, dict):
+        kind = type(content).kind if isinstance(content, StandIn) else type(content).__name__
+        raise ModelError(f"holds a {shown(kind)}, not a model or a state dict")
+    if held.keys() & _OPTIMIZER_KEYS:
+        raise ModelError("holds an optimizer's state, but no weights; give the checkpoint of the model")
+    keys = ", ".join(shown(str(key)) for key in list(held)[:5]) or "nothing"
+    raise ModelError(f"holds no weights (its keys: {keys}); give a state dict, or a dict holding one")
+
+
+def usable(tensor: torch.Tensor, name: str) -> torch.Tensor:
+    """The tensor in float32, or as it is where it holds whole numbers.
+
+    Raises:
+        ModelError: it is quantised, sparse, complex, without values, or claims more than are stored.
+    """
+    problem = ""
+    if tensor.is_quantized or (tensor.dtype in (torch.int8, torch.uint8) and tensor.ndim > 1):
+        problem = QUANTISED
+    elif tensor.layout != torch.strided:
+        problem = "is a sparse tensor; save it after .to_dense()"
+    elif tensor.is_complex():
+        problem = "holds complex numbers; only real ones can be fine-tuned here"
+    elif tensor.is_meta:
+        problem = "has a shape but no values; save the model after its weights are loaded"
+    elif tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        # A few stored bytes may claim to be terabytes by repeating themselves.
+        problem = "has more values than are stored; save it after .contiguous()"
+    if problem:
+        raise ModelError(f"its entry {shown(name)} {problem}")
+    tensor = tensor.detach()
+    return tensor.float() if tensor.is_floating_point() else tensor
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """The module inside the wrappers of DataParallel, torch.compile and averaging."""
+    wrappers = {"DataParallel", "DistributedDataParallel", "OptimizedModule", "AveragedModel"}
+    while type(module).__name__ in wrappers:
+        inner = module._modules.get("module") or module._modules.get("_orig_mod")
+        if inner is None:
+            break
+        module = inner
+    return module
