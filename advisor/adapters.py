@@ -27,6 +27,7 @@ from advisor.files import kept_name, write_whole
 from advisor.kept_sums import SUMS, KeptSums
 from advisor.models import take_census
 from advisor.models.fingerprint import model_fingerprint
+from advisor.models.heads import with_head
 from advisor.parts.attachment import Trainable
 from advisor.probes import Situation, adapt_head, head_of, trained_as
 from advisor.records import Candidate, Census, Levers, SettingValue
@@ -157,6 +158,9 @@ def attach_adapter(
         # What attaching draws at random is overwritten; the caller's generator is left alone.
         with torch.random.fork_rng(devices=[]):
             census = take_census(adapted, recipe.input_size)
+            if recipe.base_classes is not None and recipe.head_replaced and census.head is None:
+                adapted = with_head(adapted, census.classes or 0, recipe.input_size)
+                census = take_census(adapted, recipe.input_size)
             if recipe.base_classes is not None and census.head is not None:
                 adapt_head(adapted, census.head, _situation(recipe))
                 census = take_census(adapted, recipe.input_size)

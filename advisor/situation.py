@@ -23,6 +23,7 @@ from advisor.data.sources import find
 from advisor.errors import DataError, InputError, ModelError
 from advisor.models import LoadedModel, load_model, load_module, take_census
 from advisor.models.fingerprint import model_fingerprint
+from advisor.models.heads import probabilities, with_head
 from advisor.names import listed
 from advisor.probes import Situation, adapt_head, imprint_where_better, key_of, relabel, situate
 from advisor.probes.pipeline import misread
@@ -96,7 +97,6 @@ def prepare(
     What the store knows of the data is not found out again: then no image is decoded yet.
     """
     _check(request)
-    corruption = parse_corruption(request.rehearse) if request.rehearse is not None else None
     progress("load", 0.0, "model")
     loaded = _load(model, request)
     found = None
@@ -111,41 +111,21 @@ def prepare(
     base = model_fingerprint(loaded.module)
     dataset = situation = imprinted_from = None
     if request.data is not None and found is not None:
-        dataset = load_data(
-            found,
-            input_size,
-            normalisation=images.normalisation,
-            framing=images.framing,
-            max_train=request.train_images,
-            seed=request.seed,
-            store=store,
-            grouping=request.groups,
-        )
-        if request.data_classes is not None and dataset.class_names != request.data_classes:
-            raise DataError(_other_classes(dataset, request.data_classes))
-        if request.unlabelled is not None:
-            more, unread = load_unlabelled(
-                request.unlabelled,
-                Frame(input_size, dataset.framing, dataset.normalisation.mean),
-                apart_from=request.data,
-                most=request.train_images,
-                seed=request.seed,
-                store=store,
-            )
-            dataset = replace(dataset, unlabelled=more, warnings=(*dataset.warnings, *unread))
-        if corruption is not None:
-            dataset = corrupt(dataset, corruption, request.seed)
+        dataset = _read(found, images, request, store)
+        loaded, census = _with_classifier(loaded, census)
         names = loaded.class_names if request.class_names is None else request.class_names
         if names is not None and len(names) != census.classes:
             raise InputError(f"{len(names)} class names were given, the model has {census.classes} outputs")
         assert census.classes is not None  # noqa: S101 - take_census refuses what is not a classifier
         situation = situate(dataset, census.classes, scenario=request.scenario, model_class_names=names)
+        if loaded.headless:
+            situation = replace(situation, warnings=())  # of the output that stood for its missing head
         if request.unlabelled is not None and situation.scenario == "new-classes":
             raise InputError(
                 "--unlabelled serves methods that look at no labels, and those can't learn new classes; "
                 "leave it out"
             )
-        if corruption is None and request.look_over:
+        if request.rehearse is None and request.look_over:
             dataset = _looked_over(loaded.module, found, dataset, situation, request.seed, store)
         warnings += [*_told(dataset, "error", "warning"), *dataset.warnings, *situation.warnings]
         dataset = relabel(dataset, situation)
@@ -156,6 +136,7 @@ def prepare(
         if situation.classes != census.classes or situation.head_replaced:
             imprinted_from = _fit_head(loaded.module, census, situation, dataset, request.seed, store)
             census = take_census(loaded.module, input_size)
+    warnings += _of_outputs(loaded.module, input_size)
     if census.whole_because:
         warnings.append(f"only the whole network can be trained, no last part of it: {census.whole_because}")
     progress("load", 1.0, "")
@@ -173,6 +154,35 @@ def prepare(
         {},
         assumed,
     )
+
+
+def _read(found: Found, images: Images, request: Request, store: Store | None) -> Dataset:
+    """The images that the request names, and those without labels; corrupted, where that is rehearsed."""
+    dataset = load_data(
+        found,
+        images.input_size,
+        normalisation=images.normalisation,
+        framing=images.framing,
+        max_train=request.train_images,
+        seed=request.seed,
+        store=store,
+        grouping=request.groups,
+    )
+    if request.data_classes is not None and dataset.class_names != request.data_classes:
+        raise DataError(_other_classes(dataset, request.data_classes))
+    if request.unlabelled is not None:
+        more, unread = load_unlabelled(
+            request.unlabelled,
+            Frame(images.input_size, dataset.framing, dataset.normalisation.mean),
+            apart_from=found.source,
+            most=request.train_images,
+            seed=request.seed,
+            store=store,
+        )
+        dataset = replace(dataset, unlabelled=more, warnings=(*dataset.warnings, *unread))
+    if request.rehearse is not None:
+        dataset = corrupt(dataset, parse_corruption(request.rehearse), request.seed)
+    return dataset
 
 
 def _of_weights(loaded: LoadedModel) -> list[str]:
@@ -205,6 +215,24 @@ def _told(dataset: Dataset | None, *weights: str) -> tuple[str, ...]:
     """What was found in the data, of these weights."""
     found = () if dataset is None else dataset.findings
     return tuple(finding.text for finding in found if finding.weight in weights)
+
+
+def _with_classifier(loaded: LoadedModel, census: Census) -> tuple[LoadedModel, Census]:
+    """A network that gives features gets a classifier of one output, to be replaced by the data's classes."""
+    if not loaded.headless or census.head is not None:
+        return loaded, census
+    module = with_head(loaded.module, census.classes or 0, census.input_size)
+    return replace(loaded, module=module, class_names=None), take_census(module, census.input_size)
+
+
+def _of_outputs(module: nn.Module, size: tuple[int, ...]) -> list[str]:
+    """A warning of outputs that are no scores."""
+    ends_in = probabilities(module, size)
+    text = (
+        f"the model ends in a {ends_in}: it gives probabilities where training takes scores, so it learns "
+        f"slowly; leave the {ends_in} out of it"
+    )
+    return [text] if ends_in else []
 
 
 def _fit_head(
@@ -243,6 +271,8 @@ def _tensors(text: str) -> dict[str, torch.Tensor]:
 
 def _check(request: Request) -> None:
     """What can be told before anything is loaded."""
+    if request.rehearse is not None:
+        parse_corruption(request.rehearse)
     if request.batch_size < 1:
         raise InputError(f"--batch-size {request.batch_size} must be at least 1")
     if request.epochs < 1:

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import torchvision
 from PIL import Image
 from torch import nn
 
@@ -32,6 +33,25 @@ def test_what_is_given_but_empty_is_not_taken_for_not_given():
         prepare(model, replace(request, methods=()), lambda *_: None)
     with pytest.raises(InputError, match="0 class names were given, the model has 10 outputs"):
         prepare(model, replace(request, class_names=()), lambda *_: None)
+
+
+def test_a_network_without_a_classifier_gets_one_for_the_data(tmp_path):
+    model = torchvision.models.squeezenet1_1(weights=None, num_classes=5)
+    model.classifier = nn.Identity()
+    torch.save(model, tmp_path / "m.pt")
+    request = Request(data="digits", input_size=(3, 32, 32), train_images=100)
+    story = prepare(str(tmp_path / "m.pt"), request, lambda *_: None)
+    assert (story.census.classes, story.situation.head_replaced) == (10, True)
+    assert story.census.head is not None
+    assert any("no classifier (classifier is missing)" in each for each in story.warnings)
+    without = prepare(str(tmp_path / "m.pt"), Request(input_size=(3, 64, 64)), lambda *_: None)
+    assert without.census.head is None
+
+
+def test_outputs_that_are_probabilities_are_warned_of():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.Softmax(1))
+    story = prepare(model, Request(input_size=(1, 8, 8)), lambda *_: None)
+    assert any("ends in a softmax" in each for each in story.warnings)
 
 
 def test_old_data_has_the_outputs_for_labels_and_no_new_classes(tmp_path):

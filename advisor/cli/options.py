@@ -23,7 +23,8 @@ Model = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="A .pt/.pth or .safetensors file, torchvision:NAME, timm:NAME or package.module:factory.",
+        help="A .pt/.pth or .safetensors file, a hub's folder, torchvision:NAME, timm:NAME, FILE.py:FUNCTION "
+        "or package.module:factory.",
         show_default=False,
     ),
 ]
@@ -31,7 +32,8 @@ Arch = Annotated[
     str | None,
     typer.Option(
         metavar="NAME",
-        help="The architecture of a bare state dict: torchvision:NAME, timm:NAME or package.module:factory.",
+        help="The architecture of a state dict, where it is not found: NAME, torchvision:NAME, timm:NAME, "
+        "FILE.py:FUNCTION or package.module:factory.",
     ),
 ]
 Trust = Annotated[

@@ -112,12 +112,12 @@ def _read_file(path: Path, trust: bool) -> Contents:
         raise ModelError("is empty; was it copied completely?")
     if head[:4] == b"PK\x03\x04":
         return _read_zip(path, trust)
+    header = int.from_bytes(head[:8], "little")  # of safetensors; it may begin as a pickle does
+    if head[8:9] == b"{" and header < 10**8:
+        return Contents(_read_safetensors(path), said=_metadata(path, header), safetensors=True)
     if head[:1] == b"\x80":
         content, unknown = read_pickle(path, None, trust, is_torch=head.startswith(LEGACY_MAGIC))
         return Contents(content, tuple(unknown))
-    header = int.from_bytes(head[:8], "little")
-    if head[8:9] == b"{" and header < 10**8:
-        return Contents(_read_safetensors(path), said=_metadata(path, header), safetensors=True)
     raise ModelError(_unknown_content(head, path.suffix))
 
 

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import OrderedDict
 from collections.abc import Mapping
 
 import torch
 from torch import nn
 
+from advisor.models.blocks import evaluating
+from advisor.models.layers import logits
+
 Shapes = Mapping[str, tuple[int, ...]]
+
+
+_HEAD = re.compile(r"(^|\.)(fc|classifier|heads?|last_linear|output|logits)(\.|$)")
 
 
 class PointwiseHead(nn.Conv2d):
@@ -32,6 +39,51 @@ class WithHead(nn.Module):
         """(N, classes) of (N, C, H, W)."""
         outputs: torch.Tensor = self.head(self.body(images).flatten(1))
         return outputs
+
+
+def empty_head(module: nn.Module) -> str:
+    """The path at which a classifier was taken out: an `Identity` where one usually stands; "" without."""
+    names = [name for name, layer in module.named_modules() if isinstance(layer, nn.Identity)]
+    found = [name for name in names if _HEAD.search(name)]
+    layers = [name for name, layer in module.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
+    has_more = layers and layers[-1].partition(".")[0] in {name.partition(".")[0] for name in found}
+    return "" if has_more or not found else found[-1]
+
+
+def with_head(module: nn.Module, features: int, size: tuple[int, ...]) -> nn.Module:
+    """The network with a classifier of one output on its (N, features), which any classes may be given to.
+
+    Where a classifier was taken out, if one there gets such features of images of `size`; else in a module of
+    both.
+    """
+    where = empty_head(module)
+    if where:
+        parent, _, name = where.rpartition(".")
+        setattr(module.get_submodule(parent), name, nn.Linear(features, 1))
+        try:
+            with torch.no_grad(), evaluating(module):
+                if logits(module(torch.zeros(1, *size))).shape == (1, 1):
+                    return module
+        except Exception:  # noqa: BLE001, S110 - it is given something else there
+            pass
+        setattr(module.get_submodule(parent), name, nn.Identity())
+    return WithHead(module, features, 1).eval()
+
+
+def probabilities(module: nn.Module, size: tuple[int, ...]) -> str:
+    """`softmax` or `sigmoid`, where outputs for images of that size are such; "" where they are scores."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(2, *size, generator=generator)
+    try:
+        with torch.no_grad(), evaluating(module):
+            outputs = [logits(module(images * scale)) for scale in (1, 1000)]
+    except Exception:  # noqa: BLE001 - the user's own code; whether it runs is told elsewhere
+        return ""
+    if outputs[0].shape[1] < 2 or any(not ((each >= 0) & (each <= 1)).all() for each in outputs):
+        return ""
+    is_one = all(torch.allclose(each.sum(1), torch.ones(2), atol=1e-4) for each in outputs)
+    constant = torch.equal(outputs[0][0], outputs[0][1])
+    return "softmax" if is_one else "" if constant else "sigmoid"
 
 
 def classifier_of(module: nn.Module) -> str:

@@ -85,7 +85,9 @@ def take_census(model: nn.Module, input_size: tuple[int, ...]) -> Census:
     heads = [
         layer.name
         for layer in layers
-        if layer.layer_type in ("linear", "pointwise") and outputs.get(layer.name) == classes
+        if layer.layer_type in ("linear", "pointwise")
+        and outputs.get(layer.name) == classes
+        and not layer.followed_by  # by a norm, as inside of a network that gives features
     ]
     head = heads[-1] if heads else None
     blocks, whole_because = watcher.blocks(image, result, head)

@@ -23,6 +23,7 @@ from advisor.models.architectures import (
     stock_architecture,
     stock_input_size,
 )
+from advisor.models.heads import empty_head
 from advisor.models.images import ImageConfiguration, image_configuration, stem_channels
 from advisor.models.pickles import StandIn, stand_ins, tensors_of
 from advisor.models.rebuild import Rebuilt, rebuild
@@ -181,8 +182,6 @@ def _of_weights(
         key_prefix=prefix,
         keys=keys,
         assumed=(*words, *rebuilt.assumed, *loaded.assumed),
-        warnings=(*loaded.warnings, *([_HEADLESS.format(rebuilt.headless)] if rebuilt.headless else [])),
-        headless=rebuilt.headless,
     )
 
 
@@ -197,7 +196,7 @@ def _needs(unknown: tuple[str, ...] | list[str]) -> str:
     )
     return (
         f"needs the classes {names}, which are not torch's or torchvision's; {trusted}put {shown(put)} "
-        f"into a file and give that with --arch FILE.py:{shown(put)}: the weights are read without running the rest"
+        f"into a file and give that with --arch FILE.py:{shown(put)}: the weights are read, no more is run"
     )
 
 
@@ -238,6 +237,7 @@ def _loaded(
             words.append(f"the auxiliary heads {auxiliary} are left out: they serve training alone")
         images = _images(images, said, rebuilt, size)
         names = class_names(module, *holders)
+        missing = empty_head(module)
     except ModelError:
         raise
     except Exception as error:  # a pickled module may hold anything
@@ -251,6 +251,8 @@ def _loaded(
         has_trained_weights=bool(holders),
         images=images,
         assumed=tuple(words),
+        warnings=(_HEADLESS.format(missing),) if missing else (),
+        headless=missing,
         size_is_default=default,
     )
 

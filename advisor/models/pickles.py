@@ -8,12 +8,14 @@ are then made from that. Names that only an attack has are refused before either
 
 from __future__ import annotations
 
+import argparse
 import functools
 import io
 import math
 import pickle
 import pickletools
 import sys
+import types
 import zipfile
 from _compat_pickle import IMPORT_MAPPING
 from collections import OrderedDict
@@ -132,6 +134,8 @@ def as_mapping(value: object) -> Mapping[Any, Any]:
     """What a dict, or a stand-in for an object or a dict's subclass, holds by name; {} for anything else."""
     if isinstance(value, Mapping):
         return value
+    if isinstance(value, argparse.Namespace | types.SimpleNamespace):
+        return vars(value)
     if not isinstance(value, StandIn):
         return {}
     states = value.state if isinstance(value.state, tuple) else (value.state,)

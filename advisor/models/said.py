@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from advisor.models.architectures import shown
-from advisor.models.pickles import StandIn, as_mapping, is_module, plain
+from advisor.models.pickles import as_mapping, is_module, plain
 from advisor.names import timm_models, torchvision_models
 
 _CLASS_KEYS = (
@@ -83,7 +83,7 @@ def _places(holders: tuple[object, ...]) -> Iterator[Mapping[Any, Any]]:
             if any(isinstance(value, torch.Tensor) and value.numel() > _LARGEST for value in place.values()):
                 continue
             yield {key: plain(value) for key, value in place.items()}
-            inner += [each for each in place.values() if isinstance(each, Mapping | StandIn)]
+            inner += [each for each in place.values() if as_mapping(plain(each))]
         level = inner
 
 
