@@ -37,12 +37,14 @@ def noise(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
 
 
-def write_folder(root: Path, counts: dict[str, int], *, suffix: str = ".png", mode: str = "RGB"):
+def write_folder(
+    root: Path, counts: dict[str, int], *, suffix: str = ".png", mode: str = "RGB", blue: int = 0
+):
     """Class folders of 8x8 images, each image of its own single colour."""
     for place, (name, count) in enumerate(counts.items()):
         (root / name).mkdir(parents=True)
         for index in range(count):
-            colour = (place * 20 % 256, index % 256, index // 256)
+            colour = (place * 20 % 256, index % 256, index // 256 + blue)
             image = Image.new("RGB", (8, 8), colour).convert(mode)
             image.save(root / name / f"{index:04}{suffix}")
     return root
@@ -396,8 +398,8 @@ def test_a_few_unreadable_images_are_left_out_counted_and_named(tmp_path, damage
 @pytest.mark.parametrize("own_split", [False, True])
 def test_a_small_sample_and_all_images_hold_out_the_same_without_the_unreadable(tmp_path, damage, own_split):
     parts = [tmp_path / "train", tmp_path / "val"] if own_split else [tmp_path]
-    for part in parts:
-        write_folder(part, {"a": 60, "b": 60, "c": 60})
+    for blue, part in enumerate(parts):
+        write_folder(part, {"a": 60, "b": 60, "c": 60}, blue=blue)
         for name, index in (("a", 11), ("b", 5), ("b", 44), ("c", 0)):
             damage(part / name / f"{index:04}.png")
     sample, everything = (load_data(str(tmp_path), RGB, max_train=most) for most in (20, 10**6))
