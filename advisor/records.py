@@ -485,6 +485,19 @@ class DataSummary:
     data_classes: tuple[str, ...] = ()  # the data's own, in its order; label numbers where it has no names
 
 
+@dataclass(frozen=True, slots=True)
+class LookedOver:
+    """What a source of images holds."""
+
+    source: str
+    counts: Mapping[str, int]  # images by class, training and held-out ones together
+    train: int  # of at most as many as are trained on
+    held_out: int
+    is_split_drawn: bool  # the data came without a split of its own
+    notes: tuple[str, ...]  # how it was understood
+    findings: tuple[Finding, ...]  # the weightiest first
+
+
 # What to do: use the recommended candidate, leave the model as it is, or nothing can be recommended.
 Outcome = Literal["", "use", "leave", "none"]  # empty: nothing was asked
 

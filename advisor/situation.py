@@ -50,6 +50,7 @@ class Request:
     data: str | None = None
     labels: str | None = None  # a table of classes; `first` or `leaf`: which folders are the classes
     look_over: bool = True  # tell where the model reads the images otherwise than in its training
+    strict: bool = False  # what is found in the data is an error
     groups: str | None = None  # a pattern of names that tells which images belong together
     train_images: int = 2048  # at most; a larger set is sampled
     data_classes: tuple[str, ...] | None = None  # that the data must have, in that order; None: any
@@ -127,7 +128,10 @@ def prepare(
             )
         if request.rehearse is None and request.look_over:
             dataset = _looked_over(loaded.module, found, dataset, situation, request.seed, store)
-        warnings += [*_told(dataset, "error", "warning"), *dataset.warnings, *situation.warnings]
+        wrong = _told(dataset, "error", "warning")
+        if request.strict and wrong:
+            raise DataError(f"--strict: {wrong[0]}")
+        warnings += [*wrong, *dataset.warnings, *situation.warnings]
         dataset = relabel(dataset, situation)
         if request.retain is not None:
             old, unread = _old_images(request, images, census.classes, names, situation, store)

@@ -35,6 +35,7 @@ ORDER = [
     "candidates",
     "assumed",
     "situation",
+    "lookover",
     "advise",
     "check",
     "kept_sums",

@@ -16,6 +16,7 @@ from advisor.cli import (
     apply,
     check,
     completion,
+    data,
     defaults,
     demo,
     diff,
@@ -73,6 +74,7 @@ def _root(
 app = App(name="peft-advisor", callback=_root)
 app.command("recommend")(recommend.command)
 app.command("profile")(profile.command)
+app.command("data")(data.command)
 app.command("check")(check.command)
 app.command("init")(init.command)
 app.command("diff")(diff.command)

@@ -41,6 +41,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
         "classes",
         "mean",
         "std",
+        "strict",
     ),
     "Limits": (
         *("ram", "ram_includes_runtime", "runtime_overhead", "flops_budget", "storage", "step_time"),

@@ -57,6 +57,16 @@ Labels = Annotated[
         "folders (default: first).",
     ),
 ]
+ClassNames = Annotated[
+    str | None,
+    typer.Option(metavar="A,B,...", help="The model's class names, in the order of its outputs."),
+]
+Mean = Annotated[
+    str | None,
+    typer.Option(metavar="R,G,B", help="Per channel, of images in [0, 1]; default: timm's, or ImageNet's."),
+]
+Std = Annotated[str | None, typer.Option(metavar="R,G,B", help="Likewise; the two go together.")]
+Strict = Annotated[bool, typer.Option("--strict", help="What is found wrong with the data ends the command.")]
 Groups = Annotated[
     str | None,
     typer.Option(

@@ -80,17 +80,10 @@ def command(
         str,
         typer.Option(metavar="auto|shift|new-classes", help="What changed; auto tells from the classes."),
     ] = "auto",
-    classes: Annotated[
-        str | None,
-        typer.Option(metavar="A,B,...", help="The model's class names, in the order of its outputs."),
-    ] = None,
-    mean: Annotated[
-        str | None,
-        typer.Option(
-            metavar="R,G,B", help="Per channel, of images in [0, 1]; default: timm's, or ImageNet's."
-        ),
-    ] = None,
-    std: Annotated[str | None, typer.Option(metavar="R,G,B", help="Likewise; the two go together.")] = None,
+    classes: options.ClassNames = None,
+    mean: options.Mean = None,
+    std: options.Std = None,
+    strict: options.Strict = False,
     probe_time: Annotated[
         str,
         typer.Option(
@@ -195,6 +188,7 @@ def command(
         groups=groups,
         resize=mode,
         channel_order=order,
+        strict=strict,
         rehearse=rehearse,
         retain=retain,
         unlabelled=unlabelled,
