@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint study-memory study-flops study-layer-types study-pricing study-peers study-regret study-curves study-prior study-photos study-check clean
+.PHONY: demo test lint study-memory study-flops study-layer-types study-pricing study-peers study-regret study-curves study-prior study-photos study-check study-files clean
 
 demo: $(VENV)/.installed
 	$(BIN)/peft-advisor demo
@@ -29,6 +29,9 @@ study-pricing: $(VENV)/.installed-studies
 
 study-peers: $(VENV)/.installed-peers
 	$(BIN)/python -m measurements.peers $(STUDY)
+
+study-files: $(VENV)/.installed-studies
+	$(BIN)/python -m measurements.files_models $(STUDY)
 
 study-check: $(VENV)/.installed-studies
 	$(BIN)/python -m measurements.check_costs $(STUDY)

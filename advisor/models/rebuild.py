@@ -26,8 +26,8 @@ from advisor.models.index import Proposal, Reading, Shapes, propose, readings, t
 from advisor.models.widths import relative
 from advisor.names import NAMED_FORMS
 
-_TRIES = 6  # networks that are built, at most
-_TIED = 1e-6  # of scores
+_TRIES = 4  # of which no more are looked at once so many were built
+_TIES = 8  # equally likely networks that are built, at most
 _CONTENDING = 0.15  # below the best score, for another prefix to be looked at
 _CLOSE = 1.2  # of a score's 2, for a network to be named as the closest one
 _POOLS = ("maxpool", "features.pool0")  # what a stem for small images lacks
@@ -81,11 +81,15 @@ def rebuild(
 def _identify(state: StateDict, shapes: Shapes, said: Sequence[str], file: str) -> Rebuilt:
     proposals = propose(shapes)
     first: UnfitError | None = None
-    for group in list(_groups(proposals, said))[:_TRIES]:
+    tries = 0
+    for group in _groups(proposals, said):
+        if tries >= _TRIES:
+            break
         fits: list[tuple[str, Rebuilt]] = []
-        for proposal in group[:_TRIES]:
+        for proposal in group[:_TIES]:
             if fits and fits[0][0].startswith("torchvision:"):
                 break
+            tries += 1
             try:
                 architecture = named_architecture(proposal.name)
                 assert architecture is not None  # noqa: S101 - the index holds such names alone
