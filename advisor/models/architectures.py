@@ -234,6 +234,9 @@ def _timm_architecture(name: str) -> Architecture:
         raise ModelError(unknown_model("timm", name, timm.list_models()))
 
     def build(outputs: int | None, state: Shapes | None) -> nn.Module:
+        if outputs is None and state:  # some have no classifier unless they are asked for one
+            classifier = getattr(timm.get_pretrained_cfg(name), "classifier", None)
+            outputs = next(iter(state.get(f"{classifier}.weight", ())), None)
         options: dict[str, Any] = {} if outputs is None else {"num_classes": outputs}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

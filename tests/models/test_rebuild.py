@@ -311,6 +311,12 @@ def test_a_timm_network_is_found_where_torchvision_has_none():
     assert same(rebuild(under("model.", model.state_dict())), model)
 
 
+def test_a_timm_network_that_has_no_classifier_unless_asked_for_one():
+    timm = pytest.importorskip("timm")
+    model = timm.create_model("vit_small_patch8_224", pretrained=False, num_classes=3, depth=12).eval()
+    assert same(rebuild(under("model.", model.state_dict())), model, side=224)
+
+
 def test_networks_that_the_weights_cant_tell_apart_are_listed():
     timm = pytest.importorskip("timm")
     model = timm.create_model("efficientnet_lite0", pretrained=False)
