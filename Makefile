@@ -32,6 +32,7 @@ study-peers: $(VENV)/.installed-peers
 
 study-files: $(VENV)/.installed-studies
 	$(BIN)/python -m measurements.files_models $(STUDY)
+	$(BIN)/python -m measurements.files_data
 
 study-check: $(VENV)/.installed-studies
 	$(BIN)/python -m measurements.check_costs $(STUDY)

@@ -206,7 +206,9 @@ def cases() -> list[Case]:
         Case("folders", "for detection", detection, refused="detection or segmentation"),
         Case("folders", "flat", lambda r: flat(r) and None, refused="no class folders"),
         Case("tables", "Hugging Face's metadata.csv", partial(listed, text="file_name,label", row="{name},{label}",
-             name="metadata.csv"), refused="--labels"),
+             name="metadata.csv")),
+        Case("tables", "labels.csv beside images/", partial(listed, text="name,label", row="{name},{label}",
+             name="labels.csv", folder="images")),
         Case("tables", "its metadata.jsonl in train/", lambda r: (listed(r / "train", "",
              '{{"file_name": "{name}", "label": "{label}"}}', "metadata.jsonl"), (r / "test").mkdir()) and None),
         Case("tables", "Roboflow's _classes.csv", lambda r: (listed(r / "train", "filename, ball, cube",
@@ -270,7 +272,7 @@ def outcome(case: Case, root: Path) -> tuple[str, str]:
         if case.refused:
             return ("refused" if case.refused in str(error) else "refused for another reason"), str(error)
         return "refused", str(error)
-    counts = Counter({name: 0 for name in found.class_names})
+    counts = Counter(dict.fromkeys(found.class_names, 0))
     for pool in found.pools:
         counts.update(found.class_names[label] for label in pool.labels)
     findings = [*data.findings, *balance(counts, found.named)]

@@ -50,6 +50,9 @@ def find_folder(source: str, root: Path, labels: str | None = None) -> Found:
         return _of_rows(source, root, listed_in(Path(labels).expanduser(), root))
     top, notes = _unwrapped(root)
     parts = _parts(top)
+    beside = table_beside(top)
+    if not parts and beside is not None and len(folders_in(top)) <= 1:  # images right there, or in images/
+        return _of_rows(source, top, listed_in(beside, top))
     if not parts:
         files, more = _files_by_class(top, level)
         return _whole(Found(source, tuple(files), True, file_pool(files, top), notes=(*notes, *more)))

@@ -244,6 +244,15 @@ def test_hugging_face_metadata_is_found(tmp_path):
     assert (len(there.train.labels), len(there.held_out.labels)) == (8, 4)
 
 
+@pytest.mark.parametrize("folder", [".", "images"])
+def test_a_table_of_a_known_name_beside_the_images_is_found(tmp_path, folder):
+    rows = [f"{name},{'ab'[int(name[2]) % 2]}" for name in flat(tmp_path / folder)]
+    (tmp_path / "metadata.csv").write_text("file_name,label\n" + "\n".join(rows))
+    there = found(tmp_path)
+    assert there.class_names == ("a", "b")
+    assert any("metadata.csv" in line for line in there.said)
+
+
 def test_roboflows_table_of_marks_is_found(tmp_path):
     for part in ("train", "valid"):
         names = flat(tmp_path / part)
