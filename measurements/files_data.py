@@ -114,6 +114,10 @@ def turned(root: Path, orientation: int) -> None:
     )
 
 
+def after(*steps: object) -> None:
+    """Where a case is written in several steps: nothing, as its source is the folder itself."""
+
+
 def arrays(root: Path, **given: Any) -> Path:
     np.savez(root / "data.npz", **given)
     return root / "data.npz"
@@ -188,41 +192,102 @@ def cases() -> list[Case]:
         for train, held in pairs
     ]
     found += [
-        Case("parts", "train/ and a flat test/", lambda r: (draw(r / "train"), flat(r / "test")) and None,
-             says="held out instead"),
-        Case("parts", "train/ beside others", lambda r: (draw(r / "train"), flat(r / "more")) and None,
-             refused="no val/ or test/"),
+        Case(
+            "parts",
+            "train/ and a flat test/",
+            lambda r: after(draw(r / "train"), flat(r / "test")),
+            says="held out instead",
+        ),
+        Case(
+            "parts",
+            "train/ beside others",
+            lambda r: after(draw(r / "train"), flat(r / "more")),
+            refused="no val/ or test/",
+        ),
         Case("parts", "val/ and test/ alone", lambda r: parts(r, "val", "test"), refused="no train/"),
-        Case("parts", "flat train/ and test/", lambda r: (flat(r / "train"), flat(r / "test")) and None,
-             refused="look like parts of a split"),
+        Case(
+            "parts",
+            "flat train/ and test/",
+            lambda r: after(flat(r / "train"), flat(r / "test")),
+            refused="look like parts of a split",
+        ),
         Case("folders", "plain", draw),
         Case("folders", "in an archive's folder", lambda r: draw(r / "archive" / "images"), says="archive"),
         Case("folders", "what systems leave behind", with_junk),
         Case("folders", "two Unicode forms", two_forms, classes=("caf\u00e9", "tea"), held_out=True),
-        Case("folders", "in folders", lambda r: (draw(r / "x", names=("a", "b")), draw(r / "y", names=("c", "d")))
-             and None, classes=("x", "y"), images=None, says="--labels leaf"),
-        Case("folders", "in folders, the lowest", lambda r: (draw(r / "x"), draw(r / "y", names=("c", "d"))) and None,
-             classes=("ball", "c", "cube", "d"), images=None, labels="leaf"),
+        Case(
+            "folders",
+            "in folders",
+            lambda r: after(draw(r / "x", names=("a", "b")), draw(r / "y", names=("c", "d"))),
+            classes=("x", "y"),
+            images=None,
+            says="--labels leaf",
+        ),
+        Case(
+            "folders",
+            "in folders, the lowest",
+            lambda r: after(draw(r / "x"), draw(r / "y", names=("c", "d"))),
+            classes=("ball", "c", "cube", "d"),
+            images=None,
+            labels="leaf",
+        ),
         Case("folders", "for detection", detection, refused="detection or segmentation"),
-        Case("folders", "flat", lambda r: flat(r) and None, refused="no class folders"),
-        Case("tables", "Hugging Face's metadata.csv", partial(listed, text="file_name,label", row="{name},{label}",
-             name="metadata.csv")),
-        Case("tables", "labels.csv beside images/", partial(listed, text="name,label", row="{name},{label}",
-             name="labels.csv", folder="images")),
-        Case("tables", "its metadata.jsonl in train/", lambda r: (listed(r / "train", "",
-             '{{"file_name": "{name}", "label": "{label}"}}', "metadata.jsonl"), (r / "test").mkdir()) and None),
-        Case("tables", "Roboflow's _classes.csv", lambda r: (listed(r / "train", "filename, ball, cube",
-             "{name}, 1, 0", "_classes.csv"), flat(r / "valid")) and None, refused="only one class"),
-        Case("tables", "labels.csv", partial(listed, text="file,label", row="{name},{label}", name="labels.csv",
-             folder="images"), labels="labels.csv"),
-        Case("tables", "without a header, blanks between", partial(listed, text="", row="{name} {label}",
-             name="list.txt", folder="images"), labels="list.txt"),
-        Case("tables", "semicolons, other columns", partial(listed, text="id;image;breed;width",
-             row="7;{name};{label};16", name="t.csv", folder="i"), labels="t.csv"),
-        Case("tables", "of other images", lambda r: (flat(r), (r / "l.csv").write_text("file,label\nx.png,1"))
-             and None, labels="l.csv", refused="name an image"),
-        *(Case("images", f"EXIF orientation {turn}", partial(turned, orientation=turn), says="turned")
-          for turn in (3, 6, 8)),
+        Case("folders", "flat", lambda r: after(flat(r)), refused="no class folders"),
+        Case(
+            "tables",
+            "Hugging Face's metadata.csv",
+            partial(listed, text="file_name,label", row="{name},{label}", name="metadata.csv"),
+        ),
+        Case(
+            "tables",
+            "labels.csv beside images/",
+            partial(listed, text="name,label", row="{name},{label}", name="labels.csv", folder="images"),
+        ),
+        Case(
+            "tables",
+            "its metadata.jsonl in train/",
+            lambda r: after(
+                listed(r / "train", "", '{{"file_name": "{name}", "label": "{label}"}}', "metadata.jsonl"),
+                (r / "test").mkdir(),
+            ),
+        ),
+        Case(
+            "tables",
+            "Roboflow's _classes.csv",
+            lambda r: after(
+                listed(r / "train", "filename, ball, cube", "{name}, 1, 0", "_classes.csv"), flat(r / "valid")
+            ),
+            refused="only one class",
+        ),
+        Case(
+            "tables",
+            "labels.csv",
+            partial(listed, text="file,label", row="{name},{label}", name="labels.csv", folder="images"),
+            labels="labels.csv",
+        ),
+        Case(
+            "tables",
+            "without a header, blanks between",
+            partial(listed, text="", row="{name} {label}", name="list.txt", folder="images"),
+            labels="list.txt",
+        ),
+        Case(
+            "tables",
+            "semicolons, other columns",
+            partial(listed, text="id;image;breed;width", row="7;{name};{label};16", name="t.csv", folder="i"),
+            labels="t.csv",
+        ),
+        Case(
+            "tables",
+            "of other images",
+            lambda r: after(flat(r), (r / "l.csv").write_text("file,label\nx.png,1")),
+            labels="l.csv",
+            refused="name an image",
+        ),
+        *(
+            Case("images", f"EXIF orientation {turn}", partial(turned, orientation=turn), says="turned")
+            for turn in (3, 6, 8)
+        ),
         Case("images", "transparent", partial(draw, change=clear), images=None, says="over white"),
         Case("images", ".jfif", partial(draw, suffix=".jfif", format="JPEG", quality=95)),
         Case("images", ".JPG", partial(draw, suffix=".JPG", quality=95)),
@@ -230,34 +295,85 @@ def cases() -> list[Case]:
         Case("images", ".tif", partial(draw, suffix=".tif")),
         Case("images", ".bmp", partial(draw, suffix=".bmp")),
         Case("images", "CMYK", partial(draw, suffix=".tif", change=lambda i: i.convert("CMYK"))),
-        Case("images", "animated", partial(draw, suffix=".gif", save_all=True,
-             append_images=[Image.new("RGB", (SIDE, SIDE))]), images=None, says="first frame"),
-        Case("images", "videos beside them", lambda r: (draw(r), (r / NAMES[0] / "x.mp4").touch()) and None,
-             says="1 .mp4"),
+        Case(
+            "images",
+            "animated",
+            partial(draw, suffix=".gif", save_all=True, append_images=[Image.new("RGB", (SIDE, SIDE))]),
+            images=None,
+            says="first frame",
+        ),
+        Case(
+            "images",
+            "videos beside them",
+            lambda r: after(draw(r), (r / NAMES[0] / "x.mp4").touch()),
+            says="1 .mp4",
+        ),
         Case("arrays", "plain", lambda r: arrays(r, images=x, labels=y), classes=("0", "1")),
-        Case("arrays", "channels first, 0 to 1", lambda r: arrays(r, images=x.transpose(0, 3, 1, 2) / 255,
-             labels=y[:, None]), classes=("0", "1")),
-        Case("arrays", "-1 to 1, one-hot", lambda r: arrays(r, images=x / 127.5 - 1, labels=np.eye(2)[y]),
-             classes=("0", "1"), says="-1 to 1"),
-        Case("arrays", "0 to 255, named", lambda r: arrays(r, x=x.astype(float), y=np.array(NAMES)[y]),
-             says="0 to 255"),
-        Case("arrays", "Keras's names", partial(split_arrays, images="x_{}", labels="y_{}"), classes=("0", "1"),
-             held_out=True),
-        Case("arrays", "MedMNIST's names", partial(split_arrays, images="{}_images", labels="{}_labels"),
-             classes=("0", "1"), held_out=True),
-        Case("arrays", "bytes that are 0 and 1", lambda r: arrays(r, images=x // 128, labels=y),
-             refused="every pixel is 0 or 1"),
+        Case(
+            "arrays",
+            "channels first, 0 to 1",
+            lambda r: arrays(r, images=x.transpose(0, 3, 1, 2) / 255, labels=y[:, None]),
+            classes=("0", "1"),
+        ),
+        Case(
+            "arrays",
+            "-1 to 1, one-hot",
+            lambda r: arrays(r, images=x / 127.5 - 1, labels=np.eye(2)[y]),
+            classes=("0", "1"),
+            says="-1 to 1",
+        ),
+        Case(
+            "arrays",
+            "0 to 255, named",
+            lambda r: arrays(r, x=x.astype(float), y=np.array(NAMES)[y]),
+            says="0 to 255",
+        ),
+        Case(
+            "arrays",
+            "Keras's names",
+            partial(split_arrays, images="x_{}", labels="y_{}"),
+            classes=("0", "1"),
+            held_out=True,
+        ),
+        Case(
+            "arrays",
+            "MedMNIST's names",
+            partial(split_arrays, images="{}_images", labels="{}_labels"),
+            classes=("0", "1"),
+            held_out=True,
+        ),
+        Case(
+            "arrays",
+            "bytes that are 0 and 1",
+            lambda r: arrays(r, images=x // 128, labels=y),
+            refused="every pixel is 0 or 1",
+        ),
         Case("arrays", "divided twice", lambda r: arrays(r, images=x / 255 / 255, labels=y), refused="twice"),
-        Case("arrays", "normalised", lambda r: arrays(r, images=x / 50 - 2, labels=y), refused="normalisation"),
+        Case(
+            "arrays", "normalised", lambda r: arrays(r, images=x / 50 - 2, labels=y), refused="normalisation"
+        ),
         Case("arrays", "a label of -1", lambda r: arrays(r, images=x, labels=y - 1), refused="negative"),
-        Case("arrays", "labels from 1", lambda r: arrays(r, images=x, labels=y + 1), classes=("1", "2"),
-             says="labels begin at 1"),
+        Case(
+            "arrays",
+            "labels from 1",
+            lambda r: arrays(r, images=x, labels=y + 1),
+            classes=("1", "2"),
+            says="labels begin at 1",
+        ),
         Case("leaks", "frames of videos", frames, images=None, says="held out as a whole"),
-        Case("leaks", "val/ is a copy of train/", copied, held_out=True, images=None, says="learned by heart"),
+        Case(
+            "leaks", "val/ is a copy of train/", copied, held_out=True, images=None, says="learned by heart"
+        ),
         Case("leaks", "an image in two classes", in_two_classes, images=None, says="lie in two classes"),
-        Case("balance", "570 to 30", lambda r: (draw(r, names=("a",), count=570), draw(r, names=("a", "b"), count=30))
-             and None, classes=("a", "b"), images=None, says="finds nothing else"),
-    ]  # fmt: skip
+        Case(
+            "balance",
+            "570 to 30",
+            lambda r: after(draw(r, names=("a",), count=570), draw(r, names=("a", "b"), count=30)),
+            classes=("a", "b"),
+            images=None,
+            says="finds nothing else",
+        ),
+    ]
     return found
 
 
@@ -313,8 +429,15 @@ def main() -> None:
             result, said = outcome(case, Path(folder))
             took.append(time.perf_counter() - start)
         told = said.replace(folder, "DATA")
-        rows.append({"group": case.group, "name": case.name, "result": result, "said": told,
-                     "expected": "refused" if case.refused else "right"})  # fmt: skip
+        rows.append(
+            {
+                "group": case.group,
+                "name": case.name,
+                "result": result,
+                "said": told,
+                "expected": "refused" if case.refused else "right",
+            }
+        )
         print(f"{case.group:8} {case.name:36} {result:10} {'' if result == rows[-1]['expected'] else told}")
     summary = {
         "cases": len(rows),
@@ -329,9 +452,14 @@ def main() -> None:
         of = [row for row in rows if row["group"] == group]
         good = [row for row in of if row["result"] == row["expected"]]
         lines.append(
-            (group, len(of), sum(r["result"] == "right" for r in good), sum(r["result"] == "refused" for r in good),
-             len(of) - len(good))
-        )  # fmt: skip
+            (
+                group,
+                len(of),
+                sum(r["result"] == "right" for r in good),
+                sum(r["result"] == "refused" for r in good),
+                len(of) - len(good),
+            )
+        )
     write_tables(README, {"files-data": table(("", "tried", "right", "refused rightly", "wrong"), lines)})
     print(summary)
 
