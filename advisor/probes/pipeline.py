@@ -14,11 +14,13 @@ import numpy as np
 import torch
 from torch import nn
 
+from advisor.data.deferred import Deferred
 from advisor.data.loading import LabelledImages, Normalisation, default_normalisation
 from advisor.data.pixels import Frame
 from advisor.data.pools import Found
 from advisor.data.splits import sample
 from advisor.models.blocks import evaluating
+from advisor.models.fingerprint import fingerprint
 from advisor.models.layers import logits
 from advisor.names import RESIZES
 from advisor.probes.scenarios import Situation
@@ -69,9 +71,14 @@ def misread(
     def read(way: Frame) -> torch.Tensor:
         return found.train.read(indices, way)[0]
 
-    images = read(frame)
+    def tell() -> str:
+        files = found.train.contents
+        return repr(files(indices)) if files is not None else fingerprint("", [("", read(frame))])
+
+    seen = LabelledImages(Deferred((len(indices), *frame.size), lambda: read(frame), tell), labels)
 
     def find() -> Finding | None:
+        images = seen.images
         answers = _answers(model, images, normalisation)
         right = answers == labels
         if right.float().mean() >= _GOOD:
@@ -87,7 +94,7 @@ def misread(
 
     if store is None:
         return find()
-    key = key_of(model, normalisation, LabelledImages(images, labels)) | {"frame": repr(frame)}
+    key = key_of(model, normalisation, seen) | {"frame": repr(frame)}
     kept = store.get("misread", key)
     if kept is None:
         told = find()

@@ -57,7 +57,7 @@ def test_what_was_probed_is_not_probed_again(run, folder, few, tmp_path):
     store = tmp_path / "new" / "store"
     code, _, _ = run(*asked, "--store", store, "--json", tmp_path / "first.json")
     assert code == 0
-    code, out, _ = run(*asked, "--store", store, "--json", tmp_path / "again.json")
+    code, out, _ = run(*asked, "--store", store, "--all", "--json", tmp_path / "again.json")
     assert code == 0
     first, again = (json.loads((tmp_path / name).read_text()) for name in ("first.json", "again.json"))
     probes = first["data"]["probes_run"]
@@ -68,7 +68,7 @@ def test_what_was_probed_is_not_probed_again(run, folder, few, tmp_path):
     assert f"Probes: {probes} from the store, 0 run now" in out
 
     content = store.read_bytes()
-    code, out, _ = run(*asked, "--no-store", "--methods", "head")
+    code, out, _ = run(*asked, "--no-store", "--methods", "head", "--all")
     assert code == 0
     assert "from the store" not in out
     assert store.read_bytes() == content
