@@ -53,6 +53,7 @@ def command(
     mode, order = options.parse_resize(resize), options.parse_channels(channels)
 
     from advisor.cli.progress import ProgressBars
+    from advisor.costs import keep_freed_memory
     from advisor.lookover import look_over
     from advisor.situation import Request
     from advisor.store import Store
@@ -70,6 +71,7 @@ def command(
         normalisation=normalisation,
         command=typed_command(),
     )
+    keep_freed_memory()
     with results_apart(), ProgressBars() as progress, Store(options.usable_store(store)) as kept:
         seen = look_over(model, request, progress, kept)
 

@@ -45,46 +45,44 @@ def find_folder(source: str, root: Path, labels: str | None = None) -> Found:
     Raises:
         DataError: the classes can't be told, or the folders look like something else.
     """
-    level = _level(labels)
     if labels is not None and labels not in get_args(Level):
         return _of_rows(source, root, listed_in(Path(labels).expanduser(), root))
+    level: Level = "leaf" if labels == "leaf" else "first"
     top, notes = _unwrapped(root)
     parts = _parts(top)
-    beside = table_beside(top)
-    if not parts and beside is not None and len(folders_in(top)) <= 1:  # images right there, or in images/
-        return _of_rows(source, top, listed_in(beside, top))
     if not parts:
-        files, more = _files_by_class(top, level)
-        return _whole(Found(source, tuple(files), True, file_pool(files, top), notes=(*notes, *more)))
+        beside = table_beside(top)
+        if beside is not None and len(folders_in(top)) <= 1:  # of images right there, or in images/
+            return _of_rows(source, top, listed_in(beside, top))
+        return _of_classes(source, top, top, None, level, notes)
     train, held_out = parts["train"], parts.get("val", parts.get("test"))
-    table = table_beside(train)
-    if not _has_class_folders(train) and table is not None:
+    if not _has_class_folders(train) and table_beside(train) is not None:
         return _of_rows(source, top, _joined_rows(parts, top))
     notes += _ignored(top, train, held_out)
     if held_out is not None and not _has_class_folders(held_out):
         if part_of(held_out.name) == "val":
             raise _flat(held_out)
-        notes = (
-            *notes,
-            f"{held_out} holds images without class folders: a part of {train} is held out instead",
-        )
+        notes += (f"{held_out} holds no class folders: a part of {train} is held out instead",)
         held_out = None
+    return _of_classes(source, top, train, held_out, level, notes)
+
+
+def _of_classes(
+    source: str, top: Path, train: Path, held_out: Path | None, level: Level, notes: tuple[str, ...]
+) -> Found:
+    """The images of class folders, perhaps in two parts."""
     files, more = _files_by_class(train, level)
+    notes += more
     if held_out is None:
-        return _whole(Found(source, tuple(files), True, file_pool(files, top), notes=(*notes, *more)))
+        return _whole(Found(source, tuple(files), True, file_pool(files, top), notes=notes))
     others, _ = _files_by_class(held_out, level)
     for name in sorted(files.keys() ^ others.keys()):
         has, lacks = (train, held_out) if name in files else (held_out, train)
         raise DataError(
             f"class folder {name!r} is in {has} but not in {lacks}; both need the same class folders"
         )
-    others = {name: others[name] for name in files}
-    pools = file_pool(files, top), file_pool(others, top)
-    return _whole(Found(source, tuple(files), True, *pools, (*notes, *more)))
-
-
-def _level(labels: str | None) -> Level:
-    return "leaf" if labels == "leaf" else "first"
+    pools = file_pool(files, top), file_pool({name: others[name] for name in files}, top)
+    return _whole(Found(source, tuple(files), True, *pools, notes))
 
 
 def _unwrapped(root: Path) -> tuple[Path, tuple[str, ...]]:
