@@ -363,8 +363,8 @@ def _unlabelled(story: Story) -> int:
 
 def _first_said(data: DataSummary | None) -> str:
     """What comes before any fine-tuning, where the images are not read as the network was trained."""
-    wrong = [finding.text for finding in (data.findings if data else ()) if finding.kind == "misread"]
-    return f"First of all: {wrong[0]}. If that is as it should be: " if wrong else ""
+    wrong = data.misread if data else None
+    return f"First of all: {wrong.text}. If that is as it should be: " if wrong else ""
 
 
 def _largest_share(labels: torch.Tensor) -> float:

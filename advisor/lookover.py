@@ -28,14 +28,15 @@ def look_over(model: str | None, request: Request, progress: Progress, store: St
     """
     if request.data is None:
         raise DataError("no data was given; give a folder with one folder of images for each class")
-    found = find(request.data, request.labels)
     if model is None:
+        found = find(request.data, request.labels)
         dataset = load_data(found, (_channels(found), _SIDE, _SIDE), store=store, grouping=request.groups)
         notes: tuple[str, ...] = found.said
     else:
         story = prepare(model, request, progress, store)
         assert story.dataset is not None  # noqa: S101 - the request names the data
-        dataset, notes = story.dataset, story.assumed
+        assert story.found is not None  # noqa: S101 - likewise
+        found, dataset, notes = story.found, story.dataset, story.assumed
     counts = sum(np.bincount(pool.labels, minlength=len(found.class_names)) for pool in found.pools)
     by_class = dict(zip(found.class_names, np.asarray(counts).tolist(), strict=True))
     groups = dataset.validation.groups

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from advisor.records import Accuracy
 
 _RESAMPLES = 2000
@@ -26,3 +28,20 @@ def paired_gap(better: Accuracy, other: Accuracy) -> tuple[float, float]:
     means = draws @ values / shared
     low, high = np.quantile(means, (0.025, 0.975))
     return float(low), float(high)
+
+
+def binomial_tail(least: int, samples: int, share: float) -> float:
+    """P(X >= least) of X ~ Binomial(samples, share)."""
+    if least <= 0 or share >= 1:
+        return 1.0
+    if share <= 0:
+        return 0.0
+    logs = (
+        math.lgamma(samples + 1)
+        - math.lgamma(right + 1)
+        - math.lgamma(samples - right + 1)
+        + right * math.log(share)
+        + (samples - right) * math.log1p(-share)
+        for right in range(least, samples + 1)
+    )
+    return min(math.fsum(map(math.exp, logs)), 1.0)

@@ -484,6 +484,11 @@ class DataSummary:
     findings: tuple[Finding, ...] = ()
     data_classes: tuple[str, ...] = ()  # the data's own, in its order; label numbers where it has no names
 
+    @property
+    def misread(self) -> Finding | None:
+        """That the images are read otherwise than in training, if that was found."""
+        return next((finding for finding in self.findings if finding.kind == "misread"), None)
+
 
 @dataclass(frozen=True, slots=True)
 class LookedOver:

@@ -86,6 +86,7 @@ class Story:
     imprinted_from: int | None  # the first of the head's rows that were imprinted; None: none was
     warnings: list[str]
     not_applicable: dict[str, str]
+    found: Found | None = None  # all images of the data, of which the dataset is a sample
     assumed: tuple[str, ...] = ()  # what was taken for granted, because nothing said so
     base_forward_flops: dict[str, int] = field(default_factory=dict)
 
@@ -156,6 +157,7 @@ def prepare(
         imprinted_from,
         warnings,
         {},
+        found,
         assumed,
     )
 

@@ -87,6 +87,14 @@ class Store:
 
         self._tried(write, None)
 
+    def remembered(self, kind: str, key: Key, find: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """The value that was put under such a key, else what is found now, which is kept."""
+        found = self.get(kind, key)
+        if found is None:
+            found = find()
+            self.put(kind, key, found)
+        return found
+
     def __iter__(self) -> Iterator[StoredResult]:
         """Every result, oldest first."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING
 
@@ -51,7 +51,8 @@ def grouped(
         groups = _matched(pattern, names)
         return groups, [_told(groups, f"--groups {pattern}", names)]
     by_name = series(names, pool.labels)
-    pairs = _pairs(pool, channels, store) if len(names) <= MOST_LOOKED_AT else []
+    every = np.arange(len(names))
+    pairs = _pairs(channels, store, (pool, every)) if len(names) <= MOST_LOOKED_AT else []
     if by_name is None and not pairs:
         return None, []
     groups = joined(len(names), pairs, by_name)
@@ -69,16 +70,15 @@ def without_twins(
     found: Found, train: Labels, validation: Labels, channels: int, store: Store | None
 ) -> tuple[Labels, list[Finding]]:
     """The held-out images of which no copy, or nearly, is trained on; where none is left, all of them."""
-    assert found.held_out is not None  # noqa: S101 - the data came with a split
-    pairs = _pairs_across(found.train, train, found.held_out, validation, channels, store)
+    held_out = found.held_out
+    assert held_out is not None  # noqa: S101 - the data came with a split
+    pairs = _pairs(channels, store, (found.train, train), (held_out, validation))
     if not pairs:
         return validation, []
-    own = sorted({place for _, place in pairs})
-    rest = np.delete(validation, own)
-    files = tuple(found.held_out.name(int(validation[place])) for place in own[:_TOLD])
-    told = f"{len(own):,} of {len(validation):,} held-out images are copies, or nearly, of training images"
-    labels = found.held_out.labels
-    if set(labels[rest].tolist()) != set(labels[validation].tolist()):
+    rest, files, is_whole = _without(held_out, validation, (place for _, place in pairs))
+    count = len(validation) - len(rest)
+    told = f"{count:,} of {len(validation):,} held-out images are copies, or nearly, of training images"
+    if not is_whole:
         text = f"{told}: what they get right was learned by heart; hold out others"
         return validation, [Finding("leak", "error", text, files)]
     return rest, [Finding("leak", "warning", f"{told}; they are left out", files)]
@@ -88,48 +88,37 @@ def apart_from(
     found: Found, train: Labels, validation: Labels, channels: int, store: Store | None
 ) -> tuple[Labels, list[Finding]]:
     """Of a sample of many, the training images without copies, or nearly, of held-out ones."""
-    pairs = _pairs_across(found.train, train, found.train, validation, channels, store)
-    own = sorted({place for place, _ in pairs})
-    rest, labels = np.delete(train, own), found.train.labels
-    if not own or set(labels[rest].tolist()) != set(labels[train].tolist()):
+    pairs = _pairs(channels, store, (found.train, train), (found.train, validation))
+    rest, files, is_whole = _without(found.train, train, (place for place, _ in pairs))
+    if not pairs or not is_whole:
         return train, []
-    files = tuple(found.train.name(int(train[place])) for place in own[:_TOLD])
-    text = f"{len(own):,} images are copies, or nearly, of held-out ones: they are not trained on"
+    text = (
+        f"{len(train) - len(rest):,} images are copies, or nearly, of held-out ones: they are not trained on"
+    )
     return rest, [Finding("copies", "note", text, files)]
 
 
-def _pairs(pool: Pool, channels: int, store: Store | None) -> Pairs:
-    """Of the whole pool: which are copies, or nearly."""
-    every = np.arange(len(pool.labels))
+def _pairs(channels: int, store: Store | None, *parts: tuple[Pool, Labels]) -> Pairs:
+    """Which images of the first part are copies, or nearly, of which of the second, or of each other."""
 
     def find() -> Pairs:
-        return near_pairs(thumbnails(pool, every, channels))
+        return near_pairs(*(thumbnails(pool, indices, channels) for pool, indices in parts))
 
-    return _remembered(store, [(pool, every)], channels, find)
-
-
-def _pairs_across(
-    one: Pool, first: Labels, other: Pool, second: Labels, channels: int, store: Store | None
-) -> Pairs:
-    def find() -> Pairs:
-        return near_pairs(thumbnails(one, first, channels), thumbnails(other, second, channels))
-
-    return _remembered(store, [(one, first), (other, second)], channels, find)
-
-
-def _remembered(
-    store: Store | None, parts: Sequence[tuple[Pool, Labels]], channels: int, find: Callable[[], Pairs]
-) -> Pairs:
     contents = [pool.contents(indices) for pool, indices in parts if pool.contents is not None]
     if store is None or len(contents) < len(parts):
         return find()
     code = code_fingerprint(nn.Module(), advisor.data)
     key = {"twins": fingerprint(repr((contents, channels)), []), "code": code}
-    known = store.get("twins", key)
-    if known is None:
-        known = {"pairs": find()}
-        store.put("twins", key, known)
+    known = store.remembered("twins", key, lambda: {"pairs": find()})
     return [(one, other) for one, other in known["pairs"]]
+
+
+def _without(pool: Pool, indices: Labels, twins: Iterable[int]) -> tuple[Labels, tuple[str, ...], bool]:
+    """The indices but those at the places, the first of these images' names, and whether no class is lost."""
+    places = sorted(set(twins))
+    rest = np.delete(indices, places)
+    is_whole = set(pool.labels[rest].tolist()) == set(pool.labels[indices].tolist())
+    return rest, tuple(pool.name(int(indices[place])) for place in places[:_TOLD]), is_whole
 
 
 def _two_classes(pool: Pool, pairs: Pairs, class_names: Sequence[str]) -> list[Finding]:

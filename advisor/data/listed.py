@@ -77,10 +77,10 @@ def listed_in(path: Path, root: Path) -> Listed:
     Raises:
         DataError: it can't be read, or the columns can't be told.
     """
-    table = _jsonl(path) if path.suffix.lower() == ".jsonl" else _csv(path, root)
+    images = _Images(root)
+    table = _jsonl(path) if path.suffix.lower() == ".jsonl" else _csv(path, images)
     if not table:
         raise DataError(f"{path} holds no rows; give a table with a file name and a class in each row")
-    images = _Images(root)
     columns = list(table[0])
     hits = {name: sum(images.find(row[name]) is not None for row in table) for name in columns}
     file_column = max(columns, key=lambda name: hits[name])
@@ -178,7 +178,7 @@ class _Images:
         return self._found.get(key) or self._found.get(key.rsplit("/", 1)[-1])
 
 
-def _csv(path: Path, root: Path) -> Table:
+def _csv(path: Path, images: _Images) -> Table:
     """Rows of a table with commas, semicolons, tabs or blanks, with or without a line of names."""
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -201,7 +201,6 @@ def _csv(path: Path, root: Path) -> Table:
         raise DataError(
             f"{path}: row {ragged + 1} has {len(rows[ragged])} columns, the first {width}; mend it"
         )
-    images = _Images(root)
     is_headed = not any(images.find(cell) for cell in rows[0])
     names = rows.pop(0) if is_headed else [f"column {number + 1}" for number in range(width)]
     return [dict(zip(names, row, strict=True)) for row in rows]

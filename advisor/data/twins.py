@@ -1,4 +1,4 @@
-"""Images that belong together: copies, near copies, frames of one video, photos taken in a row.
+"""Images that belong together: copies, near copies, frames of one video.
 
 What is judged on a photo has learned it by heart where its twin was trained on. So those that belong
 together are held out together, or not at all.

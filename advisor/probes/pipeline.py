@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from math import comb
 
 import numpy as np
 import torch
@@ -23,6 +22,7 @@ from advisor.models.blocks import evaluating
 from advisor.models.fingerprint import fingerprint
 from advisor.models.layers import logits
 from advisor.names import RESIZES
+from advisor.paired import binomial_tail
 from advisor.probes.scenarios import Situation
 from advisor.probes.train import key_of
 from advisor.records import Finding
@@ -87,19 +87,16 @@ def misread(
         for way in _ways(frame, normalisation, {tuple(size[1:]) for size in found.train.sizes(None)}):
             other = images if way.frame == frame else read(way.frame)
             better = _answers(model, other, way.normalisation) == labels
-            if float(better.float().mean() - right.float().mean()) >= gain and _surely(better, right):
-                gain = float(better.float().mean() - right.float().mean())
+            won = float(better.float().mean() - right.float().mean())
+            if won >= gain and _surely(better, right):
+                gain = won
                 finding = _finding(right, gain, way.options, "read otherwise than in training")
         return finding
 
     if store is None:
         return find()
     key = key_of(model, normalisation, seen) | {"frame": repr(frame)}
-    kept = store.get("misread", key)
-    if kept is None:
-        told = find()
-        kept = {"text": told.text if told else ""}
-        store.put("misread", key, kept)
+    kept = store.remembered("misread", key, lambda: {"text": told.text if (told := find()) else ""})
     return Finding("misread", "error", kept["text"]) if kept["text"] else None
 
 
@@ -176,5 +173,4 @@ def _answers(model: nn.Module, images: torch.Tensor, normalisation: Normalisatio
 def _surely(better: torch.Tensor, worse: torch.Tensor) -> bool:
     """The one-sided sign test of paired answers."""
     won, lost = int((better & ~worse).sum()), int((worse & ~better).sum())
-    many = won + lost
-    return many > 0 and sum(comb(many, each) for each in range(won, many + 1)) / 2**many < _SURE
+    return binomial_tail(won, won + lost, 0.5) < _SURE

@@ -523,11 +523,7 @@ class _Race:
         self._report(spent / seconds if spent < seconds else 1.0, running)
 
     def _remembered(self, kind: str, key: Mapping[str, Any], find: Callable[[], dict[str, Any]]) -> Any:
-        found = self._recall(kind, key)
-        if found is None:
-            found = find()
-            self._keep(kind, key, found)
-        return found
+        return self._store.remembered(kind, self._key | dict(key), find)
 
     def _recall(self, kind: str, key: Mapping[str, Any]) -> dict[str, Any] | None:
         return self._store.get(kind, self._key | dict(key))

@@ -19,7 +19,6 @@ from advisor.records import (
     DataSummary,
     Estimate,
     Evaluation,
-    Finding,
     Levers,
     Measurement,
     Recommendation,
@@ -87,12 +86,6 @@ def ordered(recommendation: Recommendation) -> list[Evaluation]:
         )
 
     return sorted(recommendation.evaluations, key=key)
-
-
-def misread(recommendation: Recommendation) -> list[Finding]:
-    """The finding that the images are read otherwise than in training, if that is so."""
-    data = recommendation.data
-    return [finding for finding in (data.findings if data else ()) if finding.kind == "misread"]
 
 
 def chosen(recommendation: Recommendation) -> Evaluation | None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from advisor.paired import binomial_tail
 from advisor.records import Accuracy, Budget, DataSummary, Evaluation, Outcome
 from advisor.solver.choose import is_as_good
 
@@ -57,24 +57,7 @@ def _surely_above(share: float | None, accuracy: Accuracy, tries: int) -> bool:
     if share is None:
         return True
     samples = accuracy.effective_samples or accuracy.samples
-    return tries * _binomial_tail(round(accuracy.mean * samples), samples, share) <= _CHANCE
-
-
-def _binomial_tail(least: int, samples: int, share: float) -> float:
-    """P(X >= least) of X ~ Binomial(samples, share)."""
-    if least <= 0 or share >= 1:
-        return 1.0
-    if share <= 0:
-        return 0.0
-    logs = (
-        math.lgamma(samples + 1)
-        - math.lgamma(right + 1)
-        - math.lgamma(samples - right + 1)
-        + right * math.log(share)
-        + (samples - right) * math.log1p(-share)
-        for right in range(least, samples + 1)
-    )
-    return min(math.fsum(map(math.exp, logs)), 1.0)
+    return tries * binomial_tail(round(accuracy.mean * samples), samples, share) <= _CHANCE
 
 
 def _meets_floors(base: Accuracy, budget: Budget) -> bool:

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from advisor.paired import binomial_tail
 from advisor.records import Budget, DataSummary
 from advisor.solver import rank, relaxations, violations, weigh
-from advisor.solver.verdict import _binomial_tail
 from tests.solver.test_solver import accuracy, evaluation
 
 
@@ -94,7 +94,7 @@ def test_binomial_tails_are_those_of_the_distribution(samples, share):
     from scipy.stats import binom
 
     for least in (0, 1, samples // 2, samples):
-        assert _binomial_tail(least, samples, share) == pytest.approx(
+        assert binomial_tail(least, samples, share) == pytest.approx(
             binom.sf(least - 1, samples, share), abs=1e-9
         )
 
