@@ -30,6 +30,7 @@ CORRUPTIONS = (
     *("fog", "snow", "frost", "spatter"),
     *("elastic-transform", "saturate", "brightness", "contrast", "pixelate", "jpeg"),
 )
+_CODE = re.compile(r"(?:[A-Za-z_][\w.]*|.+\.py):[A-Za-z_][\w.]*")
 _NEAR = 0.6  # difflib's similarity from which on a name may have been meant
 _LISTED = 5000  # entries of a folder that are looked at
 _SHORTEST = 3  # letters from which on a part of a name tells it
@@ -85,6 +86,11 @@ def near_files(text: str, suffixes: tuple[str, ...], *, folders: bool = False) -
         return []
     stem = os.path.splitext(name)[0]  # noqa: PTH122
     return [os.path.join(folder, beside[found]) for found in near(stem, beside)]  # noqa: PTH118
+
+
+def names_code(text: str) -> bool:
+    """Whether it is of the form `package.module:name` or `file.py:name`."""
+    return _CODE.fullmatch(text) is not None
 
 
 def missing_model(text: str) -> str:

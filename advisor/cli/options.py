@@ -203,7 +203,7 @@ def check_model(text: str) -> None:
         known = names.torchvision_models()
         if known and name not in known:
             raise ModelError(names.unknown_model(library, name, known))
-    elif (library != "timm" or not name) and not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*", text):
+    elif (library != "timm" or not name) and not names.names_code(text):
         raise ModelError(f"{text}: {names.missing_model(text)}")
 
 

@@ -6,29 +6,33 @@ import contextlib
 import inspect
 import math
 import re
-import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib import import_module, metadata
-from pathlib import Path
-from types import MappingProxyType, ModuleType
+from types import ModuleType
 from typing import Any, Protocol
 
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from advisor import errors
 from advisor.errors import ModelError
 from advisor.models.images import declared_size, image_configuration, stem_channels
 from advisor.models.index import OUTPUTS, Shapes, propose, tells
-from advisor.names import NAMED_FORMS, did_you_mean, timm_models, torchvision_models, unknown_model
+from advisor.models.named_code import call, named_object, parameters
+from advisor.models.printable import first_line, shown
+from advisor.names import (
+    NAMED_FORMS,
+    did_you_mean,
+    names_code,
+    timm_models,
+    torchvision_models,
+    unknown_model,
+)
 
 StateDict = dict[str, torch.Tensor]
 
-_CALLABLE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
-_IN_FILE = re.compile(r"(.+\.py):([A-Za-z_][\w.]*)")
 _CLASS_COUNTS = ("num_classes", "n_classes", "nb_classes", "num_labels", "n_class", "classes", "class_num")
 _FILLING = {"add_", "clamp_", "div_", "erfinv_", "fill_", "mul_", "normal_", "sub_", "uniform_", "zero_"}
 
@@ -65,8 +69,7 @@ def named_architecture(text: str, *, bare: bool = False) -> Architecture | None:
         return _torchvision_architecture(name)
     if library == "timm" and name:
         return _timm_architecture(name)
-    is_factory = _CALLABLE.fullmatch(text) or _IN_FILE.fullmatch(text)
-    return _factory_architecture(text) if is_factory else None
+    return _factory_architecture(text) if names_code(text) else None
 
 
 def _near_names(text: str) -> str:
@@ -142,17 +145,6 @@ def describe_difference(found: Shapes, wanted: Shapes) -> str:
         if entries
     ]
     return "; ".join(parts)
-
-
-def shown(text: str) -> str:
-    """A name out of a file, safe to print: no control characters, at most 100 characters."""
-    printable = "".join(character for character in text if character.isprintable())
-    return printable if len(printable) <= 100 else f"{printable[:97]}..."
-
-
-def first_line(error: BaseException) -> str:
-    """What an exception says, as a short single line that is safe to print."""
-    return shown(errors.first_line(error))
 
 
 # torchvision
@@ -266,20 +258,10 @@ def _side_of_positions(module: nn.Module, state: Shapes) -> int | None:
 
 
 def _factory_architecture(text: str) -> Architecture:
+    home, factory = named_object(text)
     module_name, _, attribute = text.rpartition(":")
-    home = (
-        _imported_file(text, Path(module_name))
-        if module_name.endswith(".py")
-        else _imported(text, module_name)
-    )
-    factory: Any = home
-    for part in attribute.split("."):
-        factory = getattr(factory, part, None)
     if not callable(factory):
-        offered = [name for name in vars(home) if not name.startswith("_")]
-        raise ModelError(
-            f"{text}: {module_name} has no function {attribute}{did_you_mean(attribute, offered)}"
-        )
+        raise ModelError(f"{text}: {attribute} in {module_name} is no function, class or module; name one")
 
     def build(outputs: int | None, state: Shapes | None) -> nn.Module:
         return _call_factory(text, factory, outputs)
@@ -290,77 +272,18 @@ def _factory_architecture(text: str) -> Architecture:
     return Architecture(attribute, build, input_size, is_stock=False)
 
 
-def _imported(text: str, name: str) -> ModuleType:
-    make_current_folder_importable()
-    try:
-        with stdout_to_stderr():
-            return import_module(name)
-    except (Exception, SystemExit) as error:
-        if isinstance(error, ModuleNotFoundError) and name.startswith(error.name or "\0"):
-            mend = "run from the folder that holds it, or put that folder on PYTHONPATH"
-            raise ModelError(f"{text}: can't import {name} ({first_line(error)}); {mend}") from error
-        raise ModelError(
-            f"{text}: importing {name} failed: {type(error).__name__}: {first_line(error)}"
-        ) from error
-
-
-def _imported_file(text: str, path: Path) -> ModuleType:
-    """Under its own name, with its folder first on sys.path, so that it finds what lies beside it."""
-    if not path.is_file():
-        beside = [each.name for each in path.parent.glob("*.py")] if path.parent.is_dir() else []
-        raise ModelError(f"{text}: there is no file {path}{did_you_mean(path.name, beside)}")
-    folder = str(path.parent.resolve())
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
-    home = _imported(text, path.stem)
-    if not Path(home.__file__ or "").resolve() == path.resolve():
-        raise ModelError(f"{text}: another module is called {path.stem}, too; rename the file")
-    return home
-
-
 def _call_factory(text: str, factory: Any, outputs: int | None) -> nn.Module:
     if isinstance(factory, nn.Module):
         return factory
-    try:
-        parameters = inspect.signature(factory).parameters
-    except (TypeError, ValueError):
-        parameters = MappingProxyType({})
-    named = next((name for name in _CLASS_COUNTS if name in parameters), None)
-    wants = [
-        name
-        for name, each in parameters.items()
-        if each.default is each.empty
-        and each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)
-        and name != named
-    ]
-    if wants:
-        raise ModelError(
-            f"{text}: calling it needs {', '.join(wants)}; write a function without arguments that calls it"
-        )
-    if named is not None and outputs is None and parameters[named].default is inspect.Parameter.empty:
+    known = parameters(factory)
+    named = next((name for name in _CLASS_COUNTS if name in known), None)
+    if named is not None and outputs is None and known[named].default is inspect.Parameter.empty:
         outputs = 1000  # until the weights tell
-    try:
-        with stdout_to_stderr():
-            module = factory() if named is None or outputs is None else factory(**{named: outputs})
-    except (Exception, SystemExit) as error:
-        raise ModelError(f"{text}: calling it failed: {type(error).__name__}: {first_line(error)}") from error
+    arguments: dict[str, Any] = {} if named is None or outputs is None else {named: outputs}
+    module = call(text, factory, **arguments)
     if not isinstance(module, nn.Module):
         raise ModelError(f"{text}: it must return a torch.nn.Module, but returned {type(module).__name__}")
     return module
-
-
-def make_current_folder_importable() -> None:
-    """Put the current folder first on sys.path, and leave it: child processes need it as well."""
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
-
-
-@contextlib.contextmanager
-def stdout_to_stderr() -> Iterator[None]:
-    """What the user's code prints must not end up in the JSON on stdout."""
-    with contextlib.redirect_stdout(sys.stderr):
-        yield
 
 
 # Names and shapes

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 
 from advisor.errors import ModelError
-from advisor.models.architectures import shown
 from advisor.models.pickles import (
     DAMAGED,
     LEGACY_MAGIC,
@@ -26,6 +25,7 @@ from advisor.models.pickles import (
     read_inert_pickle,
     read_pickle,
 )
+from advisor.models.printable import shown
 from advisor.models.weights import usable
 from advisor.names import missing_model
 

@@ -17,15 +17,14 @@ from advisor.models import formats
 from advisor.models.architectures import (
     Architecture,
     declared_input_size,
-    first_line,
     named_architecture,
-    shown,
     stock_architecture,
     stock_input_size,
 )
 from advisor.models.heads import empty_head
 from advisor.models.images import ImageConfiguration, image_configuration, stem_channels
 from advisor.models.pickles import StandIn, stand_ins, tensors_of
+from advisor.models.printable import first_line, shown
 from advisor.models.rebuild import Rebuilt, rebuild
 from advisor.models.said import Said, class_names, what_is_said
 from advisor.models.weights import find_weights, is_average, refuse_content, unwrapped, usable

@@ -30,12 +30,10 @@ from torch import _weights_only_unpickler, nn
 
 from advisor.errors import ModelError
 from advisor.models.architectures import (
-    first_line,
     import_torchvision,
-    make_current_folder_importable,
-    shown,
-    stdout_to_stderr,
 )
+from advisor.models.named_code import make_current_folder_importable, stdout_to_stderr
+from advisor.models.printable import first_line, shown
 
 DAMAGED = "is damaged or cut short; download or save it again"
 QUANTISED = "is quantised; give the floating-point model that it was made from"

@@ -17,12 +17,12 @@ from advisor.models.architectures import (
     describe_difference,
     named_architecture,
     shapes_of,
-    shown,
     stock_input_size,
     unfilled,
 )
 from advisor.models.heads import classifier_of, features_of, head_of_shapes, replaced_part
 from advisor.models.index import Proposal, Reading, Shapes, propose, readings, tells
+from advisor.models.printable import shown
 from advisor.models.widths import relative
 from advisor.names import NAMED_FORMS
 

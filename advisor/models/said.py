@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from advisor.models.architectures import shown
 from advisor.models.pickles import as_mapping, is_module, plain
+from advisor.models.printable import shown
 from advisor.names import timm_models, torchvision_models
 
 _CLASS_KEYS = (

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from advisor.errors import ModelError
-from advisor.models.architectures import shown
 from advisor.models.pickles import QUANTISED, StandIn, as_mapping, is_module
+from advisor.models.printable import shown
 
 # Where checkpoints keep the weights, the likeliest first. A moving average goes before the plain weights
 # where both are there: it is what is evaluated and shipped.
