@@ -22,7 +22,7 @@ from advisor.errors import InputError, first_line
 from advisor.files import replacing
 from advisor.kept_sums import KeptSums, marks_of
 from advisor.methods import learning_rates
-from advisor.names import did_you_mean
+from advisor.names import did_you_mean, names_code
 from advisor.probes import FineTune, Trainer, accuracy_of, head_of, judged_in_groups
 from advisor.records import Accuracy, Candidate, DataSummary, Evaluation, Framing, Recommendation
 from advisor.situation import Progress, Request, Story, prepare, versions
@@ -279,6 +279,11 @@ def _request(recommendation: Recommendation, candidate: Candidate, application: 
     data = application.data
     if data is None and known is not None:
         data = _source(known)
+        if names_code(data) and not application.trust:
+            raise InputError(
+                f"the report names code for its data, {data}, which would be run: give it with --data, or "
+                "pass --trust if you made the report yourself"
+            )
     if data is None:
         raise InputError("the report was made without data; give the images to train on with --data")
     size = cast(tuple[int, int, int], recommendation.input_size)

@@ -215,7 +215,7 @@ def check_report(text: str) -> None:
 
 def check_data(text: str | None) -> None:
     """Likewise of missing data what `load_data` would. Raises DataError."""
-    if text is None or text == "digits" or text.startswith("torchvision:"):
+    if text is None or text == "digits" or text.startswith("torchvision:") or names.names_code(text):
         return
     try:
         if text.strip() and Path(text).expanduser().exists():

@@ -23,7 +23,9 @@ def command(
     data: Annotated[
         str | None,
         typer.Option(
-            metavar="DATA", help="ImageFolder, .npz (images, labels), torchvision:CIFAR10:/path or digits."
+            metavar="DATA",
+            help="ImageFolder, .npz (images, labels), torchvision:CIFAR10:/path, a "
+            "dataset or what a function returns (FILE.py:NAME, package.module:name), or digits.",
         ),
     ] = None,
     ram: options.Ram = None,

@@ -43,18 +43,30 @@ def find_npz(source: str, path: Path) -> Found:
     names = arrays.get("class_names")
     read = [_labelled(path, arrays[images], arrays[labels]) for images, labels in parts]
     notes = tuple(dict.fromkeys(note for part in read for note in part.notes))
-    if names is None and read[0].labels.dtype.kind == "U":
-        names = np.unique(np.concatenate([part.labels for part in read]))
-        numbers = [np.searchsorted(names, part.labels) for part in read]
-    else:
-        numbers = [part.labels for part in read]
-    listed, joined = class_names_of(path, np.concatenate(numbers).astype(np.int64), names)
-    places = np.split(joined, np.cumsum([len(each) for each in numbers])[:-1])
+    listed, places, is_named = joined_labels(path, [part.labels for part in read], names)
     pools = [
         array_pool(part.images, labels[part.kept], path, part.kept, part.total)
         for part, labels in zip(read, places, strict=True)
     ]
-    return Found(source, listed, names is not None, pools[0], pools[1] if len(pools) > 1 else None, notes)
+    return Found(source, listed, is_named, pools[0], pools[1] if len(pools) > 1 else None, notes)
+
+
+def joined_labels(
+    where: object, parts: Sequence[npt.NDArray[Any]], names: npt.NDArray[Any] | Sequence[str] | None
+) -> tuple[tuple[str, ...], list[Labels], bool]:
+    """The classes of all parts, each part's labels as indices into them, and whether they have names.
+
+    Args:
+        parts: of each part the labels, as `checked_labels` gives them.
+        names: of the classes, where something tells them.
+    """
+    if parts[0].dtype.kind == "U":
+        known = np.unique(np.concatenate(parts))
+        names = known if names is None or set(known) - {*names} else np.asarray(names)
+        order = {name: place for place, name in enumerate(names.tolist())}
+        parts = [np.asarray([order[label] for label in part.tolist()]) for part in parts]
+    listed, joined = class_names_of(where, np.concatenate(parts).astype(np.int64), names)
+    return listed, np.split(joined, np.cumsum([len(part) for part in parts])[:-1]), names is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +80,7 @@ class _Labelled:
 
 def _labelled(path: Path, images: npt.NDArray[Any], labels: npt.NDArray[Any]) -> _Labelled:
     whole, kept, notes = checked_images(path, images)
-    checked = _checked_labels(path, labels)
+    checked = checked_labels(path, labels)
     if len(images) != len(checked):
         raise DataError(
             f"{path}: {len(images)} images but {len(checked)} labels; every image needs one label"
@@ -146,36 +158,58 @@ def checked_images(path: Path, images: npt.NDArray[Any]) -> tuple[npt.NDArray[An
         if len(kept) < len(images):
             check_share(_not_finite(kept, len(images)), len(images), f"{path}: ")
             images = images[kept]
-    low, high = float(images.min()), float(images.max())
+    black, white, notes = span(path, images.dtype, float(images.min()), float(images.max()))
     if images.dtype.kind in "ui":
+        return images.astype(np.uint8, copy=False), kept, notes
+    if (black, white) != (0, 1):
+        images = (images - np.float32(black)) / np.float32(white - black)
+    return images, kept, notes
+
+
+def span(
+    where: object, dtype: np.dtype[Any], low: float, high: float
+) -> tuple[float, float, tuple[str, ...]]:
+    """Which values are black and white, and in words what was taken for granted.
+
+    Args:
+        low: the least value of all images.
+        high: the greatest.
+
+    Raises:
+        DataError: the range tells that they would be seen wrong.
+    """
+    if dtype.kind == "b":
+        return 0, 1, ()
+    if dtype.kind in "ui":
         if low < 0 or high > _WHITE:
             raise DataError(
-                f"{path}: images are {images.dtype} from {low:g} to {high:g}; save them as uint8, 0 to 255"
+                f"{where}: images are {dtype} from {low:g} to {high:g}; save them as uint8, 0 to 255"
             )
         if 0 < high <= 1:
             raise DataError(
-                f"{path}: every pixel is 0 or 1, which is black of 255: were they divided by 255 before they "
-                "became whole numbers? Save them before that; black and white ones, times 255"
+                f"{where}: every pixel is 0 or 1, which is black of 255: were they divided by 255 before "
+                "they became whole numbers? Save them before that; black and white ones, times 255"
             )
-        return images.astype(np.uint8, copy=False), kept, ()
+        return 0, _WHITE, ()
     if 0 < high <= _TWICE:
         raise DataError(
-            f"{path}: images range from {low:g} to {high:g}, which is black: were they divided by 255 twice? "
-            "Save floats in [0, 1]"
+            f"{where}: images range from {low:g} to {high:g}, which is black: were they divided by 255 "
+            "twice? Save floats in [0, 1]"
         )
     if low >= 0 and high <= 1 + _ROUNDING:
-        return images, kept, ()
+        return 0, 1, ()
     if low >= 0 and high <= _WHITE + _ROUNDING:
-        return images / np.float32(_WHITE), kept, (f"floats from {low:g} to {high:g} are taken as 0 to 255",)
+        return 0, _WHITE, (f"floats from {low:g} to {high:g} are taken as 0 to 255",)
     if low >= -1 - _ROUNDING and high <= 1 + _ROUNDING:
-        return (images + 1) / 2, kept, (f"floats from {low:g} to {high:g} are taken as -1 to 1",)
+        return -1, 1, (f"floats from {low:g} to {high:g} are taken as -1 to 1",)
     raise DataError(
-        f"{path}: images range from {low:g} to {high:g}; floats must be in [0, 1]: undo their normalisation"
+        f"{where}: images range from {low:g} to {high:g}; floats must be in [0, 1]: undo their "
+        "normalisation, or leave it out of the transform"
     )
 
 
-def _checked_labels(path: Path, labels: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """One class for each image: a number, or a text."""
+def checked_labels(path: object, labels: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """One class for each image: a number, or a text. Raises DataError."""
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     if labels.ndim == 2 and labels.dtype.kind in "buif":
@@ -205,8 +239,8 @@ def _checked_labels(path: Path, labels: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return whole
 
 
-def _channel_axis(where: object, shape: tuple[int, ...], channels: int) -> int | None:
-    """Which axis holds the channels: as many as the model's, else 1 or 3, else at most 4."""
+def channel_axis(where: object, shape: tuple[int, ...], channels: int) -> int | None:
+    """Which axis of (N, ...) holds the channels: as many as the model's, else 1 or 3, else at most 4."""
     if len(shape) == 3:
         return None
     for allowed in ({channels}, {1, 3}, {1, 2, 3, 4}):
@@ -229,7 +263,7 @@ def array_pool(
 
     def read(indices: Labels, frame: Frame) -> tuple[torch.Tensor, Failures]:
         channels = frame.size[0]
-        axis = _channel_axis(where, images.shape, channels)
+        axis = channel_axis(where, images.shape, channels)
         found = 1 if axis is None else images.shape[axis]
         if found != channels and (found, channels) not in ((1, 3), (3, 1)):
             raise wrong_channels(where, images.shape, channels)
@@ -244,7 +278,7 @@ def array_pool(
         return out, {}
 
     def sizes(channels: int | None) -> frozenset[Size]:
-        axis = _channel_axis(where, images.shape, 3 if channels is None else channels)
+        axis = channel_axis(where, images.shape, 3 if channels is None else channels)
         if axis is None:
             return frozenset({(1, *images.shape[1:])})
         sides = [side for place, side in enumerate(images.shape) if place not in (0, axis)]

@@ -9,10 +9,12 @@ import numpy as np
 from advisor.data.arrays import array_pool, checked_images, find_digits, find_npz, unlabelled_images
 from advisor.data.files import file_pool, images_below, suffixes
 from advisor.data.layouts import find_folder
+from advisor.data.objects import find_object
 from advisor.data.pools import Found, Pool, existing
 from advisor.data.survey import check_share
 from advisor.data.torchvision_data import find_torchvision
 from advisor.errors import DataError
+from advisor.names import names_code
 
 
 def find(source: str, labels: str | None = None) -> Found:
@@ -49,6 +51,8 @@ def _find(source: str, labels: str | None) -> Found:
         return find_digits()
     if source.startswith("torchvision:"):
         return find_torchvision(source)
+    if names_code(source) and not Path(source).exists():
+        return find_object(source)
     path = existing(source)
     if path.is_dir():
         return find_folder(source, path, labels)

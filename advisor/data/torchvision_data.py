@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from advisor.data.objects import kept_paths
 from advisor.data.pixels import Frame, Size, pixels
 from advisor.data.pools import Failures, Found, Pool, class_names_of, decoded, existing
 from advisor.data.survey import Survey, Unreadable, reason, survey
@@ -156,17 +157,9 @@ def _survey_dataset(dataset: Any, root: Path, failed: Failures) -> Survey:
 
 
 def _paths(dataset: Any) -> list[str] | None:
-    """The image files, in order, where the dataset keeps a list of them."""
-    for attribute in ("samples", "_samples", "_image_files", "_images", "images"):
-        kept = getattr(dataset, attribute, None)
-        if not isinstance(kept, list) or len(kept) != len(dataset):
-            continue
-        paths = [item[0] if isinstance(item, tuple) and item else item for item in kept]
-        if all(isinstance(path, str | os.PathLike) for path in paths):
-            names = [os.fspath(path) for path in paths]
-            if any(map(os.path.isfile, names[:_FIRST])):  # else they are of the dataset's own making
-                return names
-    return None
+    """The image files, in order, where the dataset keeps a list of them; else they are of its own making."""
+    paths = kept_paths(dataset)
+    return paths if paths is not None and any(map(os.path.isfile, paths[:_FIRST])) else None
 
 
 def _sizes_of(dataset: Any, indices: Sequence[int]) -> Iterator[Size]:
