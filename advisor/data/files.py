@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -14,7 +14,7 @@ import torch
 
 from advisor.data.pixels import Frame, pixels, upright
 from advisor.data.pools import Failures, Pool, decoded, digests
-from advisor.data.survey import survey
+from advisor.data.survey import Source, opened, survey
 from advisor.errors import DataError
 
 if TYPE_CHECKING:
@@ -120,13 +120,22 @@ def file_pool(files: Mapping[str, Sequence[str]], root: Path) -> Pool:
     """Those that can be read, of the image files of each class; named as they lie in `root`."""
     paths = [path for of_class in files.values() for path in of_class]
     labels = np.repeat(np.arange(len(files)), [len(of_class) for of_class in files.values()])
-    surveyed = survey(paths, lambda position: os.path.relpath(paths[position], root))
-    paths, labels = [paths[position] for position in surveyed.readable], labels[list(surveyed.readable)]
+    return image_pool(paths, labels.astype(np.int64), lambda index: os.path.relpath(paths[index], root))
 
-    def open_file(index: int, frame: Frame) -> torch.Tensor:
+
+def image_pool(sources: Sequence[Source], labels: Labels, name: Callable[[int], str]) -> Pool:
+    """Those that can be read, of images that are each a file, or what one holds.
+
+    Args:
+        name: of the image at an index, for the user.
+    """
+    surveyed = survey(sources, name)
+    readable = [sources[position] for position in surveyed.readable]
+
+    def open_one(index: int, frame: Frame) -> torch.Tensor:
         from PIL import Image
 
-        with Image.open(paths[index]) as image:
+        with opened(readable[index]) as file, Image.open(file) as image:
             # A large JPEG is decoded at 1/2, 1/4 or 1/8, never below twice the size that is needed.
             side = max(frame.resized)
             image.draft(None, (2 * side, 2 * side))
@@ -138,14 +147,14 @@ def file_pool(files: Mapping[str, Sequence[str]], root: Path) -> Pool:
                 f"wrong channels: image files have 1 or 3, the model takes {frame.size[0]}; "
                 f"give an .npz with {frame.size[0]}-channel images"
             )
-        return decoded(open_file, indices, frame)
+        return decoded(open_one, indices, frame)
 
     return Pool(
-        labels.astype(np.int64),
+        labels[list(surveyed.readable)],
         read,
-        name=lambda index: os.path.relpath(paths[index], root),
+        name=lambda index: name(surveyed.readable[index]),
         sizes=lambda _: surveyed.sizes,
         unreadable=surveyed.unreadable,
-        contents=lambda indices: digests([paths[index] for index in indices]),
+        contents=lambda indices: digests([readable[index] for index in indices]),
         oddities=surveyed.oddities,
     )

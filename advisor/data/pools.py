@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from advisor.data.pixels import Frame, Size, fit
-from advisor.data.survey import Oddity, Unreadable, decoding, reason
+from advisor.data.survey import Oddity, Source, Unreadable, decoding, opened, reason
 from advisor.errors import DataError
 from advisor.names import missing_data
 
@@ -111,18 +111,18 @@ def decoded(
     return images, dict(sorted(failures.items()))  # whichever thread was first
 
 
-def digests(paths: Sequence[str]) -> list[str]:
+def digests(sources: Sequence[Source]) -> list[str]:
     """SHA-256, in hexadecimal, of each file's bytes; nothing of one that can't be read."""
 
-    def digest(path: str) -> str:
+    def digest(source: Source) -> str:
         try:
-            with open(path, "rb") as file:  # noqa: PTH123 - making 50,000 Paths takes a second
+            with opened(source) as file:
                 return hashlib.file_digest(file, "sha256").hexdigest()
         except OSError:  # decoding it will tell why
             return ""
 
     with decoding() as pool:
-        return list(pool.map(digest, paths))
+        return list(pool.map(digest, sources))
 
 
 def class_names_of(

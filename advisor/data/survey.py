@@ -7,6 +7,7 @@ other files are decoded, those with an alpha channel, a palette or more than 8 b
 
 from __future__ import annotations
 
+import io
 import os
 import warnings
 from collections import Counter
@@ -35,6 +36,15 @@ _PNG_HEADER, _PNG_MORE = 33, (b"eXIf", b"tRNS", b"acTL")  # bytes; chunks
 _JPEG_EXIF = 0xE1
 _OPAQUE = 255
 _WEBP_MORE = 0b11010  # alpha, EXIF, animation
+
+
+Source = str | Callable[[], bytes]  # the path of an image's file, or what gives the file's bytes
+
+
+def opened(source: Source) -> io.BufferedReader | io.BytesIO:
+    """The file, to be read from its beginning."""
+    # Making 50,000 Paths takes a second.
+    return open(source, "rb") if isinstance(source, str) else io.BytesIO(source())  # noqa: PTH123
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +82,7 @@ class Survey:
     oddities: Mapping[Oddity, int]  # of how many of those
 
 
-def survey(paths: Sequence[str], name: Callable[[int], str]) -> Survey:
+def survey(sources: Sequence[Source], name: Callable[[int], str]) -> Survey:
     """Look at every file.
 
     Args:
@@ -81,13 +91,13 @@ def survey(paths: Sequence[str], name: Callable[[int], str]) -> Survey:
 
     def look(position: int) -> Look | Unreadable:
         try:
-            return _glance(paths[position]) or _decoded(paths[position])
+            return _glance(sources[position]) or _decoded(sources[position])
         except Exception as error:  # noqa: BLE001 - decoders raise anything from struct.error to SyntaxError
             return Unreadable(name(position), reason(error))
 
     with decoding() as pool:
         # Handed out in pieces: a task for each file would take longer than the file.
-        pieces = [range(start, min(start + 64, len(paths))) for start in range(0, len(paths), 64)]
+        pieces = [range(start, min(start + 64, len(sources))) for start in range(0, len(sources), 64)]
         found = [each for piece in pool.map(lambda piece: [*map(look, piece)], pieces) for each in piece]
     whole = [each for each in found if isinstance(each, Look)]
     return Survey(
@@ -153,11 +163,11 @@ def reason(error: Exception) -> str:
     return first_line(error)
 
 
-def _glance(path: str) -> Look | None:
+def _glance(source: Source) -> Look | None:
     """What a JPEG, PNG or WebP shows that looks whole; None: decode it to know."""
     from PIL import Image
 
-    with open(path, "rb") as file:  # noqa: PTH123 - making 50,000 Paths takes a second
+    with opened(source) as file:
         start = file.read(30)
         if start.startswith(_PNG_START):
             found = _png_look(start, file)
@@ -227,7 +237,10 @@ def _turned(look: Look, orientation: int) -> Look:
 
 
 def _length(file: BinaryIO) -> int:
-    return os.fstat(file.fileno()).st_size
+    place = file.tell()
+    length = file.seek(0, os.SEEK_END)
+    file.seek(place)
+    return length
 
 
 def _webp_length(start: bytes) -> int:
@@ -250,11 +263,11 @@ def _webp_look(start: bytes) -> Look | None:
     return None
 
 
-def _decoded(path: str) -> Look:
+def _decoded(source: Source) -> Look:
     """What the image shows, after decoding all of it in the least detail."""
     from PIL import Image
 
-    with Image.open(path) as image:
+    with opened(source) as file, Image.open(file) as image:
         size, mode = image.size, image.mode
         odd = {
             Oddity.MOVING: getattr(image, "n_frames", 1) > 1 and image.format != "TIFF",
