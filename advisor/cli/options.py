@@ -52,9 +52,9 @@ InputSize = Annotated[
 Labels = Annotated[
     str | None,
     typer.Option(
-        metavar="TABLE|first|leaf",
-        help="A table of file names and classes; or which folders are the classes, where folders lie in "
-        "folders (default: first).",
+        metavar="TABLE|COLUMN|first|leaf",
+        help="A table of file names and classes; or the column of Hugging Face's dataset that holds the "
+        "classes; or which folders are the classes, where folders lie in folders (default: first).",
     ),
 ]
 ClassNames = Annotated[
@@ -217,6 +217,7 @@ def check_data(text: str | None) -> None:
     """Likewise of missing data what `load_data` would. Raises DataError."""
     if text is None or text == "digits" or text.startswith("torchvision:") or names.names_code(text):
         return
+    text = text.removeprefix("hf:")
     try:
         if text.strip() and Path(text).expanduser().exists():
             return

@@ -24,8 +24,8 @@ def command(
         str | None,
         typer.Option(
             metavar="DATA",
-            help="ImageFolder, .npz (images, labels), torchvision:CIFAR10:/path, a "
-            "dataset or what a function returns (FILE.py:NAME, package.module:name), or digits.",
+            help="Class folders, .npz, torchvision:CIFAR10:/path, hf:PATH (Hugging Face's), digits, or a "
+            "dataset or what a function returns: FILE.py:NAME, package.module:name.",
         ),
     ] = None,
     ram: options.Ram = None,

@@ -20,7 +20,7 @@ Table = list[dict[str, str]]  # a row for each image: column -> text
 
 # Tables whose meaning is known by their name: Hugging Face's imagefolder, Roboflow's, and the plainest.
 _KNOWN = ("metadata.csv", "metadata.jsonl", "_classes.csv", "labels.csv", "labels.tsv", "labels.txt")
-_LABELS = (
+LABEL_COLUMNS = (
     *("label", "labels", "class", "classes", "class_name", "classname", "label_name", "category", "target"),
     *("species", "breed", "tag", "diagnosis", "y"),
 )
@@ -114,7 +114,7 @@ def listed_in(path: Path, root: Path) -> Listed:
 
 def _labels(path: Path, table: Table, columns: Sequence[str]) -> list[str]:
     """Each row's class; nothing where it has none."""
-    named = [name for wanted in _LABELS for name in columns if name.strip().casefold() == wanted]
+    named = [name for wanted in LABEL_COLUMNS for name in columns if name.strip().casefold() == wanted]
     chosen = named[:1] or (list(columns) if len(columns) == 1 else [])
     if chosen:
         return [row[chosen[0]].strip() for row in table]

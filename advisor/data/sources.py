@@ -8,6 +8,7 @@ import numpy as np
 
 from advisor.data.arrays import array_pool, checked_images, find_digits, find_npz, unlabelled_images
 from advisor.data.files import file_pool, images_below, suffixes
+from advisor.data.hub import find_hub, is_saved
 from advisor.data.layouts import find_folder
 from advisor.data.objects import find_object
 from advisor.data.pools import Found, Pool, existing
@@ -16,10 +17,15 @@ from advisor.data.torchvision_data import find_torchvision
 from advisor.errors import DataError
 from advisor.names import names_code
 
+_HUB = "hf:"  # before the path of a dataset of Hugging Face's
+
 
 def find(source: str, labels: str | None = None) -> Found:
     """The images and classes that a source holds; see `load_data` and `find_folder`. Raises DataError."""
-    found = _find(source, labels)
+    if source.startswith(_HUB):
+        found = find_hub(source, existing(source.removeprefix(_HUB)), labels)
+    else:
+        found = _find(source, labels)
     check_share(found.unreadable, found.total)
     return found
 
@@ -55,7 +61,7 @@ def _find(source: str, labels: str | None) -> Found:
         return find_object(source)
     path = existing(source)
     if path.is_dir():
-        return find_folder(source, path, labels)
+        return (find_hub if is_saved(path) else find_folder)(source, path, labels)
     if path.suffix.lower() == ".npz":
         return find_npz(source, path)
     raise DataError(
