@@ -479,7 +479,7 @@ class DataSummary:
     crop_mode: Literal["center", "squash", "border"] = "center"
     channel_order: Literal["rgb", "bgr"] = "rgb"
     labels: str | None = None  # the table of classes, or the level of the class folders, as typed
-    groups: str | None = None  # the pattern of names that tells what belongs together, as typed
+    groups: str | None = None  # a table or a pattern of names: what belongs together, as typed
     unreadable_samples: int = 0  # images that can't be read and were left out
     findings: tuple[Finding, ...] = ()
     data_classes: tuple[str, ...] = ()  # the data's own, in its order; label numbers where it has no names

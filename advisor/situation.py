@@ -51,7 +51,7 @@ class Request:
     labels: str | None = None  # a table of classes; `first` or `leaf`: which folders are the classes
     look_over: bool = True  # tell where the model reads the images otherwise than in its training
     strict: bool = False  # what is found in the data is an error
-    groups: str | None = None  # a pattern of names that tells which images belong together
+    groups: str | None = None  # a table, or a pattern of names, that tells which images belong together
     train_images: int = 2048  # at most; a larger set is sampled
     data_classes: tuple[str, ...] | None = None  # that the data must have, in that order; None: any
     class_names: tuple[str, ...] | None = None  # the model's, in the order of its outputs

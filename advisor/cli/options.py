@@ -70,9 +70,10 @@ Strict = Annotated[bool, typer.Option("--strict", help="What is found wrong with
 Groups = Annotated[
     str | None,
     typer.Option(
-        metavar="PATTERN",
-        help="Images whose names have the same part that this regular expression matches are held out "
-        "together, such as 'video[0-9]+'; default: names and looks tell.",
+        metavar="FILE.csv|PATTERN",
+        help="Which images are held out together: a table with the columns file and group; or those whose "
+        "names have the same part that this regular expression matches, such as 'video[0-9]+'; default: "
+        "names and looks tell.",
     ),
 ]
 Resize = Annotated[

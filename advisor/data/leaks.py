@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING
@@ -11,9 +10,9 @@ import numpy as np
 from torch import nn
 
 import advisor.data
+from advisor.data.grouping import said_groups
 from advisor.data.pools import Found, Pool
 from advisor.data.twins import joined, near_pairs, series, thumbnails
-from advisor.errors import DataError
 from advisor.models.fingerprint import code_fingerprint, fingerprint
 from advisor.records import Finding
 from advisor.store import Store
@@ -30,26 +29,26 @@ _WORTH_TELLING = 0.02  # of the images
 
 
 def grouped(
-    found: Found, channels: int, pattern: str | None, store: Store | None
+    found: Found, channels: int, said: str | None, store: Store | None
 ) -> tuple[Labels | None, list[Finding]]:
     """What belongs together of images that are to be split: (N,), one number for each group.
 
     Args:
         channels: of the model's images.
-        pattern: of names: images whose parts that it matches (its first group, if it has one) are equal
-            belong together; None: names that differ in a running number alone, and near copies.
+        said: a table or a pattern of names, see `said_groups`; None: names that differ in a running number
+            alone, and near copies.
 
     Returns:
         None where every image is on its own, or where there are too many to look at; and findings.
 
     Raises:
-        DataError: the pattern is none, or matches nothing.
+        DataError: what was said tells nothing of these images.
     """
     pool = found.train
     names = [pool.name(index) for index in range(len(pool.labels))]
-    if pattern is not None:
-        groups = _matched(pattern, names)
-        return groups, [_told(groups, f"--groups {pattern}", names)]
+    if said is not None:
+        groups, rest = said_groups(said, names)
+        return groups, [_told(groups, f"--groups {said}{rest}", names)]
     by_name = series(names, pool.labels)
     every = np.arange(len(names))
     pairs = _pairs(channels, store, (pool, every)) if len(names) <= MOST_LOOKED_AT else []
@@ -64,6 +63,33 @@ def grouped(
         text = f"{len(alike):,} of {len(names):,} images are copies, or nearly, of others: held out together"
         findings.append(Finding("copies", "note", text, tuple(names[place] for place in alike[:_TOLD])))
     return groups, findings
+
+
+def apart_as_said(found: Found, validation: Labels, said: str) -> tuple[Labels, list[Finding]]:
+    """The held-out images whose groups are not trained on, too; where none is left, all of them.
+
+    Args:
+        said: see `said_groups`.
+
+    Raises:
+        DataError: what was said tells nothing of these images.
+    """
+    held_out = found.held_out
+    assert held_out is not None  # noqa: S101 - the data came with a split
+    names = [pool.name(index) for pool in found.pools for index in range(len(pool.labels))]
+    groups, _ = said_groups(said, names)
+    trained, of_held_out = np.split(groups, [len(found.train.labels)])
+    both = np.flatnonzero(np.isin(of_held_out[validation], trained))
+    if not len(both):
+        return validation, []
+    rest, files, is_whole = _without(held_out, validation, both.tolist())
+    told = (
+        f"{len(both):,} of {len(validation):,} held-out images belong, by --groups {said}, to groups "
+        "that are trained on"
+    )
+    if not is_whole:
+        return validation, [Finding("leak", "error", f"{told}: hold out whole groups", files)]
+    return rest, [Finding("leak", "warning", f"{told}; they are left out", files)]
 
 
 def without_twins(
@@ -135,20 +161,6 @@ def _two_classes(pool: Pool, pairs: Pairs, class_names: Sequence[str]) -> list[F
         f"({class_names[labels[other]]}): nothing can be right about both; remove the wrong ones"
     )
     return [Finding("two-classes", "warning", text, tuple(pool.name(place) for place in images[:_TOLD]))]
-
-
-def _matched(pattern: str, names: Sequence[str]) -> Labels:
-    try:
-        regex = re.compile(pattern)
-    except re.error as error:
-        raise DataError(f"--groups {pattern!r} is no regular expression: {error}") from error
-    keys = []
-    for name in names:
-        match = regex.search(name)
-        keys.append(name if match is None else f"\0{match[1] if regex.groups else match[0]}")
-    if not any(key.startswith("\0") for key in keys):
-        raise DataError(f"--groups {pattern!r} matches none of the images' names, such as {names[0]}")
-    return np.unique(keys, return_inverse=True)[1].astype(np.int64)
 
 
 def _told(groups: Labels, why: str, names: Sequence[str]) -> Finding:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from advisor.data.deferred import Deferred
-from advisor.data.leaks import MOST_LOOKED_AT, apart_from, grouped, without_twins
+from advisor.data.leaks import MOST_LOOKED_AT, apart_as_said, apart_from, grouped, without_twins
 from advisor.data.pixels import Frame, Size
 from advisor.data.pools import Found, Pool, existing
 from advisor.data.reading import read
@@ -155,7 +155,7 @@ def load_data(
         framing: of images of other sizes; None: their shorter side is resized to it, and they are
             cropped in the centre.
         store: where it is looked for, and kept, which files can't be decoded, and what belongs together.
-        grouping: a pattern of names that tells what belongs together; None: names and looks tell.
+        grouping: a table or a pattern of names that tells what belongs together; None: names and looks do.
 
     Raises:
         DataError: the data is missing, unreadable or doesn't fit the model.
@@ -183,6 +183,9 @@ def load_data(
         validation = sample(held_out.labels, max_validation, seed)
         among = sample(labels, MOST_LOOKED_AT, seed)  # whatever `max_train` is
         validation, findings = without_twins(found, among, validation, channels, store)
+        if grouping is not None:
+            validation, more = apart_as_said(found, validation, grouping)
+            findings += more
     frame = Frame(input_size, framing, normalisation.mean)
     parts = [
         _read(found.train, train, frame, store, groups),
