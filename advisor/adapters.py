@@ -66,6 +66,7 @@ class Recipe:
     interpolation: str = "bilinear"
     crop_mode: str = "center"
     channel_order: str = "rgb"
+    orientation: str = "exif"  # images are turned as theirs says; `stored`: they are not
     accuracy: Mapping[str, float | int] | None = None  # mean, low, high, samples: on held-out images
     base_accuracy: Mapping[str, float | int] | None = None
     predicted_accuracy: Mapping[str, float | int] | None = None  # by the probe

@@ -298,6 +298,7 @@ def _probe_all(
         interpolation=dataset.framing.interpolation,
         crop_mode=dataset.framing.mode,
         channel_order=dataset.framing.order,
+        orientation=dataset.framing.orientation,
         labels=request.labels,
         groups=request.groups,
         findings=dataset.findings,

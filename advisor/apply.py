@@ -326,7 +326,9 @@ def _recorded(data: DataSummary) -> dict[str, Any]:
     }
     if data.mean and data.std:
         found["normalisation"] = Normalisation(data.mean, data.std)
-        found["framing"] = Framing(data.crop, data.interpolation, data.crop_mode, data.channel_order)
+        found["framing"] = Framing(
+            data.crop, data.interpolation, data.crop_mode, data.channel_order, data.orientation
+        )
     return found
 
 
@@ -442,6 +444,7 @@ def _recipe(run: _Run, story: Story, recommendation: Recommendation, evaluation:
         interpolation=data.framing.interpolation,
         crop_mode=data.framing.mode,
         channel_order=data.framing.order,
+        orientation=data.framing.orientation,
         versions=versions(),
     )
 

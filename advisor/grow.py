@@ -275,7 +275,7 @@ class _Seen:
         normalisation = default_normalisation(channels)
         if recipe.mean and recipe.std:
             normalisation = Normalisation(recipe.mean, recipe.std)
-        how = recipe.interpolation, recipe.crop_mode, recipe.channel_order
+        how = recipe.interpolation, recipe.crop_mode, recipe.channel_order, recipe.orientation
         framing = Framing(recipe.crop, *cast(Any, how))
         channels, height, width = recipe.input_size
         frame = Frame((channels, height, width), framing, normalisation.mean)

@@ -101,6 +101,7 @@ class Framing:
     # The shorter side is resized to the size, or both are, or the longer one, and borders are added.
     mode: Literal["center", "squash", "border"] = "center"
     order: Literal["rgb", "bgr"] = "rgb"  # of the channels: OpenCV reads them the other way round
+    orientation: Literal["exif", "stored"] = "exif"  # turned as the image's EXIF says, or not
 
 
 Optimizer = Literal["adam", "adamw", "momentum", "sgd"]
@@ -478,6 +479,7 @@ class DataSummary:
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     crop_mode: Literal["center", "squash", "border"] = "center"
     channel_order: Literal["rgb", "bgr"] = "rgb"
+    orientation: Literal["exif", "stored"] = "exif"
     labels: str | None = None  # the table of classes, or the level of the class folders, as typed
     groups: str | None = None  # a table or a pattern of names: what belongs together, as typed
     unreadable_samples: int = 0  # images that can't be read and were left out

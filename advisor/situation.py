@@ -59,6 +59,7 @@ class Request:
     framing: Framing | None = None  # of images of other sizes; None: the network's own, or a centre crop
     resize: Literal["center", "squash", "border"] | None = None  # that part of it; None: as it says
     channel_order: Literal["rgb", "bgr"] = "rgb"
+    orientation: Literal["exif", "stored"] = "exif"  # images are turned as theirs says, or not
     rehearse: str | None = None  # a corruption of the images, see `parse_corruption`
     retain: str | None = None  # old data, to tell what is forgotten
     unlabelled: str | None = None  # more images of the new world, for methods that look at no labels
@@ -203,7 +204,12 @@ def _as_asked(images: Images, request: Request) -> Images:
     """The same, but framed as the user says, where he does."""
     framing = images.framing or Framing()
     if request.framing is None:
-        framing = replace(framing, mode=request.resize or framing.mode, order=request.channel_order)
+        framing = replace(
+            framing,
+            mode=request.resize or framing.mode,
+            order=request.channel_order,
+            orientation=request.orientation,
+        )
     return replace(images, framing=framing)
 
 

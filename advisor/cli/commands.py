@@ -36,6 +36,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
         "groups",
         "resize",
         "channels",
+        "orientation",
         "rehearse",
         "scenario",
         "classes",

@@ -26,6 +26,7 @@ def command(
     groups: options.Groups = None,
     resize: options.Resize = None,
     channels: options.Channels = "rgb",
+    orientation: options.Orientation = "exif",
     classes: options.ClassNames = None,
     mean: options.Mean = None,
     std: options.Std = None,
@@ -51,6 +52,7 @@ def command(
     size, names = options.parse_input_size(input_size), options.parse_class_names(classes)
     normalisation = options.parse_normalisation(mean, std)
     mode, order = options.parse_resize(resize), options.parse_channels(channels)
+    turning = options.parse_orientation(orientation)
 
     from advisor.cli.progress import ProgressBars
     from advisor.costs import keep_freed_memory
@@ -67,6 +69,7 @@ def command(
         groups=groups,
         resize=mode,
         channel_order=order,
+        orientation=turning,
         class_names=names,
         normalisation=normalisation,
         command=typed_command(),

@@ -86,6 +86,14 @@ Resize = Annotated[
 Channels = Annotated[
     str, typer.Option(metavar="rgb|bgr", help="The order of the channels that the network was trained with.")
 ]
+Orientation = Annotated[
+    str,
+    typer.Option(
+        metavar="exif|stored",
+        help="Turn images as their EXIF says, as viewers do, or leave them as they are stored, as "
+        "torchvision's ImageFolder does.",
+    ),
+]
 BatchSize = Annotated[int, typer.Option(help="Images in one update.")]
 Ram = Annotated[
     str | None, typer.Option(metavar="SIZE", help="Most that one update may hold, such as 512MB, 64MiB.")
@@ -281,6 +289,11 @@ def parse_resize(text: str | None) -> Literal["center", "squash", "border"] | No
 def parse_channels(text: str) -> Literal["rgb", "bgr"]:
     """Rgb or bgr. Raises InputError."""
     return "bgr" if names.one_of("--channels", text, ("rgb", "bgr")) == "bgr" else "rgb"
+
+
+def parse_orientation(text: str) -> Literal["exif", "stored"]:
+    """Exif or stored. Raises InputError."""
+    return "stored" if names.one_of("--orientation", text, ("exif", "stored")) == "stored" else "exif"
 
 
 def parse_normalisation(mean: str | None, std: str | None) -> Normalisation | None:

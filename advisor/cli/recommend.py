@@ -78,6 +78,7 @@ def command(
     groups: options.Groups = None,
     resize: options.Resize = None,
     channels: options.Channels = "rgb",
+    orientation: options.Orientation = "exif",
     scenario: Annotated[
         str,
         typer.Option(metavar="auto|shift|new-classes", help="What changed; auto tells from the classes."),
@@ -166,6 +167,7 @@ def command(
     optimizer, known_methods = options.parse_optimizer(optimizer), options.parse_methods(methods)
     normalisation = options.parse_normalisation(mean, std)
     mode, order = options.parse_resize(resize), options.parse_channels(channels)
+    turning = options.parse_orientation(orientation)
     outputs = Outputs({"--json": json, "--report": report})
     probes = data is not None and not no_probe
     store_path = options.usable_store(store) if probes and not no_store else None
@@ -190,6 +192,7 @@ def command(
         groups=groups,
         resize=mode,
         channel_order=order,
+        orientation=turning,
         strict=strict,
         rehearse=rehearse,
         retain=retain,

@@ -139,7 +139,8 @@ def image_pool(sources: Sequence[Source], labels: Labels, name: Callable[[int], 
             # A large JPEG is decoded at 1/2, 1/4 or 1/8, never below twice the size that is needed.
             side = max(frame.resized)
             image.draft(None, (2 * side, 2 * side))
-            return pixels(upright(image), frame.size[0])
+            turned = upright(image) if frame.framing.orientation == "exif" else image
+            return pixels(turned, frame.size[0])
 
     def read(indices: Labels, frame: Frame) -> tuple[torch.Tensor, Failures]:
         if frame.size[0] not in (1, 3):

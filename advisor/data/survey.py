@@ -58,7 +58,7 @@ class Unreadable:
 class Oddity(Enum):
     """Why an image is not what reading its pixels as they are stored would show."""
 
-    TURNED = "are turned as their EXIF says (torchvision's ImageFolder shows them as they are stored)"
+    TURNED = "are to be turned, as their EXIF says (ImageFolder doesn't; nor does --orientation stored)"
     CLEAR = "are transparent in places: shown over white (torchvision's ImageFolder shows what is beneath)"
     DEEP = "have more than 8 bits a pixel: shown by the range that is used (ImageFolder shows white)"
     MOVING = "are animated: their first frame is used"

@@ -16,8 +16,9 @@ from torch import nn
 from advisor.data.deferred import Deferred
 from advisor.data.loading import LabelledImages, Normalisation, default_normalisation
 from advisor.data.pixels import Frame
-from advisor.data.pools import Found
+from advisor.data.pools import Found, Pool
 from advisor.data.splits import sample
+from advisor.data.survey import Oddity
 from advisor.models.blocks import evaluating
 from advisor.models.fingerprint import fingerprint
 from advisor.models.layers import logits
@@ -84,7 +85,7 @@ def misread(
         if right.float().mean() >= _GOOD:
             return None
         finding, gain = _permuted(answers, labels, found.class_names, situation, known)
-        for way in _ways(frame, normalisation, {tuple(size[1:]) for size in found.train.sizes(None)}):
+        for way in _ways(frame, normalisation, found.train):
             other = images if way.frame == frame else read(way.frame)
             better = _answers(model, other, way.normalisation) == labels
             won = float(better.float().mean() - right.float().mean())
@@ -100,7 +101,7 @@ def misread(
     return Finding("misread", "error", kept["text"]) if kept["text"] else None
 
 
-def _ways(frame: Frame, own: Normalisation, sides: set[tuple[int, ...]]) -> Iterator[_Way]:
+def _ways(frame: Frame, own: Normalisation, pool: Pool) -> Iterator[_Way]:
     """All usual ones, but that in which the images are read."""
     channels = frame.size[0]
     for normalisation in (
@@ -115,13 +116,17 @@ def _ways(frame: Frame, own: Normalisation, sides: set[tuple[int, ...]]) -> Iter
                 for values in (normalisation.mean, normalisation.std)
             )
             yield _Way(f"--mean {mean} --std {std}", frame, normalisation)
+    framed = frame.framing
     if channels == 3:
-        framing = replace(frame.framing, order="rgb" if frame.framing.order == "bgr" else "bgr")
+        framing = replace(framed, order="rgb" if framed.order == "bgr" else "bgr")
         yield _Way(f"--channels {framing.order}", replace(frame, framing=framing), own)
-    if sides != {frame.size[1:]}:
+    if pool.oddities.get(Oddity.TURNED):
+        framing = replace(framed, orientation="stored" if framed.orientation == "exif" else "exif")
+        yield _Way(f"--orientation {framing.orientation}", replace(frame, framing=framing), own)
+    if {tuple(size[1:]) for size in pool.sizes(None)} != {frame.size[1:]}:
         for typed, mode in RESIZES.items():
-            if mode != frame.framing.mode:
-                framing = replace(frame.framing, mode=mode)  # type: ignore[arg-type]
+            if mode != framed.mode:
+                framing = replace(framed, mode=mode)  # type: ignore[arg-type]
                 yield _Way(f"--resize {typed}", replace(frame, framing=framing), own)
 
 

@@ -88,6 +88,42 @@ def test_what_a_crop_cuts_off(tmp_path):
     assert "--resize squash" in finding.text or "--resize pad" in finding.text
 
 
+class Lying(nn.Module):
+    """Tells whether the upper half is lighter than the lower, or the left one than the right."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(4, 2)
+        with torch.no_grad():
+            self.head.weight.copy_(torch.tensor([[1.0, 1, -1, -1], [1.0, -1, 1, -1]]))
+            self.head.bias.zero_()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(nn.functional.adaptive_avg_pool2d(x.mean(1), 2).flatten(1))
+
+
+@pytest.mark.parametrize("is_seen_turned", [True, False])
+def test_images_that_are_turned_or_not_in_training(tmp_path, is_seen_turned):
+    random, turn = np.random.default_rng(0), Image.Exif()
+    turn[0x0112] = 6  # to be seen, a quarter to the right
+    for name, axis in (("left", 1), ("up", 0)):
+        (tmp_path / name).mkdir()
+        for index in range(40):
+            pixels = random.integers(0, 60, (8, 8, 3)).astype(np.uint8)
+            pixels.swapaxes(0, axis)[:4] += 150
+            image = Image.fromarray(pixels)
+            stored = image.transpose(Image.Transpose.ROTATE_90) if index % 2 and is_seen_turned else image
+            stored.save(tmp_path / name / f"{index}.png", exif=turn if index % 2 else Image.Exif())
+    found, model = find(str(tmp_path)), Lying()
+    situation = situate(load_data(found, SIZE), 2, model_class_names=("up", "left"))
+    wrong, right = ("stored", "exif") if is_seen_turned else ("exif", "stored")
+    for orientation in (wrong, right):
+        frame = Frame(SIZE, Framing(orientation=orientation))
+        told = misread(model, found, frame, PLAIN, situation, 0, None)
+        assert (told is None) == (orientation == right)
+        assert told is None or f"with --orientation {right} the model as it is gets 100 %" in told.text
+
+
 def test_a_network_that_is_merely_bad_is_left_to_fine_tuning(tmp_path):
     model = Hue()
     nn.init.normal_(model.head.weight)
