@@ -233,8 +233,8 @@ def checked_labels(path: object, labels: npt.NDArray[Any]) -> npt.NDArray[Any]:
     if len(whole) and whole.min() < 0:
         negative = int((whole < 0).sum())
         raise DataError(
-            f"{path}: {negative:,} of {len(whole):,} labels are negative, such as {whole.min()}; class numbers "
-            "start at 0: leave out the images that have no class"
+            f"{path}: {negative:,} of {len(whole):,} labels are negative, such as {whole.min()}; "
+            "class numbers start at 0: leave out the images that have no class"
         )
     return whole
 
