@@ -19,7 +19,6 @@ _OF_TRAINING = re.compile(
     r"|arc_?margin|cos_?face|margin|prototypes?|teacher|discriminator|log_?vars?|class_weights?|pos_weight"
     r"|relative_position_index|attn_mask|position_ids)(_fn|_func|_layer|_head|_fc)?"
 )
-_OBSERVERS = re.compile(r"(.*_)?(activation_post_process|weight_fake_quant|fake_quant\w*|observer)(_\d+)?")
 _LATER = ("teacher", "target", "momentum", "encoder_k", "discriminator", "key_encoder", "aux")
 _AVERAGES = ("ema", "average", "averaged", "swa", "shadow")
 
@@ -70,9 +69,7 @@ def rank(prefix: str) -> int:
 def refuse_other_kinds(names: Iterable[str]) -> None:
     """Raises ModelError where names show a network that is no image classifier, or an adapter alone."""
     names = list(names)
-    lora = [
-        name for name in names if re.search(r"\.(lora_[AB]|lora_magnitude|hada_w1|lokr_w1|ia3_l)\b", name)
-    ]
+    lora = [name for name in names if _ADAPTERS.search(name)]
     if lora:
         whole = len(lora) < len(names) / 2 or any(".base_layer." in name for name in names)
         raise ModelError(
@@ -84,47 +81,3 @@ def refuse_other_kinds(names: Iterable[str]) -> None:
     for kind, pattern in _OTHERS.items():
         if any(re.search(pattern, name) for name in names):
             raise ModelError(f"holds {kind}, not an image classifier; give one, or its backbone with a head")
-
-
-def folded(state: StateDict) -> tuple[StateDict, list[str]]:
-    """Weights that are kept in parts become the plain ones, and in words what was done.
-
-    Pruned ones are multiplied with their masks, weight and spectral norm computed, observers of
-    quantisation-aware training left out.
-    """
-    state, notes = dict(state), []
-    observed = [n for n in state if any(_OBSERVERS.fullmatch(part) for part in n.split("."))]
-    if observed:
-        state = {name: value for name, value in state.items() if name not in {*observed}}
-        notes.append("it was trained for quantisation: its observers are left out, so costs are in float32")
-    pruned = [name.removesuffix("_orig") for name in state if name.endswith("_orig") and _mask(name) in state]
-    kept = total = 0
-    for name in pruned:
-        mask = state.pop(f"{name}_mask")
-        kept, total = kept + int(mask.count_nonzero()), total + mask.numel()
-        state[name] = state.pop(f"{name}_orig") * mask.to(torch.float32)
-    if pruned:
-        notes.append(
-            f"it was pruned: its masks are multiplied in, {1 - kept / max(total, 1):.0%} of those weights "
-            "are zero, and training would fill them"
-        )
-    normed = False
-    for name in [*state]:
-        base, _, last = name.rpartition(".")
-        if name.endswith("weight_g") and f"{name[:-1]}v" in state:
-            magnitude, direction, target = state.pop(name), state.pop(f"{name[:-1]}v"), name[:-2]
-        elif last == "original0" and f"{base}.original1" in state:
-            magnitude, direction = state.pop(name), state.pop(f"{base}.original1")
-            target = base.replace("parametrizations.", "")
-        else:
-            continue
-        axes = [axis for axis, size in enumerate(magnitude.shape) if size == 1 and direction.shape[axis] != 1]
-        state[target] = magnitude * direction / direction.float().norm(dim=axes, keepdim=True)
-        normed = True
-    if normed:
-        notes.append("weight norm is folded into plain weights")
-    return state, notes
-
-
-def _mask(name: str) -> str:
-    return f"{name.removesuffix('_orig')}_mask"

@@ -20,6 +20,7 @@ from advisor.models.architectures import (
     stock_input_size,
     unfilled,
 )
+from advisor.models.folding import folded
 from advisor.models.heads import classifier_of, features_of, head_of_shapes, replaced_part
 from advisor.models.index import Proposal, Reading, Shapes, propose, readings, tells
 from advisor.models.printable import shown
@@ -66,7 +67,7 @@ def rebuild(
     Raises:
         ModelError: no network fits, or several that compute differently.
     """
-    state, notes = foreign.folded(foreign.unwrapped_names(state))
+    state, notes = folded(foreign.unwrapped_names(state))
     if given is None:
         foreign.refuse_other_kinds(state)
     shapes = {name: tuple(value.shape) for name, value in state.items()}
