@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from advisor.errors import ModelError
+from advisor.models import hub
 from advisor.models.pickles import (
     DAMAGED,
     LEGACY_MAGIC,
@@ -268,6 +269,9 @@ def _read_folder(folder: Path, trust: bool) -> Contents:
     if "saved_model.pb" in names:
         raise ModelError(f"is a TensorFlow SavedModel; {_BACK}")
     said = _configurations(folder)
+    config = said[0] if said and "config.json" in names else {}
+    if hub.is_of_transformers(config):
+        return Contents(hub.of_transformers(folder, config), said=said, safetensors=True)
     for name in _IN_FOLDER:
         if name in names:
             contents = _read_file(folder / name, trust)
@@ -277,11 +281,6 @@ def _read_folder(folder: Path, trust: bool) -> Contents:
         return Contents(_read_shards(folder / sorted(shards)[0], trust), said=said, safetensors=True)
     if ".metadata" in names:
         return Contents(_read_distributed(folder))
-    if "adapter_config.json" in names:
-        raise ModelError(
-            "holds PEFT adapters alone, without the model that they go on; load it with PeftModel, and save "
-            "the result of model.merge_and_unload()"
-        )
     if {"adapter.safetensors", "recipe.json"} <= names:
         base = next((each.get("base_model") for each in said if each.get("base_model")), "the base model")
         raise ModelError(

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from advisor.errors import ModelError
-from advisor.models import formats
+from advisor.models import formats, hub
 from advisor.models.architectures import (
     Architecture,
     declared_input_size,
@@ -124,6 +124,8 @@ def _builds_again(named: Architecture, module: nn.Module) -> bool:
 
 
 def _load_file(path: Path, source: str, given: Architecture | None, trust: bool) -> LoadedModel:
+    if (path / hub.ADAPTER).is_file():
+        return _adapted(path, source, given, trust)
     contents = formats.read(path, trust)
     found = find_weights(contents.value)
     if not found:
@@ -146,6 +148,18 @@ def _load_file(path: Path, source: str, given: Architecture | None, trust: bool)
     raise problems[-1]
 
 
+def _adapted(folder: Path, source: str, given: Architecture | None, trust: bool) -> LoadedModel:
+    """The network that a folder's PEFT adapters go on, with these merged in."""
+    named = hub.base_of_adapter(folder)
+    if named == str(folder) or (Path(named) / hub.ADAPTER).is_file():
+        raise ModelError(f"its adapters go on {shown(named)}, which holds adapters, too; merge those first")
+    base = _load_file(Path(named), named, given, trust) if Path(named).exists() else load_model(named)
+    module = hub.with_adapter(base.module, folder).eval()
+    words = f"its PEFT adapters are merged into {shown(named)}, which they go on"
+    form: Form = "state_dict" if base.form == "named" else base.form
+    return replace(base, module=module, source=source, form=form, assumed=(words, *base.assumed))
+
+
 def _of_weights(
     weights: Any, source: str, given: Architecture | None, contents: formats.Contents
 ) -> LoadedModel:
@@ -153,7 +167,8 @@ def _of_weights(
     if isinstance(weights, nn.Module) and next(stand_ins(weights), None) is None:
         if given is not None:
             raise ModelError("holds a whole module, not a bare state dict: leave out --arch")
-        return _loaded(unwrapped(weights), None, source, holders)
+        loaded = _loaded(unwrapped(weights), None, source, holders)
+        return replace(loaded, form="safetensors") if contents.safetensors else loaded
     form: Form = "safetensors" if contents.safetensors else "state_dict"
     words: tuple[str, ...] = ()
     if isinstance(weights, nn.Module | StandIn):

@@ -49,6 +49,8 @@ def what_is_said(*holders: object) -> Said:
         for key in _NETWORK_KEYS:
             networks += [name for name in _networks(place.get(key)) if name not in networks]
         size = size or next((sides for key in _SIZE_KEYS if (sides := _size(place.get(key)))), ())
+        sides_of = (place[key] for key in ("crop_size", "size") if isinstance(place.get(key), Mapping))
+        size = size or next(filter(None, map(_size, sides_of)), ())
         if not mean:
             means = next((found for key in _MEAN_KEYS if (found := _numbers(place.get(key)))), ())
             stds = next((found for key in _STD_KEYS if (found := _numbers(place.get(key)))), ())
@@ -100,7 +102,8 @@ def _networks(value: object) -> Iterator[str]:
 
 def _size(value: object) -> tuple[int, ...]:
     if isinstance(value, Mapping):
-        value = [value.get("height"), value.get("width")]
+        side = value.get("shortest_edge")
+        value = [value.get("height", side), value.get("width", side)]
     sides = [value, value] if type(value) is int else list(value) if isinstance(value, list | tuple) else []
     if len(sides) not in (2, 3) or not all(type(side) is int and side > 0 for side in sides):
         return ()
