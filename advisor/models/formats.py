@@ -8,12 +8,14 @@ import math
 import os
 import re
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from advisor.errors import ModelError
 from advisor.models import hub
@@ -27,6 +29,7 @@ from advisor.models.pickles import (
     read_pickle,
 )
 from advisor.models.printable import shown
+from advisor.models.program import ExportedNetwork
 from advisor.models.weights import usable
 from advisor.names import missing_model
 
@@ -66,6 +69,7 @@ _IN_FOLDER = (
     *("open_clip_model.safetensors", "model.pt", "model.pth"),
 )
 _CONFIGURATIONS = ("config.json", "preprocessor_config.json", "recipe.json")
+_PROGRAM, _WEIGHTS = "a torch.export program (.pt2)", "model_weights_config.json"
 _EXPORTED = {1: torch.uint8, 2: torch.int8, 3: torch.int16, 4: torch.int32, 5: torch.int64, 6: torch.float16}
 _EXPORTED |= {7: torch.float32, 8: torch.float64, 12: torch.bool, 13: torch.bfloat16}
 
@@ -79,6 +83,7 @@ class Contents:
     said: tuple[Mapping[str, Any], ...] = ()  # what configurations beside the weights say
     safetensors: bool = False
     graph: str = ""  # what kind of program it was, where only its weights were read
+    network: Callable[[], nn.Module] | None = None  # what that program computes, where it can be made of it
 
 
 def exists(path: Path) -> bool:
@@ -158,10 +163,10 @@ def _read_zip(path: Path, trust: bool) -> Contents:
                 raise ModelError("is a NumPy .npz file, not a model; data goes to --data")
             if "model.weights.h5" in members:
                 raise ModelError("is a Keras model; give the PyTorch model")
-            if "model_weights_config.json" in members:
-                return Contents(_exported(archive), graph="a torch.export program (.pt2)")
+            if _WEIGHTS in members:
+                return _exported(archive)
             if members.keys() & {"archive_format", "serialized_exported_program.json"}:
-                raise ModelError(no_network("a torch.export program (.pt2)"))
+                raise ModelError(no_network(_PROGRAM))
             if "data.pkl" not in members:
                 raise ModelError("is a zip archive, but none that torch.save wrote; unpack it first")
             # torch.save compresses nothing, and a small archive must not unfold into a huge one.
@@ -182,7 +187,8 @@ def no_network(graph: str) -> str:
     """Of a program whose weights fit no known network."""
     return (
         f"is {graph}, a graph without modules that methods could be attached to, and its weights are of no "
-        "known network; give the module's state dict, with --arch FILE.py:FUNCTION"
+        "known network; give the module's state dict, with --arch FILE.py:FUNCTION, or export the module "
+        "itself with torch.export, for batches of any size"
     )
 
 
@@ -208,17 +214,35 @@ def _scripted(path: Path, pickled: bytes) -> dict[str, torch.Tensor]:
     return found
 
 
-def _exported(archive: zipfile.ZipFile) -> dict[str, torch.Tensor]:
-    """The weights of a torch.export program; its graph is not read."""
+def _exported(archive: zipfile.ZipFile) -> Contents:
+    """The weights of a torch.export program, and its description; nothing of it is run."""
     names = archive.namelist()
-    (listed,) = (name for name in names if name.endswith("model_weights_config.json"))
+    weights = _stored(archive, next(name for name in names if name.endswith(_WEIGHTS)))
+    constants = next((name for name in names if name.endswith("model_constants_config.json")), None)
+    program = next((name for name in names if name.endswith("models/model.json")), None)
+    network = None
+    if program is not None:
+        tensors = weights | (_stored(archive, constants) if constants is not None else {})
+        network = partial(_network, json.loads(archive.read(program)), tensors)
+    return Contents(weights, graph=_PROGRAM, network=network)
+
+
+def _network(program: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> nn.Module:
+    try:
+        return ExportedNetwork(program, {name: usable(each, name) for name, each in tensors.items()})
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
+        raise ModelError(no_network(_PROGRAM)) from error  # of another version, or damaged
+
+
+def _stored(archive: zipfile.ZipFile, listed: str) -> dict[str, torch.Tensor]:
+    """The tensors that a list in the archive names."""
     found = {}
     for name, entry in json.loads(archive.read(listed))["config"].items():
         meta = entry["tensor_meta"]
         sizes, strides = (tuple(int(side["as_int"]) for side in meta[key]) for key in ("sizes", "strides"))
         dtype = _EXPORTED.get(meta["dtype"])
         if dtype is None or entry["use_pickle"] or not all(size >= 0 for size in sizes):
-            raise ModelError(no_network("a torch.export program (.pt2)"))
+            raise ModelError(no_network(_PROGRAM))
         content = archive.read(f"{listed.rpartition('/')[0]}/{entry['path_name']}")
         flat = torch.frombuffer(bytearray(content), dtype=dtype) if content else torch.empty(0, dtype=dtype)
         offset = int(meta["storage_offset"]["as_int"])

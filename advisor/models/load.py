@@ -185,6 +185,10 @@ def _of_weights(
     try:
         rebuilt = rebuild(state, given, said.networks, source)
     except ModelError as error:
+        if contents.network is not None and given is None:
+            made = "the file's own steps are run, with its layers made anew: it is of no known network"
+            loaded = _loaded(contents.network(), None, source, holders, said)
+            return replace(loaded, form=form, assumed=(made, *loaded.assumed))
         if contents.graph and given is None:
             raise ModelError(formats.no_network(contents.graph), error.more) from error
         raise

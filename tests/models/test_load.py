@@ -251,7 +251,7 @@ def test_torchscript_and_export_are_recognised(tmp_path):
         load_model(str(tmp_path / "script.pt"))
     program = torch.export.export(nn.Linear(3, 2), (torch.zeros(1, 3),))
     torch.export.save(program, tmp_path / "graph.pt2")
-    with pytest.raises(ModelError, match=r"torch\.export"):
+    with pytest.raises(ModelError, match="a program that takes more or other than images"):
         load_model(str(tmp_path / "graph.pt2"))
 
 
