@@ -10,6 +10,7 @@ results/files_data.json and the table in README.md.
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import statistics
@@ -51,6 +52,7 @@ class Case:
     refused: str = ""  # words of the right reason
     says: str = ""  # words that must be told
     labels: str | None = None  # as typed, relative to the folder
+    groups: str | None = None  # likewise, or a pattern
 
 
 def scene(label: int, number: int) -> np.ndarray:
@@ -374,7 +376,190 @@ def cases() -> list[Case]:
             says="finds nothing else",
         ),
     ]
-    return found
+    return [*found, *of_objects(), *of_hugging_face(), *of_groups()]
+
+
+_CODE = """
+import numpy as np, torch
+from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
+from torchvision import datasets, transforms
+
+stored = np.load({path!r})
+images, labels = stored["images"], stored["labels"]
+
+class Photos(Dataset):
+    classes = ["ball", "cube"]
+
+    def __init__(self, places=range(len(labels))):
+        self.places = list(places)
+
+    def __len__(self):
+        return len(self.places)
+
+    def __getitem__(self, index):
+        place = self.places[index]
+        return torch.from_numpy(images[place]).permute(2, 0, 1) / 255, int(labels[place])
+"""
+_COUNT = iter(range(1000))  # a module's name is taken once
+
+
+def of_objects() -> list[Case]:
+    """Datasets of the user's own code."""
+
+    def code(root: Path, more: str, name: str) -> str:
+        path = root / f"photos_{next(_COUNT)}.py"
+        x, y = whole()
+        np.savez(root / "stored.npz", images=x, labels=y)
+        path.write_text(_CODE.format(path=str(root / "stored.npz")) + more)
+        return f"{path}:{name}"
+
+    halves = "def build():\n    return {'train': Photos(range(0, 24, 2)), 'test': Photos(range(1, 24, 2))}"
+    return [
+        Case("objects", "a class", partial(code, more="", name="Photos")),
+        Case("objects", "a dict of parts", partial(code, more=halves, name="build"), held_out=True),
+        Case(
+            "objects",
+            "a subset, of a loader",
+            partial(
+                code,
+                more="made = DataLoader(Subset(Photos(), list(range(24))[::-1]), shuffle=True)",
+                name="made",
+            ),
+        ),
+        Case(
+            "objects",
+            "arrays and texts",
+            partial(
+                code, more="made = [(x, ['ball', 'cube'][y]) for x, y in zip(images, labels)]", name="made"
+            ),
+        ),
+        Case(
+            "objects",
+            "dicts of images and one-hot classes",
+            partial(
+                code,
+                more="made = [{'image': x / 255, 'label': np.eye(2)[y]} for x, y in zip(images, labels)]",
+                name="made",
+            ),
+            classes=("0", "1"),
+        ),
+        Case(
+            "objects",
+            "normalised",
+            partial(code, more="made = [(x / 50 - 2, y) for x, y in zip(images, labels)]", name="made"),
+            refused="leave it out of the transform",
+        ),
+        Case(
+            "objects",
+            "random each time",
+            partial(
+                code,
+                more="class Noisy(Photos):\n    def __getitem__(self, i):\n        "
+                "x, y = super().__getitem__(i)\n        return x * torch.rand(()), y",
+                name="Noisy",
+            ),
+            images=None,
+            says="another image each time",
+        ),
+        Case(
+            "objects",
+            "a function that needs more",
+            partial(code, more="def build(root): ...", name="build"),
+            refused="calling it needs root",
+        ),
+    ]
+
+
+def of_hugging_face() -> list[Case]:
+    """Tables as `datasets` and the hub keep them, written with pyarrow in their form."""
+    import pyarrow
+    from pyarrow import parquet
+
+    def rows(places: range, told: bool = True) -> pyarrow.Table:
+        x, y = whole()
+        contents = []
+        for place in places:
+            file = io.BytesIO()
+            Image.fromarray(x[place]).save(file, "PNG")
+            contents.append({"bytes": file.getvalue(), "path": f"{place}.png"})
+        label = {"names": list(NAMES), "_type": "ClassLabel"}
+        features = {"image": {"_type": "Image"}, "label": label} if told else {}
+        classes = y[list(places)] if told else np.array(NAMES)[y[list(places)]]
+        table = pyarrow.table({"image": contents, "label": classes})
+        return table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+
+    def saved(folder: Path, *tables: pyarrow.Table) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        for number, part in enumerate(tables):
+            with pyarrow.ipc.new_stream(str(folder / f"{number}.arrow"), part.schema) as out:
+                out.write_table(part)
+        files = [{"filename": f"{number}.arrow"} for number in range(len(tables))]
+        (folder / "state.json").write_text(json.dumps({"_data_files": files}))
+
+    def in_parts(root: Path) -> str:
+        saved(root / "train", rows(range(0, 24, 2)))
+        saved(root / "validation", rows(range(1, 24, 2)))
+        (root / "dataset_dict.json").write_text('{"splits": ["train", "validation"]}')
+        return f"hf:{root}"
+
+    def of_hub(root: Path) -> str:
+        (root / "data").mkdir()
+        parquet.write_table(rows(range(0, 24, 2)), root / "data" / "train-00000-of-00001.parquet")
+        parquet.write_table(rows(range(1, 24, 2)), root / "data" / "test-00000-of-00001.parquet")
+        return f"hf:{root}"
+
+    every_row = range(2 * EACH)
+    halves = every_row[:9], every_row[9:]
+    text = pyarrow.table({"text": ["x", "y"], "label": [0, 1]})
+    return [
+        Case(
+            "Hugging Face",
+            "save_to_disk, two files",
+            lambda r: saved(r, *map(rows, halves)),
+        ),
+        Case("Hugging Face", "save_to_disk, parts", in_parts, held_out=True),
+        Case("Hugging Face", "texts for classes", lambda r: saved(r, rows(every_row, told=False))),
+        Case("Hugging Face", "the hub's Parquet", of_hub, held_out=True),
+        Case("Hugging Face", "imagefolder", lambda r: (draw(r), f"hf:{r}")[1]),
+        Case("Hugging Face", "of texts", lambda r: saved(r, text), refused="holds image files"),
+    ]
+
+
+def of_groups() -> list[Case]:
+    """What `--groups` says."""
+
+    def visits(root: Path, text: str) -> None:
+        draw(root)
+        files = [f"{name}/{path.name}" for name in NAMES for path in sorted((root / name).iterdir())]
+        lines = [f"{file},visit{number % 4}" for number, file in enumerate(files)]
+        (root / "visits.csv").write_text("\n".join([text, *lines]))
+
+    told = "24 images are 4 groups by --groups"
+    of_others = "is no file, and matches none"
+    return [
+        Case("groups", "a table", partial(visits, text="file,group"), groups="visits.csv", says=told),
+        Case(
+            "groups",
+            "a table with other words",
+            partial(visits, text="image,visit"),
+            groups="visits.csv",
+            says=told,
+        ),
+        Case(
+            "groups",
+            "a table without its columns",
+            partial(visits, text="one,two"),
+            groups="visits.csv",
+            refused="must have the columns file and group",
+        ),
+        Case(
+            "groups",
+            "a pattern of nothing",
+            draw,
+            groups="video[0-9]+",
+            refused=of_others,
+        ),
+    ]
 
 
 def outcome(case: Case, root: Path) -> tuple[str, str]:
@@ -383,7 +568,8 @@ def outcome(case: Case, root: Path) -> tuple[str, str]:
     labels = case.labels if case.labels in (None, "leaf") else str(root / str(case.labels))
     try:
         found = find(source, labels)
-        data = load_data(found, (3, SIDE, SIDE))
+        groups = str(root / case.groups) if case.groups and case.groups.endswith(".csv") else case.groups
+        data = load_data(found, (3, SIDE, SIDE), grouping=groups)
     except DataError as error:
         if case.refused:
             return ("refused" if case.refused in str(error) else "refused for another reason"), str(error)

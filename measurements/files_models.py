@@ -36,6 +36,7 @@ from torch.nn.utils import prune
 
 from advisor.errors import ModelError
 from advisor.models import load_model
+from advisor.models.layers import logits
 from measurements.tables import README, table, write_tables
 
 RESULTS = Path(__file__).parent / "results" / "files_models.json"
@@ -519,6 +520,108 @@ def formats() -> list[Case]:
     return cases
 
 
+def hugging_face() -> list[Case]:
+    """Folders of transformers and of PEFT."""
+    import peft
+    import transformers
+
+    common = {"num_labels": 5, "image_size": SIDE}
+    built = [
+        transformers.ViTForImageClassification(
+            transformers.ViTConfig(hidden_size=48, num_hidden_layers=2, num_attention_heads=3, **common)
+        ),
+        transformers.ResNetForImageClassification(
+            transformers.ResNetConfig(depths=[1, 1], hidden_sizes=[16, 32], embedding_size=8, num_labels=5)
+        ),
+        transformers.ConvNextForImageClassification(
+            transformers.ConvNextConfig(depths=[1, 1, 1, 1], hidden_sizes=[8, 16, 16, 32], **common)
+        ),
+        transformers.MobileNetV2ForImageClassification(
+            transformers.MobileNetV2Config(depth_multiplier=0.35, **common)
+        ),
+    ]
+    cases = [Case("transformers", type(model).__name__, model.save_pretrained, model) for model in built]
+    headless = transformers.ResNetModel(built[1].config)
+    cases.append(Case("transformers", "ResNetModel", headless.save_pretrained, refused="no scores"))
+
+    def adapted(config: Any, named: str | None) -> tuple[nn.Module, Callable[[Path], None]]:
+        base = net("squeezenet1_1")
+        state = copy.deepcopy(base.state_dict())
+        model = peft.get_peft_model(base, config)
+        for weight in model.parameters():
+            if weight.requires_grad:
+                nn.init.normal_(weight, std=0.05)
+
+        def write(folder: Path) -> None:
+            model.peft_config["default"].base_model_name_or_path = named
+            model.save_pretrained(folder)
+            torch.save(state, folder.parent / "base.pt")
+
+        return model, write
+
+    layers = ["expand1x1", "squeeze"]
+    for name, config in (
+        ("LoRA", peft.LoraConfig(r=4, target_modules=layers, modules_to_save=["classifier.1"])),
+        ("DoRA", peft.LoraConfig(r=4, target_modules=layers, use_dora=True)),
+        ("LoHa", peft.LoHaConfig(r=4, target_modules=layers)),
+        ("(IA)3", peft.IA3Config(target_modules=layers, feedforward_modules=[])),
+    ):
+        model, write = adapted(config, "../base.pt")
+        cases.append(Case("PEFT", f"{name} on a file", write, model, says="merged"))
+    lora = peft.LoraConfig(r=4, target_modules=layers)
+    for named, why in ((None, "doesn't say which"), ("somebody/network", "not here")):
+        _, write = adapted(lora, named)
+        cases.append(Case("PEFT", f"LoRA on {named}", write, refused=why))
+    return cases
+
+
+def programs() -> list[Case]:
+    """Of torch.export, of networks that no library has."""
+
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = nn.Sequential(
+                nn.Conv2d(3, 12, 3, stride=2, bias=False), nn.BatchNorm2d(12), nn.SiLU()
+            )
+            self.deep = nn.Conv2d(12, 12, 3, padding=1, groups=12)
+            self.attention = nn.TransformerEncoderLayer(12, 2, 24, batch_first=True)
+            self.head = nn.Linear(12, 5)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = nn.functional.avg_pool2d(self.deep(self.stem(x)), 6)
+            return self.head(self.attention(x.flatten(2).transpose(1, 2)).mean(1))
+
+    class Mixing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.own = Own()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.own(x - x.mean())
+
+    def exported(model: nn.Module, batch: int, is_of_any_batch: bool) -> Callable[[Path], Path]:
+        def write(path: Path) -> Path:
+            shapes = ({0: torch.export.Dim("batch")},) if is_of_any_batch else None
+            images = torch.zeros(batch, 3, SIDE, SIDE)
+            program = torch.export.export(model.eval(), (images,), dynamic_shapes=shapes)
+            torch.export.save(program, path.with_suffix(".pt2"))
+            return path.with_suffix(".pt2")
+
+        return write
+
+    own = shaken(Own())
+    plain = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)
+    )
+    told = "the file's own steps"
+    return [
+        Case("program", "of any batch", exported(own, 2, True), own, says=told),
+        Case("program", "of a batch of 1, plain", exported(plain, 1, False), plain, says=told),
+        Case("program", "that mixes a batch", exported(Mixing(), 2, False), refused="batches of exactly 2"),
+    ]
+
+
 def other_kinds() -> list[Case]:
     def by_names(*names: str) -> Callable[[Path], None]:
         return saved({name: torch.zeros(2, 2) for name in names})
@@ -541,6 +644,16 @@ def other_kinds() -> list[Case]:
     }
     masks = {n.removesuffix("_mask"): v for n, v in pruned.state_dict().items() if "mask" in n}
     plain.load_state_dict({n: v * masks.get(n, 1) for n, v in weights.items()})
+    spectral = net("resnet18")
+    for layer in spectral.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            nn.utils.parametrizations.spectral_norm(layer)
+    orthogonal = with_part(net("resnet18"), "fc", nn.utils.parametrizations.orthogonal(nn.Linear(512, 5)))
+    fused = torchvision.models.quantization.mobilenet_v2(weights=None, num_classes=5, quantize=False).train()
+    fused.fuse_model(is_qat=True)
+    fused.qconfig = torch.ao.quantization.get_default_qat_qconfig("qnnpack")
+    torch.ao.quantization.prepare_qat(fused, inplace=True)
+    fused.apply(torch.ao.quantization.disable_fake_quant)
     normed = with_part(net("resnet18"), "fc", nn.utils.parametrizations.weight_norm(nn.Linear(512, 5)))
     old = with_part(net("resnet18"), "fc", nn.Linear(512, 5))
     with warnings.catch_warnings():
@@ -571,6 +684,14 @@ def other_kinds() -> list[Case]:
         Case("kept in parts", "weight norm", saved(normed.state_dict()), normed, says="weight norm"),
         Case("kept in parts", "older weight norm", saved(old.state_dict()), old, says="weight norm"),
         Case("kept in parts", "observers of quantisation", saved(aware), plain, says="quantisation"),
+        Case("kept in parts", "fused for it", saved(shaken(fused).state_dict()), fused, says="quantisation"),
+        Case("kept in parts", "spectral norm", saved(spectral.state_dict()), spectral, says="spectral norm"),
+        Case(
+            "kept in parts",
+            "orthogonal",
+            saved(orthogonal.state_dict()),
+            refused="remove_parametrizations",
+        ),
         Case("other kind", "quantised", saved(quantised.state_dict()), refused="quantised"),
     ]
 
@@ -659,6 +780,8 @@ def all_cases(part: str = "") -> list[Case]:
         whole,
         libraries,
         formats,
+        hugging_face,
+        programs,
         other_kinds,
         unlike,
         with_arch,
@@ -699,7 +822,7 @@ def tried(case: Case, folder: Path) -> dict[str, Any]:
     image = torch.rand(2, case.channels, case.side, case.side)
     try:
         with torch.no_grad():
-            expected, got = case.model.eval()(image), loaded.module(image)
+            expected, got = logits(case.model.eval()(image)), logits(loaded.module(image))
     except Exception as error:  # noqa: BLE001 - a network that doesn't run was not opened
         return result | {"outcome": "wrong: does not run", "said": repr(error)[:300]}
     same = expected.shape == got.shape and (expected - got).abs().max() <= CLOSE * expected.abs().max()
