@@ -810,7 +810,7 @@ def good() -> dict[str, np.ndarray]:
         ({"labels": np.arange(19) % 2}, "20 images but 19 labels"),
         ({"labels": np.eye(20, dtype=int) + 1}, "labels has shape (20, 20)"),
         ({"labels": np.full((20, 2), 0.5)}, "not one 1 among zeros"),
-        ({"labels": np.arange(20) % 2 - 1}, "10 labels are negative, such as -1"),
+        ({"labels": np.arange(20) % 2 - 1}, "10 of 20 labels are negative, such as -1"),
         ({"labels": np.arange(20) % 2 * 0.5}, "labels are float64"),
         ({"labels": np.zeros(20, int)}, "only one class, '0'"),
         ({"labels": np.r_[np.zeros(19, int), 1]}, "class '1' has a single image"),
