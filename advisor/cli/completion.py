@@ -113,7 +113,7 @@ def _models(unfinished: str) -> list[str]:
 
 
 def _data(unfinished: str) -> list[str]:
-    named = _beginning(("digits", "torchvision:"), unfinished)
+    named = _beginning(("digits", "hf:", "torchvision:"), unfinished)
     return [*named, *_files(unfinished)] if named else []
 
 
