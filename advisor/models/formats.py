@@ -163,17 +163,18 @@ def _read_zip(path: Path, trust: bool) -> Contents:
                 raise ModelError("is a NumPy .npz file, not a model; data goes to --data")
             if "model.weights.h5" in members:
                 raise ModelError("is a Keras model; give the PyTorch model")
-            if _WEIGHTS in members:
-                return _exported(archive)
-            if members.keys() & {"archive_format", "serialized_exported_program.json"}:
+            is_program = _WEIGHTS in members
+            if not is_program and members.keys() & {"archive_format", "serialized_exported_program.json"}:
                 raise ModelError(no_network(_PROGRAM))
-            if "data.pkl" not in members:
+            if not is_program and "data.pkl" not in members:
                 raise ModelError("is a zip archive, but none that torch.save wrote; unpack it first")
-            # torch.save compresses nothing, and a small archive must not unfold into a huge one.
+            # torch compresses nothing, and a small archive must not unfold into a huge one.
             # TorchScript's program is, but it is not read.
             stored = [info for info in archive.infolist() if info.filename.partition("/")[2][:5] != "code/"]
             if sum(info.file_size for info in stored) > path.stat().st_size:
                 raise ModelError("is a compressed zip archive; unpack it, or torch.save the model again")
+            if is_program:
+                return _exported(archive)
             pickled = archive.read(members["data.pkl"])
         if "constants.pkl" in members:
             return Contents(_scripted(path, pickled), graph="TorchScript")

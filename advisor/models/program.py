@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import operator
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -92,6 +92,7 @@ class ExportedNetwork(nn.Module):
         kept = {name: _Entry(path) for name, path in entries.items()}
         steps = [_step(node, kept) for node in graph["nodes"] if not _CHECKS.match(node["target"])]
         self._steps = [self._with_layer(step, tensors, values) for step in steps]
+        self._done_with = _last_uses(self._steps, self._output)
         parameters = {path for name, path in entries.items() if name.startswith("p_")}
         for path, tensor in tensors.items():
             self._keep(path, tensor, path in parameters)
@@ -101,6 +102,15 @@ class ExportedNetwork(nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """(N, C, H, W) -> what the program gives."""
         known: dict[str, Any] = {self._input: images}
+        for step, done_with in zip(self._steps, self._done_with, strict=True):
+            known.update(zip(step.results, self._run(step, known, len(images)), strict=False))
+            for name in done_with:  # else it would be held for longer than the network needs it
+                known.pop(name, None)
+        result: torch.Tensor = known[self._output]
+        return result
+
+    def _run(self, step: _Step, known: Mapping[str, Any], batch: int) -> Sequence[Any]:
+        """What the step gives."""
 
         def value(said: Any) -> Any:
             if isinstance(said, _Name):
@@ -112,19 +122,14 @@ class ExportedNetwork(nn.Module):
                 return [value(each) for each in said]
             return self.training if isinstance(said, _Training) else said
 
-        for step in self._steps:
-            if step.is_layer:
-                found = self.get_submodule(step.target)(*map(value, step.arguments.values()))
-            else:
-                given = {name: value(said) for name, said in step.arguments.items()}
-                if self._is_fixed and len(images) != self._batch:
-                    self._resize(step.target, given, len(images))
-                plain = [each for name, each in given.items() if name not in step.by_name]
-                found = _operator(step.target)(*plain, **{name: given[name] for name in step.by_name})
-            several = found if isinstance(found, tuple | list) else [found]
-            known.update(zip(step.results, several, strict=False))
-        result: torch.Tensor = known[self._output]
-        return result
+        given = {name: value(said) for name, said in step.arguments.items()}
+        if step.is_layer:
+            return [self.get_submodule(step.target)(*given.values())]
+        if self._is_fixed and batch != self._batch:
+            self._resize(step.target, given, batch)
+        plain = [each for name, each in given.items() if name not in step.by_name]
+        found = _operator(step.target)(*plain, **{name: given[name] for name in step.by_name})
+        return found if isinstance(found, tuple | list) else [found]
 
     def _resize(self, target: str, given: dict[str, Any], batch: int) -> None:
         """Sizes that were written for the program's own batch, for another one; in place."""
@@ -211,6 +216,26 @@ class ExportedNetwork(nn.Module):
                 f"is a program for batches of exactly {self._batch}; export it again with dynamic_shapes="
                 "({0: torch.export.Dim('batch')},)"
             )
+
+
+def _last_uses(steps: Sequence[_Step], kept: str) -> list[list[str]]:
+    """For each step, the values that no later one takes."""
+    last = {name: place for place, step in enumerate(steps) for name in step.results}
+    for place, step in enumerate(steps):
+        last |= dict.fromkeys(_names_in([*step.arguments.values()]), place)
+    del last[kept]
+    found: list[list[str]] = [[] for _ in steps]
+    for name, place in last.items():
+        found[place].append(name)
+    return found
+
+
+def _names_in(said: Any) -> Iterator[str]:
+    if isinstance(said, _Name):
+        yield said.name
+    elif isinstance(said, list):
+        for each in said:
+            yield from _names_in(each)
 
 
 def _count(given: Mapping[str, Any]) -> int:

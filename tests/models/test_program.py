@@ -10,9 +10,11 @@ import torch
 import torchvision
 from torch import nn
 
+from advisor.costs.simulate import simulate
 from advisor.errors import ModelError
 from advisor.models import formats, load_model, take_census
 from advisor.models.program import _operator
+from advisor.records import Candidate
 
 
 class Own(nn.Module):
@@ -156,3 +158,15 @@ def _changed(path, to, change):
                 content = json.dumps(program).encode()
             new.writestr(name, content)
     return to
+
+
+@pytest.mark.parametrize("candidate", [Candidate("full"), Candidate("norm"), Candidate("head")])
+def test_it_costs_what_the_network_costs(own, candidate):
+    model, path = own
+    costs = [
+        simulate(module, take_census(module, (3, 16, 16)), candidate, 4, workspace=False)
+        for module in (model, load_model(str(path)).module)
+    ]
+    assert costs[0].flops == costs[1].flops
+    assert costs[0].trainable_parameters == costs[1].trainable_parameters
+    assert costs[1].peak_memory_bytes == pytest.approx(costs[0].peak_memory_bytes, rel=0.02)
