@@ -340,6 +340,15 @@ def test_a_report_without_data(situation, advice, tmp_path):
     assert "no probe tells a learning rate" in applied.warnings[-1]
 
 
+def test_code_that_a_report_names_for_its_data_is_not_run(situation, advice, tmp_path):
+    """What is typed is run, what a file says is not."""
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    evil = replace(advice, data=replace(advice.data, source=f"{tmp_path / 'evil.py'}:data"))
+    with pytest.raises(InputError, match="the report names code for its data"):
+        carried_out(situation, evil, tmp_path / "tuned")
+    assert not (tmp_path / "ran").exists()
+
+
 def test_a_folder_that_can_not_be_written_to(situation, advice, tmp_path):
     (tmp_path / "file").write_text("")
     for folder in (tmp_path / "file", tmp_path / "file" / "below", Path("/proc/here")):
