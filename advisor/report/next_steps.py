@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from advisor.names import names_code
 from advisor.records import Recommendation
 from advisor.units import format_bytes, format_flops
 
@@ -41,7 +42,9 @@ def next_steps(recommendation: Recommendation, saved: str | None) -> list[Step]:
         apply = ("peft-advisor", "apply", recommendation.model.source, saved or _SAVED, "--output", "tuned/")
         trust = ("--trust",) if "--trust" in asked else ()
         steps = [] if saved else _again(asked, *to_save)
-        steps.append(Step((*apply, *trust), "peft-advisor apply MODEL OUT.json --output tuned/"))
+        source = recommendation.data.source
+        code = ("--data", source) if names_code(source) else ()  # `apply` runs none that a report names
+        steps.append(Step((*apply, *code, *trust), "peft-advisor apply MODEL OUT.json --output tuned/"))
     if saved and len(steps) < 2:
         everything = ("peft-advisor", "report", saved, "--all")
         steps.append(Step(everything, "peft-advisor report OUT.json --all"))

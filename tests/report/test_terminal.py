@@ -8,7 +8,9 @@ from __future__ import annotations
 import io
 import os
 import re
+import shlex
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from rich.console import Console
 
 from advisor.records import Recommendation
 from advisor.report import print_profile, print_recommendation
+from advisor.report.next_steps import next_steps
 from advisor.report.view import main_ones
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -122,3 +125,11 @@ def test_all_has_every_candidate_on_one_line_at_80_columns(samples: dict[str, Re
 def test_all_says_which_limits_shut_out_how_many(samples: dict[str, Recommendation]) -> None:
     output = shown(everything, samples["nothing_fits"], 140)
     assert "over RAM: 10 candidates, the nearest of them head: peak memory 90 MB" in output
+
+
+def test_data_that_is_code_is_named_again_for_apply(samples: dict[str, Recommendation]) -> None:
+    advice = samples["with_data"]
+    assert advice.data is not None
+    assert "--data" not in shlex.join(next_steps(advice, "advice.json")[0].words)
+    of_code = replace(advice, data=replace(advice.data, source="photos.py:build"))
+    assert shlex.join(next_steps(of_code, "advice.json")[0].words).endswith("--data photos.py:build")
