@@ -815,7 +815,7 @@ def tried(case: Case, folder: Path) -> dict[str, Any]:
     except Exception as error:  # noqa: BLE001 - that is what is looked for
         return result | {"outcome": "internal error", "said": repr(error)[:300], "seconds": 0.0}
     result["seconds"] = time.perf_counter() - begun
-    said = "; ".join((*loaded.assumed, *loaded.warnings))
+    said = "; ".join((*loaded.assumed, *loaded.warnings)).replace(str(folder), "")
     result |= {"network": loaded.name, "said": said}
     if case.model is None:
         return result | {"outcome": "wrong: opened"}
