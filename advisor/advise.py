@@ -9,7 +9,6 @@ import time
 from collections.abc import Mapping, Sequence, Set
 from contextlib import ExitStack, suppress
 from dataclasses import replace
-from functools import partial
 from operator import itemgetter
 
 import torch
@@ -25,17 +24,18 @@ from advisor.costs import (
 )
 from advisor.costs.measure import measure
 from advisor.data import Dataset
-from advisor.data.loading import LabelledImages
-from advisor.errors import AdvisorError, ModelError, first_line
+from advisor.errors import AdvisorError, InputError, ModelError, first_line
 from advisor.interrupts import stoppable
 from advisor.methods import get_method, learning_rates, methods
 from advisor.probes import (
     CrossValidation,
     Trainer,
+    by_class,
+    class_of_recall,
     executor_for,
     fold_count,
     in_quick_layout,
-    judged_in_groups,
+    metric_of,
     training_of,
 )
 from advisor.probes.race import race
@@ -108,8 +108,12 @@ def _recommend(
     progress: Progress,
     waiting: WaitingChild | None,
 ) -> Recommendation:
+    if request.data is None and budget.metric != "accuracy":
+        raise InputError("--metric is how answers on images are judged: give --data, too")
     with Store(request.store) as store:
         story = prepare(model, request, progress, store)
+        if story.dataset is not None:
+            class_of_recall(budget.metric, story.dataset.class_names)  # a mistyped one costs no time
         simulator = simulator_for(story)
         evaluations = cost_all(story, request, simulator, budget, progress, store)
         story.base_forward_flops = simulator.forward_flops()
@@ -237,12 +241,11 @@ def _probe_all(
     assert dataset is not None  # noqa: S101 - the caller has both
     assert situation is not None  # noqa: S101
     base: Accuracy | None = None
-    train, validation, folds = len(dataset.train), len(dataset.validation), 1
-    labels = dataset.validation.labels
+    train, held_out, folds = len(dataset.train), dataset.validation, 1
     seconds, probes_run, probes_recalled = 0.0, 0, 0
     if request.probe_seconds is not None:
         trainer, folds = _trainer(story, dataset, request.batch_size)
-        train, validation = len(trainer.dataset.train), len(trainer.dataset.validation)
+        train, held_out = len(trainer.dataset.train), trainer.dataset.validation
         fitting = [evaluation for evaluation in cheapest_first(evaluations, budget) if evaluation.fits]
         most = _SAFE_SHARE * available_bytes()
         risky = {training_of(e.candidate, story.census) for e in fitting if e.cost.peak_memory_bytes > most}
@@ -255,6 +258,7 @@ def _probe_all(
                 updates=updates,
                 seed=request.seed,
                 judge_base=not situation.head_replaced,
+                metric=metric_of(budget.metric, held_out.labels, dataset.class_names, situation.label_map),
                 min_retained=budget.min_retained,
                 unaffordable=[evaluation.candidate for evaluation in evaluations if not evaluation.fits],
                 store=store,
@@ -265,8 +269,12 @@ def _probe_all(
         progress("probe", 1.0, "")
         story.warnings[:0] = result.warnings
         known = situation.classes - situation.new_classes
-        labels = trainer.dataset.validation.labels
-        told = partial(_by_class, images=trainer.dataset.validation, known=known)
+
+        def told(accuracy: Accuracy | None) -> Accuracy | None:
+            if accuracy is None:
+                return None
+            return by_class(accuracy, held_out.labels, held_out.groups, situation.label_map, known)
+
         base, seconds = told(result.base), result.seconds
         probes_run, probes_recalled = result.probes_run, result.probes_recalled
         evaluations = [
@@ -285,7 +293,7 @@ def _probe_all(
         classes=len(dataset.class_names),
         new_classes=situation.new_classes,
         train_samples=train,
-        validation_samples=validation,
+        validation_samples=len(held_out),
         folds=folds,
         base_accuracy=base,
         probe_seconds=seconds,
@@ -307,8 +315,9 @@ def _probe_all(
         retain=request.retain,
         unlabelled=request.unlabelled,
         unlabelled_samples=_unlabelled(story),
-        largest_class_share=_largest_share(labels),
+        largest_class_share=_largest_share(held_out.labels),
         data_classes=dataset.class_names,
+        held_out_by_class=tuple(int((held_out.labels == each).sum()) for each in situation.label_map),
     )
     return evaluations, summary
 
@@ -371,20 +380,6 @@ def _first_said(data: DataSummary | None) -> str:
 def _largest_share(labels: torch.Tensor) -> float:
     """Of the most frequent label: what always giving the same answer gets right."""
     return float(labels.unique(return_counts=True)[1].max()) / len(labels)
-
-
-def _by_class(accuracy: Accuracy | None, images: LabelledImages, known: int) -> Accuracy | None:
-    """With the shares of held-out samples of known classes, labels below `known`, and of new ones."""
-    if accuracy is None:
-        return None
-    correct = torch.tensor(list(accuracy.correct), dtype=torch.float32) / accuracy.seeds
-    is_new = images.labels[: len(correct)] >= known
-    old, new = correct[~is_new], correct[is_new]
-    return replace(
-        judged_in_groups(accuracy, images.groups),
-        known_classes=float(old.mean()) if len(old) else None,
-        new_classes=float(new.mean()) if len(new) else None,
-    )
 
 
 def _trainer(story: Story, dataset: Dataset, batch_size: int) -> tuple[Trainer, int]:

@@ -22,8 +22,8 @@ from advisor.errors import InputError, first_line
 from advisor.files import replacing
 from advisor.kept_sums import KeptSums, marks_of
 from advisor.methods import learning_rates
-from advisor.names import did_you_mean, names_code
-from advisor.probes import FineTune, Trainer, accuracy_of, head_of, judged_in_groups
+from advisor.names import answered, did_you_mean, names_code
+from advisor.probes import FineTune, Trainer, head_of, judged_in_groups, metric_of
 from advisor.records import Accuracy, Candidate, DataSummary, Evaluation, Framing, Recommendation
 from advisor.situation import Progress, Request, Story, prepare, versions
 
@@ -56,6 +56,7 @@ class Applied:
     accuracy: Accuracy  # of the weights that are written
     base: Accuracy | None  # the model as it was, on the same images; None where its head was replaced
     predicted: Accuracy | None  # by the probe
+    metric: str  # of all three
     epochs_run: int
     files: tuple[Path, ...]
     notes: tuple[str, ...]  # what there is no form of, and why
@@ -213,9 +214,8 @@ def _short(value: object) -> str:
 def verdict(applied: Applied) -> str:
     """One line: the accuracy, against what the probe predicted and what the model had."""
     found, predicted, base = applied.accuracy, applied.predicted, applied.base
-    parts = [
-        f"{_percent(found)} right of {found.samples:,} held-out images (95 % interval {_interval(found)})"
-    ]
+    told = answered(_percent(found), found.samples, applied.metric)
+    parts = [f"{told} (95 % interval {_interval(found)})"]
     if predicted is None:
         parts.append("no probe predicted it")
     else:
@@ -381,12 +381,12 @@ def _written(
     assert story.dataset is not None  # noqa: S101 - the request names the data
     assert story.situation is not None  # noqa: S101 - so it was matched with the model
     folder, trainable = application.output, run.fine_tune.trainable
-    groups = story.dataset.validation.groups
-    accuracy = judged_in_groups(accuracy_of(run.fine_tune.judge()), groups)
+    held_out, outputs = story.dataset.validation, story.situation.label_map
+    metric = metric_of(recommendation.budget.metric, held_out.labels, story.dataset.class_names, outputs)
+    accuracy = judged_in_groups(metric.of(run.fine_tune.judge()), held_out.groups)
     base = None
     if not story.situation.head_replaced:
-        right = run.trainer.judge_base(len(story.dataset.validation))
-        base = judged_in_groups(accuracy_of(right), groups)
+        base = judged_in_groups(metric.of(run.trainer.judge_base(len(held_out))), held_out.groups)
     recipe = _recipe(run, story, recommendation, evaluation)
     recipe = replace(
         recipe,
@@ -406,6 +406,7 @@ def _written(
         accuracy=accuracy,
         base=base,
         predicted=evaluation.accuracy,
+        metric=metric.name,
         epochs_run=run.epochs_run,
         files=delivered.files,
         notes=delivered.notes,

@@ -32,7 +32,7 @@ from advisor.models.layers import logits
 from advisor.parts.attachment import Trainable
 from advisor.parts.closed_form import inputs_of
 from advisor.parts.sums import Spectrum
-from advisor.probes import accuracy_of, head_of
+from advisor.probes import ACCURACY, head_of
 from advisor.records import Accuracy, Census, Framing
 from advisor.situation import Progress, versions
 from advisor.training.update import head_to_solve
@@ -181,7 +181,7 @@ def _percent(accuracy: Accuracy) -> str:
 
 
 def _share(right: torch.Tensor) -> Accuracy | None:
-    return accuracy_of(bytes(right.to(torch.uint8).tolist())) if len(right) else None
+    return ACCURACY.of(bytes(right.to(torch.uint8).tolist())) if len(right) else None
 
 
 # What is there

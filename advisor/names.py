@@ -20,6 +20,7 @@ from advisor.errors import InputError
 NAMED_FORMS = "torchvision:NAME, timm:NAME, FILE.py:FUNCTION or package.module:factory"
 OPTIMIZERS = ("adam", "adamw", "momentum", "sgd")
 RESIZES = {"crop": "center", "squash": "squash", "pad": "border"}  # as typed -> as a `Framing` has it
+METRICS = ("accuracy", "balanced", "recall:CLASS")
 SCENARIOS = ("auto", "shift", "new-classes")
 EXECUTORS = ("here", "local", "local:", "dask://", "ray", "ray://")  # as they begin
 _EXECUTOR = re.compile(r"here|local(:0*[1-9]\d*)?|dask://.*|ray(://.*)?")
@@ -55,6 +56,29 @@ def did_you_mean(typed: str, known: Iterable[str], most: int = 1) -> str:
     """`; did you mean lora?`, to end a message with; empty where nothing is near."""
     found = near(typed, known, most)
     return f"; did you mean {' or '.join(map(_shown, found))}?" if found else ""
+
+
+def parse_metric(text: str) -> str:
+    """As a `Budget` has it: `accuracy`, `balanced` or `recall:CLASS`. Raises InputError."""
+    kind, colon, called = text.partition(":")
+    if colon and kind.strip().lower() == "recall" and called.strip():
+        return f"recall:{called.strip()}"
+    return one_of("--metric", text, METRICS)
+
+
+def answered(accuracy: str, samples: int, metric: str) -> str:
+    """`71.3 % of 250 held-out images right`, and the like, in the metric.
+
+    Args:
+        accuracy: in words.
+        samples: that it was judged on.
+    """
+    kind, _, called = metric.partition(":")
+    if kind == "recall":
+        return f"{accuracy} of {samples:,} held-out images of {called!r} found"
+    if kind == "balanced":
+        return f"{accuracy} balanced accuracy on {samples:,} held-out images"
+    return f"{accuracy} of {samples:,} held-out images right"
 
 
 def one_of(option: str, text: str, known: Sequence[str]) -> str:

@@ -22,10 +22,12 @@ def paired_gap(better: Accuracy, other: Accuracy) -> tuple[float, float]:
     shares = [
         np.frombuffer(accuracy.correct[:shared], np.uint8) / accuracy.seeds for accuracy in (better, other)
     ]
-    # Resampling n of n differences, of which few differ, is a multinomial draw of their counts.
-    values, counts = np.unique(shares[0] - shares[1], return_counts=True)
+    weights = np.ones(shared) if better.weights is None else np.array(better.weights[:shared])
+    # Resampling n of n samples, of which few differ, is a multinomial draw of their counts.
+    kinds, counts = np.unique(np.stack([shares[0] - shares[1], weights]), axis=1, return_counts=True)
     draws = np.random.default_rng(0).multinomial(shared, counts / shared, size=_RESAMPLES)
-    means = draws @ values / shared
+    totals = draws @ kinds[1]
+    means = draws @ (kinds[0] * kinds[1]) / np.where(totals, totals, 1)  # none that counts drawn: no gap
     low, high = np.quantile(means, (0.025, 0.975))
     return float(low), float(high)
 

@@ -2,7 +2,7 @@
 
 Within a schema version keys are only ever added, so a reader takes what it knows and a key whose
 record has a default may be missing. Totals and `fits` are written for scripts and worked out again
-when read. The held-out samples' own results (`Accuracy.correct`) are not written.
+when read. The held-out samples' own results (`Accuracy.correct`, `weights`) are not written.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _DERIVED: dict[type, tuple[str, ...]] = {
     Cost: ("peak_memory_bytes",),
     Evaluation: ("fits",),
 }
-_NOT_WRITTEN = {(Accuracy, "correct")}
+_NOT_WRITTEN = {(Accuracy, "correct"), (Accuracy, "weights")}
 
 
 def encode(value: Any) -> Any:

@@ -345,12 +345,12 @@ class Measurement:
 
 @dataclass(frozen=True, slots=True)
 class Accuracy:
-    """Share of held-out samples classified right, with a 95 % interval."""
+    """Share of held-out samples classified right, in the budget's metric, with a 95 % interval."""
 
     mean: float
     low: float
     high: float
-    samples: int
+    samples: int  # those that count in the metric
     # One byte per held-out sample: how many of the seeds got it right; same order for every candidate.
     correct: bytes = b""
     learning_rate: float | None = None  # the best one; None where nothing is trained
@@ -361,7 +361,10 @@ class Accuracy:
     new_classes: float | None = None  # of the others
     seeds: int = 1  # trainings, each with its own order of batches and its own new weights
     # Of images that belong together the answers are alike: so many that are independent say as much.
-    effective_samples: int | None = None  # None: all are independent
+    effective_samples: int | None = None  # None: all are independent, and count alike
+    weights: tuple[float, ...] | None = None  # of each held-out sample, in the metric; None: all count alike
+    balanced: Accuracy | None = None  # the mean of the classes' shares
+    recalls: tuple[float | None, ...] = ()  # each class's share, in the data's order; None: none held out
 
 
 @dataclass(frozen=True, slots=True)
@@ -391,10 +394,11 @@ class Budget:
     flops: int | None = None
     fewest_flops: bool = False  # a bare --flops-budget
     storage_bytes: int | None = None
-    min_accuracy: float | None = None
+    min_accuracy: float | None = None  # in the metric
     min_retained: float | None = None  # accuracy on the old data
     tolerance: float = 0.01  # of accuracy, as a fraction: within it of the best, the cheapest wins
     runtime_overhead_bytes: int = 0  # taken off ram_bytes
+    metric: str = "accuracy"  # or "balanced", the mean of the classes' shares, or "recall:CLASS"
 
 
 @dataclass(frozen=True, slots=True)
@@ -485,6 +489,7 @@ class DataSummary:
     unreadable_samples: int = 0  # images that can't be read and were left out
     findings: tuple[Finding, ...] = ()
     data_classes: tuple[str, ...] = ()  # the data's own, in its order; label numbers where it has no names
+    held_out_by_class: tuple[int, ...] = ()  # images, in that order
 
     @property
     def misread(self) -> Finding | None:

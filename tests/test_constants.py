@@ -11,9 +11,9 @@ from advisor.data.loading import default_normalisation
 from advisor.methods import dora, galore, get_method, learning_rates, lite_residual, loha, lokr, lora
 from advisor.models.layers import take_census
 from advisor.probes.folds import fold_count
+from advisor.probes.judging import ACCURACY
 from advisor.probes.scenarios import Situation, adapt_head
-from advisor.probes.train import accuracy_of
-from advisor.records import Accuracy, Candidate, Levers
+from advisor.records import Accuracy, Budget, Candidate, Levers
 from advisor.solver.choose import is_as_good, paired_gap
 from advisor.training.update import begin, reestimation_updates, update
 from tests.probes.test_folds import few
@@ -44,12 +44,12 @@ def test_how_much_of_a_gap_is_believed():
     for gap, as_good in ((0.018, True), (0.022, False)):
         best, other = judged(300, 200 + round(gap * 500), 200 - round(gap * 500), 300)
         assert best.mean - other.mean == pytest.approx(gap)
-        assert is_as_good(other, best, 0.01) is as_good
+        assert is_as_good(other, best, Budget(tolerance=0.01)) is as_good
 
 
 def test_wilsons_interval():
     """Of 81 of 263: 0.308 (0.255 to 0.366), Newcombe, Statistics in Medicine 17 (1998), table I."""
-    found = accuracy_of(bytes([1] * 81 + [0] * 182))
+    found = ACCURACY.of(bytes([1] * 81 + [0] * 182))
     assert (found.low, found.high) == pytest.approx((0.2553, 0.3662), abs=5e-5)
 
 

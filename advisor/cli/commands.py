@@ -46,7 +46,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     ),
     "Limits": (
         *("ram", "ram_includes_runtime", "runtime_overhead", "flops_budget", "storage", "step_time"),
-        *("min_accuracy", "min_retained", "tolerance", "target"),
+        *("metric", "min_accuracy", "min_retained", "tolerance", "target"),
     ),
     "Search": (
         *("methods", "ranks", "candidate", "probe_time", "epochs", "learning_rate", "no_probe", "no_verify"),

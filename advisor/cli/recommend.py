@@ -31,8 +31,16 @@ def command(
     ram: options.Ram = None,
     flops_budget: options.FlopsBudget = None,
     storage: options.Storage = None,
+    metric: Annotated[
+        str,
+        typer.Option(
+            metavar="accuracy|balanced|recall:CLASS",
+            help="What is to be high: the share of images that is right, its mean over classes, or the share "
+            "of one class's images that is found.",
+        ),
+    ] = "accuracy",
     min_accuracy: Annotated[
-        float | None, typer.Option(metavar="SHARE", help="Least accuracy, such as 0.8.")
+        float | None, typer.Option(metavar="SHARE", help="Least accuracy, in that metric, such as 0.8.")
     ] = None,
     retain: Annotated[
         str | None,
@@ -144,6 +152,7 @@ def command(
         flops=None if fewest else flops_budget,
         fewest_flops=fewest,
         storage=storage,
+        metric=metric,
         min_accuracy=min_accuracy,
         min_retained=min_retained,
         tolerance_points=tolerance,

@@ -5,30 +5,32 @@ The function `race` is in the module of its name, which it would hide here.
 
 from advisor.probes.executor import executor_for
 from advisor.probes.folds import CrossValidation, fold_count
+from advisor.probes.judging import ACCURACY, Metric, by_class, class_of_recall, judged_in_groups, metric_of
 from advisor.probes.race import RaceResult
 from advisor.probes.scenarios import Situation, adapt_head, imprint_where_better, relabel, situate
 from advisor.probes.train import (
     FineTune,
     Trainer,
     Trial,
-    accuracy_of,
     head_of,
     in_quick_layout,
-    judged_in_groups,
     key_of,
     trained_as,
     training_of,
 )
 
 __all__ = [
+    "ACCURACY",
     "CrossValidation",
     "FineTune",
+    "Metric",
     "RaceResult",
     "Situation",
     "Trainer",
     "Trial",
-    "accuracy_of",
     "adapt_head",
+    "by_class",
+    "class_of_recall",
     "executor_for",
     "fold_count",
     "head_of",
@@ -36,6 +38,7 @@ __all__ = [
     "in_quick_layout",
     "judged_in_groups",
     "key_of",
+    "metric_of",
     "relabel",
     "situate",
     "trained_as",

@@ -30,6 +30,7 @@ from advisor.interrupts import stoppable
 from advisor.methods import learning_rates
 from advisor.probes.clock import Clock
 from advisor.probes.executor import Executor, InProcess
+from advisor.probes.judging import ACCURACY, Metric
 from advisor.probes.picture import Point, Seen, pictured, shipped_prior, whole
 from advisor.probes.promotion import (
     Entry,
@@ -42,7 +43,7 @@ from advisor.probes.promotion import (
     undominated,
     variants,
 )
-from advisor.probes.train import Answers, Probe, Trainer, Trial, accuracy_of, head_of, training_of
+from advisor.probes.train import Answers, Probe, Trainer, Trial, head_of, training_of
 from advisor.records import FEATURES, Accuracy, Candidate, Cost, Estimate, Features, StatisticsPolicy
 from advisor.store import Store
 from advisor.training.update import reestimation_updates
@@ -86,6 +87,7 @@ def race(
     updates: int,
     seed: int,
     judge_base: bool = True,
+    metric: Metric = ACCURACY,
     min_retained: float | None = None,
     unaffordable: Sequence[Candidate] = (),
     store: Store | None = None,
@@ -100,6 +102,7 @@ def race(
             before.
         updates: of a whole fine-tune: what the finalists train for, if there is time.
         judge_base: whether the model's own accuracy on the held-out samples means anything.
+        metric: what counts as accuracy on the held-out samples.
         min_retained: accuracy on the old data; what is surely below it goes no further.
         unaffordable: what the budget doesn't admit: predicted, and never probed.
         store: where probes are looked for and kept.
@@ -110,7 +113,9 @@ def race(
     Raises:
         DataError: every probe of every candidate diverged.
     """
-    racing = _Race(trainer, costs, seconds, updates, seed, min_retained, store, key or {}, executor, report)
+    racing = _Race(
+        trainer, costs, seconds, updates, seed, metric, min_retained, store, key or {}, executor, report
+    )
     return racing.run(judge_base, unaffordable)
 
 
@@ -122,6 +127,7 @@ class _Race:
         seconds: float,
         updates: int,
         seed: int,
+        metric: Metric,
         min_retained: float | None,
         store: Store | None,
         key: Mapping[str, Any],
@@ -145,9 +151,10 @@ class _Race:
             "seconds": seconds,
             "updates": updates,
             "seed": seed,
+            "metric": metric.name,
             "min_retained": min_retained,
         }
-        self._min_retained = min_retained
+        self._metric, self._min_retained = metric, min_retained
         solves = any(head is not None for heads in self._alike.values() for head in heads)
         self._clock = Clock(seconds, self._costs, len(trainer.dataset.train) if solves else 0)
         self._found: dict[Candidate, list[Probe]] = {}  # what went well, by what is trained
@@ -160,7 +167,7 @@ class _Race:
         try:
             with stoppable():
                 correct, retained = self._base()
-                base = _accuracy(correct, retained) if judge_base else None
+                base = self._accuracy(correct, retained) if judge_base else None
                 self._run_rounds(len(correct), base)
         except KeyboardInterrupt:
             self._warnings.append("interrupted: what was found until then is all that is known")
@@ -195,7 +202,7 @@ class _Race:
     def _accuracies(self) -> dict[Candidate, Accuracy]:
         """Of all that was probed; those that were trained the longest are the finalists."""
         longest = max(
-            (p.trial.updates for one in self._found for p in _standing(self._trained(one))), default=0
+            (p.trial.updates for one in self._found for p in self._standing(self._trained(one))), default=0
         )
         if 0 < longest < self._updates:
             self._warnings.append(
@@ -204,8 +211,8 @@ class _Race:
             )
         found = {}
         for one in self._costs:
-            standing = _standing(self._found.get(one, ()))
-            for head, accuracy in _judged_by_head(standing).items():
+            standing = self._standing(self._found.get(one, ()))
+            for head, accuracy in self._judged_by_head(standing).items():
                 finalist = accuracy.learning_rate is None or accuracy.updates == longest
                 for candidate in self._alike[one].get(head, ()):
                     found[candidate] = replace(accuracy, finalist=finalist)
@@ -216,12 +223,16 @@ class _Race:
     ) -> dict[Candidate, Estimate]:
         """What each that is no finalist would come to, at the best of its learning rates."""
         seen = [
-            Seen(Point(one, trial.learning_rate, share, head), accuracy.mean, accuracy.samples)
+            Seen(
+                Point(one, trial.learning_rate, share, head),
+                accuracy.mean,
+                accuracy.effective_samples or accuracy.samples,
+            )
             for one, probes in self._found.items()
             for probe in probes
             for trial in [probe.trial]
             for share in [trial.updates / self._updates if trial.learning_rate is not None else 1.0]
-            for head, accuracy in _judged_by_head([probe]).items()
+            for head, accuracy in self._judged_by_head([probe]).items()
         ]
         if not seen:
             return {}
@@ -265,12 +276,14 @@ class _Race:
                     self._trainer.judge_base(few)
                     fastest = min(fastest, parts * (time.perf_counter() - start))
             affordable = int(_JUDGING_SHARE * self._clock.seconds * few / fastest)
-            samples = min(len(self._trainer.dataset.validation), max(affordable, _LEAST_SAMPLES))
+            least = self._metric.least_samples(_LEAST_SAMPLES)
+            samples = min(len(self._trainer.dataset.validation), max(affordable, least))
             right = self._trainer.judge_base(samples)
             retained = self._trainer.judge_base_retained(samples)
             return {"seconds_per_image": fastest / few, "correct": right.hex(), "retained": _hex(retained)}
 
-        found = self._remembered("base", {"seconds": self._clock.seconds}, judged)
+        key = {"seconds": self._clock.seconds, "metric": self._metric.name}
+        found = self._remembered("base", key, judged)
         self._clock.seconds_per_image = found["seconds_per_image"]
         return bytes.fromhex(found["correct"]), _bytes(found.get("retained"))
 
@@ -345,7 +358,9 @@ class _Race:
 
     def _is_shifted(self, base: Accuracy | None) -> bool:
         """Whether statistics re-estimated on the data suit it surely better, where nothing is trained."""
-        found = {one: _best_of(_judged_by_head(_standing(probes))) for one, probes in self._found.items()}
+        found = {
+            one: _best_of(self._judged_by_head(self._standing(probes))) for one, probes in self._found.items()
+        }
         for one, accuracy in found.items():
             if one.levers.statistics != "reestimated":
                 continue
@@ -359,9 +374,9 @@ class _Race:
         """What was trained, for so many updates if they are given, with the best of its heads; by cost."""
         found = {}
         for one in self._costs:
-            standing = _standing(self._trained(one))
+            standing = self._standing(self._trained(one))
             if standing and updates in (None, standing[0].trial.updates):
-                by_head = _judged_by_head(standing)
+                by_head = self._judged_by_head(standing)
                 found[one] = _best_of({head: by_head[head] for head in self._alike[one]})
         return found
 
@@ -488,7 +503,7 @@ class _Race:
         """Keep what went well, and why it didn't."""
         one = probe.trial.candidate
         if probe.correct is not None:
-            right = f"{100 * _best_of(_judged_by_head([probe])).mean:.1f} % right"
+            right = f"{100 * _best_of(self._judged_by_head([probe])).mean:.1f} % right"
             _log.debug("probed %s: %s, %.1f s", _named(probe.trial), right, probe.seconds)
             self._found.setdefault(one, []).append(probe)
             return
@@ -500,6 +515,39 @@ class _Race:
         else:
             self._found.pop(one, None)
             self._failures[one] = _failure(probe)
+
+    def _standing(self, probes: Sequence[Probe]) -> list[Probe]:
+        """Those that a training is judged by: the longest, at the best of their rates, of every seed."""
+        if not probes:
+            return []
+        longest = max(probe.trial.updates for probe in probes)
+        by_rate: dict[float | None, list[Probe]] = {}
+        for probe in probes:
+            if probe.trial.updates == longest:
+                by_rate.setdefault(probe.trial.learning_rate, []).append(probe)
+        return max(by_rate.values(), key=lambda found: _best_of(self._judged_by_head(found)).mean)
+
+    def _judged_by_head(self, probes: Sequence[Probe]) -> dict[Features | None, Accuracy]:
+        """The accuracy over all seeds of the network as it was trained, and with each head of the trials."""
+        if not probes:
+            return {}
+        trial = probes[0].trial
+        of_each = [(Answers(probe.correct or b"", probe.retained), *probe.solved) for probe in probes]
+        return {
+            head: self._accuracy(
+                _summed([each.correct for each in answers]),
+                _summed([each.retained for each in answers]),
+                seeds=len(answers),
+                learning_rate=trial.learning_rate,
+                updates=trial.updates,
+            )
+            for head, answers in zip((None, *trial.heads), zip(*of_each, strict=True), strict=True)
+        }
+
+    def _accuracy(self, correct: bytes, retained: bytes | None, *, seeds: int = 1, **known: Any) -> Accuracy:
+        """On the new data, in the metric, and on the old where there is some."""
+        old = ACCURACY.of(retained, seeds=seeds) if retained else None
+        return replace(self._metric.of(correct, seeds=seeds, **known), retained=old)
 
     def _time(self, candidates: Sequence[Candidate]) -> None:
         """Learn how long an update of the first few takes."""
@@ -543,36 +591,6 @@ def _threads(count: int) -> Iterator[None]:
         torch.set_num_threads(own)
 
 
-def _standing(probes: Sequence[Probe]) -> list[Probe]:
-    """Those that a training is judged by: the longest, at the best of their rates, of every seed."""
-    if not probes:
-        return []
-    longest = max(probe.trial.updates for probe in probes)
-    by_rate: dict[float | None, list[Probe]] = {}
-    for probe in probes:
-        if probe.trial.updates == longest:
-            by_rate.setdefault(probe.trial.learning_rate, []).append(probe)
-    return max(by_rate.values(), key=lambda found: _best_of(_judged_by_head(found)).mean)
-
-
-def _judged_by_head(probes: Sequence[Probe]) -> dict[Features | None, Accuracy]:
-    """The accuracy over all seeds of the network as it was trained, and with each head of the trials."""
-    if not probes:
-        return {}
-    trial = probes[0].trial
-    of_each = [(Answers(probe.correct or b"", probe.retained), *probe.solved) for probe in probes]
-    return {
-        head: _accuracy(
-            _summed([each.correct for each in answers]),
-            _summed([each.retained for each in answers]),
-            seeds=len(answers),
-            learning_rate=trial.learning_rate,
-            updates=trial.updates,
-        )
-        for head, answers in zip((None, *trial.heads), zip(*of_each, strict=True), strict=True)
-    }
-
-
 def _best_of(by_head: Mapping[Features | None, Accuracy]) -> Accuracy:
     return max(by_head.values(), key=lambda accuracy: accuracy.mean)
 
@@ -582,12 +600,6 @@ def _says_too_little(trial: Trial, failed: Probe) -> bool:
     same = (trial.candidate, trial.learning_rate) == (failed.trial.candidate, failed.trial.learning_rate)
     longer = failed.trial.updates - trial.updates
     return same and (longer > 0 or (longer == 0 and failed.failure == "diverged"))
-
-
-def _accuracy(correct: bytes, retained: bytes | None, *, seeds: int = 1, **known: Any) -> Accuracy:
-    """On the new data, and on the old where there is some."""
-    old = accuracy_of(retained, seeds=seeds) if retained else None
-    return replace(accuracy_of(correct, seeds=seeds, **known), retained=old)
 
 
 def _summed(answers: Sequence[bytes | None]) -> bytes:

@@ -34,7 +34,7 @@ from advisor.models.blocks import evaluating, front_modules, has_replaceable_fro
 from advisor.models.fingerprint import code_fingerprint, fingerprint
 from advisor.models.layers import logits
 from advisor.parts.closed_form import Examples, feature_blocks, feature_sizes, inputs_of, pooled_outputs
-from advisor.records import FEATURES, Accuracy, Block, Candidate, Census, Features
+from advisor.records import FEATURES, Block, Candidate, Census, Features
 from advisor.training.update import begin, reestimation_updates, solve_head, update
 
 _log = logging.getLogger(__name__)
@@ -43,7 +43,6 @@ _TIMED_UPDATES, _TIMING_SECONDS = 8, 0.5  # of each candidate: enough to plan wi
 _MOST_IN_MEMORY = 2**30  # bytes of one front's outputs; more go into a file
 _COOL_DOWN = 0.2  # of the updates, at the end
 _MOST_KEPT = 2**29  # bytes of states to go on from
-_Z95 = 1.959964  # the normal distribution's 97.5 % quantile
 
 
 @dataclass(frozen=True, slots=True)
@@ -573,73 +572,6 @@ def evaluate(
             inputs, labels = images.batch(indices, normalisation)
             right.append(logits(model(inputs)).argmax(1) == labels)
     return bytes(torch.cat(right).to(torch.uint8).tolist())
-
-
-def accuracy_of(
-    correct: bytes,
-    *,
-    seeds: int = 1,
-    learning_rate: float | None = None,
-    updates: int = 0,
-) -> Accuracy:
-    """The share of right answers with its 95 % Wilson score interval.
-
-    Several seeds make the mean surer, not the interval narrower: it speaks of other images.
-
-    Args:
-        correct: one byte per sample: how many of the seeds got it right.
-
-    Raises:
-        ValueError: there is no sample, so no share of them either.
-    """
-    samples = len(correct)
-    if not samples:
-        raise ValueError("the accuracy on no samples is unknown; judge one or more")
-    mean = sum(correct) / (samples * seeds)
-    low, high = _interval(mean, samples)
-    return Accuracy(
-        mean=mean,
-        low=low,
-        high=high,
-        samples=samples,
-        correct=correct,
-        seeds=seeds,
-        learning_rate=learning_rate,
-        updates=updates,
-    )
-
-
-def judged_in_groups(accuracy: Accuracy, groups: torch.Tensor | None) -> Accuracy:
-    """The same with the interval that answers which are alike within groups leave.
-
-    By the design effect: how much the variance of the groups' sums exceeds that of independent answers
-    (Kish, Survey Sampling, 1965).
-
-    Args:
-        groups: (N,), of the held-out images; None: each is on its own.
-    """
-    if groups is None or not accuracy.correct:
-        return accuracy
-    right = torch.tensor(list(accuracy.correct), dtype=torch.float64) / accuracy.seeds
-    apart = right - accuracy.mean
-    numbers = groups[: len(right)].unique(return_inverse=True)[1]
-    count = int(numbers.max()) + 1
-    sums = torch.zeros(count, dtype=torch.float64).index_add_(0, numbers, apart)
-    alone = float(apart.square().sum())
-    # All right, or all wrong: nothing tells how alike they are, so each group counts once.
-    effect = float(sums.square().sum()) / alone if alone else len(right) / count
-    effective = max(min(round(len(right) / max(effect, 1.0)), len(right)), 1)
-    low, high = _interval(accuracy.mean, effective)
-    return replace(accuracy, low=low, high=high, effective_samples=effective)
-
-
-def _interval(mean: float, samples: int) -> tuple[float, float]:
-    """Wilson's 95 % score interval."""
-    denominator = 1 + _Z95**2 / samples
-    centre = (mean + _Z95**2 / (2 * samples)) / denominator
-    spread = _Z95 * math.sqrt(mean * (1 - mean) / samples + _Z95**2 / (4 * samples**2)) / denominator
-    # Rounding must not put the mean outside its own interval at 0 and 1.
-    return min(max(centre - spread, 0.0), mean), max(min(centre + spread, 1.0), mean)
 
 
 def _is_reestimated(candidate: Candidate) -> bool:

@@ -42,7 +42,7 @@ def candidate_lines(
     """
     names = [view.printable(evaluation.candidate.short) for evaluation in evaluations]
     longest = max(map(cell_len, ("candidate", *names)))
-    columns = [column.cells(evaluations) for column in _columns(evaluations)]
+    columns = [column.cells(evaluations) for column in _columns(evaluations, recommendation)]
     gap = _GAP
     if whole_names and _MARK + longest + sum(gap + cell_len(cells[0]) for cells in columns) > width:
         gap = 1
@@ -79,10 +79,10 @@ def legend(evaluations: Iterable[Evaluation]) -> list[str]:
     return [meaning for mark, meaning in LEGEND.items() if mark in marks]
 
 
-def _columns(evaluations: Sequence[Evaluation]) -> list[_Column]:
+def _columns(evaluations: Sequence[Evaluation], recommendation: Recommendation) -> list[_Column]:
     columns = []
     if any(item.accuracy or item.predicted for item in evaluations):
-        columns.append(_Column("accuracy ", _accuracy))
+        columns.append(_Column(f"{view.metric_text(recommendation.budget)} ", _accuracy))
     if any(item.accuracy and item.accuracy.retained for item in evaluations):
         columns.append(_Column("old data", _old))
     return [

@@ -84,13 +84,14 @@ def asked(recommendation: Recommendation) -> list[tuple[str, str]]:
         limits.append(f"{format_flops(budget.flops)} per update")
     if budget.storage_bytes is not None:
         limits.append(f"{format_bytes(budget.storage_bytes)} to ship")
+    metric = "accuracy" if budget.metric == "accuracy" else f"{budget.metric} accuracy"
     if budget.min_accuracy is not None:
-        limits.append(f"accuracy at least {view.percent(budget.min_accuracy)}")
+        limits.append(f"{metric} at least {view.percent(budget.min_accuracy)}")
     if budget.min_retained is not None:
         limits.append(f"on the old data at least {view.percent(budget.min_retained)}")
     lines.append(("Limits", "; ".join(limits) or "none"))
     cheapest = "the fewest FLOPs" if budget.fewest_flops else "the least memory"
-    goal = f"the highest accuracy; within {view.points_text(budget.tolerance)} of it, {cheapest}"
+    goal = f"the highest {metric}; within {view.points_text(budget.tolerance)} of it, {cheapest}"
     lines.append(("Wanted", goal if data else cheapest))
     return lines
 
@@ -110,7 +111,7 @@ def _base(recommendation: Recommendation) -> str:
     base = recommendation.data.base_accuracy if recommendation.data else None
     if base is None:
         return "unknown: its head was replaced"
-    by_class = view.by_class_text(base)
+    by_class = view.by_class_text(base, recommendation)
     return view.accuracy_text(base) + (f": {by_class}" if by_class else "")
 
 

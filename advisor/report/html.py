@@ -57,7 +57,7 @@ def render_html(recommendation: Recommendation) -> str:
         uncounted=view.uncounted(recommendation.evaluations),
         multiply_adds=_multiply_adds(recommendation),
         share_of=view.share_of,
-        by_class_text=view.by_class_text,
+        by_class_text=lambda accuracy: view.by_class_text(accuracy, recommendation),
         setting_text=view.setting_text,
     )
     return page.lstrip()  # the template's macros come before its first line

@@ -70,10 +70,11 @@ def answer_lines(recommendation: Recommendation, width: int) -> Lines:
         return [*lines, Text(cut(unsure, width))]
     base = data.base_accuracy if data else None
     held_out = f", {view.held_out_text(data)}" if data else ""
-    lines.append(_change("accuracy", base, chosen.accuracy, held_out, width))
-    by_class = view.by_class_text(chosen.accuracy)
+    metric = view.metric_text(recommendation.budget)
+    lines.append(_change(metric, base, chosen.accuracy, held_out, width))
+    by_class = view.by_class_text(chosen.accuracy, recommendation)
     if by_class:
-        lines.append(Text(cut(f"  {'':8}  {by_class}", width)))
+        lines.append(Text(cut(f"  classes   {by_class}", width)))
     if chosen.accuracy.retained:
         old = base.retained if base else None
         is_lost = old and old.mean > chosen.accuracy.retained.mean

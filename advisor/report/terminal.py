@@ -174,14 +174,18 @@ def _print_subject(recommendation: Recommendation, console: Console) -> None:
                 "for methods that look at no labels"
             )
         if data.base_accuracy:
-            by_class, old = view.by_class_text(data.base_accuracy), data.base_accuracy.retained
+            by_class, old = (
+                view.by_class_text(data.base_accuracy, recommendation),
+                data.base_accuracy.retained,
+            )
             split = f": {by_class}" if by_class else ""
             lines.append(f"Accuracy as it is: {view.accuracy_text(data.base_accuracy)}{split}")
             if old:
                 lines.append(f"On the old data, {data.retain}: {view.accuracy_text(old)}")
         chosen = view.chosen(recommendation)
-        if chosen and chosen.accuracy and view.by_class_text(chosen.accuracy):
-            lines.append(f"Of {chosen.candidate.short}: {view.by_class_text(chosen.accuracy)}")
+        by_class = view.by_class_text(chosen.accuracy, recommendation) if chosen and chosen.accuracy else ""
+        if chosen and by_class:
+            lines.append(f"Of {chosen.candidate.short}: {by_class}")
     for line in lines:
         console.print(_text(line))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from advisor.errors import InputError
+from advisor.names import parse_metric
 from advisor.records import Accuracy, Budget, Cost, Violation
 from advisor.units import format_bytes, format_flops, parse_bytes, parse_flops
 
@@ -13,6 +14,7 @@ def parse_budget(
     flops: str | None = None,
     fewest_flops: bool = False,
     storage: str | None = None,
+    metric: str = "accuracy",
     min_accuracy: float | None = None,
     min_retained: float | None = None,
     tolerance_points: float = 1.0,
@@ -21,7 +23,8 @@ def parse_budget(
     """The limits as typed.
 
     Args:
-        min_accuracy: a fraction such as 0.8, or percent such as 80.
+        metric: accuracy, balanced or recall:CLASS.
+        min_accuracy: in it, a fraction such as 0.8, or percent such as 80.
         min_retained: likewise, on the old data.
         tolerance_points: in percentage points.
 
@@ -45,6 +48,7 @@ def parse_budget(
         flops=parse_flops(flops) if flops is not None else None,
         fewest_flops=fewest_flops,
         storage_bytes=parse_bytes(storage) if storage is not None else None,
+        metric=parse_metric(metric),
         min_accuracy=_fraction("--min-accuracy", min_accuracy),
         min_retained=_fraction("--min-retained", min_retained),
         tolerance=tolerance_points / 100,
@@ -65,7 +69,8 @@ def violations(budget: Budget, cost: Cost, accuracy: Accuracy | None = None) -> 
     check("flops", "one update takes", cost.flops.total, budget.flops, format_flops)
     check("storage", "to ship:", cost.delta_bytes, budget.storage_bytes, format_bytes)
     if budget.min_accuracy is not None and accuracy is not None and accuracy.mean < budget.min_accuracy:
-        reason = f"accuracy {accuracy.mean:.1%}, below the {budget.min_accuracy:.1%} asked for"
+        measure = "accuracy" if budget.metric == "accuracy" else f"{budget.metric} accuracy"
+        reason = f"{measure} {accuracy.mean:.1%}, below the {budget.min_accuracy:.1%} asked for"
         found.append(Violation("min_accuracy", accuracy.mean, budget.min_accuracy, reason))
     retained = accuracy.retained if accuracy is not None else None
     if budget.min_retained is not None and retained is not None and retained.mean < budget.min_retained:

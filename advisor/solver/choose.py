@@ -31,7 +31,7 @@ def rank(evaluations: Sequence[Evaluation], budget: Budget) -> list[Evaluation]:
         group = [e for e in known if e.accuracy is not None and e.accuracy.finalist == finalist]
         if group:
             best = max(group, key=_mean)
-            as_good = [e for e in group if _as_good(e, best, budget.tolerance)]
+            as_good = [e for e in group if _as_good(e, best, budget)]
             ranked += cheapest_first(as_good, budget)
             ranked += sorted((e for e in group if e not in as_good), key=_mean, reverse=True)
     return ranked
@@ -50,26 +50,29 @@ def cheapest_first(evaluations: Sequence[Evaluation], budget: Budget) -> list[Ev
     return sorted(evaluations, key=key)
 
 
-def is_as_good(accuracy: Accuracy, best: Accuracy, tolerance: float) -> bool:
+def is_as_good(accuracy: Accuracy, best: Accuracy, budget: Budget) -> bool:
     """Whether no more than the tolerance is lost with it, as far as can be expected.
 
     Of a gap seen on few samples, most is chance: its expectation is the gap times s^2 / (s^2 + e^2),
     with e its standard error and s how far finalists truly lie apart (normal prior and likelihood).
     Being indistinguishable is not enough: where 200 samples tell nothing less than 4 points apart, the
-    cheapest indistinguishable candidate would lose 2 points on average.
+    cheapest indistinguishable candidate would lose 2 points on average. How far finalists truly lie apart
+    is known of the share of all images alone; in another metric a gap counts as it was seen.
     """
     gap = best.mean - accuracy.mean
-    if gap <= tolerance:
+    if gap <= budget.tolerance:
         return True
+    if budget.metric != "accuracy":
+        return False
     low, high = paired_gap(best, accuracy)
     error = (high - low) / (2 * _Z95)
-    return gap * _TRUE_SPREAD**2 / (_TRUE_SPREAD**2 + error**2) <= tolerance
+    return gap * _TRUE_SPREAD**2 / (_TRUE_SPREAD**2 + error**2) <= budget.tolerance
 
 
-def _as_good(evaluation: Evaluation, best: Evaluation, tolerance: float) -> bool:
+def _as_good(evaluation: Evaluation, best: Evaluation, budget: Budget) -> bool:
     assert evaluation.accuracy is not None  # noqa: S101 - the caller ranks only those that have one
     assert best.accuracy is not None  # noqa: S101
-    return is_as_good(evaluation.accuracy, best.accuracy, tolerance)
+    return is_as_good(evaluation.accuracy, best.accuracy, budget)
 
 
 def pareto_front(evaluations: Sequence[Evaluation]) -> list[Evaluation]:

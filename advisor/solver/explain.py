@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import astuple
 
+from advisor.names import answered
 from advisor.records import BASELINE, Budget, DataSummary, Evaluation, Levers, Relaxation
 from advisor.solver.budget import allowed_memory
 from advisor.units import format_bytes, format_flops
@@ -55,7 +56,7 @@ def answer(
         kept += f" ({base.mean:.1%} before)" if base is not None else ""
     interval = f"{accuracy.low:.1%} to {accuracy.high:.1%}"
     return (
-        f"Use {describe(chosen)}: {accuracy.mean:.1%} of {accuracy.samples:,} held-out images right "
+        f"Use {describe(chosen)}: {answered(f'{accuracy.mean:.1%}', accuracy.samples, budget.metric)} "
         f"({interval}){gained}{kept}, {costs}{ran}."
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from advisor.names import answered
 from advisor.paired import binomial_tail
 from advisor.records import Accuracy, Budget, DataSummary, Evaluation, Outcome
 from advisor.solver.choose import is_as_good
@@ -26,7 +27,7 @@ def weigh(ranked: Sequence[Evaluation], budget: Budget, data: DataSummary | None
 
     Leaving the model as it is costs nothing. So it is chosen as a cheaper candidate would be: where no more
     than the tolerance is lost with it. And what is not surely above the share of the largest class has
-    learnt nothing.
+    learnt nothing; where classes count alike, what is not surely above one in as many as there are.
 
     Args:
         ranked: as `rank` has them.
@@ -34,30 +35,41 @@ def weigh(ranked: Sequence[Evaluation], budget: Budget, data: DataSummary | None
     judged = [e for e in ranked if e.accuracy is not None]
     if not judged or data is None:
         return Verdict("use" if ranked else "none", tuple(ranked))
-    guess, tries = data.largest_class_share, len(judged)
-    able = [e for e in judged if e.accuracy and _surely_above(guess, e.accuracy, tries)]
+    tries = len(judged)
+    able = [e for e in judged if e.accuracy and _has_learnt(e.accuracy, budget, data, tries)]
     finalists = [e for e in judged if e.accuracy and e.accuracy.finalist] or judged
     best = max(finalists, key=lambda e: e.accuracy.mean if e.accuracy else 0.0)
     assert best.accuracy is not None  # noqa: S101 - all of them are judged
     base = data.base_accuracy if data.scenario == "shift" else None  # else its head had to grow
     if (
         base is not None
-        and _surely_above(guess, base, 1)
+        and _has_learnt(base, budget, data, 1)
         and _meets_floors(base, budget)
-        and is_as_good(base, best.accuracy, budget.tolerance)
+        and is_as_good(base, best.accuracy, budget)
     ):
         return Verdict("leave", (), _leave(base, best, budget))
     if not able:
-        return Verdict("none", (), _unlearnable(guess or 0.0, best, tries))
+        return Verdict("none", (), _unlearnable(best, tries, budget, data))
     return Verdict("use", tuple(able))
 
 
-def _surely_above(share: float | None, accuracy: Accuracy, tries: int) -> bool:
+def _has_learnt(accuracy: Accuracy, budget: Budget, data: DataSummary, tries: int) -> bool:
     """Whether guessing alone would hardly get so many right: in the best of as many tries as there were."""
-    if share is None:
+    share, judged = _guess(accuracy, budget, data)
+    if share is None or judged is None:
         return True
-    samples = accuracy.effective_samples or accuracy.samples
-    return tries * binomial_tail(round(accuracy.mean * samples), samples, share) <= _CHANCE
+    samples = judged.effective_samples or judged.samples
+    return tries * binomial_tail(round(judged.mean * samples), samples, share) <= _CHANCE
+
+
+def _guess(accuracy: Accuracy, budget: Budget, data: DataSummary) -> tuple[float | None, Accuracy | None]:
+    """What guessing gets right, and the accuracy to be held against it.
+
+    Of one class all are found by always answering it, so of a recall the mean of all classes tells.
+    """
+    if budget.metric == "accuracy":
+        return data.largest_class_share, accuracy
+    return 1 / data.classes, accuracy.balanced
 
 
 def _meets_floors(base: Accuracy, budget: Budget) -> bool:
@@ -71,18 +83,22 @@ def _leave(base: Accuracy, best: Evaluation, budget: Budget) -> str:
     within = f"within {budget.tolerance:.1%}" if budget.tolerance and gain > 0 else "no better"
     expected = "" if gain <= budget.tolerance * 100 else ", as far as so few images can tell"
     return (
-        f"Leave the model as it is: {base.mean:.1%} of {base.samples:,} held-out images right "
+        f"Leave the model as it is: {answered(f'{base.mean:.1%}', base.samples, budget.metric)} "
         f"({base.low:.1%} to {base.high:.1%}), and the best that was tried, {best.candidate.short}, is "
         f"{within}{expected}: {best.accuracy.mean:.1%}, {gain:+.1f} points."
     )
 
 
-def _unlearnable(guess: float, best: Evaluation, tries: int) -> str:
-    accuracy = best.accuracy
-    assert accuracy is not None  # noqa: S101 - the caller has it from those that are judged
+def _unlearnable(best: Evaluation, tries: int, budget: Budget, data: DataSummary) -> str:
+    assert best.accuracy is not None  # noqa: S101 - the caller has it from those that are judged
+    share, accuracy = _guess(best.accuracy, budget, data)
+    assert accuracy is not None  # noqa: S101 - else it counts as learnt
+    guessing, of = "largest class", ""
+    if budget.metric != "accuracy":
+        guessing, of = "same class", "of a class's images, on average over classes, "
     return (
         "Nothing can be recommended: from these images nothing was learnt that is surely better than always "
-        f"answering the largest class, which is right for {guess:.1%}; the best of {tries} that were "
+        f"answering the {guessing}, which is right for {of}{share or 0.0:.1%}; the best of {tries} that were "
         f"tried, {best.candidate.short}, for {accuracy.mean:.1%} ({accuracy.low:.1%} to {accuracy.high:.1%} "
         f"of {accuracy.samples:,}). Check the labels, give more images, or allow more --probe-time."
     )

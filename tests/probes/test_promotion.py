@@ -7,6 +7,7 @@ import pytest
 from advisor.costs import Simulator
 from advisor.methods import get_method, learning_rates
 from advisor.models.layers import take_census
+from advisor.probes.judging import ACCURACY
 from advisor.probes.promotion import (
     by_promise,
     by_turns,
@@ -18,7 +19,6 @@ from advisor.probes.promotion import (
     undominated,
     variants,
 )
-from advisor.probes.train import accuracy_of
 from advisor.records import Candidate, Levers
 from tests.probes.test_train import SIZE, network
 
@@ -26,7 +26,7 @@ LORA = [Candidate.of("lora", {"rank": rank}, Levers()) for rank in (2, 4, 8)]
 
 
 def result(right, samples=200):
-    return accuracy_of(bytes([1] * right + [0] * (samples - right)))
+    return ACCURACY.of(bytes([1] * right + [0] * (samples - right)))
 
 
 def test_those_that_may_be_the_best_come_first():
@@ -36,7 +36,7 @@ def test_those_that_may_be_the_best_come_first():
     order = [candidate.method for candidate in by_promise(best)]
     assert order == ["best", "good", "as-good", "cheap", "middle", "hopeless"]
     # One that is better by chance doesn't go before one that may be as good as the leader.
-    wavering = accuracy_of(bytes([0, 1] * 100))
+    wavering = ACCURACY.of(bytes([0, 1] * 100))
     assert by_promise({Candidate("wavering"): wavering, **best})[-1] == Candidate("hopeless")
     assert by_promise({}) == []
 

@@ -17,9 +17,10 @@ from advisor.methods import get_method, registered
 from advisor.models.layers import take_census
 from advisor.paired import paired_gap
 from advisor.probes import train
+from advisor.probes.judging import ACCURACY
 from advisor.probes.promotion import by_promise
 from advisor.probes.race import race
-from advisor.probes.train import Trainer, accuracy_of, level_updates, trained_as
+from advisor.probes.train import Trainer, level_updates, trained_as
 from advisor.records import Candidate, Levers
 from advisor.store import Store
 from tests.probes.test_train import SIZE, dataset, network
@@ -83,12 +84,12 @@ def test_where_time_is_left_finalists_that_look_alike_are_trained_with_more_seed
 
 
 def test_several_seeds_are_averaged():
-    one, other = accuracy_of(bytes([1, 1, 0, 0] * 50)), accuracy_of(bytes([2, 1, 1, 0] * 50), seeds=2)
+    one, other = ACCURACY.of(bytes([1, 1, 0, 0] * 50)), ACCURACY.of(bytes([2, 1, 1, 0] * 50), seeds=2)
     assert other.mean == one.mean == 0.5
     assert (other.low, other.high) == (one.low, one.high)  # no more images were seen
     low, high = paired_gap(one, other)
     assert low < 0 < high
-    low, high = paired_gap(accuracy_of(bytes([2] * 200), seeds=2), other)
+    low, high = paired_gap(ACCURACY.of(bytes([2] * 200), seeds=2), other)
     assert 0.4 < low < 0.5 < high < 0.6
 
 

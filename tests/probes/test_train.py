@@ -19,12 +19,12 @@ from advisor.data.deferred import Deferred
 from advisor.data.loading import Dataset, LabelledImages, Normalisation
 from advisor.methods import get_method, methods
 from advisor.models.layers import take_census
+from advisor.probes.judging import ACCURACY
 from advisor.probes.train import (
     FineTune,
     Trainer,
     Trial,
     _Kept,
-    accuracy_of,
     evaluate,
     in_quick_layout,
     level_updates,
@@ -122,12 +122,12 @@ def test_of_no_samples_nothing_is_judged_and_no_accuracy_is_known():
     probe = trainer.probe(Trial(Candidate("head"), 1e-3, 1, 0, 0))
     assert (probe.correct, probe.retained) == (b"", b"")
     with pytest.raises(ValueError, match="no samples"):
-        accuracy_of(b"")
+        ACCURACY.of(b"")
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=500))
 def test_the_interval_is_wilsons(outcomes):
-    accuracy = accuracy_of(bytes(outcomes))
+    accuracy = ACCURACY.of(bytes(outcomes))
     assert 0 <= accuracy.low <= accuracy.mean <= accuracy.high <= 1
     n, p, z = len(outcomes), accuracy.mean, 1.959964
     for bound in (accuracy.low, accuracy.high):

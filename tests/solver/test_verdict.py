@@ -112,3 +112,24 @@ def test_a_looser_limit_says_which_of_a_methods_candidates_it_admits():
     [found] = relaxations(None, [whole], budget)  # where no part of it fits, its name is enough
     assert "more --ram, tent fits" in found.sentence
     assert violations(budget, whole.cost)
+
+
+def test_where_classes_count_alike_answering_one_of_them_always_has_learnt_nothing():
+    """950 of 1,000 are of one class: always answering it is right for 95 %, and for half of each of two."""
+    lazy = replace(evaluation("lazy"), accuracy=replace(accuracy(960), balanced=accuracy(505)))
+    able = replace(evaluation("able"), accuracy=replace(accuracy(930), balanced=accuracy(900)))
+    for metric in ("balanced", "recall:scratch"):
+        budget = Budget(metric=metric)
+        told = weighed([lazy], guess=0.95, budget=budget)
+        assert told.outcome == "none"
+        assert "answering the same class" in told.reason
+        assert "50.0%; the best of 1 that were tried, lazy, for 50.5%" in told.reason
+        assert weighed([able], guess=0.95, budget=budget).choices == (able,)
+    assert weighed([able], guess=0.95).outcome == "none"  # as a share of all images it is below guessing
+
+
+def test_of_a_recall_judged_on_eight_images_a_gap_counts_as_it_was_seen():
+    cheap = replace(evaluation("cheap", memory=1), accuracy=accuracy(5, 8))
+    dear = replace(evaluation("dear", memory=9), accuracy=accuracy(7, 8))
+    assert rank([cheap, dear], Budget())[0] is cheap
+    assert rank([cheap, dear], Budget(metric="recall:hat"))[0] is dear
