@@ -17,6 +17,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 from advisor.errors import InputError
 from advisor.records import (
     Accuracy,
+    Budget,
     Candidate,
     Cost,
     Evaluation,
@@ -40,6 +41,7 @@ _DERIVED: dict[type, tuple[str, ...]] = {
     Flops: ("total",),
     Cost: ("peak_memory_bytes",),
     Evaluation: ("fits",),
+    Budget: ("fewest_flops",),
 }
 _NOT_WRITTEN = {(Accuracy, "correct")}
 
@@ -135,6 +137,8 @@ def _decode_record(kind: Any, value: Any, where: str, **given: Any) -> Any:
             continue
         if key in document:
             values[item.name] = _decode(hints[item.name], document[key], place)
+        elif kind is Budget and item.name == "prefer" and document.get("fewest_flops") is True:
+            values["prefer"] = "flops"  # so it was written before other costs could come first
         elif item.default is MISSING and item.default_factory is MISSING:
             raise InputError(f"{place} is missing")
     return kind(**values)

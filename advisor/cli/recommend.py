@@ -29,6 +29,9 @@ def command(
     ram: options.Ram = None,
     flops_budget: options.FlopsBudget = None,
     storage: options.Storage = None,
+    step_time: options.StepTime = None,
+    max_trainable: options.MaxTrainable = None,
+    max_overhead: options.MaxOverhead = None,
     min_accuracy: Annotated[
         float | None, typer.Option(metavar="SHARE", help="Least accuracy, such as 0.8.")
     ] = None,
@@ -53,6 +56,8 @@ def command(
         float,
         typer.Option(metavar="POINTS", help="Percentage points below the best that count as as good."),
     ] = 1.0,
+    prefer: options.Prefer = None,
+    warn: options.Warn = None,
     runtime_overhead: Annotated[
         str | None,
         typer.Option(metavar="SIZE", help="The runtime's own footprint, taken off --ram."),
@@ -135,15 +140,18 @@ def command(
 
     from advisor.solver import parse_budget
 
-    fewest = flops_budget == options.FEWEST
     budget = parse_budget(
         ram=ram,
-        flops=None if fewest else flops_budget,
-        fewest_flops=fewest,
+        flops=flops_budget,
         storage=storage,
+        step_time=step_time,
+        max_trainable=max_trainable,
+        max_overhead=max_overhead,
         min_accuracy=min_accuracy,
         min_retained=min_retained,
         tolerance_points=tolerance,
+        prefer=prefer,
+        warn=options.parse_names(warn) or (),
         runtime_overhead=runtime_overhead,
     )
     scenario = one_of("--scenario", scenario, SCENARIOS)

@@ -24,13 +24,16 @@ from advisor.records import (
     Recommendation,
     Violation,
 )
-from advisor.solver import allowed_memory, lever_words
+from advisor.solver import LIMIT, allowed_memory, lever_words
 from advisor.units import format_bytes, format_flops, format_seconds
 
 BROKEN_LIMIT = {
     "ram": "over RAM",
     "flops": "over FLOPs",
     "storage": "over storage",
+    "step_time": "too slow",
+    "max_trainable": "trains too much",
+    "max_overhead": "slows inference",
     "min_accuracy": "too inaccurate",
     "min_retained": "forgets too much",
     "execution": "failed its run",
@@ -202,14 +205,8 @@ def reason(violation: Violation) -> str:
     """The reason in words, with the numbers."""
     if violation.reason:
         return violation.reason
-    formats: dict[str, Callable[[float], str]] = {
-        "ram": format_bytes,
-        "flops": format_flops,
-        "storage": format_bytes,
-        "min_accuracy": percent,
-        "min_retained": percent,
-    }
-    show = formats.get(violation.limit, "{:g}".format)
+    limit = LIMIT["ram" if violation.limit == "execution" else violation.limit]
+    show = percent if limit.at_least else limit.show
     value, allowed = show(violation.value), show(violation.allowed)
     return f"{BROKEN_LIMIT[violation.limit]}: {value}, allowed {allowed}"
 

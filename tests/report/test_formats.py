@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from advisor import report
 from advisor.errors import InputError
 from advisor.records import (
+    LIMITS,
     Accuracy,
     Budget,
     Candidate,
@@ -102,11 +103,15 @@ budgets = st.builds(
     Budget,
     st.none() | counts,
     st.none() | counts,
-    st.booleans(),
     st.none() | counts,
     st.none() | fractions,
-    fractions,
-    counts,
+    tolerance=fractions,
+    runtime_overhead_bytes=counts,
+    prefer=st.sampled_from(("ram", "flops", "storage", "time")),
+    step_seconds=st.none() | numbers,
+    max_trainable=st.none() | counts,
+    max_overhead=st.none() | fractions,
+    warn=st.lists(st.sampled_from(LIMITS), unique=True).map(tuple),
 )
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from advisor.errors import InputError, UnitError
 from advisor.records import Accuracy, Budget, Candidate, Cost, Evaluation, Flops, Memory
 from advisor.solver import answer, pareto_front, parse_budget, rank, relaxations, violations
-from advisor.solver.choose import cheapest_first, paired_gap
+from advisor.solver.choose import paired_gap
 
 
 def cost(memory=100, flops=100, delta=100):
@@ -49,8 +49,10 @@ def test_what_forgets_too_much_does_not_fit():
     assert rank([lost, kept], Budget(min_retained=0.8)) == [kept]
     text = answer(kept, [lost, kept], Budget(min_retained=0.8), None)
     assert "85.0% on the old data" in text
-    [relaxed] = relaxations(kept, [lost, kept], Budget(min_retained=0.8))
-    assert "--min-retained 10.0 points lower" in relaxed.sentence
+    relaxed = relaxations(kept, [lost, kept], Budget(min_retained=0.8), None)[0]
+    assert relaxed.sentence.startswith(
+        "With --min-retained 0.700 (10.0 points lower) the answer is full: +5.0 +- "
+    )
     assert "70.0%" in answer(None, [lost], Budget(min_retained=0.8), None)
 
 
@@ -88,7 +90,7 @@ def test_a_gap_on_few_samples_is_mostly_chance():
 def test_a_bare_flops_budget_prefers_fewest_flops():
     lean = evaluation("lean", right=900, memory=200, flops=10)
     small = evaluation("small", right=900, memory=20, flops=100)
-    assert rank([lean, small], Budget(fewest_flops=True))[0] is lean
+    assert rank([lean, small], Budget(prefer="flops"))[0] is lean
     assert rank([lean, small], Budget())[0] is small
 
 
@@ -113,7 +115,7 @@ def test_what_was_not_probed_is_not_known_to_reach_a_least_accuracy():
 def test_without_accuracies_cost_decides():
     a, b = evaluation("a", memory=5, flops=50), evaluation("b", memory=50, flops=5)
     assert rank([a, b], Budget())[0] is a
-    assert rank([a, b], Budget(fewest_flops=True))[0] is b
+    assert rank([a, b], Budget(prefer="flops"))[0] is b
 
 
 def test_what_breaks_a_limit_is_never_ranked():
@@ -134,41 +136,6 @@ def test_the_paired_interval_holds_the_paired_difference(right, other):
     assert low - 1e-9 <= a.mean - b.mean <= high + 1e-9
     back = paired_gap(b, a)
     assert back[0] <= 0 or high <= 0
-
-
-candidates = st.lists(
-    st.tuples(st.integers(1, 1000), st.integers(1, 1000), st.integers(1, 1000), st.integers(0, 100)),
-    min_size=1,
-    max_size=8,
-)
-
-
-@given(
-    rows=candidates,
-    ram=st.integers(1, 1000),
-    more=st.integers(0, 1000),
-    flops=st.integers(1, 1000),
-    more_flops=st.integers(0, 1000),
-)
-@settings(max_examples=150, deadline=None)
-def test_a_larger_budget_never_gives_a_worse_choice(rows, ram, more, flops, more_flops):
-    def best(budget):
-        made = [
-            evaluation(f"m{i}", budget, right=r * 10, memory=m, flops=f, delta=d)
-            for i, (m, f, d, r) in enumerate(rows)
-        ]
-        ranked = rank(made, budget)
-        return ranked[0] if ranked else None
-
-    tight = best(Budget(ram_bytes=ram, flops=flops, tolerance=0.0))
-    loose = best(Budget(ram_bytes=ram + more, flops=flops + more_flops, tolerance=0.0))
-    if tight is not None:
-        assert loose is not None
-        # Worse only as far as the samples can't tell: then it must be cheaper.
-        clearly_worse = paired_gap(tight.accuracy, loose.accuracy)[0] > 0
-        assert not clearly_worse
-        if loose.accuracy.mean < tight.accuracy.mean:
-            assert cheapest_first([loose, tight], Budget())[0] is loose
 
 
 def test_the_front_holds_what_nothing_beats():
@@ -212,9 +179,19 @@ def test_relaxations_say_how_much_more_admits_what():
         evaluation("norm", budget, memory=130),
         evaluation("full", budget, memory=500),
     ]
-    found = relaxations(made[0], made, budget)
-    assert [(r.candidate_id, r.by) for r in found] == [("norm", 30), ("full", 400)]
-    assert "30 B more --ram" in found[0].sentence
+    found = relaxations(made[0], made, budget, None)
+    assert [(r.candidate_id, r.by, r.effect) for r in found] == [
+        ("norm", 30, "fits"),
+        ("full", 400, "fits"),
+        ("head", 10, "stays"),
+        (None, 11, "answer"),
+    ]
+    assert [r.sentence for r in found] == [
+        "With --ram 130B (30 B more) norm fits (not tried)",
+        "With --ram 500B (400 B more) full fits (not tried)",
+        "With --ram 90B (10 B less) the answer stays",
+        "With --ram 89B (11 B less) nothing fits",
+    ]
 
 
 def test_budgets_as_typed():
