@@ -465,12 +465,25 @@ def _verify(
         told += [
             f"{candidate.short} would have been chosen, but {violation.reason}"
             for violation in ran.violations
-            if violation.hard
+            if violation.hard and violation.limit != "step_time"
         ]
         verdict = solve(evaluations, budget, data)
     progress("verify", 1.0, "")
+    evaluations = judged(evaluations, budget)
+    told += _too_slow(evaluations)
     story.warnings[:0] = told  # nothing weighs more than what speaks against the choice
-    return chosen, judged(evaluations, budget), verdict
+    return chosen, evaluations, verdict
+
+
+def _too_slow(evaluations: Sequence[Evaluation]) -> list[str]:
+    """Which would have been chosen before, but for their seconds, in one line."""
+    slow = [e for e in evaluations if any(v.limit == "step_time" and v.hard for v in e.violations)]
+    if not slow:
+        return []
+    quickest = min(slow, key=lambda e: e.measured.update_seconds if e.measured else 0.0)
+    reason = next(v.reason for v in quickest.violations if v.limit == "step_time")
+    many = f"{len(slow)} candidates were run and are too slow, the quickest of them " if len(slow) > 1 else ""
+    return [f"{many}{quickest.candidate.short}: {reason}"]
 
 
 def _not_run(candidate: Candidate, error: BaseException) -> str:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
-from advisor.errors import InputError
+from advisor.errors import InputError, UnitError
 from advisor.names import one_of
 from advisor.records import LIMITS, Budget, LimitName, Preference
 from advisor.solver.limits import LIMIT
 from advisor.units import parse_bytes, parse_count, parse_flops, parse_percent, parse_seconds
 
 FEWEST = "fewest"  # what a bare --flops-budget stands for
+_Number = TypeVar("_Number", int, float)
 MERGE = "merge"  # what --max-overhead takes for: nothing that can't be merged
 _PREFERENCES: tuple[Preference, ...] = ("ram", "flops", "storage", "time")
 
@@ -72,8 +74,8 @@ def parse_budget(
         tolerance=tolerance_points / 100,
         runtime_overhead_bytes=overhead,
         prefer=first,  # type: ignore[arg-type]
-        step_seconds=parse_seconds(step_time) if step_time is not None else None,
-        max_trainable=parse_count(max_trainable) if max_trainable is not None else None,
+        step_seconds=_named("--step-time", parse_seconds, step_time),
+        max_trainable=_named("--max-trainable", parse_count, max_trainable),
         max_overhead=_overhead(max_overhead),
         warn=tuple(dict.fromkeys(_limit(word) for word in warn)),
     )
@@ -95,9 +97,19 @@ def _word(name: LimitName) -> str:
 
 
 def _overhead(text: str | None) -> float | None:
+    if text is not None and text.strip().lower() == MERGE:
+        return 0.0
+    return _named("--max-overhead", parse_percent, text)
+
+
+def _named(option: str, parse: Callable[[str], _Number], text: str | None) -> _Number | None:
+    """What was typed for the option, which an error names."""
     if text is None:
         return None
-    return 0.0 if text.strip().lower() == MERGE else parse_percent(text)
+    try:
+        return parse(text)
+    except UnitError as error:
+        raise UnitError(f"{option}: {error}") from error
 
 
 def _fraction(option: str, value: float | None) -> float | None:

@@ -201,7 +201,9 @@ def _relaxation(
         by=abs(allowed - limits_of(budget)[name]),
         candidate_id=to.candidate.id if to is not None else None,
         accuracy_gain=gain,
-        sentence=f"With {_typed(limits, budget)}" + _effect(to, chosen, effect, gain, evaluations),
+        sentence=f"With {_typed(limits, budget)}"
+        + _effect(to, chosen, effect, gain, evaluations)
+        + _untimed(to, budget),
         effect=effect,  # type: ignore[arg-type]
         limits=dict(limits),
     )
@@ -243,6 +245,12 @@ def _effect(
         )
         return f"{said}: {mean:+.1f} points, as predicted ({low:+.1f} to {high:+.1f})"
     return said if effect == "answer" else f"{said} (not tried)"
+
+
+def _untimed(to: Evaluation | None, budget: Budget) -> str:
+    """That nothing says whether the limit on seconds is met."""
+    is_limited = budget.step_seconds is not None and "step_time" not in budget.warn
+    return ", if it is quick enough: it was not run" if is_limited and to and not to.measured else ""
 
 
 def _told_apart(evaluation: Evaluation, evaluations: Sequence[Evaluation]) -> str:

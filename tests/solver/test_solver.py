@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from advisor.errors import InputError, UnitError
-from advisor.records import Accuracy, Budget, Candidate, Cost, Evaluation, Flops, Memory
+from advisor.records import Accuracy, Budget, Candidate, Cost, Evaluation, Flops, Measurement, Memory
 from advisor.solver import answer, pareto_front, parse_budget, rank, relaxations, violations
 from advisor.solver.choose import paired_gap
 
@@ -231,3 +231,75 @@ def test_bad_flops_are_refused_in_one_line(text):
 def test_bad_numbers_are_refused(options):
     with pytest.raises(InputError):
         parse_budget(**options)
+
+
+def test_limits_of_every_kind_as_typed():
+    budget = parse_budget(
+        ram="1MB", step_time="50ms", max_trainable="1.5k", max_overhead="merge", prefer="time", warn=["ram"]
+    )
+    assert (budget.step_seconds, budget.max_trainable, budget.max_overhead) == (0.05, 1500, 0.0)
+    assert (budget.prefer, budget.warn) == ("time", ("ram",))
+    assert parse_budget(max_overhead="2.5%").max_overhead == 0.025
+    assert parse_budget(flops="fewest") == Budget(prefer="flops")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"max_overhead": "5"}, "--max-overhead: '5' is no percentage; write it like 2.5%"),
+        ({"max_trainable": "50x"}, "--max-trainable: count '50x': unknown unit 'x'"),
+        ({"step_time": "50"}, "--step-time: duration '50': no unit"),
+        ({"prefer": "speed"}, "--prefer 'speed' is not known; use ram, flops, storage or time"),
+        ({"warn": ["ram"]}, "give --ram"),
+        ({"warn": ["flops-budget"]}, "did you mean flops?"),
+        ({"flops": "fewest", "prefer": "ram"}, "give one"),
+    ],
+)
+def test_what_can_not_be_a_limit_is_told_with_its_option(options, said):
+    with pytest.raises(InputError) as error:
+        parse_budget(**options)
+    assert said in str(error.value)
+
+
+def test_a_soft_limit_is_told_and_excludes_nothing():
+    budget = Budget(ram_bytes=50, flops=60, warn=("ram",))
+    found = violations(budget, cost())
+    assert [(v.limit, v.hard) for v in found] == [("flops", True), ("ram", False)]
+    big = evaluation("big", replace(budget, flops=None), right=900)
+    assert big.fits
+    assert rank([big], budget) == [big]
+
+
+def test_what_was_run_is_judged_on_what_it_took():
+    run = Measurement(120, 500, 300, 0.08, 5, None, survived=True)
+    budget = Budget(ram_bytes=110, step_seconds=0.05)
+    assert [v.limit for v in violations(budget, cost(), measured=run)] == ["execution", "step_time"]
+    assert "80.0 ms, 30.0 ms over the 50.0 ms allowed" in violations(budget, cost(), measured=run)[1].reason
+    assert violations(budget, cost()) == ()  # unknown
+
+
+def test_the_order_of_costs_is_as_preferred():
+    small = evaluation("small", right=900, memory=1, flops=9, delta=9)
+    lean = evaluation("lean", right=900, memory=9, flops=1, delta=9)
+    light = evaluation("light", right=900, memory=9, flops=9, delta=1)
+    quick = evaluation("quick", right=900, memory=9, flops=9, delta=9)
+    quick = replace(quick, measured=Measurement(9, 9, 9, 0.01, 5, None, survived=True))
+    found = [small, lean, light, quick]
+    first = {prefer: rank(found, Budget(prefer=prefer))[0] for prefer in ("ram", "flops", "storage", "time")}
+    assert first == {"ram": small, "flops": lean, "storage": light, "time": quick}
+    assert "points below the best that fits, good" in answer(
+        evaluation("cheap", right=700),
+        [evaluation("cheap", right=700), evaluation("good", right=900)],
+        Budget(),
+        None,
+    )
+
+
+def test_where_no_limit_alone_is_in_the_way_two_are_named_together():
+    budget = Budget(ram_bytes=50, flops=50)
+    [way] = relaxations(None, [evaluation("head", budget)], budget, None)
+    assert way.limits == {"ram": 100, "flops": 100}
+    assert (
+        way.sentence
+        == "With --ram 100B (50 B more) and --flops-budget 100FLOP (50 FLOP more) the answer is head"
+    )
