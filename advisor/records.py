@@ -402,7 +402,7 @@ class Budget:
     storage_bytes: int | None = None
     min_accuracy: float | None = None
     min_retained: float | None = None  # accuracy on the old data
-    tolerance: float = 0.01  # of accuracy, as a fraction: within it of the best, the cheapest wins
+    tolerance: float = 0.005  # of accuracy, as a fraction: within it of the best, the cheapest wins
     runtime_overhead_bytes: int = 0  # taken off ram_bytes
     prefer: Preference = "ram"
     step_seconds: float | None = None  # of one update, judged on those that were run on this machine

@@ -55,7 +55,7 @@ def command(
     tolerance: Annotated[
         float,
         typer.Option(metavar="POINTS", help="Percentage points below the best that count as as good."),
-    ] = 1.0,
+    ] = 0.5,
     prefer: options.Prefer = None,
     warn: options.Warn = None,
     runtime_overhead: Annotated[

@@ -27,7 +27,7 @@ def parse_budget(
     max_overhead: str | None = None,
     min_accuracy: float | None = None,
     min_retained: float | None = None,
-    tolerance_points: float = 1.0,
+    tolerance_points: float = 0.5,
     prefer: str | None = None,
     warn: Sequence[str] = (),
     runtime_overhead: str | None = None,
@@ -49,7 +49,7 @@ def parse_budget(
     """
     if not 0 <= tolerance_points <= 100:
         raise InputError(
-            f"--tolerance {tolerance_points:g} is out of range; give percentage points such as 1.0"
+            f"--tolerance {tolerance_points:g} is out of range; give percentage points such as 0.5"
         )
     ram_bytes = parse_bytes(ram) if ram is not None else None
     overhead = parse_bytes(runtime_overhead) if runtime_overhead is not None else 0

@@ -165,7 +165,7 @@ def violations(
         value, hard = values[name], name not in budget.warn
         if value is None or LIMIT[name].is_met(value, allowed):
             continue
-        if name == "ram" and cost.peak_memory_bytes <= allowed:
+        if name == "ram" and cost.peak_memory_bytes <= allowed < value:
             reason = (
                 f"did not survive a run under {format_bytes(allowed)}: the allocator needs "
                 f"{format_bytes(value)}, operators' workspace included"
@@ -173,6 +173,10 @@ def violations(
             found.append(Violation("execution", value, allowed, reason, hard))
         else:
             found.append(Violation(name, value, allowed, _reason(name, value, allowed), hard))
+    if measured is not None and not measured.survived and not any(v.limit == "execution" for v in found):
+        # Whatever it asked for before it died, no other limit is known to be enough.
+        reason = f"did not survive its run: {measured.failure or 'the process ended'}"
+        found.append(Violation("execution", measured.peak_memory_bytes, allowed_memory(budget) or 0, reason))
     return tuple(sorted(found, key=lambda violation: not violation.hard))
 
 

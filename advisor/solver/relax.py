@@ -165,7 +165,13 @@ def _looser(name: LimitName, evaluations: Sequence[Evaluation], budget: Budget) 
 
 
 def _shut_out_by(name: LimitName, evaluations: Sequence[Evaluation]) -> list[Evaluation]:
-    return [e for e in evaluations if {_name(v.limit) for v in e.violations if v.hard} == {name}]
+    """Those that break this hard limit and no other; what died in its run below it fits at no known limit."""
+    return [
+        e
+        for e in evaluations
+        if {_name(v.limit) for v in e.violations if v.hard} == {name}
+        and not any(v.limit == "execution" and v.value <= v.allowed for v in e.violations)
+    ]
 
 
 def _limit_for(name: LimitName, evaluation: Evaluation, budget: Budget) -> float | None:
