@@ -24,7 +24,7 @@ from advisor.records import (
     Recommendation,
     Violation,
 )
-from advisor.solver import LIMIT, allowed_memory, lever_words
+from advisor.solver import LIMIT, allowed_memory, figures_of, lever_words, limits_of
 from advisor.units import format_bytes, format_flops, format_seconds
 
 BROKEN_LIMIT = {
@@ -293,6 +293,7 @@ def budget_lines(recommendation: Recommendation) -> list[BudgetLine]:
             format_bytes,
             by(least_delta),
         ),
+        *_set_limits(pool, budget),
         BudgetLine(
             "accuracy",
             accuracy.mean if accuracy else None,
@@ -307,6 +308,16 @@ def budget_lines(recommendation: Recommendation) -> list[BudgetLine]:
         least = budget.min_retained
         limit = "no limit" if least is None else f"at least {percent(least)}"
         lines.append(BudgetLine("old data", most.mean, least, accuracy_text(most), limit, at_least=True))
+    return lines
+
+
+def _set_limits(pool: Sequence[Evaluation], budget: Budget) -> list[BudgetLine]:
+    """Of what has a line only where it is limited: trained parameters, inference overhead."""
+    lines = []
+    for name, allowed in limits_of(budget).items():
+        if name in ("max_trainable", "max_overhead"):
+            least = min(value for item in pool if (value := figures_of(item)[name]) is not None)
+            lines.append(_line(LIMIT[name].what, least, allowed, LIMIT[name].show, ""))
     return lines
 
 
@@ -431,6 +442,8 @@ def _unit(values: Iterable[float], names: tuple[str, ...], least: float) -> Unit
     return Unit(names[power], 1000.0**power, digits)
 
 
-def _line(name: str, used: int, allowed: int | None, show: Callable[[float], str], remark: str) -> BudgetLine:
+def _line(
+    name: str, used: float, allowed: float | None, show: Callable[[float], str], remark: str
+) -> BudgetLine:
     limit = "no limit" if allowed is None else show(allowed)
     return BudgetLine(name, used, allowed, show(used), limit, remark=remark)

@@ -3,7 +3,15 @@
 from advisor.solver.budget import parse_budget
 from advisor.solver.choose import cheapest_first, pareto_front, rank
 from advisor.solver.explain import LEAST, answer, cheaper_text, describe, lever_words
-from advisor.solver.limits import LIMIT, allowed_memory, enforced_memory, judged, limits_of, violations
+from advisor.solver.limits import (
+    LIMIT,
+    allowed_memory,
+    enforced_memory,
+    figures_of,
+    judged,
+    limits_of,
+    violations,
+)
 from advisor.solver.relax import relaxations
 from advisor.solver.verdict import Verdict, solve
 
@@ -17,6 +25,7 @@ __all__ = [
     "cheapest_first",
     "describe",
     "enforced_memory",
+    "figures_of",
     "judged",
     "lever_words",
     "limits_of",

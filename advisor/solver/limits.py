@@ -85,10 +85,10 @@ LIMIT: Mapping[LimitName, Limit] = {
     "storage": Limit("--storage", "to ship", format_bytes, "storage_bytes", parse_bytes, 1),
     "step_time": Limit("--step-time", "time per update", _seconds, "step_seconds", parse_seconds, 1e-5),
     "max_trainable": Limit(
-        "--max-trainable", "trained parameters", format_count, "max_trainable", parse_count, 1, zero=True
+        "--max-trainable", "trained params", format_count, "max_trainable", parse_count, 1, zero=True
     ),
     "max_overhead": Limit(
-        *("--max-overhead", "inference overhead", _percent, "max_overhead", parse_percent, 0.001),
+        *("--max-overhead", "added inference", _percent, "max_overhead", parse_percent, 0.001),
         zero=True,
         share=True,
     ),
