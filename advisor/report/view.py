@@ -166,6 +166,20 @@ def accuracy_text(accuracy: Accuracy | Estimate | None) -> str:
     return f"{percent(accuracy.mean)} ({interval_text(accuracy)})"
 
 
+def figures_text(evaluation: Evaluation) -> str:
+    """`96.3 % (93.3-98.0), 682 kB at its peak, 6.72 MFLOP per update, 6.44 kB to ship`."""
+    cost, accuracy = evaluation.cost, evaluation.accuracy
+    if accuracy:
+        known = accuracy_text(accuracy) + ("" if accuracy.finalist else ", trained for less")
+    else:
+        predicted = evaluation.predicted
+        known = f"~{accuracy_text(predicted)}, predicted" if predicted else "accuracy unknown"
+    return (
+        f"{known}, {format_bytes(cost.peak_memory_bytes)} at its peak, "
+        f"{format_flops(cost.flops.total)} per update, {format_bytes(cost.delta_bytes)} to ship"
+    )
+
+
 def interval_text(accuracy: Accuracy | Estimate) -> str:
     """`69.2-73.1`, in percent."""
     return f"{accuracy.low * 100:.1f}-{accuracy.high * 100:.1f}"
@@ -348,14 +362,21 @@ def nearest(evaluations: Iterable[Evaluation]) -> list[Evaluation]:
     return sorted((item for item in evaluations if not item.fits), key=excess)
 
 
+def untried_methods(recommendation: Recommendation) -> list[str]:
+    """Those that fit and of which no candidate was tried."""
+    fitting = [item for item in recommendation.evaluations if item.fits]
+    tried = {item.candidate.method for item in fitting if item.accuracy}
+    methods = dict.fromkeys(item.candidate.method for item in fitting)
+    return [method for method in methods if method not in tried]
+
+
 def evidence_text(recommendation: Recommendation) -> str:
     """What the choice does not rest on: methods that fit and were never tried; empty where all were."""
     fitting = [item for item in recommendation.evaluations if item.fits]
-    tried = {item.candidate.method for item in fitting if item.accuracy}
-    untried = dict.fromkeys(item.candidate.method for item in fitting if item.candidate.method not in tried)
-    if not tried or not untried:
-        return ""
     count = sum(item.accuracy is not None for item in fitting)
+    untried = untried_methods(recommendation)
+    if not count or not untried:
+        return ""
     names = ", ".join(untried)
     return f"{count} of {len(fitting)} candidates were tried, none of {names}: allow more --probe-time"
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from advisor.records import Accuracy, Budget, Evaluation, Recommendation
+from advisor.report import view
 from advisor.solver import Verdict, expected_loss, rank, surely_above, violations, weigh
 from advisor.units import format_bytes, format_flops
 
@@ -42,10 +43,6 @@ def _retained(evaluation: Evaluation) -> float | None:
     return retained.mean if retained else None
 
 
-def _percent(share: float) -> str:
-    return f"{share * 100:.1f} %"
-
-
 LIMITS = (
     Limit(
         "ram_bytes",
@@ -64,8 +61,12 @@ LIMITS = (
         format_flops,
     ),
     Limit("storage_bytes", "to ship", "--storage", "storage", lambda e: e.cost.delta_bytes, format_bytes),
-    Limit("min_accuracy", "accuracy", "--min-accuracy", "min_accuracy", _accuracy, _percent, is_floor=True),
-    Limit("min_retained", "old data", "--min-retained", "min_retained", _retained, _percent, is_floor=True),
+    Limit(
+        "min_accuracy", "accuracy", "--min-accuracy", "min_accuracy", _accuracy, view.percent, is_floor=True
+    ),
+    Limit(
+        "min_retained", "old data", "--min-retained", "min_retained", _retained, view.percent, is_floor=True
+    ),
 )
 
 
@@ -95,18 +96,26 @@ def facts(recommendation: Recommendation, numbers: dict[str, int]) -> dict[str, 
     """
     evaluations, data = recommendation.evaluations, recommendation.data
     judged = [n for n, evaluation in enumerate(evaluations) if evaluation.accuracy]
+    choice = view.chosen(recommendation)
     guess = data.largest_class_share if data else None
     base = data.base_accuracy if data and data.scenario == "shift" else None
-    limits = [limit for limit in LIMITS if any(limit.value(e) is not None for e in evaluations)]
+    limits = [
+        limit
+        for limit in LIMITS
+        if any(limit.value(e) is not None for e in evaluations)
+        or getattr(recommendation.budget, limit.key) is not None
+    ]
     return {
         "limits": [_limit(limit, recommendation) for limit in limits],
+        "recommended": view.printable(choice.candidate.short) if choice else None,
         "tolerance": recommendation.budget.tolerance,
         "fewest_flops": recommendation.budget.fewest_flops,
         "has_data": data is not None,
         "candidates": [
             {
-                "name": evaluation.candidate.short,
+                "name": view.printable(evaluation.candidate.short),
                 "number": numbers[evaluation.candidate.id],
+                "figures": view.figures_text(evaluation),
                 "costs": [
                     evaluation.cost.peak_memory_bytes,
                     evaluation.cost.flops.total,
@@ -128,6 +137,7 @@ def facts(recommendation: Recommendation, numbers: dict[str, int]) -> dict[str, 
 def _limit(limit: Limit, recommendation: Recommendation) -> dict[str, Any]:
     budget = recommendation.budget
     taken = budget.runtime_overhead_bytes if limit.key == "ram_bytes" else 0
+    asked = getattr(budget, limit.key)
     values = [value for e in recommendation.evaluations if (value := limit.value(e)) is not None]
     return {
         "key": limit.key,
@@ -135,7 +145,8 @@ def _limit(limit: Limit, recommendation: Recommendation) -> dict[str, Any]:
         "option": limit.option,
         "floor": limit.is_floor,
         "taken": taken,
-        "asked": getattr(budget, limit.key),
+        "asked": asked,
+        "asked_text": "" if asked is None else limit.show(asked),
         "steps": _steps(values, limit, taken),
     }
 
