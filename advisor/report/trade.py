@@ -160,7 +160,8 @@ def _point(
     known: str,
     interval: tuple[float | None, float | None] = (None, None),
 ) -> Point:
-    why = f"; {row.reasons[0]}" if row.reasons else f"; {row.comparison}" if row.comparison else ""
+    against = f"; {row.comparison}" if row.comparison and row.evaluation.accuracy else ""
+    why = f"; {row.reasons[0]}" if row.reasons else against
     text = f"{row.name}: {view.figures_text(row.evaluation)}{why}"
     return Point(
         x=x,

@@ -92,7 +92,9 @@ function tell(data, answer, isAsked, typed) {
   const count = `${answer.fitting.length} of ${data.candidates.length} fit`;
   const bold = (text) => Object.assign(document.createElement("b"), {textContent: text});
   const say = (...parts) => result.replaceChildren(...parts);
-  if (chosen) {
+  if (chosen && chosen.accuracy === null && data.has_data) {
+    say("Nothing that fits was tried; the cheapest is ", bold(chosen.name), `: ${chosen.figures}; ${count}.`);
+  } else if (chosen) {
     const again = data.recommended === chosen.name ? " (the recommended one)" : "";
     say("Use ", bold(chosen.name), `${again}: ${chosen.figures}; ${count}.`);
   } else if (answer.outcome === "leave") {
@@ -141,7 +143,7 @@ function makeSortable(table) {
   const body = table.tBodies[0];
   const headers = [...table.tHead.rows[0].cells];
   headers.forEach((header, column) => {
-    if (!header.textContent.trim() || header.querySelector("small")) return;
+    if (header.classList.contains("parts")) return; // bars
     const button = document.createElement("button");
     button.type = "button";
     button.className = "sort";
