@@ -1,5 +1,6 @@
 """A recommendation in the terminal, as one HTML page, as JSON: pure functions of records."""
 
+from advisor.report.compare import render_comparison
 from advisor.report.formats import (
     SCHEMA_VERSION,
     dumps,
@@ -10,6 +11,7 @@ from advisor.report.formats import (
     write_json,
 )
 from advisor.report.html import render_html, write_html
+from advisor.report.redact import redacted
 from advisor.report.terminal import print_layer_types, print_profile, print_recommendation
 
 __all__ = [
@@ -21,6 +23,8 @@ __all__ = [
     "print_profile",
     "print_recommendation",
     "read_json",
+    "redacted",
+    "render_comparison",
     "render_html",
     "to_json",
     "write_html",

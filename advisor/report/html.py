@@ -25,7 +25,7 @@ def render_html(recommendation: Recommendation) -> str:
     main = [row for row in rows if row.is_main]
     numbers = {row.evaluation.candidate.id: row.number for row in rows}
     script = _script()
-    page = _environment().get_template("report.html")
+    page = environment().get_template("report.html")
     return page.render(
         recommendation=recommendation,
         headline=first_screen.headline(recommendation),
@@ -57,7 +57,8 @@ def render_html(recommendation: Recommendation) -> str:
     )
 
 
-def _environment() -> Environment:
+def environment() -> Environment:
+    """Templates in which everything is escaped, and printable."""
     environment = Environment(
         loader=PackageLoader("advisor.report"),
         autoescape=True,
@@ -78,6 +79,7 @@ def _environment() -> Environment:
         "by_class_text": view.by_class_text,
         "setting_text": view.setting_text,
         "figures_text": view.figures_text,
+        "interval_text": view.interval_text,
     }
     return environment
 

@@ -44,7 +44,7 @@ def test_it_fits_on_one_screen_and_nothing_wraps(
     assert file.getvalue().splitlines() == lines
 
 
-@pytest.mark.parametrize("name", ["demo-new-classes", "resnet20-cifar10-jpeg"])
+@pytest.mark.parametrize("name", ["demo-new-classes", "resnet20-cifar10-noise"])
 @pytest.mark.parametrize("width", [80, 140])
 def test_real_answers_fit_and_no_name_is_cut(name: str, width: int) -> None:
     lines = lines_of(read_json(REPORTS / f"{name}.json"), width)
