@@ -531,7 +531,7 @@ class LookedOver:
 Outcome = Literal["", "use", "leave", "none"]  # empty: nothing was asked
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Recommendation:
     """The answer, the alternatives, and how each figure was obtained."""
 
@@ -550,6 +550,10 @@ class Recommendation:
     warnings: tuple[str, ...] = ()  # the weightiest first
     assumed: tuple[str, ...] = ()  # what was taken for granted, because nothing said so
     provenance: Mapping[str, Any] = field(default_factory=dict)  # versions, seed, command, machine
+
+    def __repr__(self) -> str:
+        found = self.recommended or self.outcome or "no choice"
+        return f"<Recommendation for {self.model.name}: {found}, of {len(self.evaluations)} candidates>"
 
     def evaluation(self, name: str) -> Evaluation:
         """The evaluation of the candidate with this id, or this short name. Raises KeyError."""

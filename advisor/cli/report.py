@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from advisor.cli import options, talk
 from advisor.cli.outputs import Outputs
 from advisor.errors import InputError
+from advisor.files import write_whole
 
 if TYPE_CHECKING:
     from advisor.records import Recommendation
@@ -26,6 +27,10 @@ def command(
         bool,
         typer.Option("--redact", help="Leave out names of model, data, classes and files, and the command."),
     ] = False,
+    form: Annotated[
+        Literal["terminal", "json", "markdown", "html", "csv"],
+        typer.Option("--format", help="Of what is printed; csv has a line for each candidate."),
+    ] = "terminal",
     everything: options.Everything = False,
 ) -> None:
     """Show a saved recommendation, or render its report again; several are compared in one page.
@@ -34,6 +39,7 @@ def command(
         peft-advisor report advice.json
         peft-advisor report advice.json --all
         peft-advisor report advice.json --report report.html
+        peft-advisor report advice.json --format csv > candidates.csv
         peft-advisor report phone.json camera.json --report both.html
     """
     for path in paths:
@@ -44,7 +50,16 @@ def command(
         raise InputError("one answer is given twice; give each once")
     outputs = Outputs({"--report": report})
 
-    from advisor.report import print_recommendation, read_json, redacted, render_comparison, render_html
+    from advisor.report import (
+        dumps,
+        print_recommendation,
+        read_json,
+        redacted,
+        render_comparison,
+        render_csv,
+        render_html,
+        render_markdown,
+    )
 
     read = {path: read_json(path) for path in paths}
     if redact:
@@ -61,7 +76,11 @@ def command(
     if outputs.write("--report", page):
         talk.hint(f"Report: {report}")
     if not outputs.to_stdout and len(read) == 1:
-        print_recommendation(first, saved=paths[0], everything=everything)
+        if form == "terminal":
+            print_recommendation(first, saved=None if redact else paths[0], everything=everything)
+        else:
+            render = {"json": dumps, "markdown": render_markdown, "html": render_html, "csv": render_csv}
+            write_whole("-", render[form](first))
     outputs.end()
 
 

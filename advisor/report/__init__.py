@@ -13,6 +13,7 @@ from advisor.report.formats import (
 from advisor.report.html import render_html, write_html
 from advisor.report.redact import redacted
 from advisor.report.terminal import print_layer_types, print_profile, print_recommendation
+from advisor.report.text_tables import render_csv, render_markdown
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -25,7 +26,9 @@ __all__ = [
     "read_json",
     "redacted",
     "render_comparison",
+    "render_csv",
     "render_html",
+    "render_markdown",
     "to_json",
     "write_html",
     "write_json",
