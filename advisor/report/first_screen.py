@@ -10,7 +10,7 @@ from typing import Literal
 from advisor.records import Accuracy, Evaluation, Finding, Recommendation
 from advisor.report import view
 from advisor.report.next_steps import next_steps
-from advisor.solver import describe
+from advisor.solver import LEAST, describe
 from advisor.units import format_seconds
 
 _WEIGHTS = ("error", "warning", "note")
@@ -66,7 +66,7 @@ def headline(recommendation: Recommendation) -> Headline:
     words = describe(choice)
     below = [*wrong, words] if words != choice.candidate.short else [*wrong]
     if choice.accuracy is None:
-        least = "fewest FLOPs" if recommendation.budget.fewest_flops else "least memory"
+        least = LEAST[recommendation.budget.prefer]
         unknown = "no data was given" if data is None else "nothing was probed"
         below.append(f"Which one adapts best is unknown, as {unknown}.")
         title = f"Use {choice.candidate.short}: the {least} of all that fit"

@@ -1,7 +1,7 @@
 """The choice: limits, ranking, and the reasons in words. Pure functions of records; no torch."""
 
 from advisor.solver.budget import parse_budget
-from advisor.solver.choose import cheapest_first, pareto_front, rank
+from advisor.solver.choose import cheapest_first, expected_loss, pareto_front, rank
 from advisor.solver.explain import LEAST, answer, cheaper_text, describe, lever_words
 from advisor.solver.limits import (
     LIMIT,
@@ -13,7 +13,7 @@ from advisor.solver.limits import (
     violations,
 )
 from advisor.solver.relax import relaxations
-from advisor.solver.verdict import Verdict, solve
+from advisor.solver.verdict import Verdict, solve, surely_above
 
 __all__ = [
     "LEAST",
@@ -25,6 +25,7 @@ __all__ = [
     "cheapest_first",
     "describe",
     "enforced_memory",
+    "expected_loss",
     "figures_of",
     "judged",
     "lever_words",
@@ -34,5 +35,6 @@ __all__ = [
     "rank",
     "relaxations",
     "solve",
+    "surely_above",
     "violations",
 ]

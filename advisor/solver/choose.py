@@ -84,8 +84,12 @@ def is_as_good(accuracy: Accuracy, best: Accuracy, tolerance: float) -> bool:
     Being indistinguishable is not enough: where 200 samples tell nothing less than 4 points apart, the
     cheapest indistinguishable candidate would lose 2 points on average.
     """
-    gap = best.mean - accuracy.mean
-    return gap <= tolerance or expected_gap(gap, paired_error(best, accuracy)) <= tolerance
+    return best.mean - accuracy.mean <= tolerance or expected_loss(accuracy, best) <= tolerance
+
+
+def expected_loss(accuracy: Accuracy, best: Accuracy) -> float:
+    """What is expected to be lost with it, as a fraction of all images."""
+    return expected_gap(best.mean - accuracy.mean, paired_error(best, accuracy))
 
 
 def expected_gap(gap: float, error: float) -> float:

@@ -35,14 +35,14 @@ def solve(evaluations: Sequence[Evaluation], budget: Budget, data: DataSummary |
         return Verdict("use" if ranked else "none", tuple(ranked))
     # By luck the best of many tries is above guessing, whether or not they fit.
     guess, tries = data.largest_class_share, sum(e.accuracy is not None for e in evaluations)
-    able = [e for e in probed if e.accuracy and _surely_above(guess, e.accuracy, tries)]
+    able = [e for e in probed if e.accuracy and surely_above(guess, e.accuracy, tries)]
     finalists = [e for e in probed if e.accuracy and e.accuracy.finalist] or probed
     best = max(finalists, key=lambda e: e.accuracy.mean if e.accuracy else 0.0)
     assert best.accuracy is not None  # noqa: S101 - all of them are probed
     base = data.base_accuracy if data.scenario == "shift" else None  # else its head had to grow
     if (
         base is not None
-        and _surely_above(guess, base, 1)
+        and surely_above(guess, base, 1)
         and _meets_floors(base, budget)
         and is_as_good(base, best.accuracy, budget.tolerance)
     ):
@@ -52,7 +52,7 @@ def solve(evaluations: Sequence[Evaluation], budget: Budget, data: DataSummary |
     return Verdict("use", tuple(able))
 
 
-def _surely_above(share: float | None, accuracy: Accuracy, tries: int) -> bool:
+def surely_above(share: float | None, accuracy: Accuracy, tries: int) -> bool:
     """Whether guessing alone would hardly get so many right: in the best of as many tries as there were."""
     if share is None:
         return True

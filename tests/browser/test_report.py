@@ -14,34 +14,30 @@ from typing import Any
 import pytest
 
 from advisor.records import Budget, DataSummary, Finding, Recommendation
-from advisor.report.whatif import LIMITS, MOST_TOLERANCE, solved_again
+from advisor.report.whatif import MOST_TOLERANCE, PREFERENCES
+from advisor.solver import LIMIT, figures_of, solve
 from advisor.units import parse_bytes
 
 HOSTILE = "<img src=x onerror=alert(1)>\"'</script><script>alert(2)</script>"
 Opened = Callable[..., Any]
 
 
-def random_budgets(recommendation: Recommendation, count: int) -> list[Budget]:
+def random_budgets(recommendation: Recommendation, count: int, shown: list[str]) -> list[Budget]:
     """Limits among the values that candidates have, so that each may decide."""
     rng = random.Random(0)
-    values = {
-        limit.key: [v for e in recommendation.evaluations if (v := limit.value(e)) is not None]
-        for limit in LIMITS
-    }
+    figures = [figures_of(evaluation) for evaluation in recommendation.evaluations]
     budgets = []
     for _ in range(count):
-        chosen: dict[str, Any] = {
-            key: rng.choice(known) for key, known in values.items() if known and rng.random() < 0.5
+        limits = {
+            limit.field: rng.choice(known)
+            for name, limit in LIMIT.items()
+            if name in shown and rng.random() < 0.4
+            if (known := [each[name] for each in figures if each[name] is not None])
         }
         tolerance = rng.choice((0.0, 0.01, rng.uniform(0, MOST_TOLERANCE)))
-        budgets.append(
-            replace(
-                recommendation.budget,
-                **{limit.key: chosen.get(limit.key) for limit in LIMITS},
-                tolerance=tolerance,
-                fewest_flops=rng.random() < 0.5,
-            )
-        )
+        unset: dict[str, Any] = {limit.field: None for limit in LIMIT.values()}
+        prefer = rng.choice(PREFERENCES)
+        budgets.append(replace(recommendation.budget, **(unset | limits), tolerance=tolerance, prefer=prefer))
     return budgets
 
 
@@ -49,13 +45,13 @@ def test_the_page_chooses_as_the_solver_does_on_1000_random_budgets(
     opened: Opened, saved: Recommendation
 ) -> None:
     page = opened(saved)
-    keys = page.evaluate("JSON.parse(document.getElementById('facts').textContent).limits.map((l) => l.key)")
-    budgets = random_budgets(saved, 1000)
+    keys = page.evaluate("JSON.parse(document.getElementById('facts').textContent).limits.map((l) => l.name)")
+    budgets = random_budgets(saved, 1000, keys)
     asked = [
         {
-            "limits": [getattr(budget, key) for key in keys],
+            "limits": [getattr(budget, LIMIT[key].field) for key in keys],
             "tolerance": budget.tolerance,
-            "fewest_flops": budget.fewest_flops,
+            "prefer": budget.prefer,
         }
         for budget in budgets
     ]
@@ -71,14 +67,14 @@ def test_the_page_chooses_as_the_solver_does_on_1000_random_budgets(
     )
     outcomes = set()
     for budget, (outcome, names) in zip(budgets, told, strict=True):
-        verdict = solved_again(saved, budget)
+        verdict = solve(saved.evaluations, budget, saved.data)
         assert (outcome, names) == (verdict.outcome, [e.candidate.short for e in verdict.choices]), budget
         outcomes.add((outcome, names[0] if names else ""))
     assert len(outcomes) > 3  # the budgets do decide
 
 
 def test_the_page_begins_with_the_recommended_candidate(opened: Opened, saved: Recommendation) -> None:
-    verdict = solved_again(saved, saved.budget)
+    verdict = solve(saved.evaluations, saved.budget, saved.data)
     assert verdict.choices[0].candidate.id == saved.recommended
     page = opened(saved)
     assert saved.evaluation(saved.recommended or "").candidate.short in page.inner_text("h1")

@@ -33,14 +33,11 @@
 function chooseAgain(data) {
   const form = document.querySelector(".whatif form");
   const tolerance = document.getElementById("tolerance");
+  const prefer = document.getElementById("prefer");
   const asked = {limits: data.limits.map((limit) => limit.asked), tolerance: data.tolerance};
   const sliders = data.limits.map((limit, n) => {
     const input = document.getElementById(`limit-${n}`);
-    const stops = limit.steps.map(([value, text]) => ({value, text}));
-    if (limit.asked !== null && !stops.some((stop) => stop.value === limit.asked)) {
-      stops.push({value: limit.asked, text: limit.asked_text});
-    }
-    stops.sort((a, b) => a.value - b.value);
+    const stops = limit.stops.map(([value, text, typed]) => ({value, text, typed}));
     const none = {value: null, text: "no limit"};
     if (limit.floor) stops.unshift(none); else stops.push(none);
     input.max = stops.length - 1;
@@ -49,13 +46,14 @@ function chooseAgain(data) {
   const put = () => {
     sliders.forEach(({input, at}) => { input.value = at; });
     if (tolerance) tolerance.value = data.tolerance * 100;
+    prefer.value = data.prefer;
   };
   const update = () => {
     const stops = sliders.map(({input, stops}) => stops[input.value]);
     const budget = {
       limits: stops.map((stop) => stop.value),
       tolerance: tolerance ? tolerance.valueAsNumber / 100 : data.tolerance,
-      fewest_flops: data.fewest_flops,
+      prefer: prefer.value,
     };
     if (tolerance && Math.abs(budget.tolerance - data.tolerance) < 5e-4) budget.tolerance = data.tolerance;
     stops.forEach((stop, n) => {
@@ -67,7 +65,7 @@ function chooseAgain(data) {
       tolerance.setAttribute("aria-valuetext", points);
       tolerance.nextElementSibling.textContent = points;
     }
-    const isAsked = budget.tolerance === asked.tolerance
+    const isAsked = budget.tolerance === asked.tolerance && budget.prefer === data.prefer
       && budget.limits.every((value, n) => value === asked.limits[n]);
     tell(data, solve(data, budget), isAsked, options(data, stops, budget));
   };
@@ -80,8 +78,9 @@ function chooseAgain(data) {
 
 function options(data, stops, budget) {
   const typed = stops.flatMap((stop, n) => stop.value === null ? [] : [
-    `${data.limits[n].option} ${data.limits[n].floor ? stop.value : stop.text.replace(/ /g, "")}`]);
+    `${data.limits[n].option} ${stop.typed}`]);
   if (budget.tolerance !== data.tolerance) typed.push(`--tolerance ${+(budget.tolerance * 100).toFixed(1)}`);
+  if (budget.prefer !== data.prefer) typed.push(`--prefer ${budget.prefer}`);
   return typed.join(" ");
 }
 

@@ -1,46 +1,58 @@
 // The choice under other limits, as advisor/solver makes it: limits, ranking, and whether to act at all.
 // A pure function of the page's data; tests/browser holds it to the solver on random budgets.
-// `budget`: {limits: [a value or null for each of data.limits], tolerance, fewest_flops}.
+// `budget`: {limits: [a value or null for each of data.limits], tolerance, prefer}.
 function solve(data, budget) {
-  const broken = data.candidates.map((candidate) => data.limits
-    .map((limit, n) => ({limit, value: candidate.values[n], allowed: budget.limits[n]}))
-    .filter(({limit, value, allowed}) => allowed !== null && value !== null
-      && (limit.floor ? value < allowed : value > allowed - limit.taken)));
+  const breaks = (candidate) => data.limits.some((limit, n) => {
+    const value = candidate.values[n], allowed = budget.limits[n];
+    return !limit.soft && allowed !== null && value !== null
+      && (limit.floor ? value < allowed : value > allowed - limit.taken);
+  });
   const fitting = data.candidates.map((_, n) => n)
-    .filter((n) => !data.candidates[n].failed && broken[n].length === 0);
-  const ranked = rank(data, budget, fitting);
-  return {...weigh(data, budget, ranked), broken, fitting};
+    .filter((n) => !data.candidates[n].failed && !breaks(data.candidates[n]));
+  return {...weigh(data, budget, rank(data, budget, fitting)), fitting};
 }
 
 function rank(data, budget, fitting) {
-  const accuracy = (n) => data.candidates[n].accuracy;
-  const known = fitting.filter((n) => accuracy(n) !== null);
-  if (!known.length) {
-    const hasFloor = data.limits.some((limit, n) => limit.floor && budget.limits[n] !== null);
-    return hasFloor && data.candidates.some((candidate) => candidate.accuracy !== null)
-      ? [] : cheapestFirst(data, budget, fitting);
+  const isKnown = (n) => data.candidates[n].accuracy !== null;
+  const order = data.orders[budget.prefer];
+  const cheapest = [...fitting].sort((a, b) => order[a] - order[b]);
+  if (!cheapest.some(isKnown)) {
+    const hasFloor = data.limits.some((limit, n) => limit.floor && !limit.soft && budget.limits[n] !== null);
+    return hasFloor && data.candidates.some((candidate) => candidate.accuracy !== null) ? [] : cheapest;
   }
   const ranked = [];
   for (const finalist of [true, false]) {
-    const group = known.filter((n) => data.candidates[n].finalist === finalist);
-    if (!group.length) continue;
-    const best = mostAccurate(data, group);
-    const asGood = group.filter((n) => accuracy(best) - accuracy(n) <= budget.tolerance
-      || lossesOf(data, best).get(n) <= budget.tolerance);
-    const others = group.filter((n) => !asGood.includes(n));
-    ranked.push(...cheapestFirst(data, budget, asGood), ...others.sort((a, b) => accuracy(b) - accuracy(a)));
+    let left = cheapest.filter((n) => isKnown(n) && data.candidates[n].finalist === finalist);
+    while (left.length) {
+      const first = firstChoice(data, left, budget.tolerance);
+      ranked.push(first);
+      left = left.filter((n) => n !== first);
+    }
   }
   return ranked;
 }
 
+// Of candidates in order of cost, the cheapest that is as good as the most accurate; one that is less
+// accurate than a cheaper one doesn't count.
+function firstChoice(data, cheapest, tolerance) {
+  const accuracy = (n) => data.candidates[n].accuracy;
+  const stairs = [];
+  for (const n of cheapest) {
+    if (!stairs.length || accuracy(n) > accuracy(stairs.at(-1))) stairs.push(n);
+  }
+  const best = stairs.at(-1);
+  return stairs.find((n) => accuracy(best) - accuracy(n) <= tolerance
+    || lossesOf(data, best).get(n) <= tolerance);
+}
+
 function weigh(data, budget, ranked) {
-  const judged = ranked.filter((n) => data.candidates[n].accuracy !== null);
-  if (!judged.length || !data.has_data) return {outcome: ranked.length ? "use" : "none", choices: ranked};
-  const able = judged.filter((n) => data.candidates[n].sure_among >= judged.length);
-  const finalists = judged.filter((n) => data.candidates[n].finalist);
-  const best = mostAccurate(data, finalists.length ? finalists : judged);
+  const probed = ranked.filter((n) => data.candidates[n].accuracy !== null);
+  if (!probed.length || !data.has_data) return {outcome: ranked.length ? "use" : "none", choices: ranked};
+  const able = probed.filter((n) => data.candidates[n].sure);
+  const finalists = probed.filter((n) => data.candidates[n].finalist);
+  const best = mostAccurate(data, finalists.length ? finalists : probed);
   const base = data.base;
-  const floor = data.limits.findIndex((limit) => limit.key === "min_accuracy");
+  const floor = data.limits.findIndex((limit) => limit.name === "min_accuracy" && !limit.soft);
   const least = floor < 0 ? null : budget.limits[floor];
   if (base && base.sure && (least === null || base.accuracy >= least)
       && (data.candidates[best].accuracy - base.accuracy <= budget.tolerance
@@ -48,14 +60,6 @@ function weigh(data, budget, ranked) {
     return {outcome: "leave", choices: []};
   }
   return able.length ? {outcome: "use", choices: able} : {outcome: "none", choices: []};
-}
-
-function cheapestFirst(data, budget, members) {
-  const [first, second] = budget.fewest_flops ? [1, 0] : [0, 1];
-  return [...members].sort((a, b) => {
-    const one = data.candidates[a].costs, other = data.candidates[b].costs;
-    return one[first] - other[first] || one[second] - other[second] || one[2] - other[2];
-  });
 }
 
 function mostAccurate(data, members) {
