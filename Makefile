@@ -3,13 +3,19 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint study-memory study-flops study-layer-types study-pricing study-peers study-regret study-curves study-prior study-photos study-check study-files clean
+.PHONY: demo test test-browser lint study-memory study-flops study-layer-types study-pricing study-peers study-regret study-curves study-prior study-photos study-check study-files clean
 
 demo: $(VENV)/.installed
 	$(BIN)/peft-advisor demo
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+# The report in a real browser: Debian's, which has to be on the PATH. AXE=FILE: axe-core's axe.min.js, too.
+test-browser: $(VENV)/.installed-browser
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null \
+		|| { echo "chromium is needed: apt install chromium" >&2; exit 1; }
+	$(BIN)/python -m pytest tests/browser
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
@@ -64,6 +70,10 @@ $(VENV)/.installed-photos: $(VENV)/.installed-studies
 
 $(VENV)/.installed-peers: $(VENV)/.installed-studies
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[peers]'
+	@touch $@
+
+$(VENV)/.installed-browser: $(VENV)/.installed-dev
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[browser]'
 	@touch $@
 
 $(VENV)/.installed-studies: $(VENV)/.installed-dev

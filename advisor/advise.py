@@ -50,24 +50,26 @@ from advisor.records import (
     Levers,
     ModelSummary,
     Recommendation,
-    Violation,
 )
 from advisor.situation import Progress, Request, Story, prepare, versions
 from advisor.solver import (
+    Verdict,
     allowed_memory,
     answer,
     cheapest_first,
+    enforced_memory,
+    judged,
     pareto_front,
-    rank,
     relaxations,
+    solve,
     violations,
-    weigh,
 )
 from advisor.store import Store
 from advisor.units import format_bytes, format_flops, format_seconds
 
 _log = logging.getLogger(__name__)
 _LEAST_PROBING, _MOST_PROBING, _ROUNDED = 60.0, 1200.0, 30.0  # seconds
+_TIMED = 4  # candidates, where seconds are preferred: each run takes seconds itself
 _SAFE_SHARE = 0.25  # of the memory that is left: probes hold the images and cached fronts, too
 
 
@@ -121,8 +123,15 @@ def _recommend(
         if story.dataset is not None and story.situation is not None:
             evaluations, data_summary = _probe_all(story, evaluations, budget, request, progress, store)
         story.warnings += [store.trouble] if store.trouble else []
-    verdict = weigh(rank(evaluations, budget), budget, data_summary)
-    chosen, evaluations = _verify(story, evaluations, verdict.choices, budget, request, progress, waiting)
+    chosen, evaluations, verdict = _verify(
+        story, evaluations, budget, data_summary, request, progress, waiting
+    )
+    if chosen is not None:
+        story.warnings[:0] = [
+            f"{chosen.candidate.short}: {violation.reason}" for violation in chosen.violations
+        ]
+        if budget.step_seconds is not None and chosen.measured is None:
+            story.warnings.insert(0, "whether --step-time is met is unknown: the choice was not run")
     return replace(
         _summary(story, evaluations, request),
         budget=budget,
@@ -133,7 +142,7 @@ def _recommend(
         + (verdict.reason or answer(chosen, evaluations, budget, data_summary)),
         front=tuple(e.candidate.id for e in pareto_front([e for e in evaluations if e.fits])),
         # Where nothing is worth using although it fits, no limit stands in the way.
-        relaxations=() if verdict.reason else relaxations(chosen, evaluations, budget),
+        relaxations=() if verdict.reason else relaxations(chosen, evaluations, budget, data_summary),
         warnings=tuple(story.warnings),
     )
 
@@ -394,22 +403,32 @@ def _trainer(story: Story, dataset: Dataset, batch_size: int) -> tuple[Trainer, 
 def _verify(
     story: Story,
     evaluations: list[Evaluation],
-    ranked: Sequence[Evaluation],
     budget: Budget,
+    data: DataSummary | None,
     request: Request,
     progress: Progress,
     waiting: WaitingChild | None,
-) -> tuple[Evaluation | None, list[Evaluation]]:
-    """Run the choice in a child process under the memory limit; if it doesn't survive, the next one."""
+) -> tuple[Evaluation | None, list[Evaluation], Verdict]:
+    """Run the choice in a child process under the memory limit; if it breaks a limit there, the next one.
+
+    Where seconds come first, the first few of those that may be chosen are timed before the choice is made.
+    """
+    verdict = solve(evaluations, budget, data)
     if not request.verify:
-        return (ranked[0] if ranked else None), evaluations
-    allowed = allowed_memory(budget)
-    tested: dict[Candidate, Evaluation] = {}
+        return (verdict.choices[0] if verdict.choices else None), judged(evaluations, budget), verdict
+    allowed = enforced_memory(budget)
+    to_time = list(verdict.choices[:_TIMED]) if budget.prefer == "time" else []
     told: list[str] = []
-    chosen = None
-    for tried, evaluation in enumerate(ranked):
+    tried = 0
+    chosen: Evaluation | None = None
+    while to_time or verdict.choices:
+        evaluation = to_time.pop(0) if to_time else verdict.choices[0]
         candidate = evaluation.candidate
-        progress("verify", tried / len(ranked), candidate.id)
+        if evaluation.measured is not None:
+            chosen = evaluation
+            break
+        progress("verify", tried / (tried + 1), candidate.id)
+        tried += 1
         try:
             with stoppable():
                 measured = measure(
@@ -420,37 +439,47 @@ def _verify(
                     allowed_bytes=allowed,
                     cache_bytes=evaluation.cost.cache_bytes,
                     images=_images(story),
-                    waiting=waiting if tried == 0 else None,
+                    waiting=waiting if tried == 1 else None,
                 )
         # What goes wrong with a run says nothing against the answer that was found.
         except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001
             _log.debug("running %s failed", candidate.id, exc_info=True)
             told.append(_not_run(candidate, error))
-            chosen = evaluation
+            chosen = verdict.choices[0]
             break
-        tested[candidate] = replace(evaluation, measured=measured)
+        ran = replace(evaluation, measured=measured)
         peak, seconds = format_bytes(measured.peak_memory_bytes), format_seconds(measured.update_seconds)
         _log.debug("ran %s: %s at the allocator's peak, %s per update", candidate.id, peak, seconds)
-        if measured.survived:
-            chosen = tested[candidate]
-            if allowed is not None and measured.cap_bytes is None:
-                told.append(
-                    f"{candidate.short} ran without the hard limit: under it the runtime itself failed, "
-                    f"which took more than usual; what the allocator gave out, "
-                    f"{format_bytes(measured.peak_memory_bytes)}, is within it"
-                )
-            break
-        assert allowed is not None  # noqa: S101 - without a cap nothing fails to survive
-        reason = (
-            f"did not survive a run under {format_bytes(allowed)}: the allocator needs "
-            f"{format_bytes(measured.peak_memory_bytes)}, operators' workspace included"
-        )
-        violation = Violation("execution", measured.peak_memory_bytes, allowed, reason)
-        tested[candidate] = replace(tested[candidate], violations=(violation,))
-        told.append(f"{candidate.short} would have been chosen, but {reason}")
+        evaluations = [ran if each.candidate == candidate else each for each in evaluations]
+        if measured.survived and allowed is not None and measured.cap_bytes is None:
+            told.append(
+                f"{candidate.short} ran without the hard limit: under it the runtime itself failed, "
+                f"which took more than usual; what the allocator gave out, "
+                f"{format_bytes(measured.peak_memory_bytes)}, is within it"
+            )
+        [ran] = judged([ran], budget)
+        told += [
+            f"{candidate.short} would have been chosen, but {violation.reason}"
+            for violation in ran.violations
+            if violation.hard and violation.limit != "step_time"
+        ]
+        verdict = solve(evaluations, budget, data)
     progress("verify", 1.0, "")
+    evaluations = judged(evaluations, budget)
+    told += _too_slow(evaluations)
     story.warnings[:0] = told  # nothing weighs more than what speaks against the choice
-    return chosen, [tested.get(evaluation.candidate, evaluation) for evaluation in evaluations]
+    return chosen, evaluations, verdict
+
+
+def _too_slow(evaluations: Sequence[Evaluation]) -> list[str]:
+    """Which would have been chosen before, but for their seconds, in one line."""
+    slow = [e for e in evaluations if any(v.limit == "step_time" and v.hard for v in e.violations)]
+    if not slow:
+        return []
+    quickest = min(slow, key=lambda e: e.measured.update_seconds if e.measured else 0.0)
+    reason = next(v.reason for v in quickest.violations if v.limit == "step_time")
+    many = f"{len(slow)} candidates were run and are too slow, the quickest of them " if len(slow) > 1 else ""
+    return [f"{many}{quickest.candidate.short}: {reason}"]
 
 
 def _not_run(candidate: Candidate, error: BaseException) -> str:

@@ -7,6 +7,7 @@ import math
 from advisor.records import Accuracy
 
 _RESAMPLES = 2000
+_Z95 = 1.959964  # the normal distribution's 97.5 % quantile
 
 
 def paired_gap(better: Accuracy, other: Accuracy) -> tuple[float, float]:
@@ -30,6 +31,21 @@ def paired_gap(better: Accuracy, other: Accuracy) -> tuple[float, float]:
     means = draws @ (kinds[0] * kinds[1]) / np.where(totals, totals, 1)  # none that counts drawn: no gap
     low, high = np.quantile(means, (0.025, 0.975))
     return float(low), float(high)
+
+
+def paired_error(one: Accuracy, other: Accuracy) -> float:
+    """The standard error of the difference in accuracy, on the samples that both have seen."""
+    import numpy as np
+
+    shared = min(len(one.correct), len(other.correct))
+    if shared == 0:  # read back from a file: the intervals', as if they were independent
+        return (one.high - one.low + other.high - other.low) / (2 * _Z95)
+    first, second = (
+        np.frombuffer(accuracy.correct[:shared], np.uint8) / accuracy.seeds for accuracy in (one, other)
+    )
+    weights = np.ones(shared) if one.weights is None else np.array(one.weights[:shared])
+    apart = first - second - np.average(first - second, weights=weights)
+    return float(np.sqrt(np.sum((weights * apart) ** 2)) / weights.sum())
 
 
 def binomial_tail(least: int, samples: int, share: float) -> float:

@@ -2,21 +2,27 @@
 
 Within a schema version keys are only ever added, so a reader takes what it knows and a key whose
 record has a default may be missing. Totals and `fits` are written for scripts and worked out again
-when read. The held-out samples' own results (`Accuracy.correct`, `weights`) are not written.
+when read. Bytes - the held-out samples' own results, without which a saved answer's candidates could
+not be told apart as the solver did - are deflated and in base64; in a metric in which samples count
+differently they are not written, nor how much each counts.
 """
 
 from __future__ import annotations
 
+import base64
+import binascii
 import math
 import types
+import zlib
 from collections.abc import Mapping
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass, replace
 from functools import cache
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from advisor.errors import InputError
 from advisor.records import (
     Accuracy,
+    Budget,
     Candidate,
     Cost,
     Evaluation,
@@ -40,8 +46,10 @@ _DERIVED: dict[type, tuple[str, ...]] = {
     Flops: ("total",),
     Cost: ("peak_memory_bytes",),
     Evaluation: ("fits",),
+    Budget: ("fewest_flops",),
 }
-_NOT_WRITTEN = {(Accuracy, "correct"), (Accuracy, "weights")}
+_NOT_WRITTEN = {(Accuracy, "weights")}
+_MOST_BYTES = 2**24  # that a text of them may come to: more held-out samples than anybody judges
 
 
 def encode(value: Any) -> Any:
@@ -58,11 +66,15 @@ def encode(value: Any) -> Any:
         return {key: encode(item) for key, item in value.items()}
     if isinstance(value, tuple | list):
         return [encode(item) for item in value]
+    if isinstance(value, bytes):
+        return base64.b64encode(zlib.compress(value, 9)).decode("ascii") if value else ""
     return value
 
 
 def _encode_record(record: Any) -> dict[str, Any]:
     kind = type(record)
+    if kind is Accuracy and record.weights is not None:
+        record = replace(record, correct=b"")
     encoded = {
         _RENAMED.get((kind, item.name), item.name): encode(getattr(record, item.name))
         for item in fields(record)
@@ -131,10 +143,12 @@ def _decode_record(kind: Any, value: Any, where: str, **given: Any) -> Any:
     for item in fields(kind):
         key = _RENAMED.get((kind, item.name), item.name)
         place = f"{where}.{key}".lstrip(".")
-        if item.name in given or (kind, item.name) in _NOT_WRITTEN:
+        if item.name in given:
             continue
         if key in document:
             values[item.name] = _decode(hints[item.name], document[key], place)
+        elif kind is Budget and item.name == "prefer" and document.get("fewest_flops") is True:
+            values["prefer"] = "flops"  # so it was written before other costs could come first
         elif item.default is MISSING and item.default_factory is MISSING:
             raise InputError(f"{place} is missing")
     return kind(**values)
@@ -158,7 +172,23 @@ def _decode_scalar(hint: Any, value: Any, where: str) -> Any:
         if abs(value) > LARGEST_INTEGER:
             raise _wrong(where, "an integer below 2^63", value)
         return value
+    if hint is bytes:
+        return _decode_bytes(value, where)
     return _checked(value, hint, {str: "a string", bool: "true or false"}[hint], where)
+
+
+def _decode_bytes(value: Any, where: str) -> bytes:
+    text = _checked(value, str, "a string", where)
+    if not text:
+        return b""
+    try:
+        inflating = zlib.decompressobj()
+        found = inflating.decompress(base64.b64decode(text, validate=True), _MOST_BYTES)
+    except (binascii.Error, ValueError, zlib.error):
+        found = None
+    if found is None or not inflating.eof:
+        raise _wrong(where, "deflated bytes in base64", value)
+    return found
 
 
 def _checked(value: Any, kind: type, wanted: str, where: str) -> Any:

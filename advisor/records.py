@@ -376,14 +376,25 @@ class Estimate:
     high: float
 
 
+LimitName = Literal[
+    "ram", "flops", "storage", "step_time", "max_trainable", "max_overhead", "min_accuracy", "min_retained"
+]
+LIMITS: tuple[LimitName, ...] = get_args(LimitName)
+
+
 @dataclass(frozen=True, slots=True)
 class Violation:
     """A limit that a candidate breaks, and by how much."""
 
-    limit: Literal["ram", "flops", "storage", "min_accuracy", "min_retained", "execution"]
+    limit: Literal[LimitName, "execution"]  # execution: of a run, which took more memory than was simulated
     value: float
     allowed: float
     reason: str  # in words, with the numbers
+    hard: bool = True  # False: it is told, and excludes nothing
+
+
+# Of candidates that are as accurate, the first is that with the least of it.
+Preference = Literal["ram", "flops", "storage", "time"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -391,13 +402,23 @@ class Budget:
     """The user's limits, all optional."""
 
     ram_bytes: int | None = None
-    flops: int | None = None
-    fewest_flops: bool = False  # a bare --flops-budget
+    flops: int | None = None  # of one update
     storage_bytes: int | None = None
     min_accuracy: float | None = None  # in the metric
     min_retained: float | None = None  # accuracy on the old data
-    tolerance: float = 0.01  # of accuracy, as a fraction: within it of the best, the cheapest wins
+    tolerance: float = 0.005  # of accuracy, as a fraction: within it of the best, the cheapest wins
     runtime_overhead_bytes: int = 0  # taken off ram_bytes
+    prefer: Preference = "ram"
+    step_seconds: float | None = None  # of one update, judged on those that were run on this machine
+    max_trainable: int | None = None  # parameters
+    max_overhead: float | None = None  # of an inference once merged, in FLOPs, as a fraction; 0: none
+    warn: tuple[LimitName, ...] = ()  # limits that are told where they are broken, and exclude nothing
+
+    @property
+    def fewest_flops(self) -> bool:
+        """Whether FLOPs come first, as after a bare --flops-budget."""
+        return self.prefer == "flops"
+
     metric: str = "accuracy"  # or "balanced", the mean of the classes' shares, or "recall:CLASS"
 
 
@@ -410,24 +431,28 @@ class Evaluation:
     measured: Measurement | None = None
     accuracy: Accuracy | None = None
     probe_failure: str = ""  # why there is no accuracy, such as "diverged at every learning rate"
-    violations: tuple[Violation, ...] = ()
+    violations: tuple[Violation, ...] = ()  # hard ones first
     predicted: Estimate | None = None  # of what was not trained to the end, told from what was probed
 
     @property
     def fits(self) -> bool:
-        """Whether it meets every limit."""
-        return not self.violations
+        """Whether it meets every hard limit."""
+        return not any(violation.hard for violation in self.violations)
 
 
 @dataclass(frozen=True, slots=True)
 class Relaxation:
-    """What a looser limit would buy."""
+    """What another value of a limit would give; a promise: with `limits` set, it comes true."""
 
     limit: str
-    by: float  # how much more of the limit's unit is needed
-    candidate_id: str
+    by: float  # how much more of the limit's unit, or less of it
+    candidate_id: str | None  # what would be the answer, or fit; None: nothing would fit
     accuracy_gain: float | None  # against the recommendation, as a fraction
     sentence: str
+    # fits: it would fit, and be tried; answer: it would be the answer; stays: it would still be.
+    effect: Literal["fits", "answer", "stays"] = "fits"
+    # To be set, in their units, RAM less the runtime's part; several where none alone will do.
+    limits: Mapping[LimitName, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -514,7 +539,7 @@ class LookedOver:
 Outcome = Literal["", "use", "leave", "none"]  # empty: nothing was asked
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Recommendation:
     """The answer, the alternatives, and how each figure was obtained."""
 
@@ -533,6 +558,10 @@ class Recommendation:
     warnings: tuple[str, ...] = ()  # the weightiest first
     assumed: tuple[str, ...] = ()  # what was taken for granted, because nothing said so
     provenance: Mapping[str, Any] = field(default_factory=dict)  # versions, seed, command, machine
+
+    def __repr__(self) -> str:
+        found = self.recommended or self.outcome or "no choice"
+        return f"<Recommendation for {self.model.name}: {found}, of {len(self.evaluations)} candidates>"
 
     def evaluation(self, name: str) -> Evaluation:
         """The evaluation of the candidate with this id, or this short name. Raises KeyError."""

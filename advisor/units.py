@@ -12,6 +12,7 @@ from advisor.errors import UnitError
 _BYTES = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _BYTES |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 _FLOPS = {"FLOP": 1, "KFLOP": 10**3, "MFLOP": 10**6, "GFLOP": 10**9, "TFLOP": 10**12}
+_COUNTS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _SECONDS = {"MS": 1e-3, "S": 1.0, "SEC": 1.0, "M": 60.0, "MIN": 60.0, "H": 3600.0}
 _NUMBER_AND_UNIT = re.compile(r"\s*([+-]?\d+(?:\.\d*)?(?:e[+-]?\d+)?|[+-]?\.\d+)\s*([a-z]*)\s*", re.I)
 
@@ -53,6 +54,25 @@ def parse_seconds(text: str) -> float:
     if number <= 0:
         raise UnitError(f"duration {text!r} must be greater than 0")
     return number * _SECONDS[unit.upper()]
+
+
+def parse_count(text: str) -> int:
+    """`1.5M` -> 1_500_000; a plain number, or with k, M or G. Raises UnitError."""
+    number, unit = _split(text, "a count", "50000, 50k or 1.5M")
+    if unit.upper() not in _COUNTS:
+        raise UnitError(f"count {text!r}: {_unit_problem(unit)}; use k, M, G or T, such as 50k")
+    value = number * _COUNTS[unit.upper()]
+    if not 0 <= value < float("inf"):
+        raise UnitError(f"count {text!r} must be 0 or more")
+    return round(value)
+
+
+def parse_percent(text: str) -> float:
+    """`2.5%` -> 0.025. Raises UnitError: a bare number might be a fraction or percent."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*%\s*", text)
+    if not match:
+        raise UnitError(f"{text!r} is no percentage; write it like 2.5%")
+    return float(match[1]) / 100
 
 
 def parse_input_size(text: str) -> tuple[int, int, int]:

@@ -35,7 +35,10 @@ DEFAULT_TARGET = "default"
 FAIL_ON_INCREASE = "5%"
 TIME_LIMIT = "5min"
 
-_LIMITS = ("ram", "flops-budget", "storage", "runtime-overhead")
+_LIMITS = (
+    *("ram", "flops-budget", "storage", "runtime-overhead"),
+    *("max-trainable", "max-overhead", "prefer", "warn"),
+)
 # Of what is priced; each may stand in a target, in a model, or for all of them.
 SHARED = (*_LIMITS, "input-size", "batch-size", "methods", "ranks", "optimizer", "candidate")
 _OF_MODEL = (*SHARED, "model", "arch", "trust", "targets")
@@ -273,9 +276,12 @@ def _target(model: str, name: str, table: Mapping[str, Any], where: str) -> Targ
     try:
         budget = parse_budget(
             ram=_text(table, "ram", where),
-            flops=None if fewest else flops,
-            fewest_flops=fewest,
+            flops="fewest" if fewest else flops,
             storage=_text(table, "storage", where),
+            max_trainable=_text(table, "max-trainable", where),
+            max_overhead=_text(table, "max-overhead", where),
+            prefer=_text(table, "prefer", where),
+            warn=_list(table, "warn", str, where) or (),
             runtime_overhead=_text(table, "runtime-overhead", where),
         )
     except InputError as error:

@@ -46,7 +46,8 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     ),
     "Limits": (
         *("ram", "ram_includes_runtime", "runtime_overhead", "flops_budget", "storage", "step_time"),
-        *("metric", "min_accuracy", "min_retained", "tolerance", "target"),
+        *("max_trainable", "max_overhead", "metric", "min_accuracy", "min_retained"),
+        *("tolerance", "prefer", "warn", "target"),
     ),
     "Search": (
         *("methods", "ranks", "candidate", "probe_time", "epochs", "learning_rate", "no_probe", "no_verify"),

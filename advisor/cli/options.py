@@ -107,6 +107,37 @@ FlopsBudget = Annotated[
     ),
 ]
 Storage = Annotated[str | None, typer.Option(metavar="SIZE", help="Most bytes to ship, such as 1MB.")]
+StepTime = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TIME", help="Longest that one update may take on this machine, such as 50ms, when run."
+    ),
+]
+MaxTrainable = Annotated[
+    str | None, typer.Option(metavar="COUNT", help="Most parameters that are trained, such as 50k.")
+]
+MaxOverhead = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PERCENT|merge",
+        help="Most FLOPs that an inference takes more once all that can be is merged, such as 2%; "
+        "merge: none.",
+    ),
+]
+Prefer = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ram|flops|storage|time",
+        help="Of those as good as the best, take the one with the least of it (default: ram).",
+    ),
+]
+Warn = Annotated[
+    str | None,
+    typer.Option(
+        metavar="LIMIT,...",
+        help="Limits that are told where they are broken and exclude nothing: ram, flops, ...",
+    ),
+]
 Methods = Annotated[str | None, typer.Option(metavar="A,B,...", help="Only these methods; default: all.")]
 Ranks = Annotated[str, typer.Option(metavar="R,R,...", help="Ranks of the low-rank methods.")]
 Optimizer = Annotated[

@@ -31,6 +31,9 @@ def command(
     ram: options.Ram = None,
     flops_budget: options.FlopsBudget = None,
     storage: options.Storage = None,
+    step_time: options.StepTime = None,
+    max_trainable: options.MaxTrainable = None,
+    max_overhead: options.MaxOverhead = None,
     metric: Annotated[
         str,
         typer.Option(
@@ -62,7 +65,9 @@ def command(
     tolerance: Annotated[
         float,
         typer.Option(metavar="POINTS", help="Percentage points below the best that count as as good."),
-    ] = 1.0,
+    ] = 0.5,
+    prefer: options.Prefer = None,
+    warn: options.Warn = None,
     runtime_overhead: Annotated[
         str | None,
         typer.Option(metavar="SIZE", help="The runtime's own footprint, taken off --ram."),
@@ -146,16 +151,19 @@ def command(
 
     from advisor.solver import parse_budget
 
-    fewest = flops_budget == options.FEWEST
     budget = parse_budget(
         ram=ram,
-        flops=None if fewest else flops_budget,
-        fewest_flops=fewest,
+        flops=flops_budget,
         storage=storage,
+        step_time=step_time,
+        max_trainable=max_trainable,
+        max_overhead=max_overhead,
         metric=metric,
         min_accuracy=min_accuracy,
         min_retained=min_retained,
         tolerance_points=tolerance,
+        prefer=prefer,
+        warn=options.parse_names(warn) or (),
         runtime_overhead=runtime_overhead,
     )
     scenario = one_of("--scenario", scenario, SCENARIOS)

@@ -164,7 +164,7 @@ def by_class(
     balanced = metric_of("balanced", labels, (), outputs).of(accuracy.correct, seeds=accuracy.seeds)
     return replace(
         judged_in_groups(accuracy, groups),
-        balanced=judged_in_groups(balanced, groups),
+        balanced=replace(judged_in_groups(balanced, groups), correct=b"", weights=None),
         recalls=tuple(round(float(own.mean()), 4) if len(own) else None for own in each),
         known_classes=float(old.mean()) if len(old) else None,
         new_classes=float(new.mean()) if len(new) else None,

@@ -1,5 +1,6 @@
 """A recommendation in the terminal, as one HTML page, as JSON: pure functions of records."""
 
+from advisor.report.compare import render_comparison
 from advisor.report.formats import (
     SCHEMA_VERSION,
     dumps,
@@ -10,7 +11,9 @@ from advisor.report.formats import (
     write_json,
 )
 from advisor.report.html import render_html, write_html
+from advisor.report.redact import redacted
 from advisor.report.terminal import print_layer_types, print_profile, print_recommendation
+from advisor.report.text_tables import render_csv, render_markdown
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -21,7 +24,11 @@ __all__ = [
     "print_profile",
     "print_recommendation",
     "read_json",
+    "redacted",
+    "render_comparison",
+    "render_csv",
     "render_html",
+    "render_markdown",
     "to_json",
     "write_html",
     "write_json",

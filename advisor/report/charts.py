@@ -1,8 +1,9 @@
 """Scatter charts as inline SVG: no script, no fonts, colours from the page's style sheet.
 
-Geometry is in a box 460 units wide that scales with the page. Labels are placed greedily, the
-chosen candidate's first, each at the first spot around its point that is free. A name that finds
-none gives way to the candidate's number in the table; every point is a link to its row there.
+Geometry is in a box 620 units wide that scales with the page. The axes are fitted to what was tried;
+what lies outside is drawn at the edge, as an arrow. Labels are placed greedily, the chosen
+candidate's first, each at the first spot around its point that is free. A name that finds none gives
+way to the candidate's number in the table; every point that was tried is a link to its row there.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ from typing import Literal
 
 from markupsafe import Markup
 
-WIDTH, HEIGHT = 460, 314
+WIDTH, HEIGHT = 620, 350
 LEFT, RIGHT, TOP, BOTTOM = 46, 14, 14, 36
 RUG = 26  # height of the strip for candidates whose y is unknown
 CHARACTER = 6.3  # a label's width for each of its characters, at 11 units
 LINE = 12.0
 NAMED = 12  # up to so many points, each is labelled with its name
+WIDE = 8  # from so many times on between the least and the most, an axis is logarithmic
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +34,7 @@ class Point:
     number: int  # its row in the candidates' table
     text: str  # everything about it, for `<title>`
     kind: Literal["chosen", "fits", "rejected"]
-    front: bool = False
+    known: Literal["whole", "short", "predicted"] = "whole"  # y: trained to the end, for less, not at all
     low: float | None = None
     high: float | None = None
 
@@ -82,18 +84,17 @@ def scatter(
 ) -> Markup:
     """One chart. `reference` is a further value on the y axis, with its name.
 
-    The points of the Pareto front are joined by the best y that each x allows; larger y is better
-    unless `y` starts at 0 (no `bounds`), where smaller is.
+    A line joins the best y that each x allows, of the points that fit and were tried; larger y is
+    better unless `y` starts at 0 (no `bounds`), where smaller is.
     """
-    xs = _range([point.x for point in points], x, LEFT, WIDTH - RIGHT)
-    known = [value for point in points for value in (point.y, point.low, point.high) if value is not None]
-    if reference:
-        known.append(reference[0])
+    tried = [point for point in points if point.known != "predicted"] or list(points)
+    xs = _range([point.x for point in tried], x, LEFT, WIDTH - RIGHT)
+    known = [point.y for point in tried if point.y is not None]
     ys = _range(known, y, HEIGHT - BOTTOM, TOP)
     unknown = [point for point in points if point.y is None]
     height = HEIGHT + (RUG if unknown else 0)
     parts = [
-        Markup("<title>{}</title><desc>{}</desc>").format(title, description),
+        Markup("<desc>{}</desc>").format(description),
         *_grid(xs, ys),
         _words("title end", WIDTH - RIGHT, height - 6, x.title),
         _words("title", 2, TOP - 3, y.title),
@@ -105,14 +106,21 @@ def scatter(
         taken.append((at_x - 5, at_y - 5, at_x + 5, at_y + 5))
     if reference:
         parts += _reference(ys, y, *reference, taken)
-    parts += _front(points, xs, ys, x, y)
-    drawn = sorted(points, key=lambda point: ("rejected", "fits", "chosen").index(point.kind))
-    parts += [_mark(point, places[point.number], ys, y) for point in drawn if point.y is not None]
-    parts += _labels(points, places, taken)
+    front = _front(points, y)
+    parts += _steps(front, places)
+    drawn = sorted(
+        (point for point in points if point.y is not None),
+        key=lambda point: (
+            point.known != "predicted",
+            ("rejected", "fits", "chosen").index(point.kind),
+        ),
+    )
+    parts += [_mark(point, places[point.number], xs, ys, x, y) for point in drawn]
+    parts += _labels(tried, front, places, taken)
     if unknown:
         parts += _rug(unknown, xs, x)
-    return Markup('<svg class="chart" viewBox="0 0 {} {}" role="img">{}</svg>').format(
-        WIDTH, height, Markup("\n").join(parts)
+    return Markup('<svg class="chart" viewBox="0 0 {} {}" role="group" aria-label="{}">{}</svg>').format(
+        WIDTH, height, title, Markup("\n").join(parts)
     )
 
 
@@ -126,8 +134,8 @@ def _range(values: Sequence[float], axis: Axis, start: float, end: float) -> _Ra
     if axis.limit is not None and axis.limit / axis.scale <= 1.6 * high:
         high = max(high, axis.limit / axis.scale)
         low = min(low, axis.limit / axis.scale)
-    if low > 0 and high / low > 50:
-        low, high = low / 1.3, high * 1.3
+    if low > 0 and high / low > WIDE:
+        low, high = low / 1.15, high * 1.15
         return _Range(low, high, start, end, True, _logarithmic_ticks(low, high))
     high = high * 1.06 or 1.0
     return _Range(0.0, high, start, end, False, _linear_ticks(0.0, high))
@@ -143,7 +151,7 @@ def _linear_ticks(low: float, high: float) -> tuple[float, ...]:
 
 def _logarithmic_ticks(low: float, high: float) -> tuple[float, ...]:
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    factors = (1, 2, 5) if len(decades) <= 4 else (1,)
+    factors = (1, 2, 5) if high / low < 2000 else (1,)
     ticks = [factor * 10.0**decade for decade in decades for factor in factors]
     return tuple(tick for tick in ticks if low <= tick <= high)
 
@@ -212,69 +220,87 @@ def _reference(ys: _Range, y: Axis, value: float, name: str, taken: list[Box]) -
     return [_line("reference", LEFT, at, right, at), _words(kind, x, box[3], name)]
 
 
-def _front(points: Sequence[Point], xs: _Range, ys: _Range, x: Axis, y: Axis) -> list[Markup]:
-    """Steps through those front members that no other one beats in this chart's two measures."""
+def _front(points: Sequence[Point], y: Axis) -> list[Point]:
+    """Of those that fit and were tried, the ones that no other beats in this chart's two measures."""
     better = 1 if y.bounds is not None else -1
     members = sorted(
-        ((point.x, point.y) for point in points if point.front and point.y is not None),
-        key=lambda place: (place[0], -better * place[1]),
+        (p for p in points if p.y is not None and p.kind != "rejected" and p.known != "predicted"),
+        key=lambda point: (point.x, -better * (point.y or 0.0)),
     )
-    steps: list[tuple[float, float]] = []
-    for at_x, at_y in members:
-        if not steps or better * at_y > better * steps[-1][1]:
-            steps.append((at_x, at_y))
-    if len(steps) < 2:
+    front: list[Point] = []
+    for point in members:
+        if not front or better * (point.y or 0.0) > better * (front[-1].y or 0.0):
+            front.append(point)
+    return front
+
+
+def _steps(front: Sequence[Point], places: dict[int, tuple[float, float]]) -> list[Markup]:
+    if len(front) < 2:
         return []
     path = ""
-    for n, (at_x, at_y) in enumerate(steps):
-        px, py = xs.place(at_x / x.scale), ys.place(at_y / y.scale)
-        path += f"M{px:.1f} {py:.1f}" if n == 0 else f"H{px:.1f}V{py:.1f}"
+    for n, point in enumerate(front):
+        at_x, at_y = places[point.number]
+        path += f"M{at_x:.1f} {at_y:.1f}" if n == 0 else f"H{at_x:.1f}V{at_y:.1f}"
     return [Markup('<path class="front" d="{}"/>').format(path)]
 
 
 def _place(point: Point, xs: _Range, ys: _Range, x: Axis, y: Axis) -> tuple[float, float]:
-    height = ys.place((point.y or 0.0) / y.scale)
-    return xs.place(max(point.x / x.scale, xs.low)), height
+    """On the chart's edge where it lies outside."""
+    across = min(max(point.x / x.scale, xs.low), xs.high)
+    up = min(max((point.y or 0.0) / y.scale, ys.low), ys.high)
+    return xs.place(across), ys.place(up)
 
 
-def _mark(point: Point, place: tuple[float, float], ys: _Range, y: Axis) -> Markup:
+def _mark(point: Point, place: tuple[float, float], xs: _Range, ys: _Range, x: Axis, y: Axis) -> Markup:
     at_x, at_y = place
     parts = [Markup("<title>{}</title>").format(point.text)]
-    if point.low is not None and point.high is not None:
-        parts.append(
-            _line(
-                "interval",
-                at_x,
-                ys.place(point.low / y.scale),
-                at_x,
-                ys.place(point.high / y.scale),
-            )
-        )
+    if point.known == "whole" and point.low is not None and point.high is not None:
+        low, high = (min(max(end / y.scale, ys.low), ys.high) for end in (point.low, point.high))
+        parts.append(_line("interval", at_x, ys.place(low), at_x, ys.place(high)))
     if point.kind == "chosen":
-        parts.append(Markup('<circle class="ring" cx="{:.1f}" cy="{:.1f}" r="8"/>').format(at_x, at_y))
-    radius = 5 if point.kind == "chosen" else 4
-    parts.append(Markup('<circle cx="{:.1f}" cy="{:.1f}" r="{}"/>').format(at_x, at_y, radius))
-    front = " onfront" if point.front else ""
-    return Markup('<a href="#c{}"><g class="point {}{}">{}</g></a>').format(
-        point.number, point.kind, front, Markup("").join(parts)
+        parts.append(Markup('<circle class="ring" cx="{:.1f}" cy="{:.1f}" r="9"/>').format(at_x, at_y))
+    turned = _outside(point, xs, ys, x, y)
+    if turned is None:
+        radius = 5 if point.kind == "chosen" else 2.2 if point.known == "predicted" else 4
+        shape = Markup('<circle cx="{:.1f}" cy="{:.1f}" r="{}"/>').format(at_x, at_y, radius)
+    else:
+        shape = Markup('<path class="arrow" transform="translate({:.1f} {:.1f}) rotate({})" {}/>').format(
+            at_x, at_y, turned, Markup('d="M-4 -7L0 0L4 -7Z"')
+        )
+    drawn = Markup('<g class="point {} {}" data-number="{}">{}</g>').format(
+        point.kind, point.known, point.number, Markup("").join([*parts, shape])
     )
+    if point.known == "predicted":
+        return drawn
+    return Markup('<a href="#c{}" aria-label="{}">{}</a>').format(point.number, point.text, drawn)
+
+
+def _outside(point: Point, xs: _Range, ys: _Range, x: Axis, y: Axis) -> int | None:
+    """By how many degrees an arrow that points down is turned; None: the point lies on the chart."""
+    up, across = (point.y or 0.0) / y.scale, point.x / x.scale
+    if up < ys.low:
+        return 0
+    if up > ys.high:
+        return 180
+    return -90 if across > xs.high else 90 if across < xs.low else None
 
 
 def _labels(
-    points: Sequence[Point], places: dict[int, tuple[float, float]], taken: list[Box]
+    points: Sequence[Point], front: Sequence[Point], places: dict[int, tuple[float, float]], taken: list[Box]
 ) -> list[Markup]:
+    leading = {point.number for point in front}
     order = sorted(
         (point for point in points if point.number in places),
         key=lambda point: (
             point.kind != "chosen",
-            not point.front,
+            point.number not in leading,
             point.kind == "rejected",
             point.number,
         ),
     )
     parts = []
     for point in order:
-        important = point.kind == "chosen" or point.front
+        important = point.kind == "chosen" or point.number in leading
         names = [point.label] if important or len(points) <= NAMED else []
         for words in (*names, str(point.number)):
             width = len(words) * CHARACTER * (1.1 if point.kind == "chosen" else 1.0)  # bold is wider
@@ -316,12 +342,12 @@ def _rug(points: Sequence[Point], xs: _Range, x: Axis) -> list[Markup]:
     at_y = HEIGHT - BOTTOM + 30
     parts = [_words("tick", 2, at_y - 1, "not"), _words("tick", 2, at_y + 10, "probed")]
     for point in points:
-        at = xs.place(max(point.x / x.scale, xs.low))
+        at = xs.place(min(max(point.x / x.scale, xs.low), xs.high))
         parts.append(
             Markup(
-                '<a href="#c{}"><g class="point unknown {}"><title>{}</title>'
-                '<path d="M{:.1f} {:.1f}v9"/></g></a>'
-            ).format(point.number, point.kind, point.text, at, at_y - 4)
+                '<g class="point unknown {}" data-number="{}"><title>{}</title>'
+                '<path d="M{:.1f} {:.1f}v9"/></g>'
+            ).format(point.kind, point.number, point.text, at, at_y - 4)
         )
     return parts
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from advisor.records import Recommendation
 from advisor.report import view
+from advisor.solver import LEAST, LIMIT, limits_of
 from advisor.units import format_bytes, format_count, format_flops, format_seconds
 
 DEFINITIONS = (
@@ -40,7 +41,7 @@ DEFINITIONS = (
     ("pointwise", "A 1x1 convolution."),
     ("depthwise", "A convolution in which each channel has its own kernel."),
     ("grouped", "Any other convolution whose channels are split into groups."),
-    ("Pareto front", "Candidates that no other beats in accuracy, memory and FLOPs at once."),
+    ("Pareto front", "Candidates that no other surely beats in accuracy and every cost at once."),
     (
         "interval",
         "95 %: of a hundred intervals made this way, about 95 hold the true accuracy.",
@@ -77,20 +78,16 @@ def asked(recommendation: Recommendation) -> list[tuple[str, str]]:
             lines.append(("Old data", f"{data.retain}; as it is: {view.accuracy_text(old)}"))
     lines += [("Assumed", assumption) for assumption in recommendation.assumed]
     limits = []
-    if budget.ram_bytes is not None:
-        less = f", {format_bytes(budget.runtime_overhead_bytes)} of it the runtime's"
-        limits.append(f"RAM {format_bytes(budget.ram_bytes)}{less if budget.runtime_overhead_bytes else ''}")
-    if budget.flops is not None:
-        limits.append(f"{format_flops(budget.flops)} per update")
-    if budget.storage_bytes is not None:
-        limits.append(f"{format_bytes(budget.storage_bytes)} to ship")
     metric = "accuracy" if budget.metric == "accuracy" else f"{budget.metric} accuracy"
-    if budget.min_accuracy is not None:
-        limits.append(f"{metric} at least {view.percent(budget.min_accuracy)}")
-    if budget.min_retained is not None:
-        limits.append(f"on the old data at least {view.percent(budget.min_retained)}")
+    for name, allowed in limits_of(budget).items():
+        limit = LIMIT[name]
+        what = metric if name == "min_accuracy" else limit.what
+        least = f"at least {view.percent(allowed)}" if limit.at_least else f"at most {limit.show(allowed)}"
+        less = f", {format_bytes(budget.runtime_overhead_bytes)} less for the runtime"
+        taken = less if name == "ram" and budget.runtime_overhead_bytes else ""
+        limits.append(f"{what} {least}{taken}{' (told, not held to)' * (name in budget.warn)}")
     lines.append(("Limits", "; ".join(limits) or "none"))
-    cheapest = "the fewest FLOPs" if budget.fewest_flops else "the least memory"
+    cheapest = f"the {LEAST[budget.prefer]}"
     goal = f"the highest {metric}; within {view.points_text(budget.tolerance)} of it, {cheapest}"
     lines.append(("Wanted", goal if data else cheapest))
     return lines

@@ -43,6 +43,9 @@ def from_json(document: object) -> Recommendation:
     known = [evaluation.candidate.id for evaluation in recommendation.evaluations]
     if len(set(known)) < len(known):
         raise _not_ours("candidates holds one id twice")
+    judged = [evaluation.accuracy for evaluation in recommendation.evaluations if evaluation.accuracy]
+    if any(accuracy.seeds < 1 for accuracy in judged):
+        raise _not_ours("an accuracy's seeds is below 1")
     for key, ids in (
         ("recommended", [recommendation.recommended]),
         ("front", recommendation.front),

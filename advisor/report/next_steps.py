@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from advisor.names import names_code
 from advisor.records import Recommendation
-from advisor.units import format_bytes, format_flops
+from advisor.solver import LIMIT
 
 _SAVED = "advice.json"
 _PROBING_ENDS = 1200  # seconds; to ask for twice as much time beyond it would be no help
@@ -82,28 +82,14 @@ def _without(words: Sequence[str], *options: str) -> list[str]:
 def _looser(recommendation: Recommendation) -> tuple[str, ...]:
     """Of what stands in the way where nothing is recommended, the least that would help."""
     budget, data = recommendation.budget, recommendation.data
-    for item in recommendation.relaxations:
-        if item.limit == "ram" and budget.ram_bytes is not None:
-            return "--ram", _one_word(format_bytes(_rounded_up(budget.ram_bytes + item.by)))
-        if item.limit == "flops" and budget.flops is not None:
-            return "--flops-budget", _one_word(format_flops(_rounded_up(budget.flops + item.by)))
-        if item.limit == "storage" and budget.storage_bytes is not None:
-            return "--storage", _one_word(format_bytes(_rounded_up(budget.storage_bytes + item.by)))
-        floor = {"min_accuracy": budget.min_accuracy, "min_retained": budget.min_retained}.get(item.limit)
-        if floor is not None:
-            option = f"--{item.limit.replace('_', '-')}"
-            return option, f"{math.floor(1000 * (floor - item.by)) / 1000:g}"
+    words: list[str] = []
+    for name, value in recommendation.relaxations[0].limits.items() if recommendation.relaxations else ():
+        if name in LIMIT:  # a saved answer may come from others
+            whole = value + (budget.runtime_overhead_bytes if name == "ram" else 0)
+            words += [LIMIT[name].option, LIMIT[name].typed(whole)]
+    if words:
+        return tuple(words)
     if recommendation.outcome == "none" and data and any(e.fits for e in recommendation.evaluations):
         seconds = min(max(2 * data.probe_seconds, 60), _PROBING_ENDS)
         return "--probe-time", f"{math.ceil(seconds / 60)}m"
     return ()
-
-
-def _rounded_up(value: float) -> int:
-    """To three significant figures, which is what is printed."""
-    step = 10 ** max(len(str(math.ceil(value))) - 3, 0)
-    return math.ceil(value / step) * step
-
-
-def _one_word(text: str) -> str:
-    return text.replace(" ", "")

@@ -14,7 +14,7 @@ from advisor.report import view
 from advisor.report.candidate_lines import candidate_lines, legend
 from advisor.report.fitted import cut, folded, shell_lines
 from advisor.report.next_steps import next_steps
-from advisor.solver import describe
+from advisor.solver import LEAST, cheaper_text, describe
 from advisor.units import format_seconds
 
 LINES = 24
@@ -64,7 +64,7 @@ def answer_lines(recommendation: Recommendation, width: int) -> Lines:
     told = folded(f"Use {name}" + (f": {words}" if words != name else ""), width, 2)
     lines += [Text(line, "bold green") for line in told]
     if chosen.accuracy is None:
-        least = "fewest FLOPs" if recommendation.budget.fewest_flops else "least memory"
+        least = LEAST[recommendation.budget.prefer]
         unknown = "no data was given" if data is None else "nothing was probed"
         unsure = f"  accuracy  unknown, as {unknown}: of all that fit, the {least}"
         return [*lines, Text(cut(unsure, width))]
@@ -72,6 +72,9 @@ def answer_lines(recommendation: Recommendation, width: int) -> Lines:
     held_out = f", {view.held_out_text(data)}" if data else ""
     metric = view.metric_text(recommendation.budget)
     lines.append(_change(metric, base, chosen.accuracy, held_out, width))
+    below = cheaper_text(chosen, recommendation.evaluations)
+    if below:
+        lines.append(Text(cut(f"  {'':8}  {below}; --tolerance 0 takes it", width)))
     by_class = view.by_class_text(chosen.accuracy, recommendation)
     if by_class:
         lines.append(Text(cut(f"  classes   {by_class}", width)))

@@ -24,13 +24,16 @@ from advisor.records import (
     Recommendation,
     Violation,
 )
-from advisor.solver import allowed_memory, lever_words
+from advisor.solver import LIMIT, allowed_memory, figures_of, lever_words, limits_of
 from advisor.units import format_bytes, format_flops, format_seconds
 
 BROKEN_LIMIT = {
     "ram": "over RAM",
     "flops": "over FLOPs",
     "storage": "over storage",
+    "step_time": "too slow",
+    "max_trainable": "trains too much",
+    "max_overhead": "slows inference",
     "min_accuracy": "too inaccurate",
     "min_retained": "forgets too much",
     "execution": "failed its run",
@@ -163,6 +166,20 @@ def accuracy_text(accuracy: Accuracy | Estimate | None) -> str:
     return f"{percent(accuracy.mean)} ({interval_text(accuracy)})"
 
 
+def figures_text(evaluation: Evaluation) -> str:
+    """`96.3 % (93.3-98.0), 682 kB at its peak, 6.72 MFLOP per update, 6.44 kB to ship`."""
+    cost, accuracy = evaluation.cost, evaluation.accuracy
+    if accuracy:
+        known = accuracy_text(accuracy) + ("" if accuracy.finalist else ", trained for less")
+    else:
+        predicted = evaluation.predicted
+        known = f"~{accuracy_text(predicted)}, predicted" if predicted else "accuracy unknown"
+    return (
+        f"{known}, {format_bytes(cost.peak_memory_bytes)} at its peak, "
+        f"{format_flops(cost.flops.total)} per update, {format_bytes(cost.delta_bytes)} to ship"
+    )
+
+
 def interval_text(accuracy: Accuracy | Estimate) -> str:
     """`69.2-73.1`, in percent."""
     return f"{accuracy.low * 100:.1f}-{accuracy.high * 100:.1f}"
@@ -229,14 +246,8 @@ def reason(violation: Violation) -> str:
     """The reason in words, with the numbers."""
     if violation.reason:
         return violation.reason
-    formats: dict[str, Callable[[float], str]] = {
-        "ram": format_bytes,
-        "flops": format_flops,
-        "storage": format_bytes,
-        "min_accuracy": percent,
-        "min_retained": percent,
-    }
-    show = formats.get(violation.limit, "{:g}".format)
+    limit = LIMIT["ram" if violation.limit == "execution" else violation.limit]
+    show = percent if limit.at_least else limit.show
     value, allowed = show(violation.value), show(violation.allowed)
     return f"{BROKEN_LIMIT[violation.limit]}: {value}, allowed {allowed}"
 
@@ -323,6 +334,7 @@ def budget_lines(recommendation: Recommendation) -> list[BudgetLine]:
             format_bytes,
             by(least_delta),
         ),
+        *_set_limits(pool, budget),
         BudgetLine(
             "accuracy" if budget.metric == "accuracy" else budget.metric,
             accuracy.mean if accuracy else None,
@@ -337,6 +349,16 @@ def budget_lines(recommendation: Recommendation) -> list[BudgetLine]:
         least = budget.min_retained
         limit = "no limit" if least is None else f"at least {percent(least)}"
         lines.append(BudgetLine("old data", most.mean, least, accuracy_text(most), limit, at_least=True))
+    return lines
+
+
+def _set_limits(pool: Sequence[Evaluation], budget: Budget) -> list[BudgetLine]:
+    """Of what has a line only where it is limited: trained parameters, inference overhead."""
+    lines = []
+    for name, allowed in limits_of(budget).items():
+        if name in ("max_trainable", "max_overhead"):
+            least = min(value for item in pool if (value := figures_of(item)[name]) is not None)
+            lines.append(_line(LIMIT[name].what, least, allowed, LIMIT[name].show, ""))
     return lines
 
 
@@ -367,14 +389,21 @@ def nearest(evaluations: Iterable[Evaluation]) -> list[Evaluation]:
     return sorted((item for item in evaluations if not item.fits), key=excess)
 
 
+def untried_methods(recommendation: Recommendation) -> list[str]:
+    """Those that fit and of which no candidate was tried."""
+    fitting = [item for item in recommendation.evaluations if item.fits]
+    tried = {item.candidate.method for item in fitting if item.accuracy}
+    methods = dict.fromkeys(item.candidate.method for item in fitting)
+    return [method for method in methods if method not in tried]
+
+
 def evidence_text(recommendation: Recommendation) -> str:
     """What the choice does not rest on: methods that fit and were never tried; empty where all were."""
     fitting = [item for item in recommendation.evaluations if item.fits]
-    tried = {item.candidate.method for item in fitting if item.accuracy}
-    untried = dict.fromkeys(item.candidate.method for item in fitting if item.candidate.method not in tried)
-    if not tried or not untried:
-        return ""
     count = sum(item.accuracy is not None for item in fitting)
+    untried = untried_methods(recommendation)
+    if not count or not untried:
+        return ""
     names = ", ".join(untried)
     return f"{count} of {len(fitting)} candidates were tried, none of {names}: allow more --probe-time"
 
@@ -461,6 +490,8 @@ def _unit(values: Iterable[float], names: tuple[str, ...], least: float) -> Unit
     return Unit(names[power], 1000.0**power, digits)
 
 
-def _line(name: str, used: int, allowed: int | None, show: Callable[[float], str], remark: str) -> BudgetLine:
+def _line(
+    name: str, used: float, allowed: float | None, show: Callable[[float], str], remark: str
+) -> BudgetLine:
     limit = "no limit" if allowed is None else show(allowed)
     return BudgetLine(name, used, allowed, show(used), limit, remark=remark)

@@ -1,40 +1,57 @@
-"""The user's limits, and how far each candidate breaks them."""
+"""The user's limits, from the text that was typed."""
 
 from __future__ import annotations
 
-from advisor.errors import InputError
-from advisor.names import parse_metric
-from advisor.records import Accuracy, Budget, Cost, Violation
-from advisor.units import format_bytes, format_flops, parse_bytes, parse_flops
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from advisor.errors import InputError, UnitError
+from advisor.names import one_of, parse_metric
+from advisor.records import LIMITS, Budget, LimitName, Preference
+from advisor.solver.limits import LIMIT
+from advisor.units import parse_bytes, parse_count, parse_flops, parse_percent, parse_seconds
+
+FEWEST = "fewest"  # what a bare --flops-budget stands for
+_Number = TypeVar("_Number", int, float)
+MERGE = "merge"  # what --max-overhead takes for: nothing that can't be merged
+_PREFERENCES: tuple[Preference, ...] = ("ram", "flops", "storage", "time")
 
 
 def parse_budget(
     *,
     ram: str | None = None,
     flops: str | None = None,
-    fewest_flops: bool = False,
     storage: str | None = None,
+    step_time: str | None = None,
+    max_trainable: str | None = None,
+    max_overhead: str | None = None,
     metric: str = "accuracy",
     min_accuracy: float | None = None,
     min_retained: float | None = None,
-    tolerance_points: float = 1.0,
+    tolerance_points: float = 0.5,
+    prefer: str | None = None,
+    warn: Sequence[str] = (),
     runtime_overhead: str | None = None,
 ) -> Budget:
     """The limits as typed.
 
     Args:
+        flops: `fewest` for no limit, but the fewest FLOPs before all other costs.
+        max_overhead: percent, or `merge`.
         metric: accuracy, balanced or recall:CLASS.
         min_accuracy: in it, a fraction such as 0.8, or percent such as 80.
         min_retained: likewise, on the old data.
         tolerance_points: in percentage points.
+        prefer: which cost comes first; RAM by default.
+        warn: limits that exclude nothing.
 
     Raises:
         UnitError: a size or a count can't be parsed, or is not positive.
-        InputError: a number is out of range.
+        InputError: a number is out of range, or a word is not known.
     """
     if not 0 <= tolerance_points <= 100:
         raise InputError(
-            f"--tolerance {tolerance_points:g} is out of range; give percentage points such as 1.0"
+            f"--tolerance {tolerance_points:g} is out of range; give percentage points such as 0.5"
         )
     ram_bytes = parse_bytes(ram) if ram is not None else None
     overhead = parse_bytes(runtime_overhead) if runtime_overhead is not None else 0
@@ -43,40 +60,59 @@ def parse_budget(
             f"--runtime-overhead {runtime_overhead} leaves nothing of --ram {ram}; "
             "it is what the runtime itself takes out of it"
         )
-    return Budget(
+    first = _PREFERENCES[0] if prefer is None else one_of("--prefer", prefer, _PREFERENCES)
+    if flops == FEWEST:
+        if prefer is not None and first != "flops":
+            raise InputError(
+                f"a bare --flops-budget prefers the fewest FLOPs, --prefer {first} something else; give one"
+            )
+        first, flops = "flops", None
+    budget = Budget(
         ram_bytes=ram_bytes,
         flops=parse_flops(flops) if flops is not None else None,
-        fewest_flops=fewest_flops,
         storage_bytes=parse_bytes(storage) if storage is not None else None,
         metric=parse_metric(metric),
         min_accuracy=_fraction("--min-accuracy", min_accuracy),
         min_retained=_fraction("--min-retained", min_retained),
         tolerance=tolerance_points / 100,
         runtime_overhead_bytes=overhead,
+        prefer=first,  # type: ignore[arg-type]
+        step_seconds=_named("--step-time", parse_seconds, step_time),
+        max_trainable=_named("--max-trainable", parse_count, max_trainable),
+        max_overhead=_overhead(max_overhead),
+        warn=tuple(dict.fromkeys(_limit(word) for word in warn)),
     )
+    for name in budget.warn:
+        if getattr(budget, LIMIT[name].field) is None:
+            raise InputError(
+                f"--warn {_word(name)} makes a limit soft that isn't set; give {LIMIT[name].option}"
+            )
+    return budget
 
 
-def violations(budget: Budget, cost: Cost, accuracy: Accuracy | None = None) -> tuple[Violation, ...]:
-    """Every limit that the candidate breaks, with the numbers. Unknown accuracy breaks none."""
-    found: list[Violation] = []
+def _limit(word: str) -> LimitName:
+    known = {_word(name): name for name in LIMITS}
+    return known[one_of("--warn", word, tuple(known))]
 
-    def check(limit: str, what: str, value: int, allowed: int | None, show) -> None:  # type: ignore[no-untyped-def]
-        if allowed is not None and value > allowed:
-            reason = f"{what} {show(value)}, {show(value - allowed)} over the {show(allowed)} allowed"
-            found.append(Violation(limit, value, allowed, reason))  # type: ignore[arg-type]
 
-    check("ram", "peak memory", cost.peak_memory_bytes, allowed_memory(budget), format_bytes)
-    check("flops", "one update takes", cost.flops.total, budget.flops, format_flops)
-    check("storage", "to ship:", cost.delta_bytes, budget.storage_bytes, format_bytes)
-    if budget.min_accuracy is not None and accuracy is not None and accuracy.mean < budget.min_accuracy:
-        measure = "accuracy" if budget.metric == "accuracy" else f"{budget.metric} accuracy"
-        reason = f"{measure} {accuracy.mean:.1%}, below the {budget.min_accuracy:.1%} asked for"
-        found.append(Violation("min_accuracy", accuracy.mean, budget.min_accuracy, reason))
-    retained = accuracy.retained if accuracy is not None else None
-    if budget.min_retained is not None and retained is not None and retained.mean < budget.min_retained:
-        reason = f"{retained.mean:.1%} on the old data, below the {budget.min_retained:.1%} asked for"
-        found.append(Violation("min_retained", retained.mean, budget.min_retained, reason))
-    return tuple(found)
+def _word(name: LimitName) -> str:
+    return name.replace("_", "-")
+
+
+def _overhead(text: str | None) -> float | None:
+    if text is not None and text.strip().lower() == MERGE:
+        return 0.0
+    return _named("--max-overhead", parse_percent, text)
+
+
+def _named(option: str, parse: Callable[[str], _Number], text: str | None) -> _Number | None:
+    """What was typed for the option, which an error names."""
+    if text is None:
+        return None
+    try:
+        return parse(text)
+    except UnitError as error:
+        raise UnitError(f"{option}: {error}") from error
 
 
 def _fraction(option: str, value: float | None) -> float | None:
@@ -85,8 +121,3 @@ def _fraction(option: str, value: float | None) -> float | None:
     if not 0 < value <= 100:
         raise InputError(f"{option} {value:g} is out of range; give a fraction such as 0.8")
     return value / 100 if value > 1 else value
-
-
-def allowed_memory(budget: Budget) -> int | None:
-    """What an update may hold: --ram less the runtime's own footprint."""
-    return None if budget.ram_bytes is None else budget.ram_bytes - budget.runtime_overhead_bytes

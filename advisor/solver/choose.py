@@ -4,50 +4,76 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from advisor.paired import paired_gap
-from advisor.records import Accuracy, Budget, Evaluation
+from advisor.paired import paired_error, paired_gap
+from advisor.records import Accuracy, Budget, Evaluation, Preference
 
 _TRUE_SPREAD = 0.02  # accuracy; of finalists on the tasks of measurements/regret.py
-_Z95 = 1.959964  # the normal distribution's 97.5 % quantile
 
 
 def rank(evaluations: Sequence[Evaluation], budget: Budget) -> list[Evaluation]:
     """The fitting candidates, the choice first, each later one the choice if all before it fail.
 
-    With accuracies: the most accurate finalist of the race sets the mark; those within the tolerance
-    of it come by cost; the others follow by accuracy.
+    With accuracies: the most accurate finalist of the race sets the mark, and of those as good as it the
+    cheapest is the choice, but nothing that another beats in both, accuracy and order of cost.
     Candidates that the race dropped early come after all finalists. Without: by cost. What was not
     probed is not known to reach a least accuracy: where others were, it is no choice.
     """
     feasible = [evaluation for evaluation in evaluations if evaluation.fits]
     known = [evaluation for evaluation in feasible if evaluation.accuracy is not None]
     if not known:
-        has_floor = budget.min_accuracy is not None or budget.min_retained is not None
-        if has_floor and any(evaluation.accuracy is not None for evaluation in evaluations):
+        if has_floor(budget) and any(evaluation.accuracy is not None for evaluation in evaluations):
             return []
         return cheapest_first(feasible, budget)
     ranked: list[Evaluation] = []
     for finalist in (True, False):
         group = [e for e in known if e.accuracy is not None and e.accuracy.finalist == finalist]
-        if group:
-            best = max(group, key=_mean)
-            as_good = [e for e in group if _as_good(e, best, budget)]
-            ranked += cheapest_first(as_good, budget)
-            ranked += sorted((e for e in group if e not in as_good), key=_mean, reverse=True)
+        left = cheapest_first(group, budget)
+        while left:
+            ranked.append(_first_choice(left, budget))
+            left = [evaluation for evaluation in left if evaluation is not ranked[-1]]
     return ranked
 
 
+def has_floor(budget: Budget) -> bool:
+    """Whether an accuracy has to be known to fit."""
+    floors = {"min_accuracy": budget.min_accuracy, "min_retained": budget.min_retained}
+    return any(floor is not None and name not in budget.warn for name, floor in floors.items())
+
+
+def _first_choice(cheapest: Sequence[Evaluation], budget: Budget) -> Evaluation:
+    """Of candidates in order of cost, the cheapest that is as good as the most accurate.
+
+    One that is less accurate than a cheaper one doesn't count, however unsure its accuracy is. So more to
+    choose from never makes the choice both dearer and less accurate, and what is beaten changes nothing.
+    """
+    stairs: list[Evaluation] = []
+    for evaluation in cheapest:
+        if not stairs or _mean(evaluation) > _mean(stairs[-1]):
+            stairs.append(evaluation)
+    best = stairs[-1].accuracy
+    assert best is not None  # noqa: S101 - the caller ranks only those that have one
+    return next(e for e in stairs if e.accuracy is not None and is_as_good(e.accuracy, best, budget))
+
+
 def cheapest_first(evaluations: Sequence[Evaluation], budget: Budget) -> list[Evaluation]:
-    """By FLOPs after a bare --flops-budget, else by peak memory; bytes to ship decide ties."""
+    """By the cost that is preferred, then by the others; names decide ties.
 
-    def key(evaluation: Evaluation) -> tuple[int, ...]:
-        cost = evaluation.cost
-        first, second = cost.peak_memory_bytes, cost.flops.total
-        if budget.fewest_flops:
-            first, second = second, first
-        return first, second, cost.delta_bytes
+    Of seconds those that were run are known: they come first, the others follow by FLOPs.
+    """
+    return sorted(evaluations, key=lambda evaluation: _in_order(evaluation, budget.prefer))
 
-    return sorted(evaluations, key=key)
+
+def _in_order(evaluation: Evaluation, prefer: Preference) -> tuple[float | str, ...]:
+    cost, measured = evaluation.cost, evaluation.measured
+    ram, flops = cost.peak_memory_bytes, cost.flops.total
+    rest = (cost.delta_bytes, cost.trainable_parameters, cost.inference_flops_ratio, evaluation.candidate.id)
+    if prefer == "flops":
+        return (flops, ram, *rest)
+    if prefer == "storage":
+        return (cost.delta_bytes, ram, flops, *rest[1:])
+    if prefer == "time":
+        return (measured.update_seconds if measured else float("inf"), flops, ram, *rest)
+    return (ram, flops, *rest)
 
 
 def is_as_good(accuracy: Accuracy, best: Accuracy, budget: Budget) -> bool:
@@ -59,41 +85,63 @@ def is_as_good(accuracy: Accuracy, best: Accuracy, budget: Budget) -> bool:
     cheapest indistinguishable candidate would lose 2 points on average. How far finalists truly lie apart
     is known of the share of all images alone; in another metric a gap counts as it was seen.
     """
+    return (
+        best.mean - accuracy.mean <= budget.tolerance
+        or expected_loss(accuracy, best, budget) <= budget.tolerance
+    )
+
+
+def expected_loss(accuracy: Accuracy, best: Accuracy, budget: Budget) -> float:
+    """What is expected to be lost with it, as a fraction, in the budget's metric."""
     gap = best.mean - accuracy.mean
-    if gap <= budget.tolerance:
-        return True
-    if budget.metric != "accuracy":
-        return False
-    low, high = paired_gap(best, accuracy)
-    error = (high - low) / (2 * _Z95)
-    return gap * _TRUE_SPREAD**2 / (_TRUE_SPREAD**2 + error**2) <= budget.tolerance
+    return expected_gap(gap, paired_error(best, accuracy)) if budget.metric == "accuracy" else gap
 
 
-def _as_good(evaluation: Evaluation, best: Evaluation, budget: Budget) -> bool:
-    assert evaluation.accuracy is not None  # noqa: S101 - the caller ranks only those that have one
-    assert best.accuracy is not None  # noqa: S101
-    return is_as_good(evaluation.accuracy, best.accuracy, budget)
+def expected_gap(gap: float, error: float) -> float:
+    """What a gap in accuracy is expected to be, seen with that standard error."""
+    return gap * _TRUE_SPREAD**2 / (_TRUE_SPREAD**2 + error**2)
 
 
 def pareto_front(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
-    """Those that no other beats in accuracy, peak memory and FLOPs at once, by peak memory.
+    """Those that no other surely beats in accuracy and all costs at once, by peak memory.
 
-    Accuracies count for the race's finalists only: the others' come from shorter training.
+    One beats another where none of its costs - RAM, FLOPs, bytes to ship, trained parameters, inference
+    overhead, and seconds as far as both were run - is higher, its accuracy is not lower, and this is no
+    chance: it is surely more accurate, or surely no less and cheaper in something, or cheaper in each of
+    the first four. So what is dearer in all and
+    not seen to be more accurate is beaten; what is less accurate, but not surely, and as cheap in
+    something stays. Accuracies count for the race's finalists only: the others' come from shorter
+    training. Where none is known, costs alone decide.
     """
-    judged = [e for e in evaluations if e.accuracy is not None and e.accuracy.finalist]
-    compared = judged or list(evaluations)
-    front = [e for e in compared if not any(_dominates(other, e) for other in compared)]
+    finalists = [e for e in evaluations if e.accuracy is not None and e.accuracy.finalist]
+    compared = finalists or list(evaluations)
+    front = [e for e in compared if not any(_beats(other, e) for other in compared)]
     return sorted(front, key=lambda evaluation: evaluation.cost.peak_memory_bytes)
 
 
-def _dominates(one: Evaluation, other: Evaluation) -> bool:
-    first, second = _axes(one), _axes(other)
-    return first != second and all(a <= b for a, b in zip(first, second, strict=True))
+def _beats(one: Evaluation, other: Evaluation) -> bool:
+    first, second = _costs(one), _costs(other)
+    if any(a > b for a, b in zip(first, second, strict=True)) or _mean(one) < _mean(other):
+        return False
+    if other.measured and not (one.measured and one.measured.update_seconds <= other.measured.update_seconds):
+        return False
+    if one.accuracy is None or other.accuracy is None:
+        return first != second
+    if all(a < b for a, b in zip(first[:4], second[:4], strict=True)):
+        return True
+    surely = paired_gap(one.accuracy, other.accuracy)[0]
+    return surely > 0 or (surely == 0 and first != second)
 
 
-def _axes(evaluation: Evaluation) -> tuple[float, ...]:
+def _costs(evaluation: Evaluation) -> tuple[float, ...]:
     cost = evaluation.cost
-    return (-_mean(evaluation), cost.peak_memory_bytes, cost.flops.total)
+    return (
+        cost.peak_memory_bytes,
+        cost.flops.total,
+        cost.delta_bytes,
+        cost.trainable_parameters,
+        cost.inference_flops_ratio,
+    )
 
 
 def _mean(evaluation: Evaluation) -> float:

@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import astuple
 
 from advisor.names import answered
-from advisor.records import BASELINE, Budget, DataSummary, Evaluation, Levers, Relaxation
-from advisor.solver.budget import allowed_memory
+from advisor.paired import paired_error
+from advisor.records import Budget, DataSummary, Evaluation, Levers, LimitName
+from advisor.solver.limits import LIMIT, allowed_memory, figures_of, limits_of
 from advisor.units import format_bytes, format_flops
 
-_SHOW = {"ram": format_bytes, "flops": format_flops, "storage": format_bytes}
-_OPTION = {
-    "ram": "--ram",
-    "flops": "--flops-budget",
-    "storage": "--storage",
-    "min_accuracy": "--min-accuracy",
-    "min_retained": "--min-retained",
+_LEAST_GAP = 0.0005  # of accuracy: what is printed as 0.1 points or more
+_Z95 = 1.959964  # the normal distribution's 97.5 % quantile
+LEAST = {
+    "ram": "least memory",
+    "flops": "fewest FLOPs",
+    "storage": "fewest bytes to ship",
+    "time": "least time",
+}
+_LEAST: dict[LimitName, str] = {
+    "ram": "the least memory that any candidate needs is",
+    "flops": "the fewest FLOPs of an update are",
+    "storage": "the fewest bytes to ship are",
+    "step_time": "the quickest update that was run takes",
+    "max_trainable": "the fewest trained parameters are",
+    "max_overhead": "the least inference overhead is",
+    "min_accuracy": "the best accuracy found is",
+    "min_retained": "the best accuracy found on the old data is",
 }
 
 
@@ -38,7 +48,7 @@ def answer(
     costs = f"{memory} at its peak, {flops}, {format_bytes(cost.delta_bytes)} to ship"
     ran = _ran(chosen, budget)
     if accuracy is None:
-        why = "fewest FLOPs" if budget.fewest_flops else "least memory"
+        why = LEAST[budget.prefer]
         unknown = "no data was given" if data is None else "nothing was probed"
         return (
             f"On cost alone, use {describe(chosen)}: the {why} of all that fit - {costs}{ran}. "
@@ -54,10 +64,12 @@ def answer(
         is_lost = base is not None and base.mean > accuracy.retained.mean
         kept = f", {'but only ' if is_lost else ''}{accuracy.retained.mean:.1%} on the old data"
         kept += f" ({base.mean:.1%} before)" if base is not None else ""
+    below = cheaper_text(chosen, evaluations)
+    below = f", {below}" if below else ""
     interval = f"{accuracy.low:.1%} to {accuracy.high:.1%}"
     return (
         f"Use {describe(chosen)}: {answered(f'{accuracy.mean:.1%}', accuracy.samples, budget.metric)} "
-        f"({interval}){gained}{kept}, {costs}{ran}."
+        f"({interval}){gained}{below}{kept}, {costs}{ran}."
     )
 
 
@@ -93,61 +105,18 @@ def lever_words(levers: Levers) -> list[str]:
     return [word for word, given in words.items() if given]
 
 
-def relaxations(
-    chosen: Evaluation | None, evaluations: Sequence[Evaluation], budget: Budget
-) -> tuple[Relaxation, ...]:
-    """For each limit, the candidate that a little more of it admits, and full fine-tuning where shut out."""
-    found: list[Relaxation] = []
-    for limit in _OPTION:
-        blocked = [e for e in evaluations if {v.limit for v in e.violations} == {limit}]
-        if not blocked:
-            continue
-        nearest = min(blocked, key=_shortfall)
-        full = [e for e in blocked if e.candidate.method == BASELINE]
-        plain = min(full, key=lambda e: len(e.candidate.levers.described()), default=nearest)
-        for evaluation in (nearest,) if plain is nearest else (nearest, plain):
-            name = _told_apart(evaluation, evaluations)
-            found.append(_relaxation(limit, evaluation, name, chosen))
-    return tuple(found)
-
-
-def _told_apart(evaluation: Evaluation, evaluations: Sequence[Evaluation]) -> str:
-    """The candidate's name, and that it is the whole network where a part of it fits already."""
-    own = evaluation.candidate
-    narrower = [
-        e.candidate.levers.scope
-        for e in evaluations
-        if e.fits and e.candidate.method == own.method and e.candidate.levers.scope is not None
-    ]
-    if own.levers.scope is not None or not narrower:
-        return own.short
-    blocks = max(narrower)
-    part = f"the last {blocks} blocks" if blocks > 1 else "the last block" if blocks else "the head"
-    return f"{own.short}, on the whole network and not on {part} alone,"
-
-
-def _relaxation(limit: str, evaluation: Evaluation, name: str, chosen: Evaluation | None) -> Relaxation:
-    short = _shortfall(evaluation)
-    gain = None
-    if chosen is not None and chosen.accuracy is not None and evaluation.accuracy is not None:
-        gain = evaluation.accuracy.mean - chosen.accuracy.mean
-    if limit in ("min_accuracy", "min_retained"):
-        sentence = f"With {_OPTION[limit]} {short * 100:.1f} points lower, {name} fits"
-    else:
-        sentence = f"With {_SHOW[limit](short)} more {_OPTION[limit]}, {name} fits"
-    if gain is not None:
-        sentence += f": {gain * 100:+.1f} points"
-    elif chosen is not None and chosen.accuracy is not None and evaluation.predicted is not None:
-        more = (100 * (value - chosen.accuracy.mean) for value in astuple(evaluation.predicted))
-        sentence += ": {:+.1f} points, as predicted ({:+.1f} to {:+.1f})".format(*more)
-    else:
-        sentence += " (not tried)"
-    return Relaxation(limit, short, evaluation.candidate.id, gain, sentence)
-
-
-def _shortfall(evaluation: Evaluation) -> float:
-    violation = evaluation.violations[0]
-    return abs(violation.value - violation.allowed)
+def cheaper_text(chosen: Evaluation, evaluations: Sequence[Evaluation]) -> str:
+    """What a cheaper choice may cost: `0.4 +- 1.1 points below the best that fits, dora-8`, or nothing."""
+    known = [e for e in evaluations if e.fits and e.accuracy is not None and e.accuracy.finalist]
+    best = max(known, key=lambda e: e.accuracy.mean if e.accuracy else 0.0, default=chosen)
+    if best.accuracy is None or chosen.accuracy is None:
+        return ""
+    gap, error = best.accuracy.mean - chosen.accuracy.mean, paired_error(best.accuracy, chosen.accuracy)
+    if gap < _LEAST_GAP:
+        return ""
+    return (
+        f"{gap * 100:.1f} +- {_Z95 * error * 100:.1f} points below the best that fits, {best.candidate.short}"
+    )
 
 
 def _ran(chosen: Evaluation, budget: Budget) -> str:
@@ -164,42 +133,22 @@ def _nothing_fits(evaluations: Sequence[Evaluation], budget: Budget) -> str:
     if not evaluations:
         return "Nothing fits: no method applies to this model."
     parts = []
-    allowed = allowed_memory(budget)
-    least = min(evaluations, key=lambda e: e.cost.peak_memory_bytes)
-    if allowed is not None and least.cost.peak_memory_bytes > allowed:
-        parts.append(
-            f"the least memory that any candidate needs is {format_bytes(least.cost.peak_memory_bytes)} "
-            f"({least.candidate.short}), {format_bytes(allowed)} are allowed"
-        )
-    least = min(evaluations, key=lambda e: e.cost.flops.total)
-    if budget.flops is not None and least.cost.flops.total > budget.flops:
-        parts.append(
-            f"the fewest FLOPs of an update are {format_flops(least.cost.flops.total)} "
-            f"({least.candidate.short}), {format_flops(budget.flops)} are allowed"
-        )
-    least = min(evaluations, key=lambda e: e.cost.delta_bytes)
-    if budget.storage_bytes is not None and least.cost.delta_bytes > budget.storage_bytes:
-        parts.append(
-            f"the fewest bytes to ship are {format_bytes(least.cost.delta_bytes)} "
-            f"({least.candidate.short}), {format_bytes(budget.storage_bytes)} are allowed"
-        )
-    judged = [e for e in evaluations if e.accuracy is not None]
-    if budget.min_accuracy is not None and judged:
-        best = max(judged, key=lambda e: e.accuracy.mean if e.accuracy else 0.0)
-        assert best.accuracy is not None  # noqa: S101 - judged holds only those that have one
-        if best.accuracy.mean < budget.min_accuracy:
+    for name, allowed in limits_of(budget).items():
+        limit = LIMIT[name]
+        known = [(value, e) for e in evaluations if (value := figures_of(e)[name]) is not None]
+        if name in budget.warn or not known:
+            continue
+        value, nearest = (max if limit.at_least else min)(known, key=lambda pair: pair[0])
+        if not limit.is_met(value, allowed):
+            what = _LEAST[name]
             parts.append(
-                f"the best accuracy found is {best.accuracy.mean:.1%} ({best.candidate.short}), "
-                f"{budget.min_accuracy:.1%} is asked for"
-            )
-    remembering = [e.accuracy.retained for e in judged if e.accuracy and e.accuracy.retained]
-    if budget.min_retained is not None and remembering:
-        most = max(retained.mean for retained in remembering)
-        if most < budget.min_retained:
-            parts.append(
-                f"the best accuracy found on the old data is {most:.1%}, "
-                f"{budget.min_retained:.1%} is asked for"
+                f"{what} {_shown(name, value)} ({nearest.candidate.short}), {_shown(name, allowed)} "
+                f"{'is asked for' if limit.at_least else 'are allowed'}"
             )
     if not parts:
         parts.append("each candidate breaks at least one of the limits; the table says which")
     return "Nothing fits: " + "; ".join(parts) + "."
+
+
+def _shown(name: LimitName, value: float) -> str:
+    return f"{value:.1%}" if LIMIT[name].at_least else LIMIT[name].show(value)

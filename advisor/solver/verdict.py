@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from advisor.names import answered
 from advisor.paired import binomial_tail
 from advisor.records import Accuracy, Budget, DataSummary, Evaluation, Outcome
-from advisor.solver.choose import is_as_good
+from advisor.solver.choose import is_as_good, rank
+from advisor.solver.limits import judged
 
 _CHANCE = 0.025  # that luck alone puts any of the candidates above guessing
 
@@ -22,28 +23,27 @@ class Verdict:
     reason: str = ""  # where nothing is: why, in one sentence
 
 
-def weigh(ranked: Sequence[Evaluation], budget: Budget, data: DataSummary | None) -> Verdict:
-    """Whether the best of the fitting candidates is worth using.
+def solve(evaluations: Sequence[Evaluation], budget: Budget, data: DataSummary | None) -> Verdict:
+    """What to do under this budget, from what is known of the candidates. The whole choice is here.
 
     Leaving the model as it is costs nothing. So it is chosen as a cheaper candidate would be: where no more
     than the tolerance is lost with it. And what is not surely above the share of the largest class has
     learnt nothing; where classes count alike, what is not surely above one in as many as there are.
-
-    Args:
-        ranked: as `rank` has them.
     """
-    judged = [e for e in ranked if e.accuracy is not None]
-    if not judged or data is None:
+    ranked = rank(judged(evaluations, budget), budget)
+    probed = [e for e in ranked if e.accuracy is not None]
+    if not probed or data is None:
         return Verdict("use" if ranked else "none", tuple(ranked))
-    tries = len(judged)
-    able = [e for e in judged if e.accuracy and _has_learnt(e.accuracy, budget, data, tries)]
-    finalists = [e for e in judged if e.accuracy and e.accuracy.finalist] or judged
+    # By luck the best of many tries is above guessing, whether or not they fit.
+    tries = sum(e.accuracy is not None for e in evaluations)
+    able = [e for e in probed if e.accuracy and has_learnt(e.accuracy, budget, data, tries)]
+    finalists = [e for e in probed if e.accuracy and e.accuracy.finalist] or probed
     best = max(finalists, key=lambda e: e.accuracy.mean if e.accuracy else 0.0)
-    assert best.accuracy is not None  # noqa: S101 - all of them are judged
+    assert best.accuracy is not None  # noqa: S101 - all of them are probed
     base = data.base_accuracy if data.scenario == "shift" else None  # else its head had to grow
     if (
         base is not None
-        and _has_learnt(base, budget, data, 1)
+        and has_learnt(base, budget, data, 1)
         and _meets_floors(base, budget)
         and is_as_good(base, best.accuracy, budget)
     ):
@@ -53,7 +53,7 @@ def weigh(ranked: Sequence[Evaluation], budget: Budget, data: DataSummary | None
     return Verdict("use", tuple(able))
 
 
-def _has_learnt(accuracy: Accuracy, budget: Budget, data: DataSummary, tries: int) -> bool:
+def has_learnt(accuracy: Accuracy, budget: Budget, data: DataSummary, tries: int) -> bool:
     """Whether guessing alone would hardly get so many right: in the best of as many tries as there were."""
     share, judged = _guess(accuracy, budget, data)
     if share is None or judged is None:
@@ -74,7 +74,8 @@ def _guess(accuracy: Accuracy, budget: Budget, data: DataSummary) -> tuple[float
 
 def _meets_floors(base: Accuracy, budget: Budget) -> bool:
     """What the model forgets by being left alone is nothing, so only new data has a floor."""
-    return budget.min_accuracy is None or base.mean >= budget.min_accuracy
+    floor = None if "min_accuracy" in budget.warn else budget.min_accuracy
+    return floor is None or base.mean >= floor
 
 
 def _leave(base: Accuracy, best: Evaluation, budget: Budget) -> str:

@@ -18,7 +18,7 @@ COUNTS = st.integers(0, 2**62)
 NAMES = st.text(max_size=12)
 SNAPSHOTS = st.builds(
     Snapshot,
-    budget=st.builds(Budget, ram_bytes=st.none() | COUNTS, fewest_flops=st.booleans()),
+    budget=st.builds(Budget, ram_bytes=st.none() | COUNTS, prefer=st.sampled_from(("ram", "flops"))),
     options=st.dictionaries(NAMES, NAMES, max_size=3),
     recommended=st.sampled_from([None, "norm", "lora-rank=4@last-3@micro-1"]),
     figures=st.none() | st.builds(Figures, COUNTS, COUNTS, COUNTS, COUNTS),

@@ -274,7 +274,7 @@ def with_data() -> Recommendation:
         )
     return Recommendation(
         model=MODEL,
-        budget=Budget(ram_bytes=640_000_000, fewest_flops=True, storage_bytes=2_000_000, min_accuracy=0.5),
+        budget=Budget(ram_bytes=640_000_000, prefer="flops", storage_bytes=2_000_000, min_accuracy=0.5),
         batch_size=8,
         input_size=(3, 224, 224),
         evaluations=tuple(evaluations),
@@ -313,7 +313,7 @@ def without_data() -> Recommendation:
     )
     return Recommendation(
         model=MODEL,
-        budget=Budget(ram_bytes=peak, fewest_flops=True),
+        budget=Budget(ram_bytes=peak, prefer="flops"),
         batch_size=8,
         input_size=(3, 224, 224),
         evaluations=evaluations,
@@ -350,7 +350,17 @@ def nothing_fits() -> Recommendation:
         recommended=None,
         front=(),
         answer="Nothing fits 64.0 MB: the smallest, recalibrate, needs 91.0 MB.",
-        relaxations=(Relaxation("ram", 27e6, "recalibrate", None, "With 27 MB more, recalibrate fits."),),
+        relaxations=(
+            Relaxation(
+                "ram",
+                27e6,
+                "recalibrate",
+                None,
+                "With --ram 191MB (27.0 MB more) the answer is recalibrate",
+                "answer",
+                {"ram": 91e6},
+            ),
+        ),
     )
 
 

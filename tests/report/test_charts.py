@@ -59,26 +59,33 @@ def test_wide_ranges_get_a_logarithmic_axis() -> None:
     assert xs[1] - xs[0] == pytest.approx(xs[2] - xs[1], abs=0.11)
 
 
-def test_front_joins_only_the_best_of_this_chart() -> None:
+def test_no_point_that_was_tried_and_fits_lies_above_the_front() -> None:
     points = [
-        point(1, 10e6, 0.5, front=True),
-        point(2, 20e6, 0.45, front=True),  # on the front for its FLOPs; beaten here
-        point(3, 30e6, 0.7, front=True),
-        point(4, 5e6, 0.6),
+        point(1, 5e6, 0.6, known="short"),
+        point(2, 20e6, 0.45),
+        point(3, 30e6, 0.7),
+        point(4, 10e6, 0.8, known="predicted"),
     ]
     svg = draw(points)
     path = re.search(r'<path class="front" d="([^"]+)"', svg)
     assert path
-    (x1, y1), _, (x3, y3), _ = circles(svg)
+    _, (x1, y1), _, (x3, y3) = circles(svg)  # what is predicted is drawn first, beneath the others
     assert path[1] == f"M{x1:.1f} {y1:.1f}H{x3:.1f}V{y3:.1f}"
+
+
+def test_what_lies_outside_the_axes_is_an_arrow_at_the_edge() -> None:
+    svg = draw([point(1, 10e6, 0.5), point(2, 20e6, 0.6), point(3, 15e6, 0.1)])
+    assert len(circles(svg)) == 2
+    (arrow,) = re.findall(r'<path class="arrow" transform="translate\(([\d.]+) ([\d.]+)\) rotate\(0\)"', svg)
+    assert float(arrow[1]) == charts.HEIGHT - charts.BOTTOM
 
 
 def test_unknown_accuracy_stands_below_the_plot() -> None:
     svg = draw([point(1, 10e6, 0.5), point(2, 20e6, None)])
     assert len(circles(svg)) == 1
     assert "probed" in svg
-    assert f'viewBox="0 0 460 {charts.HEIGHT + charts.RUG}"' in svg
-    assert 'href="#c2"' in svg
+    assert f'viewBox="0 0 {charts.WIDTH} {charts.HEIGHT + charts.RUG}"' in svg
+    assert 'data-number="2"' in svg
 
 
 places = st.tuples(st.floats(0, 1e12), st.floats(0.4, 0.9))
@@ -87,7 +94,7 @@ places = st.tuples(st.floats(0, 1e12), st.floats(0.4, 0.9))
 @settings(max_examples=60, deadline=None)
 @given(st.lists(places, min_size=1, max_size=40))
 def test_labels_never_overlap(given_places: list[tuple[float, float]]) -> None:
-    points = [point(n, x, y, front=n % 3 == 0) for n, (x, y) in enumerate(given_places, 1)]
+    points = [point(n, x, y) for n, (x, y) in enumerate(given_places, 1)]
     svg = draw(points)
     boxes = []
     for x, y, text in re.findall(r'<text class="label" x="([\d.-]+)" y="([\d.-]+)">([^<]+)</text>', svg):

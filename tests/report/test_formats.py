@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import zlib
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
@@ -17,6 +19,7 @@ from hypothesis import strategies as st
 from advisor import report
 from advisor.errors import InputError
 from advisor.records import (
+    LIMITS,
     Accuracy,
     Budget,
     Candidate,
@@ -102,11 +105,15 @@ budgets = st.builds(
     Budget,
     st.none() | counts,
     st.none() | counts,
-    st.booleans(),
     st.none() | counts,
     st.none() | fractions,
-    fractions,
-    counts,
+    tolerance=fractions,
+    runtime_overhead_bytes=counts,
+    prefer=st.sampled_from(("ram", "flops", "storage", "time")),
+    step_seconds=st.none() | numbers,
+    max_trainable=st.none() | counts,
+    max_overhead=st.none() | fractions,
+    warn=st.lists(st.sampled_from(LIMITS), unique=True).map(tuple),
 )
 
 
@@ -137,13 +144,25 @@ def test_any_record_comes_back(found: tuple[Evaluation, ...], budget: Budget, te
     assert report.loads(report.dumps(given)) == given
 
 
-def test_held_out_results_are_not_written(samples: dict[str, Recommendation]) -> None:
+def test_held_out_results_are_read_back(samples: dict[str, Recommendation]) -> None:
     base = samples["with_data"]
     first = base.evaluations[1]
     assert first.accuracy is not None
-    with_samples = replace(first, accuracy=replace(first.accuracy, correct=b"\x00\x01"))
+    with_samples = replace(first, accuracy=replace(first.accuracy, correct=bytes(range(3)) * 500, seeds=2))
     told = replace(base, evaluations=(base.evaluations[0], with_samples, *base.evaluations[2:]))
-    assert report.to_json(told) == report.to_json(base)
+    text = report.dumps(told)
+    assert report.loads(text) == told
+    assert len(text) - len(report.dumps(base)) < 100  # deflated
+
+
+@pytest.mark.parametrize(
+    "written", ["not base64!", "AAAA", base64.b64encode(zlib.compress(bytes(2**25))).decode()]
+)
+def test_held_out_results_that_are_none_are_refused(written: str, samples: dict[str, Recommendation]) -> None:
+    document = report.to_json(samples["with_data"])
+    document["candidates"][1]["accuracy"]["correct"] = written
+    with pytest.raises(InputError, match="correct should be deflated bytes in base64"):
+        report.from_json(document)
 
 
 def test_matches_the_documented_schema(sample: Recommendation) -> None:

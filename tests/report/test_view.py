@@ -33,7 +33,7 @@ def test_budget_lines_of_the_choice(samples: dict[str, Recommendation]) -> None:
     assert (memory.used, memory.allowed) == (chosen.cost.peak_memory_bytes, 640_000_000)
     assert memory.share == pytest.approx(chosen.cost.peak_memory_bytes / 640e6)
     assert (flops.allowed, flops.share) == (None, None)
-    assert flops.remark == "fewest within 1 point of the best"
+    assert flops.remark == "fewest within 0.5 points of the best"
     assert delta.allowed == 2_000_000
     assert (accuracy.used, accuracy.allowed, accuracy.at_least) == (0.713, 0.5, True)
 

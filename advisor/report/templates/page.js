@@ -1,0 +1,177 @@
+// What the page can do beyond being read: choose again, sort, search, copy, and show a point's figures.
+"use strict";
+{
+  const data = JSON.parse(document.getElementById("facts").textContent);
+  for (const element of document.querySelectorAll(".whatif, .search, .copy")) element.hidden = false;
+  if (data.candidates.length) {
+    chooseAgain(data);
+    showFigures();
+  }
+  document.querySelectorAll("table.sortable").forEach(makeSortable);
+  const search = document.getElementById("search");
+  search.addEventListener("input", () => {
+    const words = search.value.toLowerCase().split(/\s+/).filter(Boolean);
+    for (const row of document.querySelectorAll(".candidates tbody tr")) {
+      const text = row.textContent.toLowerCase();
+      row.classList.toggle("unfound", !words.every((word) => text.includes(word)));
+    }
+  });
+  for (const button of document.querySelectorAll(".copy")) {
+    button.addEventListener("click", async () => {
+      const code = button.parentElement.querySelector("code");
+      try {
+        await navigator.clipboard.writeText(code.textContent);
+        button.textContent = "Copied";
+      } catch { // a page opened from a file may not: select it instead
+        getSelection().selectAllChildren(code);
+        button.textContent = "Selected";
+      }
+    });
+  }
+}
+
+function chooseAgain(data) {
+  const form = document.querySelector(".whatif form");
+  const tolerance = document.getElementById("tolerance");
+  const prefer = document.getElementById("prefer");
+  const asked = {limits: data.limits.map((limit) => limit.asked), tolerance: data.tolerance};
+  const sliders = data.limits.map((limit, n) => {
+    const input = document.getElementById(`limit-${n}`);
+    const stops = limit.stops.map(([value, text, typed]) => ({value, text, typed}));
+    const none = {value: null, text: "no limit"};
+    if (limit.floor) stops.unshift(none); else stops.push(none);
+    input.max = stops.length - 1;
+    return {input, stops, at: stops.findIndex((stop) => stop.value === limit.asked)};
+  });
+  const put = () => {
+    sliders.forEach(({input, at}) => { input.value = at; });
+    if (tolerance) tolerance.value = data.tolerance * 100;
+    prefer.value = data.prefer;
+  };
+  const update = () => {
+    const stops = sliders.map(({input, stops}) => stops[input.value]);
+    const budget = {
+      limits: stops.map((stop) => stop.value),
+      tolerance: tolerance ? tolerance.valueAsNumber / 100 : data.tolerance,
+      prefer: prefer.value,
+    };
+    if (tolerance && Math.abs(budget.tolerance - data.tolerance) < 5e-4) budget.tolerance = data.tolerance;
+    stops.forEach((stop, n) => {
+      sliders[n].input.setAttribute("aria-valuetext", stop.text);
+      sliders[n].input.nextElementSibling.textContent = stop.text;
+    });
+    if (tolerance) {
+      const points = `${tolerance.valueAsNumber.toFixed(1)} points`;
+      tolerance.setAttribute("aria-valuetext", points);
+      tolerance.nextElementSibling.textContent = points;
+    }
+    const isAsked = budget.tolerance === asked.tolerance && budget.prefer === data.prefer
+      && budget.limits.every((value, n) => value === asked.limits[n]);
+    tell(data, solve(data, budget), isAsked, options(data, stops, budget));
+  };
+  form.addEventListener("input", update);
+  form.addEventListener("submit", (event) => event.preventDefault());
+  form.addEventListener("reset", () => setTimeout(() => { put(); update(); }));
+  put();
+  update();
+}
+
+function options(data, stops, budget) {
+  const typed = stops.flatMap((stop, n) => stop.value === null ? [] : [
+    `${data.limits[n].option} ${stop.typed}`]);
+  if (budget.tolerance !== data.tolerance) typed.push(`--tolerance ${+(budget.tolerance * 100).toFixed(1)}`);
+  if (budget.prefer !== data.prefer) typed.push(`--prefer ${budget.prefer}`);
+  return typed.join(" ");
+}
+
+function tell(data, answer, isAsked, typed) {
+  const result = document.querySelector(".whatif .result");
+  const best = answer.outcome === "use" ? data.candidates[answer.choices[0]] : null;
+  const chosen = (isAsked && data.candidates.find((candidate) => candidate.name === data.recommended)) || best;
+  const count = `${answer.fitting.length} of ${data.candidates.length} fit`;
+  const bold = (text) => Object.assign(document.createElement("b"), {textContent: text});
+  const say = (...parts) => result.replaceChildren(...parts);
+  if (chosen && chosen.accuracy === null && data.has_data) {
+    say("Nothing that fits was tried; the cheapest is ", bold(chosen.name), `: ${chosen.figures}; ${count}.`);
+  } else if (chosen) {
+    const again = data.recommended === chosen.name ? " (the recommended one)" : "";
+    say("Use ", bold(chosen.name), `${again}: ${chosen.figures}; ${count}.`);
+  } else if (answer.outcome === "leave") {
+    say(bold("Leave the model as it is"), `: nothing is expected to gain more than the tolerance; ${count}.`);
+  } else if (answer.fitting.length) {
+    say(bold("Nothing to recommend"), `: ${count}, and none is known to be good enough.`);
+  } else {
+    say(bold("Nothing fits"), ".");
+  }
+  if (!isAsked && typed) result.append(` To ask for it: ${typed}`);
+  const fitting = new Set(answer.fitting.map((n) => data.candidates[n].number));
+  for (const mark of document.querySelectorAll("[data-number]")) {
+    const number = Number(mark.dataset.number);
+    mark.classList.toggle("out", !isAsked && !fitting.has(number));
+    mark.classList.toggle("again", !isAsked && chosen?.number === number);
+  }
+}
+
+function showFigures() {
+  const tip = document.getElementById("tip");
+  const show = (mark) => {
+    tip.textContent = mark.dataset.tip;
+    tip.hidden = false;
+    const at = mark.getBoundingClientRect();
+    const width = document.documentElement.clientWidth;
+    tip.style.left = `${Math.max(8, Math.min(at.left, width - tip.offsetWidth - 8)) + scrollX}px`;
+    const above = at.top - tip.offsetHeight - 8;
+    tip.style.top = `${(above > 0 ? above : at.bottom + 8) + scrollY}px`;
+  };
+  const hide = () => { tip.hidden = true; };
+  for (const mark of document.querySelectorAll("[data-number]")) {
+    const title = mark.querySelector("title");
+    mark.dataset.tip = title.textContent;
+    title.remove(); // or the browser shows it a second time
+    mark.addEventListener("mouseenter", () => show(mark));
+    mark.addEventListener("mouseleave", hide);
+    const link = mark.closest("a");
+    link?.addEventListener("focus", () => show(mark));
+    link?.addEventListener("blur", hide);
+  }
+  document.addEventListener("keydown", (event) => { if (event.key === "Escape") hide(); });
+}
+
+// Each header becomes a button; figures sort by their exact value, the largest first, texts from A to Z.
+function makeSortable(table) {
+  const body = table.tBodies[0];
+  const headers = [...table.tHead.rows[0].cells];
+  headers.forEach((header, column) => {
+    if (header.classList.contains("parts")) return; // bars
+    const button = document.createElement("button");
+    button.type = "button";
+    button.className = "sort";
+    button.append(...header.childNodes);
+    header.append(button);
+    button.addEventListener("click", () => {
+      const isDown = header.getAttribute("aria-sort") === "descending";
+      const keys = new Map([...body.rows].map((row) => [row, keyOf(row.cells[column])]));
+      const isNumber = [...keys.values()].some((key) => typeof key === "number");
+      const turn = header.hasAttribute("aria-sort") ? !isDown : isNumber && column > 0;
+      const rows = [...body.rows].sort((a, b) => compare(keys.get(a), keys.get(b), turn));
+      headers.forEach((other) => other.removeAttribute("aria-sort"));
+      header.setAttribute("aria-sort", turn ? "descending" : "ascending");
+      body.append(...rows);
+    });
+  });
+}
+
+function keyOf(cell) {
+  const exact = cell.dataset.value ?? cell.querySelector("data")?.value;
+  if (exact === "") return null; // unknown: last, either way
+  if (exact !== undefined) return Number(exact);
+  const text = cell.textContent.trim();
+  return text !== "" && !Number.isNaN(Number(text)) ? Number(text) : text;
+}
+
+function compare(one, other, isDown) {
+  if (one === null || other === null) return (one === null) - (other === null);
+  const order = typeof one === "number" && typeof other === "number"
+    ? one - other : String(one).localeCompare(String(other));
+  return isDown ? -order : order;
+}

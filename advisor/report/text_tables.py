@@ -1,0 +1,107 @@
+"""A recommendation as Markdown, to be pasted, and its candidates as CSV, to be worked with."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+
+from advisor.records import Evaluation, Recommendation
+from advisor.report import view
+from advisor.report.first_screen import evidence, headline, ranked_findings
+from advisor.units import format_bytes, format_flops
+
+_SPECIAL = "\\`*_{}[]<>()#+!|~&$"  # what Markdown, or HTML in it, would take for markup
+_COLUMNS = (
+    "id",
+    "method",
+    "fits",
+    "recommended",
+    "accuracy",
+    "accuracy_low",
+    "accuracy_high",
+    "is_finalist",
+    "predicted_accuracy",
+    "retained_accuracy",
+    "peak_memory_bytes",
+    "update_flops",
+    "delta_bytes",
+    "trainable_parameters",
+    "update_seconds",
+    "reasons",
+)
+
+
+def render_markdown(recommendation: Recommendation) -> str:
+    """The headline, the candidates to be shown first, what it rests on, and warnings."""
+    told = headline(recommendation)
+    choice = view.chosen(recommendation)
+    lines = [f"# {_plain(told.title)}", "", *(f"{_plain(text)}  " for text in told.below), ""]
+    lines += [
+        "| candidate | accuracy | old data | memory | FLOPs | to ship | verdict |",
+        "|---|--:|--:|--:|--:|--:|---|",
+    ]
+    lines += [_row(item, choice) for item in view.main_ones(recommendation)]
+    lines += ["", *(f"- {name}: {_plain(text)}" for name, text in evidence(recommendation))]
+    lines += [f"- **Warning.** {_plain(text)}" for text in recommendation.warnings]
+    lines += [f"- **{finding.weight}** {_plain(finding.text)}" for finding in ranked_findings(recommendation)]
+    return "\n".join(lines) + "\n"
+
+
+def render_csv(recommendation: Recommendation) -> str:
+    """A line for each candidate, the choice first; bytes, FLOPs, seconds and shares in full."""
+    written = io.StringIO()
+    rows = csv.writer(written, lineterminator="\n")
+    rows.writerow(_COLUMNS)
+    for item in view.ordered(recommendation):
+        rows.writerow(["" if cell is None else _no_formula(cell) for cell in _cells(item, recommendation)])
+    return written.getvalue()
+
+
+def _row(item: Evaluation, choice: Evaluation | None) -> str:
+    retained = item.accuracy.retained if item.accuracy else None
+    cells = (
+        item.candidate.short,
+        view.known_mean_text(item),
+        view.percent(retained.mean if retained else None),
+        format_bytes(item.cost.peak_memory_bytes),
+        format_flops(item.cost.flops.total),
+        format_bytes(item.cost.delta_bytes),
+        view.verdict_text(item, choice),
+    )
+    return f"| {' | '.join(map(_plain, cells))} |"
+
+
+def _cells(item: Evaluation, recommendation: Recommendation) -> Sequence[object]:
+    accuracy, cost = item.accuracy, item.cost
+    retained = accuracy.retained if accuracy else None
+    return (
+        item.candidate.id,
+        item.candidate.method,
+        item.fits,
+        item.candidate.id == recommendation.recommended,
+        accuracy.mean if accuracy else None,
+        accuracy.low if accuracy else None,
+        accuracy.high if accuracy else None,
+        accuracy.finalist if accuracy else None,
+        item.predicted.mean if item.predicted else None,
+        retained.mean if retained else None,
+        cost.peak_memory_bytes,
+        cost.flops.total,
+        cost.delta_bytes,
+        cost.trainable_parameters,
+        item.measured.update_seconds if item.measured and item.measured.survived else None,
+        "; ".join(view.reason(violation) for violation in item.violations),
+    )
+
+
+def _plain(text: str) -> str:
+    """Text that no Markdown renderer takes for markup."""
+    return "".join(
+        f"\\{character}" if character in _SPECIAL else character for character in view.printable(text)
+    )
+
+
+def _no_formula(cell: object) -> object:
+    """A spreadsheet takes what begins like this for a formula."""
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell

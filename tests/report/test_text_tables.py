@@ -1,0 +1,47 @@
+"""Markdown and CSV of a recommendation."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from dataclasses import replace
+
+from advisor.records import Candidate, Recommendation
+from advisor.report import render_csv, render_markdown
+from advisor.report.view import main_ones
+
+
+def test_csv_has_each_candidate_in_full(sample: Recommendation) -> None:
+    rows = list(csv.DictReader(io.StringIO(render_csv(sample))))
+    assert len(rows) == len(sample.evaluations)
+    for row in rows:
+        if row["id"].startswith("'"):
+            continue
+        item = sample.evaluation(row["id"])
+        assert int(row["peak_memory_bytes"]) == item.cost.peak_memory_bytes
+        assert int(row["update_flops"]) == item.cost.flops.total
+        assert row["accuracy"] == ("" if item.accuracy is None else repr(item.accuracy.mean))
+        assert (row["recommended"] == "True") == (row["id"] == sample.recommended)
+        assert bool(row["reasons"]) != item.fits
+
+
+def test_no_cell_is_a_formula(samples: dict[str, Recommendation]) -> None:
+    base = samples["without_data"]
+    item = replace(base.evaluations[0], candidate=Candidate("=HYPERLINK(1)"))
+    text = render_csv(replace(base, evaluations=(item,), recommended=None, front=()))
+    assert "\n'=HYPERLINK" in text
+
+
+def test_markdown_has_the_answer_and_its_table(sample: Recommendation) -> None:
+    text = render_markdown(sample)
+    table = [line for line in text.splitlines() if line.startswith("|")]
+    assert len(table) == 2 + len(main_ones(sample))
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in table} == {8}
+    assert text.startswith("# ")
+
+
+def test_markup_is_escaped_in_markdown(samples: dict[str, Recommendation]) -> None:
+    text = render_markdown(samples["hostile"])
+    assert not re.search(r"(?<!\\)<", text)
+    assert "\x1b" not in text
