@@ -381,8 +381,8 @@ def _unlabelled(story: Story) -> int:
 
 
 def _first_said(data: DataSummary | None) -> str:
-    """What comes before any fine-tuning, where the images are not read as the network was trained."""
-    wrong = data.misread if data else None
+    """What comes before any fine-tuning, where the images, or how they are read, are wrong."""
+    wrong = data.error if data else None
     return f"First of all: {wrong.text}. If that is as it should be: " if wrong else ""
 
 

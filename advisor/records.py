@@ -517,9 +517,9 @@ class DataSummary:
     held_out_by_class: tuple[int, ...] = ()  # images, in that order
 
     @property
-    def misread(self) -> Finding | None:
-        """That the images are read otherwise than in training, if that was found."""
-        return next((finding for finding in self.findings if finding.kind == "misread"), None)
+    def error(self) -> Finding | None:
+        """What is so wrong that every accuracy means something else, if that was found."""
+        return next((finding for finding in self.findings if finding.weight == "error"), None)
 
 
 @dataclass(frozen=True, slots=True)

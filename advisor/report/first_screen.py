@@ -59,7 +59,7 @@ class Wish:
 def headline(recommendation: Recommendation) -> Headline:
     """The answer in at most 12 words, and what must not be missed beside it."""
     choice, data = view.chosen(recommendation), recommendation.data
-    wrong = (f"First of all: {data.misread.text}",) if data and data.misread else ()
+    wrong = (f"First of all: {data.error.text}",) if data and data.error else ()
     if choice is None:
         return _without_choice(recommendation)
     badge = "fits, and was run" if choice.measured and choice.measured.survived else "fits"

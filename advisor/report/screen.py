@@ -58,7 +58,7 @@ def answer_lines(recommendation: Recommendation, width: int) -> Lines:
         first, *rest = folded(recommendation.answer or "No answer was worked out.", width, _ANSWER_LINES)
         return [Text(first, style), *map(Text, rest)]
     name, words = chosen.candidate.short, describe(chosen)
-    wrong = data.misread if data else None
+    wrong = data.error if data else None
     before = folded(f"First of all: {wrong.text}", width, _ANSWER_LINES) if wrong else []
     lines = [Text(line, "bold red") for line in before]
     told = folded(f"Use {name}" + (f": {words}" if words != name else ""), width, 2)
