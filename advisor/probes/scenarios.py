@@ -7,14 +7,15 @@ which output is told by the model's class names where they are known, else assum
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Literal, NoReturn
 
 import torch
 from torch import nn
 
-from advisor.data.loading import Dataset, LabelledImages
+from advisor.data.loading import Dataset, LabelledImages, Normalisation
 from advisor.errors import DataError, ModelError
 from advisor.models.blocks import evaluating
 from advisor.models.layers import logits
@@ -157,10 +158,40 @@ def imprint_where_better(model: nn.Module, head: str, kept: int, data: Dataset) 
     return better
 
 
+def features_before(
+    model: nn.Module,
+    head: str,
+    images: LabelledImages,
+    normalisation: Normalisation,
+    changed: Callable[[torch.Tensor], torch.Tensor] = lambda batch: batch,
+) -> torch.Tensor:
+    """The features (N, F) that reach the head.
+
+    Args:
+        changed: what becomes of a batch (B, C, H, W) before the model sees it.
+    """
+    features: list[torch.Tensor] = []
+    with _heard(_head_layer(model, head), features), torch.no_grad(), evaluating(model):
+        for part in torch.arange(len(images)).split(_BATCH):
+            model(changed(images.batch(part, normalisation)[0]))
+    return torch.cat(features)
+
+
 def _seen_by(model: nn.Module, layer: nn.Linear | nn.Conv2d, data: Dataset) -> tuple[torch.Tensor, int]:
     """The features (N, F) that reach the head from some training images, and how many it gets right."""
     count = min(len(data.train), max(_LOOKED_AT // layer.weight.shape[0], 1) * layer.weight.shape[0])
     features: list[torch.Tensor] = []
+    right = 0
+    with _heard(layer, features), torch.no_grad(), evaluating(model):
+        for part in torch.arange(count).split(_BATCH):
+            images, labels = data.train.batch(part, data.normalisation)
+            right += int((logits(model(images)).argmax(1) == labels).sum())
+    return torch.cat(features), right
+
+
+@contextmanager
+def _heard(layer: nn.Linear | nn.Conv2d, features: list[torch.Tensor]) -> Iterator[None]:
+    """While inside, what reaches the layer is added to the features: (B, F) for each batch."""
 
     def remember(_module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
         x = args[0].float()
@@ -169,15 +200,10 @@ def _seen_by(model: nn.Module, layer: nn.Linear | nn.Conv2d, data: Dataset) -> t
         features.append(x.mean(2))
 
     handle = layer.register_forward_pre_hook(remember)
-    right = 0
     try:
-        with torch.no_grad(), evaluating(model):
-            for part in torch.arange(count).split(_BATCH):
-                images, labels = data.train.batch(part, data.normalisation)
-                right += int((logits(model(images)).argmax(1) == labels).sum())
+        yield
     finally:
         handle.remove()
-    return torch.cat(features), right
 
 
 def _imprint(layer: nn.Linear | nn.Conv2d, kept: int, features: torch.Tensor, labels: torch.Tensor) -> None:

@@ -1,0 +1,124 @@
+"""Photos of one visit, one object, one burst: what looks alike to a network is held out together.
+
+Nothing but their looks may tell that images were taken together: file names count on, and no two are near
+copies. A network that has never seen their classes still finds them alike, far more than other images of
+the class. Judged on one whose like it was trained on, a candidate shows what it is worth on that day's
+images alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from advisor.data.loading import Dataset, LabelledImages, Normalisation
+from advisor.data.splits import split_groups
+from advisor.data.twins import joined
+from advisor.probes.scenarios import features_before
+from advisor.probes.train import key_of
+from advisor.records import Finding
+from advisor.store import Store
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    Labels = npt.NDArray[np.int64]
+
+# Correlation of standardised features: on groceries it tells the accuracy on other visits, on clothes and
+# CIFAR-10, which have none, it changes nothing (measurements/lookalikes.py).
+ALIKE = 0.6
+_SIDE = 128  # pixels; of larger images so many tell as much, in a third of the time
+_LEAST_GROUPS = 4  # of a class: else all of it looks alike, and that tells nothing
+_WORTH_TELLING, _MOST = 0.1, 0.5  # of the images
+
+
+def held_out_together(
+    model: nn.Module, head: str, dataset: Dataset, seed: int, store: Store | None
+) -> Dataset:
+    """The data split anew, where images look alike in groups; else as it is.
+
+    Args:
+        model: with trained weights, but not of these classes: then it would find all of a class alike.
+        head: its classifier's path.
+        dataset: its split was drawn.
+    """
+    images = LabelledImages.joined(dataset.train, dataset.validation)
+
+    def find() -> dict[str, list[int]]:
+        return {
+            "groups": groups_of(features(model, head, images, dataset.normalisation), images.labels).tolist()
+        }
+
+    key = key_of(model, dataset.normalisation, images) | {"head": head}
+    known = find() if store is None else store.remembered("lookalikes", key, find)
+    groups = np.array(known["groups"], np.int64)
+    sizes = np.bincount(groups)
+    alike = int(sizes[sizes > 1].sum())
+    if alike < _WORTH_TELLING * len(groups):
+        return dataset
+    if images.groups is not None:
+        groups = _both(groups, images.groups)
+    train, validation = split_groups(
+        images.labels.numpy(), groups, len(dataset.train), len(dataset.validation), seed
+    )
+    together = LabelledImages(images.undecoded, images.labels, torch.from_numpy(groups))
+    text = (
+        f"{alike:,} of {len(groups):,} images look much like others of their class, as if taken together: "
+        f"they are held out in {len(np.unique(groups)):,} groups, or accuracy would tell of such images "
+        "alone; what --groups says goes before"
+    )
+    weight = "warning" if alike >= _MOST * len(groups) else "note"
+    return replace(
+        dataset,
+        train=together.those(torch.from_numpy(train)),
+        validation=together.those(torch.from_numpy(validation)),
+        findings=(*dataset.findings, Finding("lookalikes", weight, text)),  # type: ignore[arg-type]
+    )
+
+
+def features(
+    model: nn.Module, head: str, images: LabelledImages, normalisation: Normalisation
+) -> torch.Tensor:
+    """(N, F), what reaches the head, of images no larger than need be."""
+
+    def smaller(x: torch.Tensor) -> torch.Tensor:
+        scale = _SIDE / max(x.shape[2:])
+        return F.interpolate(x, scale_factor=scale, mode="area") if scale < 1 else x
+
+    try:
+        return features_before(model, head, images, normalisation, smaller)
+    except (RuntimeError, ValueError, AssertionError):  # it takes images of one size alone
+        return features_before(model, head, images, normalisation)
+
+
+def groups_of(features: torch.Tensor, labels: torch.Tensor, alike: float = ALIKE) -> Labels:
+    """(N,): of which group each image is; most are alone.
+
+    A class of which hardly two images differ is not grouped.
+
+    Args:
+        features: (N, F).
+        labels: (N,).
+        alike: correlation of two images' standardised features from which on they belong together.
+    """
+    centred = features.double() - features.double().mean(0)
+    scaled = F.normalize(centred / centred.std(0, unbiased=False).clamp(min=1e-6), dim=1)
+    pairs: list[tuple[int, int]] = []
+    for label in labels.unique():
+        members = (labels == label).nonzero()[:, 0]
+        links = (scaled[members] @ scaled[members].T > alike).triu(1).nonzero().tolist()
+        if len(np.unique(joined(len(members), links))) >= min(_LEAST_GROUPS, len(members)):
+            pairs += [(int(members[one]), int(members[other])) for one, other in links]
+    return joined(len(labels), pairs)
+
+
+def _both(groups: Labels, others: torch.Tensor) -> Labels:
+    """What belongs together by either."""
+    first: dict[int, int] = {}
+    pairs = [(first.setdefault(int(other), place), place) for place, other in enumerate(others)]
+    return joined(len(groups), pairs, groups)
