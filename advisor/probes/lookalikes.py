@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 # CIFAR-10, which have none, it changes nothing (measurements/lookalikes.py).
 ALIKE = 0.6
 _SIDE = 128  # pixels; of larger images so many tell as much, in a third of the time
-_LEAST_GROUPS = 4  # of a class: else all of it looks alike, and that tells nothing
+_LEAST_GROUPS = 3  # of a class: else all of it looks alike, and that tells nothing
 _WORTH_TELLING, _MOST = 0.1, 0.5  # of the images
 
 

@@ -193,9 +193,9 @@ def known_mean_text(evaluation: Evaluation) -> str:
 
 
 def by_class_text(accuracy: Accuracy, recommendation: Recommendation) -> str:
-    """What the one figure hides: known and new classes, the mean over classes, the worst one, guessing.
+    """What the one figure hides: known and new classes, the worst one, the mean over classes, guessing.
 
-    `mean 75.2 %, worst 'coat' 41.0 % of 23; guessing 18.0 %`; empty where it hides nothing.
+    `worst 'coat' 41 % of 23, mean 75.2 %, guessing 18.0 %`; empty where it hides nothing.
     """
     data, budget = recommendation.data, recommendation.budget
     parts = []
@@ -204,9 +204,9 @@ def by_class_text(accuracy: Accuracy, recommendation: Recommendation) -> str:
         parts.append(f"{of_known} of known classes, {of_new} of new ones")
     worst = worst_class(accuracy, data)
     if worst is not None and data is not None and data.largest_class_share is not None:
+        parts.append(f"worst {worst[0]!r} {percent(worst[1], 0)} of {worst[2]}")
         if budget.metric != "balanced" and accuracy.balanced is not None:
             parts.append(f"mean {percent(accuracy.balanced.mean)}")
-        parts.append(f"worst {worst[0]!r} {percent(worst[1], 0)} of {worst[2]}")
         guess = data.largest_class_share if budget.metric == "accuracy" else 1 / data.classes
         parts.append(f"guessing {percent(guess)}")
     return ", ".join(parts)
