@@ -133,7 +133,9 @@ def prepare(
             dataset = _looked_over(loaded.module, found, dataset, situation, request.seed, store)
         unseen = situation.head_replaced and loaded.has_trained_weights  # else it finds all of a class alike
         if unseen and census.head and dataset.is_split_drawn and request.groups is None:
-            dataset = held_out_together(loaded.module, census.head, dataset, request.seed, store)
+            dataset = held_out_together(
+                loaded.module, census.head, dataset, len(found.train.labels), request.seed, store
+            )
         wrong = _told(dataset, "error", "warning")
         if request.strict and wrong:
             raise DataError(f"--strict: {wrong[0]}")

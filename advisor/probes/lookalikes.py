@@ -9,7 +9,7 @@ images alone.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -34,11 +34,12 @@ if TYPE_CHECKING:
 ALIKE = 0.6
 _SIDE = 128  # pixels; of larger images so many tell as much, in a third of the time
 _LEAST_GROUPS = 3  # of a class: else all of it looks alike, and that tells nothing
+_SAMPLED = 2900  # images: of more, the split holds a sample
 _WORTH_TELLING, _MOST = 0.1, 0.5  # of the images
 
 
 def held_out_together(
-    model: nn.Module, head: str, dataset: Dataset, seed: int, store: Store | None
+    model: nn.Module, head: str, dataset: Dataset, total: int, seed: int, store: Store | None
 ) -> Dataset:
     """The data split anew, where images look alike in groups; else as it is.
 
@@ -46,6 +47,8 @@ def held_out_together(
         model: with trained weights, but not of these classes: then it would find all of a class alike.
         head: its classifier's path.
         dataset: its split was drawn.
+        total: images that there are, of which the dataset may be a sample. Of too many to train on all of
+            them here, what looks alike is told and not held out together: `apply` trains on more.
     """
     images = LabelledImages.joined(dataset.train, dataset.validation)
 
@@ -61,23 +64,26 @@ def held_out_together(
     alike = int(sizes[sizes > 1].sum())
     if alike < _WORTH_TELLING * len(groups):
         return dataset
+    weight: Literal["warning", "note"] = "warning" if alike >= _MOST * len(groups) else "note"
+    text = f"{alike:,} of {len(groups):,} images look much like others of their class, as if taken together"
+    if total > _SAMPLED:
+        text += ": the accuracy may be that on such images alone; give --groups, or hold out others in val/"
+        return replace(dataset, findings=(*dataset.findings, Finding("lookalikes", weight, text)))
     if images.groups is not None:
         groups = _both(groups, images.groups)
     train, validation = split_groups(
         images.labels.numpy(), groups, len(dataset.train), len(dataset.validation), seed
     )
     together = LabelledImages(images.undecoded, images.labels, torch.from_numpy(groups))
-    text = (
-        f"{alike:,} of {len(groups):,} images look much like others of their class, as if taken together: "
-        f"they are held out in {len(np.unique(groups)):,} groups, or accuracy would tell of such images "
+    text += (
+        f": they are held out in {len(np.unique(groups)):,} groups, or accuracy would tell of such images "
         "alone; what --groups says goes before"
     )
-    weight = "warning" if alike >= _MOST * len(groups) else "note"
     return replace(
         dataset,
         train=together.those(torch.from_numpy(train)),
         validation=together.those(torch.from_numpy(validation)),
-        findings=(*dataset.findings, Finding("lookalikes", weight, text)),  # type: ignore[arg-type]
+        findings=(*dataset.findings, Finding("lookalikes", weight, text)),
     )
 
 

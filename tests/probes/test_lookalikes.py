@@ -55,7 +55,7 @@ def test_photos_of_one_visit_are_on_one_side(model):
     images, labels, of_visit = photos()
     drawn = dataset(images, labels)
     assert scenes_of(drawn.train, images, of_visit) & scenes_of(drawn.validation, images, of_visit)
-    apart = held_out_together(model, "2", drawn, 0, None)
+    apart = held_out_together(model, "2", drawn, 90, 0, None)
     trained, judged = (scenes_of(part, images, of_visit) for part in (apart.train, apart.validation))
     assert trained | judged == set(range(CLASSES * VISITS))
     assert not trained & judged
@@ -66,15 +66,22 @@ def test_photos_of_one_visit_are_on_one_side(model):
     assert "in 18 groups" in finding.text
 
 
+def test_of_too_many_to_train_on_all_it_is_told_and_the_split_stays(model):
+    drawn = dataset(*photos()[:2])
+    told = held_out_together(model, "2", drawn, 5000, 0, None)
+    assert (told.train, told.validation) == (drawn.train, drawn.validation)
+    assert "give --groups, or hold out others in val/" in told.findings[0].text
+
+
 def test_images_that_are_all_different_stay_as_they_were_drawn(model):
     drawn = dataset(*photos(visits=VISITS * EACH, each=1)[:2])
-    assert held_out_together(model, "2", drawn, 0, None) is drawn
+    assert held_out_together(model, "2", drawn, 90, 0, None) is drawn
 
 
 def test_what_names_told_belongs_together_still_does(model):
     images, labels, of_visit = photos()
     by_name = of_visit // 2  # of two visits each
-    apart = held_out_together(model, "2", dataset(images, labels, by_name), 0, None)
+    apart = held_out_together(model, "2", dataset(images, labels, by_name), 90, 0, None)
     pairs = [{v // 2 for v in scenes_of(p, images, of_visit)} for p in (apart.train, apart.validation)]
     assert not pairs[0] & pairs[1]
 
@@ -94,6 +101,6 @@ def test_a_network_that_takes_one_size_alone_sees_images_at_it(tmp_path):
     strict = nn.Sequential(nn.AvgPool2d(40), nn.Flatten(), nn.Linear(48, 7))
     drawn = dataset(large, labels)
     with Store(tmp_path / "store.db") as store:
-        first, again = (held_out_together(strict, "2", drawn, 0, store) for _ in range(2))
+        first, again = (held_out_together(strict, "2", drawn, 90, 0, store) for _ in range(2))
     assert "in 18 groups" in first.findings[0].text
     assert torch.equal(first.validation.images, again.validation.images)
