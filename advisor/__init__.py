@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 from importlib import import_module
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 # torch's profiler, which measures operators' workspace, writes its stages to stderr; read at its start.
@@ -23,7 +24,9 @@ if TYPE_CHECKING:
     from advisor.errors import AdvisorError
     from advisor.models import load_model
     from advisor.records import Budget, Recommendation
+    from advisor.report import read_json, write_html, write_json
     from advisor.situation import Request
+    from advisor.solver import parse_budget
 
 __all__ = [
     "AdvisorError",
@@ -34,9 +37,13 @@ __all__ = [
     "apply_advice",
     "load_adapter",
     "load_model",
+    "parse_budget",
     "profile",
+    "read_json",
     "recommend",
     "save_adapter",
+    "write_html",
+    "write_json",
 ]
 
 _HOMES = {
@@ -48,13 +55,23 @@ _HOMES = {
     "apply_advice": "advisor.apply",
     "load_adapter": "advisor.adapters",
     "load_model": "advisor.models",
+    "parse_budget": "advisor.solver",
     "profile": "advisor.advise",
+    "read_json": "advisor.report",
     "recommend": "advisor.advise",
     "save_adapter": "advisor.adapters",
+    "write_html": "advisor.report",
+    "write_json": "advisor.report",
 }
 
 
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]
+
+
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return version("peft-advisor")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import importlib.metadata
 import pkgutil
 import subprocess
 import sys
@@ -90,6 +91,8 @@ def test_the_public_names_are_the_api():
     for name in advisor.__all__:
         assert getattr(advisor, name) is not None
     assert sorted(advisor.__all__) == advisor.__all__
+    assert dir(advisor) == sorted([*advisor.__all__, "__version__"])
+    assert advisor.__version__ == importlib.metadata.version("peft-advisor")
 
 
 def test_help_imports_nothing_heavy():
