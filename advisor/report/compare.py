@@ -53,14 +53,15 @@ def render_comparison(named: Mapping[str, Recommendation]) -> str:
 
 
 def _chart(answers: list[Answer]) -> Markup | None:
-    """The choices: accuracy against memory where all are known, else FLOPs against memory."""
+    """The choices: accuracy against memory where all are known in one metric, else FLOPs against memory."""
     found = [(answer, answer.choice) for answer in answers if answer.choice]
     if not found:
         return None
     memory = view.byte_unit(choice.cost.peak_memory_bytes for _, choice in found)
     across = Axis(f"peak memory of one update, {memory.name}", memory.scale)
     accuracies = [choice.accuracy for _, choice in found if choice.accuracy]
-    is_judged = len(accuracies) == len(found)
+    metrics = {answer.recommendation.budget.metric for answer, _ in found}
+    is_judged = len(accuracies) == len(found) and len(metrics) == 1
     if is_judged:
         low, high = min(a.low for a in accuracies), max(a.high for a in accuracies)
         up = Axis("accuracy, %", 0.01, bounds=(low - 0.01, high + 0.01))

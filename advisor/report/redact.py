@@ -34,9 +34,11 @@ def redacted(recommendation: Recommendation) -> Recommendation:
         arch=None,
         fingerprint="",
     )
+    kind, colon, called = recommendation.budget.metric.partition(":")
     return replace(
         recommendation,
         model=model,
+        budget=replace(recommendation.budget, metric=f"{kind}{colon}{told(called)}"),
         data=_without_names(data, told) if data else None,
         answer=told(recommendation.answer),
         warnings=of_all(recommendation.warnings),
@@ -46,6 +48,7 @@ def redacted(recommendation: Recommendation) -> Recommendation:
             replace(
                 item,
                 probe_failure=told(item.probe_failure),
+                violations=tuple(replace(each, reason=told(each.reason)) for each in item.violations),
                 cost=replace(item.cost, notes=of_all(item.cost.notes)),
             )
             for item in recommendation.evaluations
