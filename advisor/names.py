@@ -81,6 +81,16 @@ def answered(accuracy: str, samples: int, metric: str) -> str:
     return f"{accuracy} of {samples:,} held-out images right"
 
 
+def achieved_text(accuracy: str, metric: str) -> str:
+    """`71.3 % right on new images`, and the like, in the metric: for a title."""
+    kind, _, called = metric.partition(":")
+    if kind == "recall":
+        return f"{accuracy} of new {called!r} images found"
+    if kind == "balanced":
+        return f"{accuracy} balanced accuracy on new images"
+    return f"{accuracy} right on new images"
+
+
 def one_of(option: str, text: str, known: Sequence[str]) -> str:
     """The known word that the text is, in whatever case. Raises InputError."""
     word = text.strip().lower()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
+from advisor.names import achieved_text
 from advisor.records import Accuracy, Evaluation, Finding, Recommendation
 from advisor.report import view
 from advisor.report.next_steps import next_steps
@@ -73,7 +74,8 @@ def headline(recommendation: Recommendation) -> Headline:
         return Headline(badge, "good", title, tuple(below))
     base = data.base_accuracy if data else None
     before = f"{base.mean * 100:.1f} \N{RIGHTWARDS ARROW} " if base else ""
-    title = f"Use {choice.candidate.short}: {before}{view.percent(choice.accuracy.mean)} right on new images"
+    achieved = achieved_text(f"{before}{view.percent(choice.accuracy.mean)}", recommendation.budget.metric)
+    title = f"Use {choice.candidate.short}: {achieved}"
     old = _old_data(recommendation, choice.accuracy, base)
     return Headline(badge, "good", title, (*below, *([old] if old else [])))
 

@@ -37,8 +37,9 @@ def render_markdown(recommendation: Recommendation) -> str:
     told = headline(recommendation)
     choice = view.chosen(recommendation)
     lines = [f"# {_plain(told.title)}", "", *(f"{_plain(text)}  " for text in told.below), ""]
+    metric = view.metric_text(recommendation.budget)
     lines += [
-        "| candidate | accuracy | old data | memory | FLOPs | to ship | verdict |",
+        f"| candidate | {metric} | old data | memory | FLOPs | to ship | verdict |",
         "|---|--:|--:|--:|--:|--:|---|",
     ]
     lines += [_row(item, choice) for item in view.main_ones(recommendation)]

@@ -7,6 +7,8 @@ import io
 import re
 from dataclasses import replace
 
+import pytest
+
 from advisor.records import Candidate, Recommendation
 from advisor.report import render_csv, render_markdown
 from advisor.report.view import main_ones
@@ -45,3 +47,20 @@ def test_markup_is_escaped_in_markdown(samples: dict[str, Recommendation]) -> No
     text = render_markdown(samples["hostile"])
     assert not re.search(r"(?<!\\)<", text)
     assert "\x1b" not in text
+
+
+@pytest.mark.parametrize(
+    ("metric", "title", "column"),
+    [
+        ("accuracy", "71.3 % right on new images", "accuracy"),
+        ("balanced", "71.3 % balanced accuracy on new images", "balanced"),
+        ("recall:crack", "71.3 % of new 'crack' images found", "recall"),
+    ],
+)
+def test_what_was_meant_by_accuracy_is_said(
+    samples: dict[str, Recommendation], metric: str, title: str, column: str
+) -> None:
+    base = samples["with_data"]
+    first, *rest = render_markdown(replace(base, budget=replace(base.budget, metric=metric))).splitlines()
+    assert first.endswith(title)
+    assert any(line.startswith(f"| candidate | {column} |") for line in rest)
