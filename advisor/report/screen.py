@@ -114,7 +114,9 @@ def budget_lines(recommendation: Recommendation, width: int) -> Lines:
         made.append(Text(cut(text.rstrip(), width), "red" if over else ""))
     run = chosen.measured if chosen else None
     if run and run.survived:
-        text = f"{'time per update':<16} {format_seconds(run.update_seconds):>10}  on this machine; "
+        allowed = recommendation.budget.step_seconds
+        beside = " on this machine" if allowed is None else f"of {format_seconds(allowed)}"
+        text = f"{'time per update':<16} {format_seconds(run.update_seconds):>10} {beside}; "
         made.append(Text(cut(text + view.runtime_text(run), width)))
     return made
 
@@ -134,7 +136,7 @@ def _ran(chosen: Evaluation | None, line: str) -> str:
         return ""
     if chosen.measured is None:
         return "not run"
-    return "run within it" if chosen.measured.cap_bytes is not None else "run without a limit"
+    return "run within it" if chosen.measured.cap_bytes is not None else "run unlimited"
 
 
 def _candidates(recommendation: Recommendation, width: int, room: int) -> Lines:

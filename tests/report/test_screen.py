@@ -78,6 +78,14 @@ def test_a_limit_has_a_bar_and_what_has_none_has_not(samples: dict[str, Recommen
     assert "at least 50.0 %" in accuracy
 
 
+def test_a_limit_on_time_stands_beside_the_time(samples: dict[str, Recommendation]) -> None:
+    base = samples["with_data"]
+    limited = replace(base, budget=replace(base.budget, step_seconds=0.5))
+    (time,) = (line for line in lines_of(limited, 80) if line.startswith("time per update"))
+    assert "412 ms of 500 ms; the runtime takes 296 MB besides" in time
+    assert not any(" of 500 ms" in line for line in lines_of(base, 80))
+
+
 def test_the_run_is_told_in_the_terms_of_the_users_limit(samples: dict[str, Recommendation]) -> None:
     for everything in (False, True):
         file = io.StringIO()
