@@ -94,6 +94,10 @@ Orientation = Annotated[
         "torchvision's ImageFolder does.",
     ),
 ]
+Form = Annotated[
+    Literal["terminal", "json", "markdown", "html", "csv"],
+    typer.Option("--format", help="Of what is printed; csv has a line for each candidate."),
+]
 BatchSize = Annotated[int, typer.Option(help="Images in one update.")]
 Ram = Annotated[
     str | None, typer.Option(metavar="SIZE", help="Most that one update may hold, such as 512MB, 64MiB.")

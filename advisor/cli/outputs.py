@@ -6,6 +6,7 @@ import os
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -13,21 +14,29 @@ from advisor.cli import talk
 from advisor.errors import DEBUG, EXIT_WRONG_INPUT, AdvisorError, InputError
 from advisor.files import check_writable, kept_name, write_whole
 
+if TYPE_CHECKING:
+    from advisor.records import Recommendation
+
 
 class Outputs:
-    """By option, such as `--report`."""
+    """By option, such as `--report`; a `--format` that is none of the terminal's is one to stdout."""
 
-    def __init__(self, paths: Mapping[str, str | None]) -> None:
+    def __init__(self, paths: Mapping[str, str | None], form: str = "terminal") -> None:
         """Check that each can be written, and say which old file will be kept under another name.
 
         Raises InputError.
         """
+        self._form = form
         self._paths = {option: path for option, path in paths.items() if path}
+        if form != "terminal":
+            self._paths["--format"] = "-"
         self.failed = False
         seen: dict[str, str] = {}
         for option, path in self._paths.items():
             check_writable(path)
             same = seen.setdefault(path if path == "-" else os.path.realpath(path), option)
+            if same != option and option == "--format":
+                raise InputError(f"{same} - and --format {form} both print; give {same} a file's name")
             if same != option and Path(path).name != os.devnull:
                 raise InputError(f"{same} and {option} both name {path}; give two names")
         for path in self._paths.values():
@@ -60,6 +69,13 @@ class Outputs:
             self.failed = True
             return False
         return True
+
+    def write_form(self, recommendation: Recommendation) -> bool:
+        """Print it as `--format` asks; False where that is the terminal's own."""
+        from advisor.report import dumps, render_csv, render_html, render_markdown
+
+        render = {"json": dumps, "markdown": render_markdown, "html": render_html, "csv": render_csv}
+        return self.write("--format", lambda: render[self._form](recommendation))
 
     def end(self, exit_code: int = 0) -> None:
         """End the command with this exit code; what couldn't be written makes it 2."""

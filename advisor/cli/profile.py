@@ -10,6 +10,7 @@ from advisor.cli import options
 from advisor.cli.commands import typed_command
 from advisor.cli.outputs import Outputs
 from advisor.cli.streams import nothing_more, results_apart
+from advisor.errors import InputError
 
 
 def command(
@@ -26,6 +27,7 @@ def command(
         typer.Option(help="Compare methods, or split one (--methods; default: full) by layer type."),
     ] = "method",
     json: options.JsonPath = None,
+    form: options.Form = "terminal",
 ) -> None:
     """Show what every method costs on a model: memory, FLOPs, parameters, by layer type.
 
@@ -34,9 +36,11 @@ def command(
         peft-advisor profile model.pt --input-size 1x8x8 --methods lora,norm --by layer-type
     """
     options.check_model(model)
+    if by == "layer-type" and form in ("markdown", "csv"):
+        raise InputError(f"--format {form} has no layer types; give --format json, html or terminal")
     size, known_ranks = options.parse_input_size(input_size), options.parse_ranks(ranks)
     optimizer, known_methods = options.parse_optimizer(optimizer), options.parse_methods(methods)
-    outputs = Outputs({"--json": json})
+    outputs = Outputs({"--json": json}, form)
 
     from advisor.advise import profile as advise
     from advisor.cli.progress import ProgressBars
@@ -59,6 +63,7 @@ def command(
     from advisor.report import dumps, print_layer_types, print_profile
 
     outputs.write("--json", lambda: dumps(recommendation))  # first: whoever reads the rest may stop reading
+    outputs.write_form(recommendation)
     if outputs.to_stdout:
         nothing_more()
     else:

@@ -131,6 +131,7 @@ def command(
         str | None, typer.Option(metavar="FILE", help="Write the report, one HTML page.")
     ] = None,
     json: options.JsonPath = None,
+    form: options.Form = "terminal",
     everything: options.Everything = False,
 ) -> None:
     """Recommend a fine-tuning method for a model under a budget.
@@ -185,7 +186,7 @@ def command(
     normalisation = options.parse_normalisation(mean, std)
     mode, order = options.parse_resize(resize), options.parse_channels(channels)
     turning = options.parse_orientation(orientation)
-    outputs = Outputs({"--json": json, "--report": report})
+    outputs = Outputs({"--json": json, "--report": report}, form)
     probes = data is not None and not no_probe
     store_path = options.usable_store(store) if probes and not no_store else None
 
@@ -234,6 +235,7 @@ def command(
         written = outputs.write("--json", lambda: dumps(recommendation))
         if outputs.write("--report", lambda: render_html(recommendation)):
             talk.hint(f"Report: {report}")
+        outputs.write_form(recommendation)
         if not outputs.to_stdout:
             saved = json if written else None
             print_recommendation(recommendation, saved=saved, everything=everything)

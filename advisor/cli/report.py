@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from advisor.cli import options, talk
 from advisor.cli.outputs import Outputs
 from advisor.errors import InputError
-from advisor.files import write_whole
 
 if TYPE_CHECKING:
     from advisor.records import Recommendation
@@ -27,10 +26,7 @@ def command(
         bool,
         typer.Option("--redact", help="Leave out names of model, data, classes and files, and the command."),
     ] = False,
-    form: Annotated[
-        Literal["terminal", "json", "markdown", "html", "csv"],
-        typer.Option("--format", help="Of what is printed; csv has a line for each candidate."),
-    ] = "terminal",
+    form: options.Form = "terminal",
     everything: options.Everything = False,
 ) -> None:
     """Show a saved recommendation, or render its report again; several are compared in one page.
@@ -46,19 +42,18 @@ def command(
         options.check_report(path)
     if len(paths) > 1 and not report:
         raise InputError("several answers are compared in a page; give --report FILE")
+    if len(paths) > 1 and form != "terminal":
+        raise InputError(f"--format {form} is of one answer; leave it out, or name one file")
     if len(set(paths)) < len(paths):
         raise InputError("one answer is given twice; give each once")
-    outputs = Outputs({"--report": report})
+    outputs = Outputs({"--report": report}, form)
 
     from advisor.report import (
-        dumps,
         print_recommendation,
         read_json,
         redacted,
         render_comparison,
-        render_csv,
         render_html,
-        render_markdown,
     )
 
     read = {path: read_json(path) for path in paths}
@@ -75,12 +70,9 @@ def command(
     # First: whoever reads the rest may stop reading.
     if outputs.write("--report", page):
         talk.hint(f"Report: {report}")
+    outputs.write_form(first)
     if not outputs.to_stdout and len(read) == 1:
-        if form == "terminal":
-            print_recommendation(first, saved=None if redact else paths[0], everything=everything)
-        else:
-            render = {"json": dumps, "markdown": render_markdown, "html": render_html, "csv": render_csv}
-            write_whole("-", render[form](first))
+        print_recommendation(first, saved=None if redact else paths[0], everything=everything)
     outputs.end()
 
 

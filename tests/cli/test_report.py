@@ -48,3 +48,37 @@ def test_redacted(run):
     assert "demo/" in ONE.read_text()
     assert "demo/" not in out
     assert len(json.loads(out)["candidates"]) == len(json.loads(ONE.read_text())["candidates"])
+
+
+@pytest.mark.parametrize(
+    "command",
+    [("recommend", "model.pt", "--no-verify"), ("profile", "model.pt")],
+    ids=["recommend", "profile"],
+)
+def test_an_answer_is_printed_in_the_same_formats_as_a_saved_one(run, tmp_path, command):
+    known = ("--input-size", "1x8x8", "--methods", "norm,head")
+    saved = tmp_path / "saved.json"
+    code, out, _ = run(*command, *known, "--format", "csv", "--json", saved)
+    assert code == 0
+    assert out == run("report", saved, "--format", "csv")[1]
+    _, out, _ = run(*command, *known, "--format", "json")
+    again = loads(out)
+    assert again.evaluations == loads(saved.read_text()).evaluations
+    assert run(*command, *known, "--format", "markdown")[1].startswith("# ")
+    assert run(*command, *known, "--format", "html")[1].startswith("<!doctype html>")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("profile", "model.pt", "--json", "-", "--format", "csv"),
+        ("profile", "model.pt", "--by", "layer-type", "--format", "csv"),
+        ("report", ONE, "--report", "-", "--format", "csv"),
+        ("report", ONE, OTHER, "--report", "both.html", "--format", "csv"),
+    ],
+)
+def test_a_format_that_cannot_be_printed_is_said_in_one_line(run, arguments):
+    code, out, err = run(*arguments)
+    assert (code, out) == (2, "")
+    assert one_line(err)
+    assert "--format" in err
