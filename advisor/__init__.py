@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from advisor.errors import AdvisorError
     from advisor.models import load_model
     from advisor.records import Budget, Recommendation
-    from advisor.report import read_json, write_html, write_json
+    from advisor.report import read_json, to_pandas, write_html, write_json
     from advisor.situation import Request
     from advisor.solver import parse_budget
 
@@ -42,6 +42,7 @@ __all__ = [
     "read_json",
     "recommend",
     "save_adapter",
+    "to_pandas",
     "write_html",
     "write_json",
 ]
@@ -60,6 +61,7 @@ _HOMES = {
     "read_json": "advisor.report",
     "recommend": "advisor.advise",
     "save_adapter": "advisor.adapters",
+    "to_pandas": "advisor.report",
     "write_html": "advisor.report",
     "write_json": "advisor.report",
 }

@@ -8,7 +8,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from html import escape
 from typing import Any, Literal, get_args
+
+from advisor.units import format_bytes, format_flops
 
 LAYER_TYPES = (
     "standard",  # convolution, groups = 1, kernel > 1
@@ -563,6 +566,20 @@ class Recommendation:
         found = self.recommended or self.outcome or "no choice"
         return f"<Recommendation for {self.model.name}: {found}, of {len(self.evaluations)} candidates>"
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the answer, and the choice among the candidates of the front."""
+        shown = [each for each in self.evaluations if each.candidate.id in {self.recommended, *self.front}]
+        shown.sort(key=lambda each: (each.candidate.id != self.recommended, each.cost.peak_memory_bytes))
+        metric = self.budget.metric.partition(":")[0]
+        columns = ("candidate", metric, "memory", "FLOPs", "to ship")
+        head = "".join(f"<th>{name}</th>" for name in columns)
+        rows = "".join(_html_row(each, each.candidate.id == self.recommended) for each in shown)
+        told = "".join(f"<li>{escape(text)}</li>" for text in self.warnings)
+        return (
+            f"<div><p><b>{escape(self.answer or repr(self))}</b></p>"
+            f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table><ul>{told}</ul></div>"
+        )
+
     def evaluation(self, name: str) -> Evaluation:
         """The evaluation of the candidate with this id, or this short name. Raises KeyError."""
         for evaluation in self.evaluations:
@@ -572,3 +589,15 @@ class Recommendation:
         if len(named) != 1:
             raise KeyError(name)
         return named[0]
+
+
+def _html_row(item: Evaluation, is_chosen: bool) -> str:
+    cells = (
+        item.candidate.short,
+        f"{100 * item.accuracy.mean:.1f} %" if item.accuracy else "-",
+        format_bytes(item.cost.peak_memory_bytes),
+        format_flops(item.cost.flops.total),
+        format_bytes(item.cost.delta_bytes),
+    )
+    tag = "th" if is_chosen else "td"
+    return f"<tr>{''.join(f'<{tag}>{escape(cell)}</{tag}>' for cell in cells)}</tr>"

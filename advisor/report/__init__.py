@@ -13,7 +13,7 @@ from advisor.report.formats import (
 from advisor.report.html import render_html, write_html
 from advisor.report.redact import redacted
 from advisor.report.terminal import print_layer_types, print_profile, print_recommendation
-from advisor.report.text_tables import render_csv, render_markdown
+from advisor.report.text_tables import render_csv, render_markdown, to_pandas
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -30,6 +30,7 @@ __all__ = [
     "render_html",
     "render_markdown",
     "to_json",
+    "to_pandas",
     "write_html",
     "write_json",
 ]

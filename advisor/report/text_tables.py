@@ -1,15 +1,20 @@
-"""A recommendation as Markdown, to be pasted, and its candidates as CSV, to be worked with."""
+"""A recommendation as Markdown, to be pasted, and its candidates as CSV or a frame, to be worked with."""
 
 from __future__ import annotations
 
 import csv
 import io
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
+from advisor.errors import InputError
 from advisor.records import Evaluation, Recommendation
 from advisor.report import view
 from advisor.report.first_screen import evidence, headline, ranked_findings
 from advisor.units import format_bytes, format_flops
+
+if TYPE_CHECKING:
+    import pandas
 
 _SPECIAL = "\\`*_{}[]<>()#+!|~&$"  # what Markdown, or HTML in it, would take for markup
 _COLUMNS = (
@@ -57,6 +62,19 @@ def render_csv(recommendation: Recommendation) -> str:
     for item in view.ordered(recommendation):
         rows.writerow(["" if cell is None else _no_formula(cell) for cell in _cells(item, recommendation)])
     return written.getvalue()
+
+
+def to_pandas(recommendation: Recommendation) -> pandas.DataFrame:
+    """A row for each candidate, with the columns of `render_csv`; what is unknown is missing.
+
+    Raises InputError where pandas is not installed.
+    """
+    try:
+        import pandas
+    except ImportError as error:
+        raise InputError("a frame of the candidates needs pandas: pip install pandas") from error
+    rows = [_cells(item, recommendation) for item in view.ordered(recommendation)]
+    return pandas.DataFrame(rows, columns=list(_COLUMNS)).convert_dtypes()
 
 
 def _row(item: Evaluation, choice: Evaluation | None) -> str:

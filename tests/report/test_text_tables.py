@@ -5,12 +5,15 @@ from __future__ import annotations
 import csv
 import io
 import re
+import sys
 from dataclasses import replace
+from html import escape
 
 import pytest
 
+from advisor.errors import InputError
 from advisor.records import Candidate, Recommendation
-from advisor.report import render_csv, render_markdown
+from advisor.report import render_csv, render_markdown, to_pandas
 from advisor.report.view import main_ones
 
 
@@ -64,3 +67,35 @@ def test_what_was_meant_by_accuracy_is_said(
     first, *rest = render_markdown(replace(base, budget=replace(base.budget, metric=metric))).splitlines()
     assert first.endswith(title)
     assert any(line.startswith(f"| candidate | {column} |") for line in rest)
+
+
+def test_a_frame_has_the_columns_and_the_candidates_of_the_csv(sample: Recommendation) -> None:
+    pytest.importorskip("pandas")
+    frame = to_pandas(sample)
+    rows = csv.DictReader(io.StringIO(render_csv(sample)))
+    assert list(frame.columns) == rows.fieldnames
+    assert [row["id"].removeprefix("'") for row in rows] == frame["id"].tolist()
+    for identity, memory in zip(frame["id"], frame["peak_memory_bytes"], strict=True):
+        assert sample.evaluation(identity).cost.peak_memory_bytes == memory
+
+
+def test_a_frame_without_pandas_names_the_mend(
+    samples: dict[str, Recommendation], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pandas", None)  # as where it is not installed
+    with pytest.raises(InputError, match="pip install pandas"):
+        to_pandas(samples["without_data"])
+
+
+def test_a_notebook_shows_the_answer_and_the_choice_and_nothing_injects_markup(
+    sample: Recommendation,
+) -> None:
+    shown = sample._repr_html_()
+    assert escape(sample.answer) in shown
+    front = {sample.recommended, *sample.front} - {None}
+    assert shown.count("<tr>") == 1 + len(front)
+    if sample.recommended is not None:
+        short = sample.evaluation(sample.recommended).candidate.short
+        assert f"<tbody><tr><th>{escape(short)}</th>" in shown
+    tags = set(re.findall(r"<\s*/?\s*(\w+)", shown))
+    assert tags <= {"div", "p", "b", "table", "thead", "tbody", "tr", "th", "td", "ul", "li"}
