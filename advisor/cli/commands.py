@@ -56,6 +56,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "Options": (),  # all others
     "Output": (
         "report",
+        "form",
         "json",
         "markdown",
         "junit",
