@@ -9,12 +9,11 @@ from advisor.data.balance import balance, enough
 from advisor.data.pools import Found
 from advisor.data.sources import find
 from advisor.errors import DataError
-from advisor.records import LookedOver
+from advisor.records import WEIGHTS, LookedOver
 from advisor.situation import Progress, Request, prepare
 from advisor.store import Store
 
 _SIDE = 32  # pixels: nothing is trained, and copies are looked for in less
-_WEIGHTS = ("error", "warning", "note")
 
 
 def look_over(model: str | None, request: Request, progress: Progress, store: Store | None) -> LookedOver:
@@ -54,7 +53,7 @@ def look_over(model: str | None, request: Request, progress: Progress, store: St
         len(dataset.validation),
         dataset.is_split_drawn,
         (*(note for note in notes if note not in told), *dataset.warnings),
-        tuple(sorted(findings, key=lambda finding: _WEIGHTS.index(finding.weight))),
+        tuple(sorted(findings, key=lambda finding: WEIGHTS.index(finding.weight))),
     )
 
 

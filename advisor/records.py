@@ -416,13 +416,22 @@ class Budget:
     max_trainable: int | None = None  # parameters
     max_overhead: float | None = None  # of an inference once merged, in FLOPs, as a fraction; 0: none
     warn: tuple[LimitName, ...] = ()  # limits that are told where they are broken, and exclude nothing
+    metric: str = "accuracy"  # or "balanced", the mean of the classes' shares, or "recall:CLASS"
+
+    @property
+    def metric_kind(self) -> str:
+        """`accuracy`, `balanced` or `recall`."""
+        return self.metric.partition(":")[0]
+
+    @property
+    def measure(self) -> str:
+        """What the metric is called in a sentence, such as `balanced accuracy`."""
+        return "accuracy" if self.metric == "accuracy" else f"{self.metric} accuracy"
 
     @property
     def fewest_flops(self) -> bool:
         """Whether FLOPs come first, as after a bare --flops-budget."""
         return self.prefer == "flops"
-
-    metric: str = "accuracy"  # or "balanced", the mean of the classes' shares, or "recall:CLASS"
 
 
 @dataclass(frozen=True, slots=True)
@@ -474,12 +483,16 @@ class ModelSummary:
     fingerprint: str = ""  # of its weights (SHA-256); empty where they are made anew at every loading
 
 
+Weight = Literal["error", "warning", "note"]
+WEIGHTS: tuple[Weight, ...] = get_args(Weight)  # the weightiest first
+
+
 @dataclass(frozen=True, slots=True)
 class Finding:
     """What was found in the data that may make an accuracy other than it seems."""
 
     kind: str  # such as `twins`: one word, for programs
-    weight: Literal["error", "warning", "note"]
+    weight: Weight
     text: str  # one line: what, how much of it, and what to do
     files: tuple[str, ...] = ()  # the first few that it concerns
 
@@ -518,6 +531,10 @@ class DataSummary:
     findings: tuple[Finding, ...] = ()
     data_classes: tuple[str, ...] = ()  # the data's own, in its order; label numbers where it has no names
     held_out_by_class: tuple[int, ...] = ()  # images, in that order
+
+    def guess(self, metric: str) -> float | None:
+        """What guessing gets right: the largest class, or where classes count alike one of them."""
+        return self.largest_class_share if metric == "accuracy" else 1 / self.classes
 
     @property
     def error(self) -> Finding | None:
@@ -570,8 +587,7 @@ class Recommendation:
         """What a notebook shows: the answer, and the choice among the candidates of the front."""
         shown = [each for each in self.evaluations if each.candidate.id in {self.recommended, *self.front}]
         shown.sort(key=lambda each: (each.candidate.id != self.recommended, each.cost.peak_memory_bytes))
-        metric = self.budget.metric.partition(":")[0]
-        columns = ("candidate", metric, "memory", "FLOPs", "to ship")
+        columns = ("candidate", self.budget.metric_kind, "memory", "FLOPs", "to ship")
         head = "".join(f"<th>{name}</th>" for name in columns)
         rows = "".join(_html_row(each, each.candidate.id == self.recommended) for each in shown)
         told = "".join(f"<li>{escape(text)}</li>" for text in self.warnings)

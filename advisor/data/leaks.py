@@ -54,7 +54,7 @@ def grouped(
     pairs = _pairs(channels, store, (pool, every)) if len(names) <= MOST_LOOKED_AT else []
     if by_name is None and not pairs:
         return None, []
-    groups = joined(len(names), pairs, by_name)
+    groups = joined(len(names), pairs, *(() if by_name is None else (by_name,)))
     findings = _two_classes(pool, pairs, found.class_names)
     if by_name is not None:
         findings.append(_told(by_name, "names that differ in a running number alone", names))

@@ -70,13 +70,13 @@ def _contrast(images: Thumbnails) -> npt.NDArray[np.float64]:
     return found
 
 
-def joined(count: int, pairs: Sequence[tuple[int, int]], groups: Groups | None = None) -> Groups:
-    """What belongs together by pairs, and by groups that are known."""
+def joined(count: int, pairs: Sequence[tuple[int, int]], *groupings: Groups) -> Groups:
+    """What belongs together by pairs, or by any of the groupings that are known."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
     links = [*pairs]
-    if groups is not None:
+    for groups in groupings:
         first: dict[int, int] = {}
         links += [(first.setdefault(int(group), place), place) for place, group in enumerate(groups)]
     rows, columns = zip(*links, strict=True) if links else ((), ())

@@ -70,7 +70,7 @@ def held_out_together(
         text += ": the accuracy may be that on such images alone; give --groups, or hold out others in val/"
         return replace(dataset, findings=(*dataset.findings, Finding("lookalikes", weight, text)))
     if images.groups is not None:
-        groups = _both(groups, images.groups)
+        groups = joined(len(groups), [], groups, images.groups.numpy())
     train, validation = split_groups(
         images.labels.numpy(), groups, len(dataset.train), len(dataset.validation), seed
     )
@@ -121,10 +121,3 @@ def groups_of(features: torch.Tensor, labels: torch.Tensor, alike: float = ALIKE
         if len(np.unique(joined(len(members), links))) >= min(_LEAST_GROUPS, len(members)):
             pairs += [(int(members[one]), int(members[other])) for one, other in links]
     return joined(len(labels), pairs)
-
-
-def _both(groups: Labels, others: torch.Tensor) -> Labels:
-    """What belongs together by either."""
-    first: dict[int, int] = {}
-    pairs = [(first.setdefault(int(other), place), place) for place, other in enumerate(others)]
-    return joined(len(groups), pairs, groups)

@@ -82,7 +82,7 @@ def legend(evaluations: Iterable[Evaluation]) -> list[str]:
 def _columns(evaluations: Sequence[Evaluation], recommendation: Recommendation) -> list[_Column]:
     columns = []
     if any(item.accuracy or item.predicted for item in evaluations):
-        columns.append(_Column(f"{view.metric_text(recommendation.budget)} ", _accuracy))
+        columns.append(_Column(f"{recommendation.budget.metric_kind} ", _accuracy))
     if any(item.accuracy and item.accuracy.retained for item in evaluations):
         columns.append(_Column("old data", _old))
     return [

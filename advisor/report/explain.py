@@ -78,17 +78,16 @@ def asked(recommendation: Recommendation) -> list[tuple[str, str]]:
             lines.append(("Old data", f"{data.retain}; as it is: {view.accuracy_text(old)}"))
     lines += [("Assumed", assumption) for assumption in recommendation.assumed]
     limits = []
-    metric = "accuracy" if budget.metric == "accuracy" else f"{budget.metric} accuracy"
     for name, allowed in limits_of(budget).items():
         limit = LIMIT[name]
-        what = metric if name == "min_accuracy" else limit.what
+        what = budget.measure if name == "min_accuracy" else limit.what
         least = f"at least {view.percent(allowed)}" if limit.at_least else f"at most {limit.show(allowed)}"
         less = f", {format_bytes(budget.runtime_overhead_bytes)} less for the runtime"
         taken = less if name == "ram" and budget.runtime_overhead_bytes else ""
         limits.append(f"{what} {least}{taken}{' (told, not held to)' * (name in budget.warn)}")
     lines.append(("Limits", "; ".join(limits) or "none"))
     cheapest = f"the {LEAST[budget.prefer]}"
-    goal = f"the highest {metric}; within {view.points_text(budget.tolerance)} of it, {cheapest}"
+    goal = f"the highest {budget.measure}; within {view.points_text(budget.tolerance)} of it, {cheapest}"
     lines.append(("Wanted", goal if data else cheapest))
     return lines
 

@@ -8,13 +8,11 @@ from itertools import pairwise
 from typing import Literal
 
 from advisor.names import achieved_text
-from advisor.records import Accuracy, Evaluation, Finding, Recommendation
+from advisor.records import WEIGHTS, Accuracy, Evaluation, Finding, Recommendation
 from advisor.report import view
 from advisor.report.next_steps import next_steps
 from advisor.solver import LEAST, describe
 from advisor.units import format_seconds
-
-_WEIGHTS = ("error", "warning", "note")
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +142,7 @@ def _accuracy_tile(recommendation: Recommendation, accuracy: Accuracy) -> Tile:
     )
     bar = Bar(100 * accuracy.low, 100 * accuracy.high, 100 * base.mean if base else None, told)
     return Tile(
-        f"{view.metric_text(recommendation.budget)} on new images",
+        f"{recommendation.budget.metric_kind} on new images",
         f"{before}{view.percent(accuracy.mean)}",
         tuple(notes),
         bar,
@@ -247,7 +245,7 @@ def evidence(recommendation: Recommendation) -> list[tuple[str, str]]:
 def ranked_findings(recommendation: Recommendation) -> list[Finding]:
     """What looking over the data found, the weightiest first."""
     found = recommendation.data.findings if recommendation.data else ()
-    return sorted(found, key=lambda finding: _WEIGHTS.index(finding.weight))
+    return sorted(found, key=lambda finding: WEIGHTS.index(finding.weight))
 
 
 def commands(recommendation: Recommendation) -> list[str]:

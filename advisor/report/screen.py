@@ -70,7 +70,7 @@ def answer_lines(recommendation: Recommendation, width: int) -> Lines:
         return [*lines, Text(cut(unsure, width))]
     base = data.base_accuracy if data else None
     held_out = f", {view.held_out_text(data)}" if data else ""
-    metric = view.metric_text(recommendation.budget)
+    metric = recommendation.budget.metric_kind
     lines.append(_change(metric, base, chosen.accuracy, held_out, width))
     below = cheaper_text(chosen, recommendation.evaluations)
     if below:

@@ -42,7 +42,7 @@ def render_markdown(recommendation: Recommendation) -> str:
     told = headline(recommendation)
     choice = view.chosen(recommendation)
     lines = [f"# {_plain(told.title)}", "", *(f"{_plain(text)}  " for text in told.below), ""]
-    metric = view.metric_text(recommendation.budget)
+    metric = recommendation.budget.metric_kind
     lines += [
         f"| candidate | {metric} | old data | memory | FLOPs | to ship | verdict |",
         "|---|--:|--:|--:|--:|--:|---|",

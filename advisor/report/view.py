@@ -207,8 +207,7 @@ def by_class_text(accuracy: Accuracy, recommendation: Recommendation) -> str:
         parts.append(f"worst {worst[0]!r} {percent(worst[1], 0)} of {worst[2]}")
         if budget.metric != "balanced" and accuracy.balanced is not None:
             parts.append(f"mean {percent(accuracy.balanced.mean)}")
-        guess = data.largest_class_share if budget.metric == "accuracy" else 1 / data.classes
-        parts.append(f"guessing {percent(guess)}")
+        parts.append(f"guessing {percent(data.guess(budget.metric))}")
     return ", ".join(parts)
 
 
@@ -219,11 +218,6 @@ def worst_class(accuracy: Accuracy, data: DataSummary | None) -> tuple[str, floa
     each = zip(data.data_classes, accuracy.recalls, data.held_out_by_class, strict=False)
     known = [(name, share, count) for name, share, count in each if share is not None]
     return min(known, key=lambda found: found[1], default=None) if len(known) > 1 else None
-
-
-def metric_text(budget: Budget) -> str:
-    """`accuracy`, `balanced` or `recall`."""
-    return budget.metric.partition(":")[0]
 
 
 def percent(share: float | None, digits: int = 1) -> str:
@@ -336,7 +330,7 @@ def budget_lines(recommendation: Recommendation) -> list[BudgetLine]:
         ),
         *_set_limits(pool, budget),
         BudgetLine(
-            "accuracy" if budget.metric == "accuracy" else budget.metric,
+            budget.metric,
             accuracy.mean if accuracy else None,
             budget.min_accuracy,
             accuracy_text(accuracy) if accuracy else "unknown",

@@ -172,7 +172,7 @@ def violations(
             )
             found.append(Violation("execution", value, allowed, reason, hard))
         else:
-            found.append(Violation(name, value, allowed, _reason(name, value, allowed, budget.metric), hard))
+            found.append(Violation(name, value, allowed, _reason(name, value, allowed, budget.measure), hard))
     if measured is not None and not measured.survived and not any(v.limit == "execution" for v in found):
         # Whatever it asked for before it died, no other limit is known to be enough.
         reason = f"did not survive its run: {measured.failure or 'the process ended'}"
@@ -188,10 +188,9 @@ def judged(evaluations: Sequence[Evaluation], budget: Budget) -> list[Evaluation
     ]
 
 
-def _reason(name: LimitName, value: float, allowed: float, metric: str) -> str:
+def _reason(name: LimitName, value: float, allowed: float, measure: str) -> str:
     limit = LIMIT[name]
     if name == "min_accuracy":
-        measure = "accuracy" if metric == "accuracy" else f"{metric} accuracy"
         return f"{measure} {value:.1%}, below the {allowed:.1%} asked for"
     if name == "min_retained":
         return f"{value:.1%} on the old data, below the {allowed:.1%} asked for"

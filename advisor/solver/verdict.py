@@ -67,9 +67,7 @@ def _guess(accuracy: Accuracy, budget: Budget, data: DataSummary) -> tuple[float
 
     Of one class all are found by always answering it, so of a recall the mean of all classes tells.
     """
-    if budget.metric == "accuracy":
-        return data.largest_class_share, accuracy
-    return 1 / data.classes, accuracy.balanced
+    return data.guess(budget.metric), accuracy if budget.metric == "accuracy" else accuracy.balanced
 
 
 def _meets_floors(base: Accuracy, budget: Budget) -> bool:
