@@ -85,8 +85,8 @@ def drawn(task: Any, request: Request, count: int) -> list[Candidate]:
 def prepared(task: Task, data: Path, models: Path, kept: Path, store: Store) -> Any:
     """The task as the other studies have it, judged on fewer images."""
     if task.situation == "photos":
-        of = photo_tasks.Task(task.network, "test", given=task.images, reported=False)
-        size = photo_tasks.Size(side=task.side, judging=JUDGING, batch=task.batch, epochs=task.epochs)
+        of = photo_tasks.Task(task.network, "test", given=task.images, epochs=task.epochs, reported=False)
+        size = photo_tasks.Size(side=task.side, judging=JUDGING, batch=task.batch)
         return photo_tasks.Prepared(of, size, data, kept, store)
     similar = regret.Task(task.network, task.situation, reported=False)
     sized = regret.Size(images=task.images, tests=JUDGING, batch=task.batch, epochs=task.epochs)

@@ -34,7 +34,7 @@ from measurements.photo_networks import NETWORKS
 from measurements.truth import costs, say, share
 
 _OTHER_VISITS = "val-"
-_TUNED_WITH, _TUNED_AT = Candidate("full", levers=Levers(statistics="frozen")), 5e-4
+_TUNED_WITH, _TUNED_AT, _TUNED_FOR = Candidate("full", levers=Levers(statistics="frozen")), 5e-4, 8  # epochs
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +43,7 @@ class Task:
     photos: str  # a folder of class folders
     given: int = 0  # photos to the advice, spread over the classes as they are; 0: five of each class
     shift: str = ""  # a corruption of all, after the network has learned the classes on others
+    epochs: int = 5
     reported: bool = True  # else the advisor was developed on it
 
     @property
@@ -58,7 +59,6 @@ class Size:
     side: int = 160  # of the photos, in pixels
     judging: int = 1550  # photos, at most
     batch: int = 8
-    epochs: int = 8
     seeds: int = 2  # of the best three
     tuning: int = 700  # photos, for a network that is to meet a shift
     # Of the advice alone:
@@ -103,7 +103,7 @@ class Prepared:
         self.key = {
             "study": "photos",
             "task": task.name,
-            "trained": {"epochs": size.epochs, "batch_size": size.batch},
+            "trained": {"epochs": task.epochs, "batch_size": size.batch},
             "model": model_fingerprint(story.loaded.module),
             "photos": fingerprint(repr(self.dataset.normalisation), numbered),
         }
@@ -127,7 +127,7 @@ class Prepared:
             normalisation=NETWORKS[self.task.network].normalisation,
             rehearse=self.task.shift or None,
             class_names=self.class_names if self.task.shift else None,
-            epochs=self.size.epochs,
+            epochs=self.task.epochs,
             methods=self.size.methods,
             probe_seconds=self.size.probe_seconds,
             verify=False,
@@ -135,7 +135,7 @@ class Prepared:
 
     @property
     def updates(self) -> int:
-        return self.size.epochs * max(len(self.dataset.train) // self.size.batch, 1)
+        return self.task.epochs * max(len(self.dataset.train) // self.size.batch, 1)
 
     def trial(self, candidate: Candidate, rate: float | None, seed: int, *, heads: bool = False) -> Trial:
         """To the end; with `heads`, judged with each head that can be solved for it, too."""
@@ -182,7 +182,7 @@ class Prepared:
         trainer = Trainer(
             in_quick_layout(story.loaded.module, story.census), story.census, dataset, size.batch
         )
-        updates = size.epochs * max(len(joined) // size.batch, 1)
+        updates = _TUNED_FOR * max(len(joined) // size.batch, 1)
         tuned = FineTune(trainer, _TUNED_WITH, _TUNED_AT, updates, seed=0)
         tuned.run(updates)
         weights = {name: tensor.contiguous() for name, tensor in tuned.trainable.model.state_dict().items()}
