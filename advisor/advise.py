@@ -158,9 +158,11 @@ def profile(
         InputError: the model or the request can't be used.
     """
     request = replace(request or Request(), data=None)
-    story = prepare(model, request, progress)
-    simulator = simulator_for(story)
-    evaluations = cost_all(story, request, simulator, Budget(), progress)
+    with Store(request.store) as store:
+        story = prepare(model, request, progress, store)
+        simulator = simulator_for(story)
+        evaluations = cost_all(story, request, simulator, Budget(), progress, store)
+        story.warnings += [store.trouble] if store.trouble else []
     story.base_forward_flops = simulator.forward_flops()
     front = tuple(evaluation.candidate.id for evaluation in pareto_front(evaluations))
     return replace(_summary(story, evaluations, request), front=front, warnings=tuple(story.warnings))

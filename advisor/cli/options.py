@@ -161,16 +161,21 @@ StorePath = Annotated[
         help="Where finished probes and costs are kept; default: in the user's cache folder.",
     ),
 ]
+NoStore = Annotated[bool, typer.Option("--no-store", help="Neither read nor keep finished work.")]
 Seed = Annotated[int, typer.Option(help="Of the data split, the batches and every initialisation.")]
 
 
-def usable_store(text: str | None) -> Path | None:
+def usable_store(text: str | None, *, no_store: bool = False) -> Path | None:
     """The path that was given, or the default one where a store can be there: else a warning and None.
 
-    Raises InputError where the path that was given can't be used.
+    Raises InputError where the path that was given can't be used, or none is wanted as well.
     """
     from advisor.store import Store, default_path
 
+    if no_store and text is not None:
+        raise InputError("--store and --no-store exclude each other; leave one out")
+    if no_store:
+        return None
     try:
         path = default_path() if text is None else Path(text)
         with Store(path) as store:

@@ -26,6 +26,8 @@ def command(
         Literal["method", "layer-type"],
         typer.Option(help="Compare methods, or split one (--methods; default: full) by layer type."),
     ] = "method",
+    store: options.StorePath = None,
+    no_store: options.NoStore = False,
     json: options.JsonPath = None,
     form: options.Form = "terminal",
 ) -> None:
@@ -41,6 +43,7 @@ def command(
     size, known_ranks = options.parse_input_size(input_size), options.parse_ranks(ranks)
     optimizer, known_methods = options.parse_optimizer(optimizer), options.parse_methods(methods)
     outputs = Outputs({"--json": json}, form)
+    store_path = options.usable_store(store, no_store=no_store)
 
     from advisor.advise import profile as advise
     from advisor.cli.progress import ProgressBars
@@ -55,6 +58,7 @@ def command(
         methods=known_methods or ((BASELINE,) if by == "layer-type" else None),
         ranks=known_ranks,
         optimizer=optimizer,
+        store=store_path,
         command=typed_command(),
     )
     with results_apart(), ProgressBars() as progress:

@@ -115,9 +115,7 @@ def command(
     no_probe: Annotated[bool, typer.Option("--no-probe", help="Don't train: rank on cost alone.")] = False,
     no_verify: Annotated[bool, typer.Option("--no-verify", help="Don't run the choice under --ram.")] = False,
     store: options.StorePath = None,
-    no_store: Annotated[
-        bool, typer.Option("--no-store", help="Neither read nor keep finished work.")
-    ] = False,
+    no_store: options.NoStore = False,
     executor: Annotated[
         str,
         typer.Option(
@@ -172,8 +170,6 @@ def command(
         raise InputError(f"--batch-size {batch_size} must be at least 1")
     if epochs < 1:
         raise InputError(f"--epochs {epochs} must be at least 1")
-    if no_store and store is not None:
-        raise InputError("--store and --no-store exclude each other; leave one out")
     if min_retained is not None and retain is None:
         raise InputError("--min-retained is the least accuracy on the old data; give it with --retain")
     if no_probe and (retain is not None or unlabelled is not None):
@@ -187,8 +183,7 @@ def command(
     mode, order = options.parse_resize(resize), options.parse_channels(channels)
     turning = options.parse_orientation(orientation)
     outputs = Outputs({"--json": json, "--report": report}, form)
-    probes = data is not None and not no_probe
-    store_path = options.usable_store(store) if probes and not no_store else None
+    store_path = options.usable_store(store, no_store=no_store)
 
     from advisor.advise import recommend as advise
     from advisor.cli.progress import ProgressBars

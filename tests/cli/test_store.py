@@ -79,8 +79,8 @@ def test_by_default_it_is_in_the_users_cache_and_not_made_in_vain(run, folder, f
     monkeypatch.setenv("LOCALAPPDATA", str(tmp_path / "cache"))
     monkeypatch.setenv("HOME", str(tmp_path / "cache"))
     asked = ("recommend", folder / "model.pt", *QUICKEST)
-    assert run(*asked)[0] == 0
-    assert run(*asked, "--data", few, "--no-probe")[0] == 0
+    assert run(*asked, "--data", few, "--no-store")[0] == 0
+    assert run(*asked, "--data", few, "--epochs", "0")[0] == 2
     assert not default_path().exists()
     assert run(*asked, "--data", few)[0] == 0
     assert tmp_path in default_path().parents
@@ -88,6 +88,21 @@ def test_by_default_it_is_in_the_users_cache_and_not_made_in_vain(run, folder, f
     assert code == 0
     assert str(default_path()) in out
     assert "probe: " in out
+
+
+def test_profile_prices_once(run, folder, tmp_path):
+    asked = ("profile", folder / "model.pt", "--input-size", "1x8x8", "--json", "-")
+    asked = (*asked, "--store", tmp_path / "store")
+    first, kept = json.loads(run(*asked)[1]), _costs(tmp_path / "store")
+    assert len(kept) >= len(first["candidates"]) > 10
+    again = json.loads(run(*asked)[1])
+    assert again["candidates"] == first["candidates"]
+    assert _costs(tmp_path / "store") == kept
+
+
+def _costs(path):
+    with Store(path) as opened:
+        return [result for result in opened if result.kind == "cost"]
 
 
 def test_a_default_store_that_cannot_be_used_is_no_obstacle(run, folder, few, tmp_path, monkeypatch):
