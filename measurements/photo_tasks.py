@@ -26,7 +26,7 @@ from advisor.data.pools import Found
 from advisor.data.sources import find
 from advisor.models.fingerprint import fingerprint, model_fingerprint
 from advisor.parts.closed_form import solvable
-from advisor.probes import FineTune, Trainer, Trial, fold_count, in_quick_layout
+from advisor.probes import FineTune, Trainer, Trial, in_quick_layout
 from advisor.records import Candidate, Levers
 from advisor.situation import Request, prepare
 from advisor.store import Store
@@ -89,23 +89,21 @@ class Prepared:
         if task.shift:
             shifted = corrupted(judges.images, parse_corruption(task.shift), seed=1)
             judges = LabelledImages(shifted, judges.labels)
-        train = story.dataset.train
-        self.is_split = fold_count(story.dataset) == 1
-        if not self.is_split:  # every photo trains in the end
-            train = LabelledImages.joined(train, story.dataset.validation)
+        # Every photo trains in the end, whichever were held out for the choice.
+        train = LabelledImages.joined(story.dataset.train, story.dataset.validation)
         self.held_out = len(story.dataset.validation)
         self.dataset, self.census = replace(story.dataset, train=train, validation=judges), story.census
         model = in_quick_layout(story.loaded.module, self.census)
         self.trainer = Trainer(model, self.census, self.dataset, size.batch)
         self.simulator = Simulator(story.loaded.module, self.census, len(train))
-        images = (train.images, train.labels, judges.images, judges.labels)
-        numbered = ((str(number), tensor) for number, tensor in enumerate(images))
+        # Hours of training outlast edits of how images are held out, and of what a new head begins with.
+        names = [photos.train.name(index) for index in (*given, *judging)]
         self.key = {
             "study": "photos",
             "task": task.name,
             "trained": {"epochs": task.epochs, "batch_size": size.batch},
-            "model": model_fingerprint(story.loaded.module),
-            "photos": fingerprint(repr(self.dataset.normalisation), numbered),
+            "model": model_fingerprint(self.network()),
+            "photos": fingerprint(repr((self.dataset.normalisation, size.side, names)), []),
         }
 
     def network(self) -> nn.Module:
