@@ -348,7 +348,11 @@ class Measurement:
 
 @dataclass(frozen=True, slots=True)
 class Accuracy:
-    """Share of held-out samples classified right, in the budget's metric, with a 95 % interval."""
+    """Share of held-out samples classified right, in the budget's metric, with a 95 % interval.
+
+    Where many candidates were judged on the same samples, what all of them say counts: `seen` is the share
+    that this one got right of them, `mean` what can be expected of it on others.
+    """
 
     mean: float
     low: float
@@ -368,6 +372,7 @@ class Accuracy:
     weights: tuple[float, ...] | None = None  # of each held-out sample, in the metric; None: all count alike
     balanced: Accuracy | None = None  # the mean of the classes' shares
     recalls: tuple[float | None, ...] = ()  # each class's share, in the data's order; None: none held out
+    seen: float | None = None  # None: the mean is it
 
 
 @dataclass(frozen=True, slots=True)

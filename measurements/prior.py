@@ -24,8 +24,18 @@ import numpy as np
 import torch
 
 import advisor.probes.picture as picturing
-from advisor.probes.picture import Point, Prior, Seen, effects, logit, pictured, sampling_variance, tabled
-from advisor.probes.promotion import middle_rate
+from advisor.probes.picture import (
+    Point,
+    Prior,
+    Seen,
+    effects,
+    floored,
+    logit,
+    middle_rate,
+    pictured,
+    sampling_variance,
+    tabled,
+)
 from advisor.records import Candidate
 from measurements.curves import JUDGING, SEEN, SHARES
 from measurements.curves import RESULTS as CURVES
@@ -35,6 +45,7 @@ from measurements.truth import say
 PRIOR = Path(picturing.__file__).parent / "prior.json"
 RESULTS = Path(__file__).parent / "results" / "prior.json"
 _USUAL, _PULL = 0.15, 0.5  # a standard deviation in log odds, and how much says that it is so
+_ANY_TASK = 2.0  # standard deviation in log odds: users' tasks lie further apart than the study's
 _POINTS = 260  # of each task, drawn at random: what a fit takes grows with their cube
 _PROBED = ((8, 0), (4, 1), (1, 2))  # so many trainings for a sixteenth, a quarter, all of the updates
 
@@ -84,8 +95,8 @@ def fitted(tasks: Sequence[Task], steps: int) -> Prior:
     every = torch.from_numpy(weighed)
     weights = every.split([len(rows) for rows in drawn])
     groups = list(dict.fromkeys(group for group, _ in columns))
-    answers = torch.tensor(
-        [logit(r.true, JUDGING - SEEN) for rows in drawn for r in rows], dtype=torch.float64
+    answers = torch.from_numpy(
+        np.concatenate([floored(np.array([logit(r.true, JUDGING - SEEN) for r in rows])) for rows in drawn])
     )
     own = 1 - shared_part(tasks)
     alone = [own * sampling_variance(r.true, JUDGING - SEEN) for rows in drawn for r in rows]
@@ -117,6 +128,7 @@ def fitted(tasks: Sequence[Task], steps: int) -> Prior:
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     with torch.no_grad():
+        logs[groups.index("task")] = math.log(_ANY_TASK)
         within, common = scales()
         gain = torch.linalg.solve(covariance(), every * common**2).T
         means = gain @ answers

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,7 @@ class Clock:
 
     seconds: float  # that the race may take
     costs: Mapping[Candidate, Cost]
+    batch_size: int = 1
     solved_on: int = 0  # how many images a head is solved on after a training; 0: none is
     seconds_per_image: float = 0.0  # to classify one
     before: float = 0.0  # that was spent on what is now read from the store
@@ -47,18 +48,19 @@ class Clock:
         images = samples + self.solved_on * solves
         return images * self.judged.get(candidate, self.seconds_per_image)
 
-    def admitted(self, trials: Sequence[Trial], seconds: float, workers: int = 1) -> int:
-        """How many of the first trials there is time for."""
-        taken, fronts = 0.0, set[Any]()
-        for number, trial in enumerate(trials):
-            front = front_of(trial.candidate)
-            taken += self.expected(trial)
-            if front in fronts:  # an earlier trial makes it
-                taken -= self._times(trial.candidate)[0]
-            fronts |= {front} - {None}
-            if taken > seconds * workers:
-                return number
-        return len(trials)
+    def work(self, trial: Trial) -> float:
+        """FLOPs of the trial, about: what it is worth is held against them, as they are no matter of luck."""
+        each, own = self._forward_flops(), self.costs[trial.candidate].flops
+        images = trial.samples + self.solved_on * bool(trial.heads)
+        flops = (trial.updates - self._there(trial)) * own.total + images * own.forward / self.batch_size
+        front = front_of(trial.candidate)
+        if front is not None and front not in self._fronts:
+            flops += images * each
+        return max(flops, 1.0)
+
+    def _forward_flops(self) -> float:
+        """Of the whole network, an image: the most that any candidate's forward pass takes."""
+        return max(cost.flops.forward for cost in self.costs.values()) / self.batch_size
 
     def learn(self, probe: Probe, *, now: bool) -> None:
         """Expect of the candidate, and of those like it, what its probe took.

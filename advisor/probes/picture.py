@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from advisor.methods import get_method, learning_rates
-from advisor.probes.promotion import middle_rate
 from advisor.probes.train import head_of
 from advisor.records import SMALL_BATCH, Candidate, Estimate, Features
 
 _Z95 = 1.959964  # the normal distribution's 97.5 % quantile
 _PRIOR = Path(__file__).parent / "prior.json"
 _STEP = math.log(5)  # between two learning rates of a grid, about
+_WORSE = 1.5  # in log odds below the best: how much further is all one
 _LENGTHS = 4  # doublings: a sixteenth of a whole fine-tune lies at -1
 Effect = tuple[str, str]  # a group, and what it is in it
 
@@ -72,10 +72,13 @@ def effects(point: Point, blocks: int, batch_size: int) -> dict[Effect, float]:
     scope = blocks if method.only_head or training.levers.scope is None else training.levers.scope
     depth = scope / max(blocks, 1) - 1
     head = point.head or head_of(training) or "trained"
-    length = step = 0.0
+    # What is trained matters less where the head is solved for it: effects of their own, of another size.
+    kind = "trained" if head == "trained" else "solved"
+    length = up = down = 0.0
     if point.rate is not None:
         length = math.log2(point.share) / _LENGTHS
         step = math.log(point.rate / middle_rate(training)) / _STEP
+        up, down = max(step, 0.0), max(-step, 0.0)  # too large a rate ruins what too small a one delays
     own = training.levers.statistics
     policy = (method.statistics if own == "own" else own) + ("/small" if batch_size < SMALL_BATCH else "")
     found = {
@@ -83,25 +86,30 @@ def effects(point: Point, blocks: int, batch_size: int) -> dict[Effect, float]:
         ("method", method.name): 1.0,
         ("statistics", policy): 1.0,
         ("head", head): 1.0,
-        ("depth", "linear"): depth,
-        ("depth", "squared"): depth**2,
-        ("depth by method", method.name): depth,
-        ("rate", "linear"): step,
-        ("rate", "squared"): step**2,
-        ("rate by method", method.name): step,
-        ("length", "linear"): length,
-        ("length", "squared"): length**2,
-        ("length by method", method.name): length,
-        ("length by head", head): length,
-        ("length by rate", ""): length * step,
-        ("length by depth", ""): length * depth,
         ("statistics by method", f"{method.name} {policy}"): 1.0,
         ("head by method", f"{method.name} {head}"): 1.0,
         ("training", training.id): 1.0,
-        ("training by length", training.id): length,
-        ("training by rate", training.id): step,
         ("training by head", f"{training.id} {head}"): 1.0,
     }
+    by_kind = {
+        ("depth", "linear"): depth,
+        ("depth", "squared"): depth**2,
+        ("depth by method", method.name): depth,
+        ("rate", "up"): up,
+        ("rate", "down"): down,
+        ("rate by method", f"{method.name} up"): up,
+        ("rate by method", f"{method.name} down"): down,
+        ("length", "linear"): length,
+        ("length", "squared"): length**2,
+        ("length by method", method.name): length,
+        ("length by rate", "up"): length * up,
+        ("length by rate", "down"): length * down,
+        ("length by depth", ""): length * depth,
+        ("training by length", training.id): length,
+        ("training by rate", f"{training.id} up"): up,
+        ("training by rate", f"{training.id} down"): down,
+    }
+    found |= {(f"{group}, {kind} head", name): weight for (group, name), weight in by_kind.items()}
     for name, value in training.setting:
         if isinstance(value, int | float) and not isinstance(value, bool) and value > 0:
             found["setting", f"{method.name} {name}"] = math.log2(value)
@@ -117,6 +125,83 @@ class Seen:
     samples: int  # that it was judged on, the same for all
 
 
+class Picture:
+    """What is expected of some points, once others of them were seen; in log odds."""
+
+    def __init__(self, points: Sequence[Point], blocks: int, batch_size: int, prior: Prior) -> None:
+        """`points`: all that will ever be seen or asked for; `blocks`: of the network."""
+        import numpy as np
+
+        self.points, self.prior = tuple(points), prior
+        self.rows = {point: row for row, point in enumerate(self.points)}
+        columns, weights = tabled([effects(point, blocks, batch_size) for point in self.points])
+        self._expected = weights @ np.array([prior.means.get(effect, 0.0) for effect in columns])
+        self._scaled = weights * np.array([prior.spreads[group] for group, _ in columns])
+        self._variances = np.sum(self._scaled**2, 1)
+        self._with: dict[int, Any] = {}  # covariances of one point with all, before anything was seen
+
+    def given(self, seen: Sequence[Seen]) -> Belief:
+        """What is believed of all points then."""
+        import numpy as np
+        from scipy.linalg import solve_triangular
+
+        if not seen:
+            none = np.zeros((len(self.points), 0))
+            return Belief(self._expected, self._variances, self._scaled, none, self.prior, 0.0, -math.inf)
+        rows = [self.rows[each.point] for each in seen]
+        answers = floored(np.array([logit(s.accuracy, s.samples) for s in seen]))
+        variances = np.array([sampling_variance(s.accuracy, s.samples) for s in seen])
+        noise = (1 - self.prior.shared) * variances + self.prior.noise**2
+        covariances = np.stack([self._covariances(row) for row in rows])
+        factor = np.linalg.cholesky(covariances[:, rows] + np.diag(noise))
+        told = solve_triangular(factor, covariances, lower=True).T
+        gaps = solve_triangular(factor, answers - self._expected[rows], lower=True)
+        return Belief(
+            means=self._expected + told @ gaps,
+            variances=np.maximum(self._variances - np.sum(told**2, 1), 0.0),
+            scaled=self._scaled,
+            told=told,
+            prior=self.prior,
+            # What the images that judge have in common is nothing that all their answers could tell.
+            in_common=self.prior.shared * float(np.median(variances)),
+            floor=float(answers.max()) - _WORSE,
+        )
+
+    def _covariances(self, row: int) -> Any:
+        if row not in self._with:
+            self._with[row] = self._scaled @ self._scaled[row]
+        return self._with[row]
+
+
+@dataclass(frozen=True, slots=True)
+class Belief:
+    """Of P points what is known of each, and how one would change what is known of another."""
+
+    means: Any  # (P,)
+    variances: Any  # (P,), of what can be known of them
+    scaled: Any  # (P, effects)
+    told: Any  # (P, what was seen)
+    prior: Prior
+    in_common: float  # variance that all accuracies share, on the images that judge
+    floor: float  # below it nothing was told apart
+
+    def covariances(self, some: Sequence[int], others: Sequence[int]) -> Any:
+        """(some, others)"""
+        return self.scaled[some] @ self.scaled[others].T - self.told[some] @ self.told[others].T
+
+    def noise(self, row: int, samples: int) -> float:
+        """Variance of a probe's answer around what it is of, judged on so many images."""
+        sampled = sampling_variance(expit(self.means[row]), samples)
+        return (1 - self.prior.shared) * sampled + self.prior.noise**2
+
+    def estimate(self, row: int) -> Estimate:
+        """What it would come to, on images like those that judged, with a 95 % interval."""
+        mean = float(self.means[row])
+        away = _Z95 * math.sqrt(self.variances[row] + self.prior.noise**2 + self.in_common)
+        low = expit(mean - away) if mean - away > self.floor else 0.0
+        return Estimate(expit(mean), low, expit(mean + away))
+
+
 def pictured(
     seen: Sequence[Seen], wanted: Sequence[Point], blocks: int, batch_size: int, prior: Prior
 ) -> list[Estimate]:
@@ -125,29 +210,12 @@ def pictured(
     Raises:
         ValueError: nothing was seen.
     """
-    import numpy as np
-
     if not seen:
         raise ValueError("without a probe nothing is known of the task")
-    rows = [effects(point, blocks, batch_size) for point in [*(s.point for s in seen), *wanted]]
-    columns, weights = tabled(rows)
-    expected = weights @ np.array([prior.means.get(effect, 0.0) for effect in columns])
-    scaled = weights * np.array([prior.spreads[group] for group, _ in columns])
-    known, asked = scaled[: len(seen)], scaled[len(seen) :]
-    answers = np.array([logit(s.accuracy, s.samples) for s in seen])
-    variances = np.array([sampling_variance(s.accuracy, s.samples) for s in seen])
-    noise = (1 - prior.shared) * variances + prior.noise**2
-    covariance = known @ known.T + np.diag(noise)
-    gain = np.linalg.solve(covariance, known @ asked.T).T
-    means = expected[len(seen) :] + gain @ (answers - expected[: len(seen)])
-    spread = np.sum(asked**2, 1) - np.sum(gain * (asked @ known.T), 1)
-    # What the images that judged have in common is nothing that all these answers could tell.
-    spread = spread + prior.noise**2 + prior.shared * float(np.median(variances))
-    reach = _Z95 * np.sqrt(np.maximum(spread, 0))
-    return [
-        Estimate(*(_expit(value) for value in (mean, mean - away, mean + away)))
-        for mean, away in zip(means.tolist(), reach.tolist(), strict=True)
-    ]
+    points = dict.fromkeys([*(each.point for each in seen), *wanted])
+    picture = Picture(list(points), blocks, batch_size, prior)
+    belief = picture.given(seen)
+    return [belief.estimate(picture.rows[point]) for point in wanted]
 
 
 def tabled(rows: Sequence[Mapping[Effect, float]]) -> tuple[list[Effect], Any]:
@@ -168,16 +236,28 @@ def logit(accuracy: float, samples: int) -> float:
     return math.log(right / (1 - right))
 
 
+def expit(log_odds: float) -> float:
+    """The share that has these log odds."""
+    return 1 / (1 + math.exp(-log_odds))
+
+
+def floored(answers: Any) -> Any:
+    """Log odds, none further below the best than is worth telling: a cliff says nothing of the slope."""
+    return answers.clip(min=answers.max() - _WORSE) if len(answers) else answers
+
+
 def sampling_variance(accuracy: float, samples: int) -> float:
     """Of `logit`, by the delta method."""
     right = (accuracy * samples + 0.5) / (samples + 1)
     return 1 / (samples * right * (1 - right))
 
 
+def middle_rate(training: Candidate) -> float:
+    """Where the training's learning rates are counted from."""
+    rates = learning_rates(training)
+    return rates[len(rates) // 2]
+
+
 def whole(training: Candidate, head: Features | None = None) -> list[Point]:
     """The training to its end, at each of its learning rates."""
     return [Point(training, rate, 1.0, head) for rate in learning_rates(training) or (None,)]
-
-
-def _expit(value: float) -> float:
-    return 1 / (1 + math.exp(-value))

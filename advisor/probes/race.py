@@ -1,13 +1,10 @@
-"""The race: short fine-tunes of candidates, losers dropped early, inside a wall-clock budget.
+"""The race: short fine-tunes of candidates, each chosen by what is known so far, inside a wall-clock budget.
 
-Successive halving (arXiv 1502.07943) of trainings that go on from where they were. First what needs no
-training: the model as it is, re-estimated statistics, heads in closed form. Then the opening: the methods,
-whole and with half of the network trained, those first that did well elsewhere, each for as many updates;
-then the leaders at other learning rates, and other settings and levers of theirs, for as many. Then, round
-by round, fewer go on for twice as many updates, until a whole fine-tune is done. Those that can't be told
-from the best of them are trained again with other seeds, while there is time. A place in the next round goes
-to the most accurate of those that can't be told from the leader, then to the others; what is dearer and
-surely worse is dropped.
+First what needs no training: the model as it is, re-estimated statistics, heads in closed form. Then one
+training after the other (for each worker one): the candidate, learning rate and length whose answer promises
+most for its work (`acquisition`), by one picture of all candidates (`picture`), which begins with what other
+tasks have taught. A training goes on from where a shorter one was. There is always time kept to train what
+leads for as long as any, and the race ends where nothing is worth its time any more.
 
 What the clock decides is written into the store with what was found, so that a race that was killed
 goes on as it was planned, and one that ended is only read.
@@ -15,12 +12,13 @@ goes on as it was planned, and one that ended is only read.
 
 from __future__ import annotations
 
+import itertools
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from itertools import islice
 from typing import Any
 
 import torch
@@ -28,41 +26,28 @@ import torch
 from advisor.errors import DataError
 from advisor.interrupts import stoppable
 from advisor.methods import learning_rates
+from advisor.probes.acquisition import Option, chosen
 from advisor.probes.clock import Clock
 from advisor.probes.executor import Executor, InProcess
 from advisor.probes.judging import ACCURACY, Metric
-from advisor.probes.picture import Point, Seen, pictured, shipped_prior, whole
-from advisor.probes.promotion import (
-    Entry,
-    by_promise,
-    middle_rate,
-    opening,
-    rates_beside,
-    statistics_to_try,
-    surely_better,
-    undominated,
-    variants,
-)
+from advisor.probes.picture import Picture, Point, Seen, expit, pictured, shipped_prior, whole
 from advisor.probes.train import Answers, Probe, Trainer, Trial, head_of, training_of
-from advisor.records import FEATURES, Accuracy, Candidate, Cost, Estimate, Features, StatisticsPolicy
+from advisor.records import FEATURES, Accuracy, Candidate, Cost, Estimate, Features
 from advisor.store import Store
 from advisor.training.update import reestimation_updates
 
 _log = logging.getLogger(__name__)
 Report = Callable[[float, str], None]  # fraction done, what is running
 
-_OPENING_SHARE, _ROUND_SHARE = 0.5, 0.6  # of the time that is left then; the last round may take all
-# The opening trains for one in so many of a whole fine-tune's updates, if so many trainings fit into its
-# time; rather fewer trainings than ones that say nothing.
-_LENGTHS = ((4, 4), (8, 4), (16, 1))
 _LEAST_UPDATES = 12  # a probe of fewer says nothing
-_LEADERS = 3  # have their variants tried
-_GO_ON = 8  # at most, after those; then half of them each round
-_SEEDS = 3
+_PART, _PARTS = 4, 3  # trainings run for a sixteenth, a quarter, all of the longest
+_LONGEST_SHARE = 0.5  # of the time, that the quickest may take to be trained for the longest
 _JUDGING_SHARE = 0.1  # of all time, at most, for one network's held-out images
 _LEAST_SAMPLES = 40  # judged on fewer, nothing can be told apart
+_NO_TIME = "--probe-time is too short for every candidate"
+_NO_PROMISE = "by what was probed it would hardly be better"
 _TIMES = ("setup_seconds", "update_seconds", "judging_seconds")  # of a probe
-_TIMED = 3  # candidates, beforehand; what others take is told from FLOPs, then from their probes
+_TIMED = 3  # trainings, beforehand; what others take is told from FLOPs, then from their probes
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,9 +141,12 @@ class _Race:
         }
         self._metric, self._min_retained = metric, min_retained
         solves = any(head is not None for heads in self._alike.values() for head in heads)
-        self._clock = Clock(seconds, self._costs, len(trainer.dataset.train) if solves else 0)
+        solved_on = len(trainer.dataset.train) if solves else 0
+        self._clock = Clock(seconds, self._costs, trainer.batch_size, solved_on)
         self._found: dict[Candidate, list[Probe]] = {}  # what went well, by what is trained
         self._failures: dict[Candidate, str] = {}
+        self._ended = _NO_TIME  # why no more was tried
+        self._barred: dict[Candidate, float] = {}  # learning rates from which on a training fails
         self._warnings: list[str] = []
         self._probes_run = self._probes_recalled = 0
 
@@ -168,7 +156,7 @@ class _Race:
             with stoppable():
                 correct, retained = self._base()
                 base = self._accuracy(correct, retained) if judge_base else None
-                self._run_rounds(len(correct), base)
+                self._run_trials(len(correct))
         except KeyboardInterrupt:
             self._warnings.append("interrupted: what was found until then is all that is known")
         self._warnings += self._executor.losses
@@ -177,11 +165,10 @@ class _Race:
                 "every probe diverged (the loss became NaN): check the images' range and --mean/--std, "
                 "and that the model's weights are finite"
             )
-        accuracies = self._accuracies()
-        predicted = self._predicted(accuracies, unaffordable)
+        accuracies, predicted = self._told(self._accuracies(), unaffordable)
         for one in self._costs:
             if one not in self._found:
-                self._failures.setdefault(one, "not probed: --probe-time is too short for every candidate")
+                self._failures.setdefault(one, f"not probed: {self._ended}")
         return RaceResult(
             base,
             accuracies,
@@ -218,41 +205,58 @@ class _Race:
                     found[candidate] = replace(accuracy, finalist=finalist)
         return found
 
-    def _predicted(
-        self, accuracies: Mapping[Candidate, Accuracy], unaffordable: Sequence[Candidate]
-    ) -> dict[Candidate, Estimate]:
-        """What each that is no finalist would come to, at the best of its learning rates."""
-        seen = [
+    def _told(
+        self, found: dict[Candidate, Accuracy], unaffordable: Sequence[Candidate]
+    ) -> tuple[dict[Candidate, Accuracy], dict[Candidate, Estimate]]:
+        """The finalists' accuracies by all that is known, and what each other candidate would come to.
+
+        Of many that are judged on few images the best is the luckiest, too: what all others say of it
+        makes up for that. The others are told at the best of their learning rates.
+        """
+        seen, wanted = self._seen(), dict[Point, list[Candidate]]()
+        if not seen:
+            return found, {}
+        for one, heads in self._alike.items():
+            for head, candidates in heads.items():
+                for candidate in candidates:
+                    accuracy = found.get(candidate)
+                    if accuracy is not None and accuracy.finalist:
+                        wanted.setdefault(self._point(one, accuracy, head), []).append(candidate)
+                    else:
+                        self._want(candidate, wanted)
+        for candidate in unaffordable:
+            self._want(candidate, wanted)
+        blocks = len(self._trainer.census.blocks)
+        estimates = pictured(seen, list(wanted), blocks, self._trainer.batch_size, shipped_prior())
+        told, predicted = dict(found), dict[Candidate, Estimate]()
+        for estimate, candidates in zip(estimates, wanted.values(), strict=True):
+            for candidate in candidates:
+                accuracy = found.get(candidate)
+                if accuracy is not None and accuracy.finalist:
+                    told[candidate] = replace(
+                        accuracy, mean=estimate.mean, low=estimate.low, high=estimate.high, seen=accuracy.mean
+                    )
+                elif candidate not in predicted or estimate.mean > predicted[candidate].mean:
+                    predicted[candidate] = estimate
+        return told, predicted
+
+    def _seen(self) -> list[Seen]:
+        """What every probe found, with each of its heads."""
+        return [
             Seen(
-                Point(one, trial.learning_rate, share, head),
+                self._point(one, accuracy, head),
                 accuracy.mean,
                 accuracy.effective_samples or accuracy.samples,
             )
             for one, probes in self._found.items()
             for probe in probes
-            for trial in [probe.trial]
-            for share in [trial.updates / self._updates if trial.learning_rate is not None else 1.0]
             for head, accuracy in self._judged_by_head([probe]).items()
         ]
-        if not seen:
-            return {}
-        wanted: dict[Point, list[Candidate]] = {}
-        for candidate in [c for heads in self._alike.values() for each in heads.values() for c in each]:
-            if candidate not in accuracies or not accuracies[candidate].finalist:
-                self._want(candidate, wanted)
-        for candidate in unaffordable:
-            self._want(candidate, wanted)
-        if not wanted:
-            return {}
-        blocks = len(self._trainer.census.blocks)
-        points, prior = list(wanted), shipped_prior()
-        found: dict[Candidate, Estimate] = {}
-        estimates = pictured(seen, points, blocks, self._trainer.batch_size, prior)
-        for estimate, candidates in zip(estimates, wanted.values(), strict=True):
-            for candidate in candidates:
-                if candidate not in found or estimate.mean > found[candidate].mean:
-                    found[candidate] = estimate
-        return found
+
+    def _point(self, one: Candidate, accuracy: Accuracy, head: Features | None) -> Point:
+        """Where in the picture the accuracy is."""
+        rate = accuracy.learning_rate
+        return Point(one, rate, 1.0 if rate is None else accuracy.updates / self._updates, head)
 
     def _want(self, candidate: Candidate, wanted: dict[Point, list[Candidate]]) -> None:
         one = training_of(candidate, self._trainer.census)
@@ -287,55 +291,148 @@ class _Race:
         self._clock.seconds_per_image = found["seconds_per_image"]
         return bytes.fromhex(found["correct"]), _bytes(found.get("retained"))
 
-    def _run_rounds(self, samples: int, base: Accuracy | None) -> None:
+    def _run_trials(self, samples: int) -> None:
+        """What needs no training, then one training after the other, for as long as they are worth it."""
         self._judge_untrained(samples)
-        batch_size, shifted = self._trainer.batch_size, self._is_shifted(base)
-
-        def wanted(candidate: Candidate) -> StatisticsPolicy:
-            return statistics_to_try(candidate, batch_size, shifted=shifted)
-
-        first = [(candidate, middle_rate(candidate)) for candidate in opening(self._costs, wanted)]
-        updates = self._run_round("opening", first, samples, _OPENING_SHARE)
-        leaders, rates = self._leaders()
-        if not leaders:
+        trained = [one for one in self._costs if learning_rates(one)]
+        if not trained:
             return
-        self._run_round("rates", rates_beside(leaders, rates), samples, self._spare_share(2), updates)
-        leaders, rates = self._leaders()
-        screened = self._standings()
-        others = [one for one in self._costs if one in screened and one not in leaders]
-        unseen = [one for one in self._costs if one not in screened and one not in self._failures]
-        entries = variants(leaders, others, rates, unseen)
-        self._run_round("variants", entries, samples, self._spare_share(1), updates)
-        most = _GO_ON
-        while updates < self._updates:
-            standings = self._standings(updates)
-            order = by_promise(undominated(self._keeping(standings), self._costs))
-            entries = [(one, standings[one].learning_rate or 0.0) for one in order[:most]]
-            updates, most = min(2 * updates, self._updates), max(most // 2, 2)
-            share = _ROUND_SHARE if updates < self._updates else 1.0
-            if not self._run_round(f"{updates} updates", entries, samples, share, updates):
+        self._plan(samples)
+        if self._lengths[-1] < min(_LEAST_UPDATES, self._updates):
+            self._warnings.append(
+                f"--probe-time allows fewer than {_LEAST_UPDATES} updates a probe: "
+                "the accuracies say little; allow more time"
+            )
+        shares = dict.fromkeys([*(length / self._updates for length in self._lengths), 1.0])
+        points = [
+            Point(one, rate, share, head)
+            for one in self._costs
+            for rate in learning_rates(one) or (None,)
+            for share in (shares if rate is not None else (1.0,))
+            for head in (None, *self._heads(one))
+        ]
+        self._picture = Picture(
+            points, len(self._trainer.census.blocks), self._trainer.batch_size, shipped_prior()
+        )
+        for step in itertools.count():
+            if not self._step(step, samples):
                 return
-        for repeat in range(1, _SEEDS):
-            standings = self._standings(updates)
-            order = by_promise(standings)
-            alike = [one for one in order if not surely_better(standings[order[0]], standings[one])]
-            if len(alike) < 2:
-                return
-            entries = [(one, standings[one].learning_rate or 0.0) for one in alike]
-            self._run_round(f"seed {repeat + 1}", entries, samples, 1.0, updates, repeat)
 
-    def _leaders(self) -> tuple[list[Candidate], dict[Candidate, float]]:
-        """The most promising trainings, and their best learning rates."""
-        standings = self._standings()
-        leaders = by_promise(undominated(self._keeping(standings), self._costs))[:_LEADERS]
-        return leaders, {one: standings[one].learning_rate or 0.0 for one in leaders}
+    def _plan(self, samples: int) -> None:
+        """For how many updates trainings may run: the longest that there is time for, and parts of it."""
 
-    def _spare_share(self, parts: int) -> float:
-        """Of the time that is left, one of so many parts of what a leader's whole fine-tune leaves over."""
-        [leader, *_], rates = self._leaders()
-        whole = Trial(leader, rates[leader], self._updates, 0, self._seed)
-        left = self._clock.left
-        return max(left - self._clock.expected(whole), 0.0) / max(left, 1e-9) / (parts + 1)
+        def planned() -> dict[str, Any]:
+            self._time()
+            longest = self._updates
+            shortest = min(_LEAST_UPDATES, self._updates)
+            while longest > shortest and self._quickest(longest, samples) > _LONGEST_SHARE * self._clock.left:
+                longest = max(longest // _PART, shortest)
+            lengths = [longest]
+            while lengths[0] >= _PART * _LEAST_UPDATES and len(lengths) < _PARTS:
+                lengths.insert(0, lengths[0] // _PART)
+            return {"lengths": lengths}
+
+        self._lengths = self._remembered("plan", self._race_key, planned)["lengths"]
+
+    def _quickest(self, updates: int, samples: int) -> float:
+        """Seconds of so many updates of the quickest of those that were timed."""
+        return min(
+            self._clock.expected(Trial(one, learning_rates(one)[0], updates, samples, 0, self._heads(one)))
+            for one in self._clock.timed
+        )
+
+    def _step(self, number: int, samples: int) -> bool:
+        """Run what promises most now, one training for each worker; False: nothing is worth its time."""
+
+        def planned() -> dict[str, Any]:
+            trials = self._next(samples)
+            in_time = any(option.seconds <= self._clock.left for option in self._options(samples))
+            return {"trials": [_trial_key(trial) for trial in trials], "in_time": in_time}
+
+        plan = self._remembered("step", self._race_key | {"step": number}, planned)
+        self._ended = _NO_PROMISE if plan["in_time"] else _NO_TIME
+        trials = [_trial_of(key) for key in plan["trials"]]
+        for probe in self._probes(trials):
+            self._judge(probe)
+        return bool(trials)
+
+    def _next(self, samples: int) -> list[Trial]:
+        """For each worker a training; what is under way is taken to answer what is expected of it."""
+        seen, trials = self._seen(), list[Trial]()
+        for _ in range(self._executor.workers):
+            belief = self._picture.given(seen)
+            options = [o for o in self._options(samples) if o.name not in trials]
+            left = self._clock.left if self._found_any() else math.inf
+            option = chosen(belief, options, self._finals(), samples, left)
+            if option is None:
+                break
+            trials.append(option.name)
+            seen += [
+                Seen(self._picture.points[row], expit(float(belief.means[row])), samples)
+                for row in option.rows
+            ]
+        return trials
+
+    def _found_any(self) -> bool:
+        """Whether any training was run: there is always something to be told."""
+        return any(self._trained(one) for one in self._found)
+
+    def _options(self, samples: int) -> list[Option]:
+        """All trainings that can be run now, each for longer than it was."""
+        found = []
+        for one in self._costs:
+            done = {p.trial.learning_rate: p.trial.updates for p in self._trained(one)}
+            for rate in learning_rates(one):
+                if self._is_barred(one, rate):
+                    continue
+                for updates in self._lengths:
+                    if updates <= done.get(rate, 0):
+                        continue
+                    trial = Trial(one, rate, updates, samples, self._seed, self._heads(one))
+                    found.append(
+                        Option(
+                            trial,
+                            self._rows(one, rate, updates / self._updates),
+                            self._rows(one, rate, 1.0),
+                            self._clock.expected(trial),
+                            self._clock.work(trial),
+                            is_last=updates == self._lengths[-1],
+                        )
+                    )
+        return found
+
+    def _rows(self, one: Candidate, rate: float | None, share: float) -> tuple[int, ...]:
+        heads = (None, *self._heads(one))
+        return tuple(self._picture.rows[Point(one, rate, share, head)] for head in heads)
+
+    def _is_barred(self, one: Candidate, rate: float) -> bool:
+        """Whether the training failed, at this learning rate or, if it diverged, at a lower one."""
+        return rate >= self._barred.get(one, math.inf)
+
+    def _finals(self) -> list[int]:
+        """The points that may be chosen in the end: of candidates that there are, none that forgets too much.
+
+        Unless all do: longer training forgets more.
+        """
+        found = [
+            (one, self._picture.rows[point])
+            for one, heads in self._alike.items()
+            for head in heads
+            for point in whole(one, head)
+            if point.rate is None or not self._is_barred(one, point.rate)
+            if one in self._found or point.rate is not None
+        ]
+        kept = [row for one, row in found if not self._forgets(one)]
+        return kept or [row for _, row in found]
+
+    def _forgets(self, one: Candidate) -> bool:
+        """Whether it was seen to be surely below the least accuracy on the old data."""
+        standing = self._standing(self._found.get(one, ()))
+        if self._min_retained is None or not standing:
+            return False
+        by_head = self._judged_by_head(standing)
+        old = [by_head[head].retained for head in self._alike[one] if head in by_head]
+        return all(each is not None and each.high < self._min_retained for each in old)
 
     def _judge_untrained(self, samples: int) -> None:
         """One probe for each candidate that has no learning rate."""
@@ -350,114 +447,14 @@ class _Race:
             for candidate in self._costs
             if not learning_rates(candidate)
         ]
-        for probe in self._probes(trials, self._clock.seconds):
+        for probe in self._probes(trials):
             self._judge(probe)
 
     def _heads(self, training: Candidate) -> tuple[Features, ...]:
         return tuple(head for head in FEATURES if head in self._alike[training])
 
-    def _is_shifted(self, base: Accuracy | None) -> bool:
-        """Whether statistics re-estimated on the data suit it surely better, where nothing is trained."""
-        found = {
-            one: _best_of(self._judged_by_head(self._standing(probes))) for one, probes in self._found.items()
-        }
-        for one, accuracy in found.items():
-            if one.levers.statistics != "reestimated":
-                continue
-            own = found.get(replace(one, levers=replace(one.levers, statistics="own")))
-            if own is not None:
-                return surely_better(accuracy, own)
-        untouched = [a for one, a in found.items() if head_of(one) is None]
-        return base is not None and any(surely_better(accuracy, base) for accuracy in untouched)
-
-    def _standings(self, updates: int | None = None) -> dict[Candidate, Accuracy]:
-        """What was trained, for so many updates if they are given, with the best of its heads; by cost."""
-        found = {}
-        for one in self._costs:
-            standing = self._standing(self._trained(one))
-            if standing and updates in (None, standing[0].trial.updates):
-                by_head = self._judged_by_head(standing)
-                found[one] = _best_of({head: by_head[head] for head in self._alike[one]})
-        return found
-
-    def _keeping(self, found: dict[Candidate, Accuracy]) -> dict[Candidate, Accuracy]:
-        """Without those that surely forget too much, unless all do: longer training forgets more."""
-        least = self._min_retained
-        if least is None:
-            return found
-        kept = {c: a for c, a in found.items() if a.retained is None or a.retained.high >= least}
-        return kept or found
-
-    def _run_round(
-        self,
-        name: str,
-        entries: Sequence[Entry],
-        samples: int,
-        share: float,
-        updates: int = 0,
-        repeat: int = 0,
-    ) -> int:
-        """Probe as many of the entries as there is time for; if the round once ended, those of then.
-
-        Args:
-            share: of the time that is left, for this round.
-            updates: 0: as many as there is time for.
-
-        Returns:
-            For how many updates they were trained; 0 where there was no time for any.
-        """
-        if not entries:
-            return updates
-
-        def trials(updates: int) -> list[Trial]:
-            seed = self._seed + repeat
-            return [
-                Trial(candidate, rate, updates, samples, seed, self._heads(candidate))
-                for candidate, rate in entries
-            ]
-
-        def planned() -> dict[str, Any]:
-            self._time([candidate for candidate, _ in entries])
-            seconds = self._clock.left * share
-            chosen = updates or self._length(trials, seconds)
-            admitted = self._clock.admitted(trials(chosen), seconds, self._executor.workers)
-            # There is always something to be told, and what is promising goes on as long as it can.
-            can = share >= _ROUND_SHARE and self._clock.admitted(trials(chosen)[:1], self._clock.left)
-            if not admitted and (not updates or can):
-                admitted = 1
-            return {"entries": admitted, "updates": chosen, "seconds": seconds}
-
-        key = self._race_key | {"round": name}
-        plan = self._remembered("plan", key, planned)
-        if plan["updates"] < min(_LEAST_UPDATES, self._updates):
-            self._warnings.append(
-                f"--probe-time allows fewer than {_LEAST_UPDATES} updates a probe: "
-                "the accuracies say little; allow more time"
-            )
-        run = trials(plan["updates"])[: plan["entries"]]
-        ended = self._recall("round", key)
-        if ended is not None:
-            run = [trial for trial in run if _trial_key(trial) in ended["trials"]]
-        finished = []
-        for probe in self._probes(run, max(plan["seconds"], self._clock.left * share)):
-            self._judge(probe)
-            finished.append(_trial_key(probe.trial))
-        self._keep("round", key, {"trials": finished})
-        if len(finished) < len(run):
-            _log.debug("%s: %d of %d probes were left out", name, len(run) - len(finished), len(run))
-        return plan["updates"] if finished else 0
-
-    def _length(self, trials: Callable[[int], list[Trial]], seconds: float) -> int:
-        """Updates of the opening's trainings: the most for which enough of them fit into the time."""
-        for share, least in _LENGTHS:
-            updates = min(max(self._updates // share, _LEAST_UPDATES), self._updates)
-            few = trials(updates)[:least]
-            if self._clock.admitted(few, seconds, self._executor.workers) == len(few):
-                return updates
-        return min(_LEAST_UPDATES, self._updates)
-
-    def _probes(self, trials: Sequence[Trial], seconds: float) -> Iterator[Probe]:
-        """Those in the store, then the others as they finish, while there is time."""
+    def _probes(self, trials: Sequence[Trial]) -> Iterator[Probe]:
+        """Those in the store, then the others as they finish."""
         missing = []
         for trial in trials:
             found = self._recall("probe", _trial_key(trial))
@@ -474,17 +471,13 @@ class _Race:
             probe = Probe(trial, correct, found["seconds"], found["failure"], retained, solved, *times)
             self._clock.learn(probe, now=False)
             yield probe
-        end = self._clock.spent + seconds
 
-        def in_time() -> Iterator[Trial]:
-            for number, trial in enumerate(missing):
-                # On a machine that others use, too, fewer are tried, but each round has its turn.
-                if number and trial.learning_rate and self._clock.spent + self._clock.expected(trial) > end:
-                    return
+        def begun() -> Iterator[Trial]:
+            for trial in missing:
                 self._tell(_named(trial))
                 yield trial
 
-        for probe in self._executor.run(in_time()):
+        for probe in self._executor.run(begun()):
             self._probes_run += 1
             self._clock.learn(probe, now=True)
             value = {
@@ -508,6 +501,8 @@ class _Race:
             self._found.setdefault(one, []).append(probe)
             return
         _log.debug("probed %s: %s, %.1f s", _named(probe.trial), probe.failure, probe.seconds)
+        worst = probe.trial.learning_rate if probe.failure == "diverged" else None
+        self._barred[one] = min(worst or 0.0, self._barred.get(one, math.inf))
         known = self._found.get(one, [])
         kept = [each for each in known if not _says_too_little(each.trial, probe)]
         if kept:
@@ -549,10 +544,14 @@ class _Race:
         old = ACCURACY.of(retained, seeds=seeds) if retained else None
         return replace(self._metric.of(correct, seeds=seeds, **known), retained=old)
 
-    def _time(self, candidates: Sequence[Candidate]) -> None:
-        """Learn how long an update of the first few takes."""
-        safe = (candidate for candidate in candidates if not self._executor.is_risky(candidate))
-        for candidate in islice(dict.fromkeys(safe), max(_TIMED - len(self._clock.timed), 0)):
+    def _time(self) -> None:
+        """Learn how long an update takes of those with the least and the most FLOPs, and between."""
+        trained = [one for one in self._costs if learning_rates(one) and not self._executor.is_risky(one)]
+        trained.sort(key=lambda one: self._costs[one].flops.total)
+        places = (
+            {round(part * (len(trained) - 1) / (_TIMED - 1)) for part in range(_TIMED)} if trained else ()
+        )
+        for candidate in [trained[place] for place in sorted(places)]:
 
             def timed(candidate: Candidate = candidate) -> dict[str, Any]:
                 self._tell(f"timing {candidate.id}")
@@ -620,6 +619,10 @@ def _trial_key(trial: Trial) -> dict[str, Any]:
     return asdict(trial) | {"candidate": trial.candidate.id, "heads": list(trial.heads)}
 
 
+def _trial_of(key: Mapping[str, Any]) -> Trial:
+    return Trial(**dict(key) | {"candidate": Candidate.parse(key["candidate"]), "heads": tuple(key["heads"])})
+
+
 def _named(trial: Trial) -> str:
     rate = "" if trial.learning_rate is None else f" at {trial.learning_rate:.2g}"
     return f"{trial.candidate.id}{rate}, {trial.updates} updates"
@@ -630,7 +633,7 @@ def _failure(probe: Probe) -> str:
         return f"its training failed: {probe.failure}"
     if probe.trial.learning_rate is None:
         return "diverged: the re-estimated statistics are not finite"
-    return "diverged: the loss became NaN at every learning rate"
+    return f"diverged: the loss became NaN at a learning rate of {probe.trial.learning_rate:.2g}"
 
 
 def _head_in(training: Candidate, candidate: Candidate) -> Features | None:

@@ -59,9 +59,6 @@ def test_a_front_is_waited_for_once():
     now = clock()
     now.timed[CACHED] = 30.0, 0.5
     assert now.expected(trial(CACHED)) == pytest.approx(30 + 5)
-    trials = [trial(CACHED), trial(CACHED_FULL), trial(CACHED, rate=1e-2)]
-    assert now.admitted(trials, 30 + 3 * 5 + 0.1) == 3
-    assert now.admitted(trials, 30 + 3 * 5 - 0.1) == 2
     now.learn(probe(trial(CACHED), setup=30.0, judging=0.0), now=True)
     assert now.expected(trial(CACHED_FULL)) == pytest.approx(5)
 
@@ -72,21 +69,25 @@ def test_only_what_is_cached_or_re_estimated_has_a_front():
     assert front_of(Candidate("norm", levers=Levers(statistics="reestimated"))) is not None
 
 
-@given(
-    each=st.lists(st.floats(0.01, 5), min_size=1, max_size=6),
-    seconds=st.floats(0, 50),
-    more=st.floats(0, 50),
-    workers=st.integers(1, 4),
-)
-def test_more_time_admits_no_fewer(each, seconds, more, workers):
-    now, trials = clock(), []
-    for number, update_seconds in enumerate(each):
-        candidate = Candidate("norm", levers=Levers(micro_batch=number + 1))
-        now.timed[candidate] = 0.0, update_seconds
-        trials.append(trial(candidate, samples=0))
-    admitted = now.admitted(trials, seconds, workers)
-    assert admitted <= now.admitted(trials, seconds + more, workers) <= len(trials)
-    assert admitted <= now.admitted(trials, seconds, workers + 1)
+def test_work_is_of_what_is_still_to_be_done():
+    now = clock(batch_size=8, solved_on=80)
+    each, forward = COST.flops.total, COST.flops.forward / 8
+    assert now.work(trial()) == 10 * each + 20 * forward
+    assert now.work(trial(heads=("last",))) == 10 * each + 100 * forward  # solved on 80, judged on 20
+    assert now.work(trial(CACHED)) == 10 * each + 2 * 20 * forward  # its front runs once
+    now.learn(probe(trial()), now=True)
+    now.learn(probe(trial(CACHED)), now=True)
+    assert now.work(trial(updates=20)) == (20 - level_updates(10)) * each + 20 * forward
+    assert now.work(trial(CACHED_FULL)) == 10 * each + 20 * forward
+
+
+@given(updates=st.integers(1, 50), more=st.integers(1, 50), done=st.integers(1, 50))
+def test_longer_takes_more_and_what_is_done_spares_some(updates, more, done):
+    now = clock(batch_size=8)
+    before = now.work(trial(updates=updates))
+    assert before < now.work(trial(updates=updates + more))
+    now.learn(probe(trial(updates=done)), now=True)
+    assert now.work(trial(updates=updates)) <= before
 
 
 def test_time_that_was_spent_before_counts():

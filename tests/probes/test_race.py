@@ -18,7 +18,6 @@ from advisor.models.layers import take_census
 from advisor.paired import paired_gap
 from advisor.probes import train
 from advisor.probes.judging import ACCURACY
-from advisor.probes.promotion import by_promise
 from advisor.probes.race import race
 from advisor.probes.train import Trainer, level_updates, trained_as
 from advisor.records import Candidate, Levers
@@ -36,10 +35,11 @@ CANDIDATES = [
 AMPLE = 300.0  # seconds: such a race ends of itself
 
 
-def run(candidates=CANDIDATES, seconds=AMPLE, model=None, updates=24, **options):
+def run(candidates=CANDIDATES, seconds=AMPLE, model=None, updates=24, images=900, **options):
+    """A race on images of which two thirds train and the others judge."""
     model = model or network()
     census = take_census(network(), SIZE)
-    trainer = Trainer(model, census, dataset(), batch_size=8)
+    trainer = Trainer(model, census, dataset(images), batch_size=8)
     simulator = Simulator(network(), census, images=80)
     costs = {candidate: simulator.cost(candidate, 8) for candidate in candidates}
     options = {"seed": 0, "key": trainer.key()} | options
@@ -59,28 +59,9 @@ def test_every_candidate_is_judged_or_has_a_reason():
     assert found.accuracies[Candidate("recalibrate")].learning_rate is None
     finalists = [a for a in found.accuracies.values() if a.finalist and a.learning_rate is not None]
     # Finalists are judged alike: after a whole fine-tune, on the same samples.
-    assert {(a.updates, a.samples) for a in finalists} == {(100, 40)}
+    assert {(a.updates, a.samples) for a in finalists} == {(100, 300)}
     assert [fraction for fraction, _ in told] == sorted(fraction for fraction, _ in told)
     assert not found.warnings
-
-
-def test_where_time_is_left_finalists_that_look_alike_are_trained_with_more_seeds(monkeypatch):
-    trained, probe = [], Trainer.probe
-    monkeypatch.setattr(Trainer, "probe", lambda self, trial: trained.append(trial) or probe(self, trial))
-    found = run(updates=100)
-    finalists = {c: a for c, a in found.accuracies.items() if a.finalist and a.learning_rate is not None}
-    order = by_promise(finalists)
-    alike = [c for c in order if paired_gap(finalists[order[0]], finalists[c])[0] <= 0]
-    assert len(alike) > 1
-    assert {finalists[c].seeds for c in alike} == {3}
-    whole = [trial for trial in trained if trial.updates == 100]
-    for candidate in alike:
-        rate, run_as = finalists[candidate].learning_rate, trained_as(candidate, take_census(network(), SIZE))
-        assert [(t.learning_rate, t.seed) for t in whole if t.candidate == run_as] == [
-            *((rate, 0), (rate, 1), (rate, 2))
-        ]
-    only = run([Candidate("norm")], updates=100)
-    assert only.accuracies[Candidate("norm")].seeds == 1  # nothing to tell apart
 
 
 def test_several_seeds_are_averaged():
@@ -142,9 +123,9 @@ def method():
 
 def test_one_that_diverges_does_not_end_the_others(method):
     breaks = method("breaks", learning_rates=(1e30, 2e30, 3e30))
-    found = run([Candidate("head"), breaks])
+    found = run([Candidate("norm"), breaks])
     assert "diverged" in found.failures[breaks]
-    assert Candidate("head") in found.accuracies
+    assert Candidate("norm") in found.accuracies
 
 
 def test_one_that_runs_out_of_memory_does_not_end_the_others(method):
@@ -202,7 +183,7 @@ def test_an_interrupted_race_tells_what_is_known_and_goes_on_from_there(tmp_path
 
     def interrupt(_, running):
         seen.append(running)
-        if len(seen) == 25:  # in the midst of the first rungs
+        if len(seen) == 7:  # what needs no training, and timing, are done
             signal.pthread_kill(main, signal.SIGINT)
 
     stopped = run(updates=200, store=Store(tmp_path / "store"), report=interrupt)
@@ -259,15 +240,7 @@ def test_trainings_go_on_from_where_they_were(monkeypatch):
     assert len(updates) <= timed + opened + (50 - levels[0]) + (100 - levels[1])
 
 
-def test_statistics_that_suit_shifted_data_are_tried_first():
-    told = []
-    model = network()
-    with torch.no_grad():
-        model[1].running_mean += 3.0
-    candidates = [
-        Candidate.of("ridge", {"features": "last"}, Levers(statistics=policy))
-        for policy in ("own", "reestimated")
-    ] + [Candidate("norm", levers=Levers(statistics=policy)) for policy in ("own", "frozen", "reestimated")]
-    run(candidates, model=model, updates=100, report=lambda _, running: told.append(running))
-    trained = [text for text in told if text.startswith("norm")]
-    assert trained[0].startswith("norm@statistics-reestimated")
+def test_what_is_told_of_the_luckiest_is_less_than_what_was_seen():
+    found = run([Candidate.of("lora", {"rank": rank}, Levers()) for rank in (1, 2, 4)], images=90, updates=48)
+    best = max((a for a in found.accuracies.values() if a.finalist), key=lambda accuracy: accuracy.seen)
+    assert best.low < best.mean < best.seen == sum(best.correct) / len(best.correct)
