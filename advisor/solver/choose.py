@@ -94,6 +94,8 @@ def is_as_good(accuracy: Accuracy, best: Accuracy, budget: Budget) -> bool:
 def expected_loss(accuracy: Accuracy, best: Accuracy, budget: Budget) -> float:
     """What is expected to be lost with it, as a fraction, in the budget's metric."""
     gap = best.mean - accuracy.mean
+    if accuracy.seen is not None and best.seen is not None:
+        return gap  # of what is expected of each
     return expected_gap(gap, paired_error(best, accuracy)) if budget.metric == "accuracy" else gap
 
 

@@ -59,7 +59,8 @@ def has_learnt(accuracy: Accuracy, budget: Budget, data: DataSummary, tries: int
     if share is None or judged is None:
         return True
     samples = judged.effective_samples or judged.samples
-    return tries * binomial_tail(round(judged.mean * samples), samples, share) <= _CHANCE
+    right = judged.mean if judged.seen is None else judged.seen
+    return tries * binomial_tail(round(right * samples), samples, share) <= _CHANCE
 
 
 def _guess(accuracy: Accuracy, budget: Budget, data: DataSummary) -> tuple[float | None, Accuracy | None]:
