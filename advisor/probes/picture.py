@@ -25,6 +25,7 @@ _Z95 = 1.959964  # the normal distribution's 97.5 % quantile
 _PRIOR = Path(__file__).parent / "prior.json"
 _STEP = math.log(5)  # between two learning rates of a grid, about
 _WORSE = 1.5  # in log odds below the best: how much further is all one
+_FURTHER = 3.0  # times as far down an interval reaches that ends below all that is told apart
 _LENGTHS = 4  # doublings: a sixteenth of a whole fine-tune lies at -1
 Effect = tuple[str, str]  # a group, and what it is in it
 
@@ -198,8 +199,9 @@ class Belief:
         """What it would come to, on images like those that judged, with a 95 % interval."""
         mean = float(self.means[row])
         away = _Z95 * math.sqrt(self.variances[row] + self.prior.noise**2 + self.in_common)
-        low = expit(mean - away) if mean - away > self.floor else 0.0
-        return Estimate(expit(mean), low, expit(mean + away))
+        # What is that bad may have failed altogether.
+        below = away if mean - away > self.floor else _FURTHER * away
+        return Estimate(expit(mean), expit(mean - below), expit(mean + away))
 
 
 def pictured(
