@@ -104,7 +104,6 @@ class Adapter(Method):
     )
     source = "Conv-Adapter, arXiv 2208.07463, eq. 2; parallel residual adapters, arXiv 1803.10082, eq. 2"
     order = 120
-    opening = (110, 90)
     learning_rates = (5e-4, 2e-3, 1e-2)
     variants = ({"kind": "conv", "reduction": 8}, {"kind": "parallel"})
 

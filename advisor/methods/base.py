@@ -42,10 +42,6 @@ class Method(ABC):
     formula: str
     source: str  # paper, equation
     order: int = _LAST  # where it is listed: from training everything to training nothing, then additions
-    # Where it stands in the race's opening, whole and with half of the network trained: by how well it did
-    # on the tasks that the race was developed on (measurements/regret.py). A method that has been on none
-    # comes right behind the best three. Ties go to the cheaper.
-    opening: tuple[int, int] = (35, 35)
     learning_rates: tuple[float, ...]  # Adam's, ascending; at least three, none where nothing is trained
     learns_classes: bool = True  # False: looks at no labels, so it can't learn classes never seen
     only_head: bool = False  # all before the head stays as it is

@@ -21,7 +21,6 @@ class Bias(Method):
     formula = "y = W·x + b; b, β and the head trained"
     source = "BitFit, arXiv 2106.10199"
     order = 40
-    opening = (60, 80)
     learning_rates = (1e-3, 5e-3, 2e-2)
 
     def applies(self, census: Census) -> bool:

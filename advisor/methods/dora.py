@@ -99,7 +99,6 @@ class DoRA(Method):
     formula = "W' = m·(W + (α/r)·BA)/‖W + (α/r)·BA‖; A, B, m and the head trained"
     source = "DoRA, arXiv 2402.09353, eq. 5 and section 4.3"
     order = 80
-    opening = (80, 60)
     peft_type = "LORA"
     learning_rates = (5e-4, 2e-3, 1e-2)
 

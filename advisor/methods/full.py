@@ -21,7 +21,6 @@ class Full(Method):
     formula = "W ← W − η·Adam(∂L/∂W)"
     source = "the baseline"
     order = 10
-    opening = (30, 10)
     learning_rates = (1e-4, 5e-4, 2e-3)
 
     def applies(self, census: Census) -> bool:

@@ -28,7 +28,6 @@ class GaLore(Method):
     formula = "R = PᵀG;  W ← W − η·α·P·Adam(R);  P = the top r left singular vectors of G, every T updates"
     source = "GaLore, arXiv 2403.03507, algorithm 2"
     order = 110
-    opening = (70, 40)
     learning_rates = (5e-4, 2e-3, 1e-2)
 
     def grid(self, ranks: Sequence[int]) -> Iterable[Setting]:

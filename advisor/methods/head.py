@@ -20,7 +20,6 @@ class Head(Method):
     formula = "y = V·f(x) + c; V, c trained"
     source = "linear probing, arXiv 1610.01644"
     order = 20
-    opening = (20, 90)
     learning_rates = (1e-3, 5e-3, 2e-2)
     only_head = True
     statistics = "frozen"

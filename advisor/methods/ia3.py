@@ -28,7 +28,6 @@ class IA3(Method):
     formula = "y = s⊙(W∗x + b) as (s⊙W)∗x + s⊙b, or y = s⊙BN(W∗x); s and the head trained, s = 1 at the start"
     source = "(IA)³, arXiv 2205.05638, section 3.3; convolutions as in Hugging Face PEFT"
     order = 130
-    opening = (90, 90)
     peft_type = "IA3"
     learning_rates = (1e-3, 5e-3, 2e-2)
 

@@ -73,7 +73,6 @@ class LiteResiduals(Method):
     formula = "y = W∗x + b + up(U∗relu(G∗pool(x))); G grouped, U 1x1, b, β and the head trained"
     source = "TinyTL, arXiv 2007.11622, section 3.2"
     order = 150
-    opening = (120, 90)
     learning_rates = (1e-3, 5e-3, 2e-2)
     statistics = "frozen"
     variants = ({"reduction": 2}, {"reduction": 4})

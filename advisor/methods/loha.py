@@ -51,7 +51,6 @@ class LoHa(Method):
     formula = "W' = W + (α/r)·(B₁A₁)⊙(B₂A₂); A₁, B₁, A₂, B₂ and the head trained, B₂ = 0 at the start"
     source = "LyCORIS, arXiv 2309.14859, eq. 3; the product is FedPara's, arXiv 2108.06098, proposition 1"
     order = 90
-    opening = (120, 90)
     peft_type = "LOHA"
     learning_rates = (5e-4, 2e-3, 1e-2)
 

@@ -71,7 +71,6 @@ class LoKr(Method):
     formula = "W' = W + (α/r)·C⊗(BA); A, B, C and the head trained, B = 0 at the start"
     source = "LyCORIS, arXiv 2309.14859, eq. 4 and 5"
     order = 100
-    opening = (120, 90)
     peft_type = "LOKR"
     learning_rates = (5e-4, 2e-3, 1e-2)
 

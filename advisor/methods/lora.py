@@ -38,7 +38,6 @@ class LoRA(Method):
     formula = "y = W∗x + (α/r)·B∗(A∗x); A, B and the head trained, B = 0 at the start"
     source = "LoRA, arXiv 2106.09685, eq. 3; convolutions as in Hugging Face PEFT"
     order = 70
-    opening = (50, 20)
     peft_type = "LORA"
     learning_rates = (5e-4, 2e-3, 1e-2)
 

@@ -21,7 +21,6 @@ class Norm(Method):
     formula = "y = γ·(x − μ)/σ + β; γ, β and the head trained"
     source = "BatchNorm-only training, arXiv 2003.00152"
     order = 30
-    opening = (10, 30)
     learning_rates = (1e-3, 5e-3, 2e-2)
 
     def applies(self, census: Census) -> bool:

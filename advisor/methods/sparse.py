@@ -134,7 +134,6 @@ class Sparse(Method):
     formula = "W'[S] trained, W' = W elsewhere; S: output channels with the largest ‖W[s]‖; the head trained"
     source = "sparse update, arXiv 2206.15472, section 2.2; channels by magnitude as in its code"
     order = 160
-    opening = (100, 70)
     learning_rates = (5e-4, 2e-3, 1e-2)
     variants = ({"fraction": 0.125}, {"fraction": 0.25})
 

@@ -29,7 +29,6 @@ class SSF(Method):
     formula = "y = γ⊙(W∗x + b) + β as (γ⊙W)∗x + (γ⊙b + β), or y = γ⊙BN(W∗x) + β; γ, β and the head trained"
     source = "SSF, arXiv 2210.08823, section 3.2"
     order = 140
-    opening = (40, 50)
     learning_rates = (1e-3, 5e-3, 2e-2)
 
     def applies(self, census: Census) -> bool:

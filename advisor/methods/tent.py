@@ -32,7 +32,6 @@ class Tent(Method):
     formula = "γ, β ← least mean of H(p) = −Σ p·log p, with p = softmax(outputs)"
     source = "TENT, arXiv 2006.10726"
     order = 60
-    opening = (120, 90)
     learning_rates = (1e-4, 5e-4, 2e-3)
     learns_classes = False
     loss = staticmethod(entropy)

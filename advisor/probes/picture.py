@@ -148,7 +148,9 @@ class Picture:
 
         if not seen:
             none = np.zeros((len(self.points), 0))
-            return Belief(self._expected, self._variances, self._scaled, none, self.prior, 0.0, -math.inf)
+            return Belief(
+                self._expected, self._variances, self._scaled, none, self.prior, frozenset(), 0.0, -math.inf
+            )
         rows = [self.rows[each.point] for each in seen]
         answers = floored(np.array([logit(s.accuracy, s.samples) for s in seen]))
         variances = np.array([sampling_variance(s.accuracy, s.samples) for s in seen])
@@ -163,6 +165,7 @@ class Picture:
             scaled=self._scaled,
             told=told,
             prior=self.prior,
+            seen=frozenset(rows),
             # What the images that judge have in common is nothing that all their answers could tell.
             in_common=self.prior.shared * float(np.median(variances)),
             floor=float(answers.max()) - _WORSE,
@@ -183,6 +186,7 @@ class Belief:
     scaled: Any  # (P, effects)
     told: Any  # (P, what was seen)
     prior: Prior
+    seen: frozenset[int]
     in_common: float  # variance that all accuracies share, on the images that judge
     floor: float  # below it nothing was told apart
 
@@ -199,8 +203,8 @@ class Belief:
         """What it would come to, on images like those that judged, with a 95 % interval."""
         mean = float(self.means[row])
         away = _Z95 * math.sqrt(self.variances[row] + self.prior.noise**2 + self.in_common)
-        # What is that bad may have failed altogether.
-        below = away if mean - away > self.floor else _FURTHER * away
+        # What was not seen and is that bad may fail altogether.
+        below = away if row in self.seen or mean - away > self.floor else _FURTHER * away
         return Estimate(expit(mean), expit(mean - below), expit(mean + away))
 
 

@@ -14,7 +14,7 @@ from advisor.errors import InputError
 from advisor.models.layers import take_census
 from advisor.probes.executor import executor_for
 from advisor.probes.race import race
-from advisor.probes.train import Trainer, Trial
+from advisor.probes.train import Trainer, Trial, training_of
 from advisor.records import Candidate, Levers
 from tests.probes.test_race import SIMULATED
 from tests.probes.test_train import SIZE, dataset, network
@@ -35,31 +35,47 @@ def dask_address():
         yield cluster.scheduler_address.replace("tcp://", "dask://")
 
 
-def same_race_as_here(spec):
-    def result(spec):
-        sent = trainer()
-        with executor_for(spec, sent) as executor:
-            costs = dict.fromkeys(CANDIDATES, SIMULATED)
-            found = race(sent, costs, seconds=3600, updates=16, seed=0, executor=executor)
-            assert not executor.losses
-        return found.accuracies, found.failures, found.base, found.probes_run
-
-    assert result(spec) == result("here")
+def raced(spec):
+    sent = trainer()
+    with executor_for(spec, sent) as executor:
+        costs = dict.fromkeys(CANDIDATES, SIMULATED)
+        found = race(sent, costs, seconds=3600, updates=16, seed=0, executor=executor)
+        assert not executor.losses
+    return found
 
 
-def test_local_workers_run_the_same_race():
-    same_race_as_here("local:2")
+def finds_what_is_found_here(spec):
+    """What several run at once is chosen together; each finds the same as it would here."""
+    found, here = raced(spec), trainer()
+    assert found.base == raced("here").base
+    assert any(accuracy.learning_rate for accuracy in found.accuracies.values())
+    for candidate, accuracy in found.accuracies.items():
+        if accuracy.learning_rate is None:
+            continue
+        training = training_of(candidate, here.census)
+        trial = Trial(training, accuracy.learning_rate, accuracy.updates, accuracy.samples, seed=0)
+        assert here.probe(trial).correct == accuracy.correct
+
+
+def test_one_local_worker_runs_the_same_race():
+    one, here = raced("local:1"), raced("here")
+    assert (one.accuracies, one.failures, one.base) == (here.accuracies, here.failures, here.base)
+    assert one.probes_run == here.probes_run
+
+
+def test_local_workers_find_the_same():
+    finds_what_is_found_here("local:2")
 
 
 @pytest.mark.filterwarnings("ignore")  # the engine's own
-def test_a_dask_cluster_runs_the_same_race(dask_address):
-    same_race_as_here(dask_address)
+def test_a_dask_cluster_finds_the_same(dask_address):
+    finds_what_is_found_here(dask_address)
 
 
 @pytest.mark.filterwarnings("ignore")  # the engine's own
-def test_ray_runs_the_same_race():
+def test_ray_finds_the_same():
     pytest.importorskip("ray")
-    same_race_as_here("ray")
+    finds_what_is_found_here("ray")
 
 
 class Dies(torch.nn.Module):
