@@ -141,6 +141,12 @@ class Picture:
         self._variances = np.sum(self._scaled**2, 1)
         self._with: dict[int, Any] = {}  # covariances of one point with all, before anything was seen
 
+    def rows_of(
+        self, training: Candidate, rate: float | None, share: float, heads: Sequence[Features]
+    ) -> tuple[int, ...]:
+        """Of the points that one training shows: as it was trained, and with each of these heads."""
+        return tuple(self.rows[Point(training, rate, share, head)] for head in (None, *heads))
+
     def given(self, seen: Sequence[Seen]) -> Belief:
         """What is believed of all points then."""
         import numpy as np

@@ -18,7 +18,8 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,10 +30,11 @@ from advisor.methods import learning_rates
 from advisor.probes.acquisition import Option, chosen
 from advisor.probes.clock import Clock
 from advisor.probes.executor import Executor, InProcess
+from advisor.probes.findings import Findings
 from advisor.probes.judging import ACCURACY, Metric
-from advisor.probes.picture import Picture, Point, Seen, expit, pictured, shipped_prior, whole
-from advisor.probes.train import Answers, Probe, Trainer, Trial, head_of, training_of
-from advisor.records import FEATURES, Accuracy, Candidate, Cost, Estimate, Features
+from advisor.probes.picture import Picture, Seen, expit
+from advisor.probes.train import Answers, Probe, Trainer, Trial, head_of
+from advisor.records import Accuracy, Candidate, Cost, Estimate
 from advisor.store import Store
 from advisor.training.update import reestimation_updates
 
@@ -122,31 +124,18 @@ class _Race:
         self._trainer, self._updates, self._seed = trainer, updates, seed
         self._store, self._key = store or Store(None), dict(key)
         self._executor, self._report = executor or InProcess(trainer, lambda _: False), report
-        # Those that train alike are trained once; what differs is the head that they are given in the end.
-        self._alike: dict[Candidate, dict[Features | None, list[Candidate]]] = {}
-        for candidate in costs:
-            training = training_of(candidate, trainer.census)
-            heads = self._alike.setdefault(training, {})
-            heads.setdefault(_head_in(training, candidate), []).append(candidate)
-        self._costs = {
-            one: costs[next(iter(heads.values()))[0]] for one, heads in self._alike.items()
-        }  # the cheapest's
+        self._found = Findings(costs, trainer.census, trainer.batch_size, updates, metric, min_retained)
         self._race_key = {
-            "race": [[one.id, *map(str, self._alike[one])] for one in self._costs],
+            "race": self._found.key(),
             "seconds": seconds,
             "updates": updates,
             "seed": seed,
             "metric": metric.name,
             "min_retained": min_retained,
         }
-        self._metric, self._min_retained = metric, min_retained
-        solves = any(head is not None for heads in self._alike.values() for head in heads)
-        solved_on = len(trainer.dataset.train) if solves else 0
-        self._clock = Clock(seconds, self._costs, trainer.batch_size, solved_on)
-        self._found: dict[Candidate, list[Probe]] = {}  # what went well, by what is trained
-        self._failures: dict[Candidate, str] = {}
+        self._metric = metric
+        self._clock = Clock(seconds, self._found.costs, trainer.batch_size, len(trainer.dataset.train))
         self._ended = _NO_TIME  # why no more was tried
-        self._barred: dict[Candidate, float] = {}  # learning rates from which on a training fails
         self._warnings: list[str] = []
         self._probes_run = self._probes_recalled = 0
 
@@ -155,116 +144,33 @@ class _Race:
         try:
             with stoppable():
                 correct, retained = self._base()
-                base = self._accuracy(correct, retained) if judge_base else None
+                base = self._found.judged(correct, retained) if judge_base else None
                 self._run_trials(len(correct))
         except KeyboardInterrupt:
             self._warnings.append("interrupted: what was found until then is all that is known")
         self._warnings += self._executor.losses
-        if self._costs and not self._found and any("diverged" in f for f in self._failures.values()):
+        if self._found.all_diverged:
             raise DataError(
                 "every probe diverged (the loss became NaN): check the images' range and --mean/--std, "
                 "and that the model's weights are finite"
             )
-        accuracies, predicted = self._told(self._accuracies(), unaffordable)
-        for one in self._costs:
-            if one not in self._found:
-                self._failures.setdefault(one, f"not probed: {self._ended}")
-        return RaceResult(
-            base,
-            accuracies,
-            predicted,
-            {
-                candidate: why
-                for one, why in self._failures.items()
-                if one not in self._found
-                for each in self._alike[one].values()
-                for candidate in each
-            },
-            self._clock.spent,
-            tuple(self._warnings),
-            self._probes_run,
-            self._probes_recalled,
-        )
-
-    def _accuracies(self) -> dict[Candidate, Accuracy]:
-        """Of all that was probed; those that were trained the longest are the finalists."""
-        longest = max(
-            (p.trial.updates for one in self._found for p in self._standing(self._trained(one))), default=0
-        )
+        longest = self._found.longest()
         if 0 < longest < self._updates:
             self._warnings.append(
                 f"there was no time to train for as long as a real fine-tune: accuracies are those after "
                 f"{longest:,} of its {self._updates:,} updates; allow more --probe-time"
             )
-        found = {}
-        for one in self._costs:
-            standing = self._standing(self._found.get(one, ()))
-            for head, accuracy in self._judged_by_head(standing).items():
-                finalist = accuracy.learning_rate is None or accuracy.updates == longest
-                for candidate in self._alike[one].get(head, ()):
-                    found[candidate] = replace(accuracy, finalist=finalist)
-        return found
-
-    def _told(
-        self, found: dict[Candidate, Accuracy], unaffordable: Sequence[Candidate]
-    ) -> tuple[dict[Candidate, Accuracy], dict[Candidate, Estimate]]:
-        """The finalists' accuracies by all that is known, and what each other candidate would come to.
-
-        Of many that are judged on few images the best is the luckiest, too: what all others say of it
-        makes up for that. The others are told at the best of their learning rates.
-        """
-        seen, wanted = self._seen(), dict[Point, list[Candidate]]()
-        if not seen:
-            return found, {}
-        for one, heads in self._alike.items():
-            for head, candidates in heads.items():
-                for candidate in candidates:
-                    accuracy = found.get(candidate)
-                    if accuracy is not None and accuracy.finalist:
-                        wanted.setdefault(self._point(one, accuracy, head), []).append(candidate)
-                    else:
-                        self._want(candidate, wanted)
-        for candidate in unaffordable:
-            self._want(candidate, wanted)
-        blocks = len(self._trainer.census.blocks)
-        estimates = pictured(seen, list(wanted), blocks, self._trainer.batch_size, shipped_prior())
-        told, predicted = dict(found), dict[Candidate, Estimate]()
-        for estimate, candidates in zip(estimates, wanted.values(), strict=True):
-            for candidate in candidates:
-                accuracy = found.get(candidate)
-                if accuracy is not None and accuracy.finalist:
-                    told[candidate] = replace(
-                        accuracy, mean=estimate.mean, low=estimate.low, high=estimate.high, seen=accuracy.mean
-                    )
-                elif candidate not in predicted or estimate.mean > predicted[candidate].mean:
-                    predicted[candidate] = estimate
-        return told, predicted
-
-    def _seen(self) -> list[Seen]:
-        """What every probe found, with each of its heads."""
-        return [
-            Seen(
-                self._point(one, accuracy, head),
-                accuracy.mean,
-                accuracy.effective_samples or accuracy.samples,
-            )
-            for one, probes in self._found.items()
-            for probe in probes
-            for head, accuracy in self._judged_by_head([probe]).items()
-        ]
-
-    def _point(self, one: Candidate, accuracy: Accuracy, head: Features | None) -> Point:
-        """Where in the picture the accuracy is."""
-        rate = accuracy.learning_rate
-        return Point(one, rate, 1.0 if rate is None else accuracy.updates / self._updates, head)
-
-    def _want(self, candidate: Candidate, wanted: dict[Point, list[Candidate]]) -> None:
-        one = training_of(candidate, self._trainer.census)
-        for point in whole(one, _head_in(one, candidate)) if one not in self._failures else ():
-            wanted.setdefault(point, []).append(candidate)
-
-    def _trained(self, one: Candidate) -> list[Probe]:
-        return [probe for probe in self._found.get(one, ()) if probe.trial.learning_rate is not None]
+        accuracies, predicted = self._found.told(unaffordable)
+        return RaceResult(
+            base,
+            accuracies,
+            predicted,
+            self._found.failures(f"not probed: {self._ended}"),
+            self._clock.spent,
+            tuple(self._warnings),
+            self._probes_run,
+            self._probes_recalled,
+        )
 
     def _base(self) -> tuple[bytes, bytes | None]:
         """Which held-out, and old, images the model classifies right: of as many as all are judged on."""
@@ -294,37 +200,31 @@ class _Race:
     def _run_trials(self, samples: int) -> None:
         """What needs no training, then one training after the other, for as long as they are worth it."""
         self._judge_untrained(samples)
-        trained = [one for one in self._costs if learning_rates(one)]
-        if not trained:
+        if not any(map(learning_rates, self._found.costs)):
             return
-        self._plan(samples)
-        if self._lengths[-1] < min(_LEAST_UPDATES, self._updates):
+        lengths = self._planned_lengths(samples)
+        if lengths[-1] < min(_LEAST_UPDATES, self._updates):
             self._warnings.append(
                 f"--probe-time allows fewer than {_LEAST_UPDATES} updates a probe: "
                 "the accuracies say little; allow more time"
             )
-        shares = dict.fromkeys([*(length / self._updates for length in self._lengths), 1.0])
-        points = [
-            Point(one, rate, share, head)
-            for one in self._costs
-            for rate in learning_rates(one) or (None,)
-            for share in (shares if rate is not None else (1.0,))
-            for head in (None, *self._heads(one))
-        ]
-        self._picture = Picture(
-            points, len(self._trainer.census.blocks), self._trainer.batch_size, shipped_prior()
-        )
+        picture = self._found.picture(lengths)
         for step in itertools.count():
-            if not self._step(step, samples):
+            plan = self._remembered(
+                "step", self._race_key | {"step": step}, partial(self._next, picture, lengths, samples)
+            )
+            self._ended = _NO_PROMISE if plan["in_time"] else _NO_TIME
+            if not plan["trials"]:
                 return
+            for probe in self._probes([_trial_of(key) for key in plan["trials"]]):
+                self._judge(probe)
 
-    def _plan(self, samples: int) -> None:
-        """For how many updates trainings may run: the longest that there is time for, and parts of it."""
+    def _planned_lengths(self, samples: int) -> list[int]:
+        """For how many updates trainings may run: the most that there is time for, and parts of them."""
 
         def planned() -> dict[str, Any]:
             self._time()
-            longest = self._updates
-            shortest = min(_LEAST_UPDATES, self._updates)
+            longest, shortest = self._updates, min(_LEAST_UPDATES, self._updates)
             while longest > shortest and self._quickest(longest, samples) > _LONGEST_SHARE * self._clock.left:
                 longest = max(longest // _PART, shortest)
             lengths = [longest]
@@ -332,107 +232,53 @@ class _Race:
                 lengths.insert(0, lengths[0] // _PART)
             return {"lengths": lengths}
 
-        self._lengths = self._remembered("plan", self._race_key, planned)["lengths"]
+        return list(self._remembered("plan", self._race_key, planned)["lengths"])
 
     def _quickest(self, updates: int, samples: int) -> float:
         """Seconds of so many updates of the quickest of those that were timed."""
         return min(
-            self._clock.expected(Trial(one, learning_rates(one)[0], updates, samples, 0, self._heads(one)))
+            self._clock.expected(
+                Trial(one, learning_rates(one)[0], updates, samples, 0, self._found.heads(one))
+            )
             for one in self._clock.timed
         )
 
-    def _step(self, number: int, samples: int) -> bool:
-        """Run what promises most now, one training for each worker; False: nothing is worth its time."""
-
-        def planned() -> dict[str, Any]:
-            trials = self._next(samples)
-            in_time = any(option.seconds <= self._clock.left for option in self._options(samples))
-            return {"trials": [_trial_key(trial) for trial in trials], "in_time": in_time}
-
-        plan = self._remembered("step", self._race_key | {"step": number}, planned)
-        self._ended = _NO_PROMISE if plan["in_time"] else _NO_TIME
-        trials = [_trial_of(key) for key in plan["trials"]]
-        for probe in self._probes(trials):
-            self._judge(probe)
-        return bool(trials)
-
-    def _next(self, samples: int) -> list[Trial]:
+    def _next(self, picture: Picture, lengths: Sequence[int], samples: int) -> dict[str, Any]:
         """For each worker a training; what is under way is taken to answer what is expected of it."""
-        seen, trials = self._seen(), list[Trial]()
-        for _ in range(self._executor.workers):
-            belief = self._picture.given(seen)
-            options = [o for o in self._options(samples) if o.name not in trials]
-            left = self._clock.left if self._found_any() else math.inf
-            option = chosen(belief, options, self._finals(), samples, left)
+        seen, trials = self._found.seen(), list[Trial]()
+        finals = [picture.rows[point] for point in self._found.finals()]
+        options = self._options(picture, lengths, samples)
+        # There is always something to be told.
+        left = self._clock.left if self._found.trained_any else math.inf
+        while len(trials) < self._executor.workers:
+            belief = picture.given(seen)
+            option = chosen(belief, options, finals, samples, left)
             if option is None:
                 break
             trials.append(option.name)
+            options.remove(option)
             seen += [
-                Seen(self._picture.points[row], expit(float(belief.means[row])), samples)
-                for row in option.rows
+                Seen(picture.points[row], expit(float(belief.means[row])), samples) for row in option.rows
             ]
-        return trials
+        in_time = any(option.seconds <= self._clock.left for option in options)
+        return {"trials": [_trial_key(trial) for trial in trials], "in_time": in_time}
 
-    def _found_any(self) -> bool:
-        """Whether any training was run: there is always something to be told."""
-        return any(self._trained(one) for one in self._found)
-
-    def _options(self, samples: int) -> list[Option]:
+    def _options(self, picture: Picture, lengths: Sequence[int], samples: int) -> list[Option]:
         """All trainings that can be run now, each for longer than it was."""
         found = []
-        for one in self._costs:
-            done = {p.trial.learning_rate: p.trial.updates for p in self._trained(one)}
+        for one in self._found.costs:
+            done = {probe.trial.learning_rate: probe.trial.updates for probe in self._found.probes(one)}
+            heads = self._found.heads(one)
             for rate in learning_rates(one):
-                if self._is_barred(one, rate):
-                    continue
-                for updates in self._lengths:
-                    if updates <= done.get(rate, 0):
+                ends = picture.rows_of(one, rate, 1.0, heads)
+                for updates in lengths:
+                    if updates <= done.get(rate, 0) or self._found.fails_at(one, rate):
                         continue
-                    trial = Trial(one, rate, updates, samples, self._seed, self._heads(one))
-                    found.append(
-                        Option(
-                            trial,
-                            self._rows(one, rate, updates / self._updates),
-                            self._rows(one, rate, 1.0),
-                            self._clock.expected(trial),
-                            self._clock.work(trial),
-                            is_last=updates == self._lengths[-1],
-                        )
-                    )
+                    trial = Trial(one, rate, updates, samples, self._seed, heads)
+                    rows = picture.rows_of(one, rate, updates / self._updates, heads)
+                    seconds, work = self._clock.expected(trial), self._clock.work(trial)
+                    found.append(Option(trial, rows, ends, seconds, work, is_last=updates == lengths[-1]))
         return found
-
-    def _rows(self, one: Candidate, rate: float | None, share: float) -> tuple[int, ...]:
-        heads = (None, *self._heads(one))
-        return tuple(self._picture.rows[Point(one, rate, share, head)] for head in heads)
-
-    def _is_barred(self, one: Candidate, rate: float) -> bool:
-        """Whether the training failed, at this learning rate or, if it diverged, at a lower one."""
-        return rate >= self._barred.get(one, math.inf)
-
-    def _finals(self) -> list[int]:
-        """The points that may be chosen in the end: of candidates that there are, none that forgets too much.
-
-        Unless all do: longer training forgets more.
-        """
-        found = [
-            (one, self._picture.rows[point])
-            for one, heads in self._alike.items()
-            for head in heads
-            for point in whole(one, head)
-            if point.rate is None or not self._is_barred(one, point.rate)
-            if one in self._found or point.rate is not None
-        ]
-        kept = [row for one, row in found if not self._forgets(one)]
-        return kept or [row for _, row in found]
-
-    def _forgets(self, one: Candidate) -> bool:
-        """Whether it was seen to be surely below the least accuracy on the old data."""
-        standing = self._standing(self._found.get(one, ()))
-        if self._min_retained is None or not standing:
-            return False
-        by_head = self._judged_by_head(standing)
-        old = [by_head[head].retained for head in self._alike[one] if head in by_head]
-        return all(each is not None and each.high < self._min_retained for each in old)
 
     def _judge_untrained(self, samples: int) -> None:
         """One probe for each candidate that has no learning rate."""
@@ -443,15 +289,17 @@ class _Race:
             return reestimation_updates(len(self._trainer.images_for(candidate)), self._trainer.batch_size)
 
         trials = [
-            Trial(candidate, None, updates(candidate), samples, 0, self._heads(candidate))
-            for candidate in self._costs
+            Trial(candidate, None, updates(candidate), samples, 0, self._found.heads(candidate))
+            for candidate in self._found.costs
             if not learning_rates(candidate)
         ]
         for probe in self._probes(trials):
             self._judge(probe)
 
-    def _heads(self, training: Candidate) -> tuple[Features, ...]:
-        return tuple(head for head in FEATURES if head in self._alike[training])
+    def _judge(self, probe: Probe) -> None:
+        came = probe.failure or f"{100 * self._found.best_mean(probe):.1f} % right"
+        _log.debug("probed %s: %s, %.1f s", _named(probe.trial), came, probe.seconds)
+        self._found.add(probe)
 
     def _probes(self, trials: Sequence[Trial]) -> Iterator[Probe]:
         """Those in the store, then the others as they finish."""
@@ -492,62 +340,12 @@ class _Race:
                 self._keep("probe", _trial_key(probe.trial), value)
             yield probe
 
-    def _judge(self, probe: Probe) -> None:
-        """Keep what went well, and why it didn't."""
-        one = probe.trial.candidate
-        if probe.correct is not None:
-            right = f"{100 * _best_of(self._judged_by_head([probe])).mean:.1f} % right"
-            _log.debug("probed %s: %s, %.1f s", _named(probe.trial), right, probe.seconds)
-            self._found.setdefault(one, []).append(probe)
-            return
-        _log.debug("probed %s: %s, %.1f s", _named(probe.trial), probe.failure, probe.seconds)
-        worst = probe.trial.learning_rate if probe.failure == "diverged" else None
-        self._barred[one] = min(worst or 0.0, self._barred.get(one, math.inf))
-        known = self._found.get(one, [])
-        kept = [each for each in known if not _says_too_little(each.trial, probe)]
-        if kept:
-            self._found[one] = kept
-        else:
-            self._found.pop(one, None)
-            self._failures[one] = _failure(probe)
-
-    def _standing(self, probes: Sequence[Probe]) -> list[Probe]:
-        """Those that a training is judged by: the longest, at the best of their rates, of every seed."""
-        if not probes:
-            return []
-        longest = max(probe.trial.updates for probe in probes)
-        by_rate: dict[float | None, list[Probe]] = {}
-        for probe in probes:
-            if probe.trial.updates == longest:
-                by_rate.setdefault(probe.trial.learning_rate, []).append(probe)
-        return max(by_rate.values(), key=lambda found: _best_of(self._judged_by_head(found)).mean)
-
-    def _judged_by_head(self, probes: Sequence[Probe]) -> dict[Features | None, Accuracy]:
-        """The accuracy over all seeds of the network as it was trained, and with each head of the trials."""
-        if not probes:
-            return {}
-        trial = probes[0].trial
-        of_each = [(Answers(probe.correct or b"", probe.retained), *probe.solved) for probe in probes]
-        return {
-            head: self._accuracy(
-                _summed([each.correct for each in answers]),
-                _summed([each.retained for each in answers]),
-                seeds=len(answers),
-                learning_rate=trial.learning_rate,
-                updates=trial.updates,
-            )
-            for head, answers in zip((None, *trial.heads), zip(*of_each, strict=True), strict=True)
-        }
-
-    def _accuracy(self, correct: bytes, retained: bytes | None, *, seeds: int = 1, **known: Any) -> Accuracy:
-        """On the new data, in the metric, and on the old where there is some."""
-        old = ACCURACY.of(retained, seeds=seeds) if retained else None
-        return replace(self._metric.of(correct, seeds=seeds, **known), retained=old)
-
     def _time(self) -> None:
         """Learn how long an update takes of those with the least and the most FLOPs, and between."""
-        trained = [one for one in self._costs if learning_rates(one) and not self._executor.is_risky(one)]
-        trained.sort(key=lambda one: self._costs[one].flops.total)
+        trained = [
+            one for one in self._found.costs if learning_rates(one) and not self._executor.is_risky(one)
+        ]
+        trained.sort(key=lambda one: self._found.costs[one].flops.total)
         places = (
             {round(part * (len(trained) - 1) / (_TIMED - 1)) for part in range(_TIMED)} if trained else ()
         )
@@ -590,22 +388,6 @@ def _threads(count: int) -> Iterator[None]:
         torch.set_num_threads(own)
 
 
-def _best_of(by_head: Mapping[Features | None, Accuracy]) -> Accuracy:
-    return max(by_head.values(), key=lambda accuracy: accuracy.mean)
-
-
-def _says_too_little(trial: Trial, failed: Probe) -> bool:
-    """Whether that a trial went well is no news, as the same failed later, trained as long or longer."""
-    same = (trial.candidate, trial.learning_rate) == (failed.trial.candidate, failed.trial.learning_rate)
-    longer = failed.trial.updates - trial.updates
-    return same and (longer > 0 or (longer == 0 and failed.failure == "diverged"))
-
-
-def _summed(answers: Sequence[bytes | None]) -> bytes:
-    """How many of the seeds got each image right; nothing where they weren't asked."""
-    return bytes(map(sum, zip(*(each or b"" for each in answers), strict=True)))
-
-
 def _hex(answers: bytes | None) -> str | None:
     return None if answers is None else answers.hex()
 
@@ -626,17 +408,3 @@ def _trial_of(key: Mapping[str, Any]) -> Trial:
 def _named(trial: Trial) -> str:
     rate = "" if trial.learning_rate is None else f" at {trial.learning_rate:.2g}"
     return f"{trial.candidate.id}{rate}, {trial.updates} updates"
-
-
-def _failure(probe: Probe) -> str:
-    if probe.failure != "diverged":
-        return f"its training failed: {probe.failure}"
-    if probe.trial.learning_rate is None:
-        return "diverged: the re-estimated statistics are not finite"
-    return f"diverged: the loss became NaN at a learning rate of {probe.trial.learning_rate:.2g}"
-
-
-def _head_in(training: Candidate, candidate: Candidate) -> Features | None:
-    """Which head the candidate has, other than the one that its training ends with."""
-    head = head_of(candidate)
-    return None if head == head_of(training) else head

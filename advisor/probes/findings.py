@@ -1,0 +1,240 @@
+"""What a race has found: probes by training, and what all of them say of every candidate."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from advisor.methods import learning_rates
+from advisor.probes.judging import ACCURACY, Metric
+from advisor.probes.picture import Picture, Point, Seen, pictured, shipped_prior, whole
+from advisor.probes.train import Answers, Probe, Trial, head_of, training_of
+from advisor.records import FEATURES, Accuracy, Candidate, Census, Cost, Estimate, Features
+
+
+class Findings:
+    """Those that train alike are trained once; what differs is the head that they are given in the end."""
+
+    def __init__(
+        self,
+        costs: Mapping[Candidate, Cost],
+        census: Census,
+        batch_size: int,
+        updates: int,
+        metric: Metric,
+        min_retained: float | None,
+    ) -> None:
+        """`costs`: cheapest first; `updates`: of a whole fine-tune."""
+        self._census, self._batch_size, self._updates = census, batch_size, updates
+        self._metric, self._min_retained = metric, min_retained
+        self._alike: dict[Candidate, dict[Features | None, list[Candidate]]] = {}
+        for candidate in costs:
+            training = training_of(candidate, census)
+            heads = self._alike.setdefault(training, {})
+            heads.setdefault(_head_in(training, candidate), []).append(candidate)
+        # Of each training the cheapest candidate's.
+        self.costs = {one: costs[next(iter(heads.values()))[0]] for one, heads in self._alike.items()}
+        self._probes: dict[Candidate, list[Probe]] = {}  # what went well, by what is trained
+        self._failures: dict[Candidate, str] = {}
+        self._barred: dict[Candidate, float] = {}  # learning rates from which on a training fails
+
+    def heads(self, training: Candidate) -> tuple[Features, ...]:
+        """Which are solved for the training once it has ended."""
+        return tuple(head for head in FEATURES if head in self._alike[training])
+
+    def add(self, probe: Probe) -> None:
+        """Keep what went well, and of what didn't, why."""
+        one = probe.trial.candidate
+        if probe.correct is not None:
+            self._probes.setdefault(one, []).append(probe)
+            return
+        worst = probe.trial.learning_rate if probe.failure == "diverged" else None
+        self._barred[one] = min(worst or 0.0, self._barred.get(one, math.inf))
+        kept = [each for each in self.probes(one) if not _says_too_little(each.trial, probe)]
+        if kept:
+            self._probes[one] = kept
+        else:
+            self._probes.pop(one, None)
+            self._failures[one] = _failure(probe)
+
+    def probes(self, training: Candidate) -> Sequence[Probe]:
+        """Those that went well."""
+        return self._probes.get(training, ())
+
+    @property
+    def trained_any(self) -> bool:
+        """Whether there is one that trained something."""
+        return any(probe.trial.learning_rate for probes in self._probes.values() for probe in probes)
+
+    @property
+    def all_diverged(self) -> bool:
+        """Whether nothing went well, as losses became NaN."""
+        return not self._probes and any("diverged" in failure for failure in self._failures.values())
+
+    def fails_at(self, training: Candidate, rate: float) -> bool:
+        """Whether the training failed, at this learning rate or, if it diverged, at a lower one."""
+        return rate >= self._barred.get(training, math.inf)
+
+    def judged(self, correct: bytes, retained: bytes | None, **known: Any) -> Accuracy:
+        """On the new data, in the metric, and on the old where there is some."""
+        old = ACCURACY.of(retained) if retained else None
+        return replace(self._metric.of(correct, **known), retained=old)
+
+    def by_head(self, probe: Probe) -> dict[Features | None, Accuracy]:
+        """Of the network as it was trained (None), and with each head of the trial."""
+        trial = probe.trial
+        answers = (Answers(probe.correct or b"", probe.retained), *probe.solved)
+        known = {"learning_rate": trial.learning_rate, "updates": trial.updates}
+        return {
+            head: self.judged(of.correct, of.retained, **known)
+            for head, of in zip((None, *trial.heads), answers, strict=True)
+        }
+
+    def best_mean(self, probe: Probe) -> float:
+        """With the best of its heads."""
+        return max(accuracy.mean for accuracy in self.by_head(probe).values())
+
+    def seen(self) -> list[Seen]:
+        """What every probe says to the picture, with each of its heads."""
+        return [
+            Seen(self._point(one, of_one, head), of_one.mean, of_one.effective_samples or of_one.samples)
+            for one, probes in self._probes.items()
+            for probe in probes
+            for head, of_one in self.by_head(probe).items()
+        ]
+
+    def finals(self) -> list[Point]:
+        """What may be chosen in the end: nothing that forgets too much, unless all does.
+
+        What needs no training was run, or can't be.
+        """
+        found = [
+            (one, point)
+            for one, heads in self._alike.items()
+            for head in heads
+            for point in whole(one, head)
+            if (one in self._probes if point.rate is None else not self.fails_at(one, point.rate))
+        ]
+        return [point for one, point in found if not self._forgets(one)] or [point for _, point in found]
+
+    def picture(self, lengths: Sequence[int]) -> Picture:
+        """Of all trainings, for so many updates."""
+        shares = dict.fromkeys([*(length / self._updates for length in lengths), 1.0])
+        points = [
+            Point(one, rate, share, head)
+            for one in self.costs
+            for rate in learning_rates(one) or (None,)
+            for share in (shares if rate is not None else (1.0,))
+            for head in (None, *self.heads(one))
+        ]
+        return Picture(points, len(self._census.blocks), self._batch_size, shipped_prior())
+
+    def longest(self) -> int:
+        """Updates of what was trained for the longest; 0: nothing was."""
+        probes = [self._standing(one) for one in self._probes]
+        return max((p.trial.updates for p in probes if p.trial.learning_rate is not None), default=0)
+
+    def told(
+        self, unaffordable: Sequence[Candidate]
+    ) -> tuple[dict[Candidate, Accuracy], dict[Candidate, Estimate]]:
+        """The accuracies of all that was probed, and what all others would come to.
+
+        Those that were trained for the longest are the finalists. Of many that are judged on few images the
+        best is the luckiest, too: what all probes together say of a finalist makes up for that. The others
+        are told at the best of their learning rates, `unaffordable` ones too.
+        """
+        accuracies, wanted = self._accuracies(), dict[Point, list[Candidate]]()
+        for one, heads in self._alike.items():
+            for head, candidates in heads.items():
+                for candidate in candidates:
+                    accuracy = accuracies.get(candidate)
+                    if accuracy is not None and accuracy.finalist:
+                        wanted.setdefault(self._point(one, accuracy, head), []).append(candidate)
+                    else:
+                        self._want(candidate, wanted)
+        for candidate in unaffordable:
+            self._want(candidate, wanted)
+        seen, predicted = self.seen(), dict[Candidate, Estimate]()
+        if not seen:
+            return {}, {}
+        prior = shipped_prior()
+        estimates = pictured(seen, list(wanted), len(self._census.blocks), self._batch_size, prior)
+        for estimate, candidates in zip(estimates, wanted.values(), strict=True):
+            for candidate in candidates:
+                accuracy = accuracies.get(candidate)
+                if accuracy is not None and accuracy.finalist:
+                    mean, low, high = estimate.mean, estimate.low, estimate.high
+                    accuracies[candidate] = replace(
+                        accuracy, seen=accuracy.mean, mean=mean, low=low, high=high
+                    )
+                elif candidate not in predicted or estimate.mean > predicted[candidate].mean:
+                    predicted[candidate] = estimate
+        return accuracies, predicted
+
+    def failures(self, otherwise: str) -> dict[Candidate, str]:
+        """Why a candidate has no accuracy: `otherwise` of those that were not tried."""
+        return {
+            candidate: self._failures.get(one, otherwise)
+            for one, heads in self._alike.items()
+            if one not in self._probes
+            for candidates in heads.values()
+            for candidate in candidates
+        }
+
+    def key(self) -> list[list[str]]:
+        """All that is raced, in plain values."""
+        return [[one.id, *map(str, self._alike[one])] for one in self.costs]
+
+    def _accuracies(self) -> dict[Candidate, Accuracy]:
+        longest, found = self.longest(), {}
+        for one in self._probes:
+            for head, accuracy in self.by_head(self._standing(one)).items():
+                finalist = accuracy.learning_rate is None or accuracy.updates == longest
+                for candidate in self._alike[one].get(head, ()):
+                    found[candidate] = replace(accuracy, finalist=finalist)
+        return found
+
+    def _standing(self, training: Candidate) -> Probe:
+        """The one that the training is judged by: of the longest, that at the best learning rate."""
+        return max(self._probes[training], key=lambda probe: (probe.trial.updates, self.best_mean(probe)))
+
+    def _forgets(self, training: Candidate) -> bool:
+        """Whether it was seen to be surely below the least accuracy on the old data."""
+        if self._min_retained is None or training not in self._probes:
+            return False
+        by_head = self.by_head(self._standing(training))
+        old = [by_head[head].retained for head in self._alike[training] if head in by_head]
+        return all(each is not None and each.high < self._min_retained for each in old)
+
+    def _point(self, training: Candidate, accuracy: Accuracy, head: Features | None) -> Point:
+        """Where in the picture the accuracy is."""
+        rate = accuracy.learning_rate
+        return Point(training, rate, 1.0 if rate is None else accuracy.updates / self._updates, head)
+
+    def _want(self, candidate: Candidate, wanted: dict[Point, list[Candidate]]) -> None:
+        one = training_of(candidate, self._census)
+        for point in whole(one, _head_in(one, candidate)) if one not in self._failures else ():
+            wanted.setdefault(point, []).append(candidate)
+
+
+def _head_in(training: Candidate, candidate: Candidate) -> Features | None:
+    """Which head the candidate has, other than the one that its training ends with."""
+    head = head_of(candidate)
+    return None if head == head_of(training) else head
+
+
+def _says_too_little(trial: Trial, failed: Probe) -> bool:
+    """Whether that a trial went well is no news, as the same failed later, trained as long or longer."""
+    same = (trial.candidate, trial.learning_rate) == (failed.trial.candidate, failed.trial.learning_rate)
+    longer = failed.trial.updates - trial.updates
+    return same and (longer > 0 or (longer == 0 and failed.failure == "diverged"))
+
+
+def _failure(probe: Probe) -> str:
+    if probe.failure != "diverged":
+        return f"its training failed: {probe.failure}"
+    if probe.trial.learning_rate is None:
+        return "diverged: the re-estimated statistics are not finite"
+    return f"diverged: the loss became NaN at a learning rate of {probe.trial.learning_rate:.2g}"
