@@ -48,10 +48,10 @@ study-regret: $(VENV)/.installed-studies
 	$(if $(and $(DATA),$(MODELS)),,$(error give DATA=FOLDER (CIFAR-10 JPEG: train/, test/) and MODELS=FOLDER))
 	$(BIN)/python -m measurements.regret --data $(DATA) --models $(MODELS) $(STUDY)
 
-# Likewise; the networks of the study on photos, too.
+# Likewise; the networks of the study on photos, too, and perhaps PHOTOS, the folder of grocery/.
 study-curves: $(VENV)/.installed-photos
 	$(if $(and $(DATA),$(MODELS)),,$(error give DATA=FOLDER (CIFAR-10 JPEG: train/, test/) and MODELS=FOLDER))
-	$(BIN)/python -m measurements.curves --data $(DATA) --models $(MODELS) $(STUDY)
+	$(BIN)/python -m measurements.curves --data $(DATA) --models $(MODELS) $(if $(PHOTOS),--photos $(PHOTOS)) $(STUDY)
 
 # Of what study-curves has found; writes what the package ships.
 study-prior: $(VENV)/.installed-studies
