@@ -85,11 +85,13 @@ def drawn(task: Any, request: Request, count: int) -> list[Candidate]:
     return [*untrained, *(Candidate.parse(str(each)) for each in turns[:count])]
 
 
-def prepared(task: Task, data: Path, models: Path, kept: Path, store: Store) -> Any:
+def prepared(task: Task, data: Path, models: Path, photos: Path | None, kept: Path, store: Store) -> Any:
     """The task as the other studies have it, judged on fewer images."""
     if task.situation in ("photos", "groceries"):
-        is_real = task.situation == "groceries"
-        root, name, given = (photos, "grocery", 0) if is_real else (data, "test", task.images)
+        root, name, given = data, "test", task.images
+        if task.situation == "groceries":
+            assert photos is not None  # else the task is left out
+            root, name, given = photos, "grocery", 0
         of = photo_tasks.Task(task.network, name, given=given, epochs=task.epochs, reported=False)
         size = photo_tasks.Size(side=task.side, judging=JUDGING, batch=task.batch)
         return photo_tasks.Prepared(of, size, root, kept, store)
