@@ -93,10 +93,10 @@ def prepared(task: Task, data: Path, models: Path, photos: Path | None, kept: Pa
             assert photos is not None  # else the task is left out
             root, name, given = photos, "grocery", 0
         of = photo_tasks.Task(task.network, name, given=given, epochs=task.epochs, reported=False)
-        size = photo_tasks.Size(side=task.side, judging=JUDGING, batch=task.batch)
+        size = photo_tasks.PhotoSize(side=task.side, judging=JUDGING, batch=task.batch)
         return photo_tasks.Prepared(of, size, root, kept, store)
     similar = regret.Task(task.network, task.situation, reported=False)
-    sized = regret.Size(images=task.images, tests=JUDGING, batch=task.batch, epochs=task.epochs)
+    sized = regret.CifarSize(images=task.images, tests=JUDGING, batch=task.batch, epochs=task.epochs)
     return regret.Prepared(similar, sized, data, models, kept, store)
 
 

@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,13 +25,13 @@ from advisor.data.pixels import Frame
 from advisor.data.pools import Found
 from advisor.data.sources import find
 from advisor.models.fingerprint import fingerprint, model_fingerprint
-from advisor.parts.closed_form import solvable
-from advisor.probes import FineTune, Trainer, Trial, in_quick_layout
+from advisor.probes import FineTune, Trainer, in_quick_layout
 from advisor.records import Candidate, Levers
 from advisor.situation import Request, prepare
 from advisor.store import Store
+from measurements.advice import Size, Studied
 from measurements.photo_networks import NETWORKS
-from measurements.truth import costs, say, share
+from measurements.truth import say
 
 _OTHER_VISITS = "val-"
 _TUNED_WITH, _TUNED_AT, _TUNED_FOR = Candidate("full", levers=Levers(statistics="frozen")), 5e-4, 8  # epochs
@@ -53,28 +53,25 @@ class Task:
 
 
 @dataclass(frozen=True, slots=True)
-class Size:
-    """Of a study: the full one, or a quick one that shows that it works."""
+class PhotoSize(Size):
+    """Of the photos, too."""
 
-    side: int = 160  # of the photos, in pixels
-    judging: int = 1550  # photos, at most
-    batch: int = 8
-    seeds: int = 2  # of the best three
-    tuning: int = 700  # photos, for a network that is to meet a shift
-    # Of the advice alone:
-    budgets: tuple[str, ...] = ("loose", "memory", "flops")
-    probe_seconds: float | Literal["auto"] = "auto"
-    methods: tuple[str, ...] | None = None  # None: all
+    side: int = 160  # in pixels
+    judging: int = 1550  # at most
+    tuning: int = 700  # for a network that is to meet a shift
 
 
 _FEW = 5
 
 
-class Prepared:
-    """A task's network and photos, and everything that was ever trained on it."""
+class Prepared(Studied):
+    """A task's network and photos."""
 
-    def __init__(self, task: Task, size: Size, data: Path, kept: Path, store: Store) -> None:
+    size: PhotoSize
+
+    def __init__(self, task: Task, size: PhotoSize, data: Path, kept: Path, store: Store) -> None:
         self.task, self.size, self.store = task, size, store
+        self.reported, self.epochs = task.reported, task.epochs
         self.folder = kept / task.name.replace(", ", "-").replace(":", "-").replace(" ", "-")
         photos = find(str(data / task.photos))
         self.class_names = photos.class_names
@@ -125,43 +122,11 @@ class Prepared:
             normalisation=NETWORKS[self.task.network].normalisation,
             rehearse=self.task.shift or None,
             class_names=self.class_names if self.task.shift else None,
-            epochs=self.task.epochs,
+            epochs=self.epochs,
             methods=self.size.methods,
             probe_seconds=self.size.probe_seconds,
             verify=False,
         )
-
-    @property
-    def updates(self) -> int:
-        return self.task.epochs * max(len(self.dataset.train) // self.size.batch, 1)
-
-    def trial(self, candidate: Candidate, rate: float | None, seed: int, *, heads: bool = False) -> Trial:
-        """To the end; with `heads`, judged with each head that can be solved for it, too."""
-        updates = self.updates if rate is not None else 0
-        solved = solvable(self.census) if heads else ()
-        return Trial(candidate, rate, updates, len(self.dataset.validation), seed, solved)
-
-    def trial_key(self, trial: Trial) -> dict[str, Any]:
-        told = {"candidate": trial.candidate.id, "rate": trial.learning_rate, "seed": trial.seed}
-        return self.key | told | {"heads": list(trial.heads)}
-
-    def costs(self, candidate: Candidate, *, is_trained: bool) -> dict[str, Any]:
-        """Of an update; kept."""
-        key = self.key | {"candidate": candidate.id}
-        known = self.store.get("cost", key)
-        if known is None:
-            known = costs(self.simulator, candidate, self.size.batch, is_trained=is_trained)
-            self.store.put("cost", key, known)
-        return known
-
-    def base_accuracy(self) -> float:
-        """Of the network as it is; where it never saw the classes, of the head that it begins with."""
-        return share(self.trainer.judge_base(len(self.dataset.validation))[: self.counted])
-
-    @property
-    def counted(self) -> int:
-        """How many of the photos that judge say what a training comes to: the first ones."""
-        return self.of_other_visits or len(self.dataset.validation)
 
     def _tune(self, photos: Found, data: Path, tuning: Sequence[int], kept: Path) -> Path:
         """The file of a network that has learned the classes, on its own photos; made where it is missing."""
@@ -188,7 +153,7 @@ class Prepared:
         return path
 
 
-def _split(task: Task, size: Size, photos: Found) -> tuple[list[int], list[int], list[int], int]:
+def _split(task: Task, size: PhotoSize, photos: Found) -> tuple[list[int], list[int], list[int], int]:
     """Photos to tune the network with, to give, and to judge; how many of these are of other visits.
 
     Those come first, so that they can be counted alone.
@@ -227,7 +192,7 @@ def _link(photos: Found, root: Path, wanted: Sequence[int], folder: Path) -> Non
         (folder / name).symlink_to((root / name).resolve())
 
 
-def _read(photos: Found, wanted: Sequence[int], size: Size, task: Task) -> LabelledImages:
+def _read(photos: Found, wanted: Sequence[int], size: PhotoSize, task: Task) -> LabelledImages:
     frame = Frame((3, size.side, size.side), fill=NETWORKS[task.network].normalisation.mean)
     indices = np.array(wanted, dtype=np.int64)
     images, failures = photos.train.read(indices, frame)

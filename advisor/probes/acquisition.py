@@ -3,8 +3,8 @@
 What a probe is worth is its knowledge gradient (Frazier, Powell and Dayanik 2009): by how much the expected
 accuracy of what would be chosen in the end rises with its answer, on average over the answers that it may
 give. A short training is worth something as far as it tells of long ones, of its own and of others like it.
-It is held against the square root of the work: for the work itself, what is cheap and tells next to nothing
-would be tried again and again before anything is trained to its end.
+What is cheap can be tried more often; but as only the best of all tries counts, n of them are worth no more
+than sqrt(log n) times one (the expected maximum of n normal numbers). So that is how work counts.
 """
 
 from __future__ import annotations
@@ -83,7 +83,8 @@ def chosen(
     if asked:
         gains = iter(knowledge_gradients(belief, asked, hopeful, samples).tolist())
         of_each = np.array([max(next(gains) for _ in option.rows) for option in able])
-        each_for_work = of_each / np.sqrt([option.work for option in able])
+        work = np.array([option.work for option in able])
+        each_for_work = of_each * np.sqrt(np.log1p(max(option.work for option in options) / work))
         best = int(np.argmax(np.where(of_each >= _LEAST_GAIN, each_for_work, -1.0)))
         if of_each[best] >= _LEAST_GAIN:
             return able[best]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,6 +10,9 @@ from typing import Any
 
 from advisor.probes.train import Probe, Trial, level_updates, training_key
 from advisor.records import Candidate, Cost
+
+# How far apart, as factors of FLOPs are, these are taken to be: another method; a front that is cached.
+_OF_ANOTHER, _CACHED = math.log(2), math.log(4)
 
 
 @dataclass(slots=True)
@@ -96,15 +100,16 @@ class Clock:
     def _like(self, candidate: Candidate) -> tuple[float, float]:
         if candidate in self.timed:
             return self.timed[candidate]
-        alike = max(
-            reversed(self.timed),
-            key=lambda known: (
-                known.method == candidate.method,
-                known.levers.cached_prefix == candidate.levers.cached_prefix,
-            ),
-        )
+        flops = self.costs[candidate].flops.total
+
+        def difference(known: Candidate) -> float:
+            apart = abs(math.log(flops / self.costs[known].flops.total))
+            is_cached, knows = (one.levers.cached_prefix != "no" for one in (candidate, known))
+            return apart + _OF_ANOTHER * (known.method != candidate.method) + _CACHED * (is_cached != knows)
+
+        alike = min(reversed(self.timed), key=difference)
         setup, each = self.timed[alike]
-        return setup, each * self.costs[candidate].flops.total / self.costs[alike].flops.total
+        return setup, each * flops / self.costs[alike].flops.total
 
 
 def front_of(candidate: Candidate) -> tuple[Any, ...] | None:

@@ -95,3 +95,14 @@ def test_time_that_was_spent_before_counts():
     assert 4.0 <= now.spent < 10.0
     assert now.left == pytest.approx(10 - now.spent, abs=0.5)
     assert clock(seconds=1.0, before=4.0).left == 0.0
+
+
+def test_what_is_not_known_is_told_from_what_is_nearest_in_flops():
+    """A cached head's updates cost next to nothing: scaled by FLOPs, their time would be absurd elsewhere."""
+    tiny = replace(
+        COST, flops=replace(COST.flops, forward=10, input_gradient=0, weight_gradient=0, optimizer=0)
+    )
+    head, whole = Candidate("head", levers=Levers(scope=0, cached_prefix="ram")), Candidate("head")
+    now = Clock(100.0, {NORM: COST, FULL: COST, head: tiny, whole: COST})
+    now.timed |= {head: (0.0, 0.1), FULL: (0.0, 0.5)}
+    assert now.expected(trial(whole, samples=0)) == pytest.approx(10 * 0.5)
