@@ -44,7 +44,7 @@ class Estimates:
 
 @dataclass(frozen=True, slots=True)
 class PlanTable:
-    """What each of O options (0: frozen) costs in each of L layers, of whose C calls the first L are first ones.
+    """What each of O options (0: frozen) costs in each of L layers. Of C calls the first L are first ones.
 
     Axis 0 of (2, L, O) arrays: whether gradients flow through the layer, to a trained one before it.
     """

@@ -48,7 +48,7 @@ def option(code: str) -> Candidate:
         if name in _ARGUMENTS:
             key, kind = _ARGUMENTS[name]
             value = kind(argument)
-            if 0 < value and (key == "rank" or value <= 1):
+            if value > 0 and (key == "rank" or value <= 1):
                 return Candidate.of(name, {key: value}, Levers())
         elif name in (NORM, "bias", BASELINE) and not argument:
             return Candidate(name)
@@ -94,10 +94,14 @@ def read(text: str) -> tuple[Run, ...]:
         weights = [code for code in codes if code != NORM]
         if len(weights) > 1 or codes[len(weights) :] not in ([], [NORM]):
             raise InputError(f"plan: {done!r} is more than can be done in one layer; as in {_EXAMPLE}")
-        run = Run(int(first), int(last or first), *(weights or [FREEZE]), *(codes[len(weights) :] or [FREEZE]))
+        run = Run(
+            int(first), int(last or first), *(weights or [FREEZE]), *(codes[len(weights) :] or [FREEZE])
+        )
         follows = runs[-1].last + 1 if runs else 1
         if run.first != follows or run.last < run.first:
-            raise InputError(f"plan: {part!r} stands where layer {follows} should: each layer stands in one run")
+            raise InputError(
+                f"plan: {part!r} stands where layer {follows} should: each layer stands in one run"
+            )
         runs.append(run)
     return tuple(runs)
 
@@ -106,17 +110,24 @@ def read(text: str) -> tuple[Run, ...]:
 class Plan(Method):
     """What is done in each layer is found by a solver, from the gradients on the user's images.
 
-    The layers are those of the census, counted from 1. A rate to learn with is that of a layer's whole weight;
-    what other methods train moves faster, as much as there.
+    The layers are those of the census, counted from 1. The learning rate is that of whole weights; what norm,
+    bias, sparse and lora train moves faster, by as much as those methods' own rates are higher.
     """
 
     name = "plan"
-    summary = "each layer frozen, or its norm, biases, some channels, a bypass or all of it trained; and the head"
+    summary = (
+        "each layer frozen, or its norm, biases, some channels, a bypass or all of it trained; and the head"
+    )
     formula = "max Σ ‖∂L/∂W‖² captured, layer by layer, within RAM and FLOPs; backward stops where it may"
     source = "surgical fine-tuning, arXiv 2210.11466; sparse update, arXiv 2206.15472, section 2.2"
     order = 15
     learning_rates = (1e-4, 5e-4, 2e-3)
-    finds_settings = False
+    needs_data = True
+
+    def grid(self, ranks: Sequence[int]) -> Iterable[Setting]:
+        """None that is there before the gradients are."""
+        del ranks
+        return ()
 
     def train(self, to: Attachment) -> Iterable[nn.Parameter]:
         """What the plan says, and the head."""
@@ -124,13 +135,12 @@ class Plan(Method):
         layers = to.census.layers
         if runs[-1].last != len(layers):
             raise InputError(
-                f"plan: it is one for {runs[-1].last} layers, and {len(layers)} are to be trained: a plan is "
-                "made for one network, and says itself where training begins"
+                f"plan: it says what to do in {runs[-1].last} layers, and there are {len(layers)}: a plan is "
+                "made for one network, all of it"
             )
         done: dict[str, list[Layer]] = {}
         for run in runs:
-            of_run = layers[run.first - 1 : run.last]
-            for layer in of_run:
+            for layer in layers[run.first - 1 : run.last]:
                 done.setdefault(run.of(layer), []).append(layer)
         done.pop(FREEZE, None)
         trained = {id(parameter): parameter for parameter in to.head()}

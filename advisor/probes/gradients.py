@@ -20,27 +20,36 @@ from advisor.records import BASELINE, Candidate, Census, Layer
 from advisor.training.update import begin
 
 _BATCHES = 8  # that gradients are averaged over
-weigh = lambda energy, size: energy / size if size else 0.0
 
 
 def captured(
-    model: nn.Module, census: Census, dataset: Dataset, batch_size: int, options: Sequence[Candidate]
+    model: nn.Module,
+    census: Census,
+    dataset: Dataset,
+    batch_size: int,
+    options: Sequence[Candidate],
+    *,
+    relative: bool = True,
 ) -> NDArray[np.float64]:
     """How much of each layer's squared gradient norm each option captures: (layers, 1 + options).
 
     The first, a frozen layer, captures nothing; `full` all of it; a bypass of rank r the r largest squared
-    singular values of the weight's gradient; norm, bias and trained channels their own. Of the mean gradient of
-    a few batches, relative to the squared norm of the layer's weights (Auto-RGN, arXiv 2210.11466).
+    singular values of the weight's gradient; norm, bias and trained channels their own. Of the mean gradient
+    of a few batches.
+
+    Args:
+        dataset: its labels are the model's outputs.
+        relative: to the squared norm of the layer's weights (Auto-RGN, arXiv 2210.11466).
     """
     moved = _with_gradients(model, census, dataset, batch_size)
     found = np.zeros((len(census.layers), 1 + len(options)))
     for place, layer in enumerate(census.layers):
         module = moved.get_submodule(layer.name)
         named = dict(module.named_parameters(recurse=is_whole(module)))
-        size = sum(float(parameter.detach().square().sum()) for parameter in named.values())
+        size = sum(_squares(parameter.detach()) for parameter in named.values()) if relative else 1.0
         for number, option in enumerate(options, 1):
             energy = sum(_squares(part) for part in _moved(option, layer, module, named))
-            found[place, number] = weigh(energy, size)
+            found[place, number] = energy / size if size else 0.0
     return found
 
 
@@ -68,9 +77,7 @@ def _moved(
         gradient = parameter.grad
         if gradient is None:
             continue
-        if option.method == BASELINE or (option.method == "bias" and is_bias(name)):
-            yield gradient
-        elif option.method == "norm" and layer.layer_type == "norm":
+        if option.method in (BASELINE, "norm") or (option.method == "bias" and is_bias(name)):
             yield gradient
         elif name == "weight" and layer.layer_type in ADAPTED_TYPES:
             if option.method == "sparse":

@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 
 _Numbers = NDArray[np.float64]
 _GAP = 1e-3  # of the best, that a plan may be short of it
+_TOLERANCE = 1e-6  # HiGHS's, by which a limit may seem to be kept
+_ROUGH = 1e-2  # likewise of a plan that only shows where to look
 _SECONDS = 10.0  # a plan found by then is taken as it is
 
 
@@ -44,23 +46,43 @@ def allocate(
     Returns:
         (L,) numbers of options, within 0.1 % of the best plan's benefit.
     """
-    shape = _Shape(allowed, leads_to)
+    shape = _Shape(_affordable(allowed, leads_to, resources), leads_to)
     rows = [*shape.one_option_each(), *shape.flows_follow()]
-    rows += [(shape.taken(resource), -np.inf, resource.limit) for resource in resources]
-    programme = _Programme(shape.spread(benefit), rows)
+    for resource in resources:
+        # Of the limit: in bytes and FLOPs the solver's tolerances, which are absolute, would mean nothing.
+        whole = abs(resource.limit) or 1.0
+        rows.append((shape.taken(resource) / whole, -np.inf, resource.limit / whole - _TOLERANCE))
+    programme = _Programme(shape.spread(benefit) / (np.abs(benefit).max() or 1.0), rows)
     best: _Numbers | None = None
     won, until = -np.inf, time.monotonic() + _SECONDS
     # Where gradients flow is the hard part. With options in shares it takes few branchings, and says what any
     # plan with other flows can win; for given flows, whole options win nearly as much, and are soon found.
-    while (shares := programme.solve(whole=shape.flows)) is not None:
-        if programme.value(shares) <= won + _GAP / 2 * abs(won) or time.monotonic() > until:
-            break
+    while (shares := programme.solve(whole=shape.flows)) is not None and time.monotonic() < until:
         flows = np.where(shape.flows, np.round(shares), np.nan)
         found = programme.solve(fixed=flows)
         if found is not None and programme.value(found) > won:
             best, won = found, programme.value(found)
+            programme.demand(won + _GAP * abs(won))  # once none does, it is the best but for the gap
         programme.exclude(flows)
     return None if best is None else shape.plan(best)
+
+
+def _affordable(
+    allowed: NDArray[np.bool_], leads_to: NDArray[np.bool_], resources: Sequence[Resource]
+) -> NDArray[np.bool_]:
+    """Without the options that take more than there is, whatever is done in the other layers."""
+    layers = len(leads_to)
+    flows = leads_to.astype(float)  # were the layer of this row trained
+    affordable = allowed.copy()
+    for resource in resources:
+        still, through = np.where(allowed, resource.by_layer, np.inf)
+        least, least_through = still.min(axis=1), through.min(axis=1)
+        others = np.where(leads_to[:, :layers], least_through, least)
+        np.fill_diagonal(others, 0.0)
+        around = others.sum(axis=1) + flows[:, layers:] @ resource.by_call
+        own = np.where(leads_to[:, :layers].diagonal()[:, None], through, np.minimum(still, through))
+        affordable[:, 1:] &= (around[:, None] + own <= resource.limit)[:, 1:]
+    return affordable
 
 
 _Row = tuple[_Numbers | dict[int, float], float, float]  # of the programme: weights, least, most
@@ -92,15 +114,19 @@ class _Shape:
         return rows
 
     def flows_follow(self) -> list[_Row]:
-        """A gradient flows through what a trained layer's output enters, and on from there."""
+        """A gradient flows through what a trained layer's output enters, and on from there; nowhere else."""
         rows: list[_Row] = []
-        trains = self._options > 0
+        calls = self._leads_to.shape[1]
+        causes: list[dict[int, float]] = [{} for _ in range(calls)]
         for layer, call in zip(*np.nonzero(_nearest(self._leads_to)), strict=True):
-            trained = np.flatnonzero(trains & (self._layers == layer))
-            both = dict.fromkeys([*trained, *(trained + self._count)], -1.0)
-            rows.append((both | {self._flow + call: 1.0}, 0.0, np.inf))
+            trained = np.flatnonzero((self._options > 0) & (self._layers == layer))
+            cause = dict.fromkeys([*trained, *(trained + self._count)], -1.0)
+            rows.append((cause | {self._flow + call: 1.0}, 0.0, np.inf))
             if call != layer:
                 rows.append(({self._flow + layer: -1.0, self._flow + call: 1.0}, 0.0, np.inf))
+                cause |= {self._flow + layer: -1.0}
+            causes[call] |= cause
+        rows += [(causes[call] | {self._flow + call: 1.0}, -np.inf, 0.0) for call in range(calls)]
         return rows
 
     def taken(self, resource: Resource) -> _Numbers:
@@ -144,13 +170,17 @@ class _Programme:
                 matrix[number, list(row)] = list(row.values())
             else:
                 matrix[number] = row
-        self._rows = [csr_array(matrix)]
-        self._least = [least for _, least, _ in rows]
-        self._most = [most for _, _, most in rows]
+        self._rows = [csr_array(worth[None]), csr_array(matrix)]
+        self._least = [-np.inf, *(least for _, least, _ in rows)]
+        self._most = [np.inf, *(most for _, _, most in rows)]
 
     def value(self, decisions: _Numbers) -> float:
         """What the decisions are worth."""
         return float(self._worth @ decisions)
+
+    def demand(self, least: float) -> None:
+        """From now on, the decisions have to be worth that much."""
+        self._least[0] = least
 
     def exclude(self, fixed: _Numbers) -> None:
         """From now on, not all decisions that are fixed may be as they are; the others are NaN."""
@@ -177,5 +207,5 @@ class _Programme:
             integrality=np.ones(len(self._worth)) if whole is None else whole.astype(int),
             bounds=Bounds(np.nan_to_num(made, nan=0.0), np.nan_to_num(made, nan=1.0)),
             constraints=LinearConstraint(vstack(self._rows), self._least, self._most),
-            options={"mip_rel_gap": _GAP / 4, "time_limit": _SECONDS},
+            options={"mip_rel_gap": _GAP if whole is None else _ROUGH, "time_limit": _SECONDS},
         ).x
