@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 _Numbers = NDArray[np.float64]
 _GAP = 1e-3  # of the best, that a plan may be short of it
-_TOLERANCE = 1e-6  # HiGHS's, by which a limit may seem to be kept
+_MARGIN = 1e-5  # of a limit, that is left: HiGHS takes what is above it by 1e-6 for within
+_FAILED = 4  # milp's status
 _ROUGH = 1e-2  # likewise of a plan that only shows where to look
 _SECONDS = 10.0  # a plan found by then is taken as it is
 
@@ -51,7 +52,7 @@ def allocate(
     for resource in resources:
         # Of the limit: in bytes and FLOPs the solver's tolerances, which are absolute, would mean nothing.
         whole = abs(resource.limit) or 1.0
-        rows.append((shape.taken(resource) / whole, -np.inf, resource.limit / whole - _TOLERANCE))
+        rows.append((shape.taken(resource) / whole, -np.inf, resource.limit / whole - _MARGIN))
     programme = _Programme(shape.spread(benefit) / (np.abs(benefit).max() or 1.0), rows)
     best: _Numbers | None = None
     won, until = -np.inf, time.monotonic() + _SECONDS
@@ -202,10 +203,19 @@ class _Programme:
         from scipy.sparse import vstack
 
         made = np.full(len(self._worth), np.nan) if fixed is None else fixed
-        return milp(
-            -self._worth,
-            integrality=np.ones(len(self._worth)) if whole is None else whole.astype(int),
-            bounds=Bounds(np.nan_to_num(made, nan=0.0), np.nan_to_num(made, nan=1.0)),
-            constraints=LinearConstraint(vstack(self._rows), self._least, self._most),
-            options={"mip_rel_gap": _GAP if whole is None else _ROUGH, "time_limit": _SECONDS},
-        ).x
+        found = None
+        for presolve in (True, False):  # which now and then ends in numerical trouble
+            found = milp(
+                -self._worth,
+                integrality=np.ones(len(self._worth)) if whole is None else whole.astype(int),
+                bounds=Bounds(np.nan_to_num(made, nan=0.0), np.nan_to_num(made, nan=1.0)),
+                constraints=LinearConstraint(vstack(self._rows), self._least, self._most),
+                options={
+                    "mip_rel_gap": _GAP if whole is None else _ROUGH,
+                    "time_limit": _SECONDS,
+                    "presolve": presolve,
+                },
+            )
+            if found.status != _FAILED:
+                break
+        return None if found is None else found.x
