@@ -39,8 +39,8 @@ from measurements.truth import cifar_arguments, say
 
 RESULTS = Path(__file__).parent / "results" / "allocation.json"
 TASKS = (
-    Task("resnet20", "gaussian-noise:3"),
     Task("mobilenet", "fog:4"),
+    Task("resnet20", "gaussian-noise:3"),
     Task("resnet32", "motion-blur:3"),
 )
 SIZE = Size(images=960, tests=1000, seeds=2)
@@ -54,17 +54,17 @@ SHARES = (0.1, 0.3, 0.6)
 
 def uniform(blocks: int) -> list[Candidate]:
     """What somebody tries who is short of memory or FLOPs."""
-    half, quarter = (replace(REESTIMATED, scope=blocks // part) for part in (2, 4))
-    micro = Levers(micro_batch=MICRO[0])
-    return [
-        *(Candidate("full", levers=levers) for levers in (quarter, half, REESTIMATED, micro)),
-        *(Candidate("norm", levers=levers) for levers in (half, REESTIMATED, micro)),
-        Candidate("head", levers=REESTIMATED),
+    half, micro = replace(REESTIMATED, scope=blocks // 2), Levers(micro_batch=MICRO[0])
+    many = [
+        Candidate(name, levers=levers) for name in ("full", "norm") for levers in (half, REESTIMATED, micro)
     ]
+    return [*many, Candidate("head", levers=REESTIMATED)]
 
 
 def plans(task: Prepared, ram: float, flops: float) -> dict[str, list[Candidate]]:
     """By what is short, with either policy for statistics; and where benefits are not relative to weights."""
+    light = Levers(checkpoint=True, update="per-parameter")
+    limits = {"memory": (light, ram, np.inf), "flops": (Levers(), np.inf, flops)}
     found: dict[str, list[Candidate]] = {}
     for relative in (True, False):
         planner = Planner(
@@ -72,14 +72,11 @@ def plans(task: Prepared, ram: float, flops: float) -> dict[str, list[Candidate]
             *(task.trainer.model, task.census, task.dataset, task.size.batch),
             relative=relative,
         )
-        light = Levers(checkpoint=True, update="per-parameter")
-        of_memory = [planner.best(levers, ram, np.inf) for levers in (Levers(), light)]
-        kind = "" if relative else ", absolute"
-        found[f"memory{kind}"] = [plan for plan in of_memory if plan is not None]
-        of_flops = planner.best(Levers(), np.inf, flops)
-        found[f"flops{kind}"] = [of_flops] if of_flops is not None else []
-    for named in found.values():
-        named += [replace(c, levers=replace(c.levers, statistics="reestimated")) for c in named]
+        for name, asked in limits.items():
+            plan = planner.best(*asked)
+            if plan is not None and (relative or name == "flops"):
+                other = replace(plan, levers=replace(plan.levers, statistics="reestimated"))
+                found[name if relative else f"{name}, absolute"] = [plan, other]
     return found
 
 
@@ -113,12 +110,13 @@ def study(tasks: Sequence[Task], size: Size, data: Path, models: Path, kept: Pat
         for name, taken, limit in (("memory", "least_memory_bytes", ram), ("flops", "flops", flops)):
             fitting = [rows[c.id] for c in others if rows[c.id][taken] <= limit]
             whole = [row for row in fitting if row["peak_memory_bytes"] <= limit or name == "flops"]
+            absolute = [rows[plan.id] for plan in planned.get(f"{name}, absolute", [])]
             cases[name] = {
                 "limit": limit,
                 "uniform": best(fitting)["candidate"],
                 "uniform_as_it_is": best(whole)["candidate"] if whole else None,
                 "plan": best([rows[plan.id] for plan in planned[name]])["candidate"],
-                "absolute": best([rows[plan.id] for plan in planned[f"{name}, absolute"]])["candidate"],
+                "absolute": best(absolute)["candidate"] if absolute else None,
             }
         found.append({"task": task.name, "base": prepared.base_accuracy(), "rows": rows, "cases": cases})
     return found
@@ -176,7 +174,7 @@ def tables(solved: Sequence[Mapping[str, Any]], found: Sequence[Mapping[str, Any
             cells = [task["task"], f"{100 * task['base']:.1f}", name]
             for who in ("uniform", "uniform_as_it_is", "plan"):
                 cells += [f"`{named(case[who])}`", _accuracy(task, case[who])] if case[who] else ["-", ""]
-            rows.append((*cells, _accuracy(task, case["absolute"])))
+            rows.append((*cells, _accuracy(task, case["absolute"]) if case["absolute"] else "-"))
     parts["allocation"] = table(heads, rows)
     return parts
 

@@ -16,8 +16,8 @@ from advisor.parts.attachment import Attachment, Setting, Trainable, is_bias
 from advisor.parts.bypass import BYPASS
 from advisor.records import BASELINE, Candidate, Census, Layer, Levers
 
-FREEZE, NORM = "freeze", "norm"
-_ARGUMENTS = {"sparse": ("fraction", float), "lora": ("rank", int)}  # what follows a method's name
+FREEZE, NORM, LORA = "freeze", "norm", "lora"
+_ARGUMENTS = {"sparse": ("fraction", float), LORA: ("rank", int)}  # what follows a method's name
 _RUN = re.compile(r"([a-z][a-z\d.+]*):(\d+)(?:-(\d+))?")
 _EXAMPLE = "freeze:1-4,norm:5-9,lora4+norm:10-20,full:21"
 
@@ -124,10 +124,22 @@ class Plan(Method):
     learning_rates = (1e-4, 5e-4, 2e-3)
     needs_data = True
 
-    def grid(self, ranks: Sequence[int]) -> Iterable[Setting]:
-        """None that is there before the gradients are."""
-        del ranks
-        return ()
+    def settings(self, census: Census, ranks: Sequence[int]) -> list[Setting]:
+        """What a plan looks like where no gradient is known: the later a layer, the more of it is trained."""
+        if not self.applies(census):
+            return []
+        count = len(census.layers)
+        steps = (
+            (FREEZE, FREEZE),
+            (FREEZE, NORM),
+            (f"{LORA}{ranks[len(ranks) // 2]}", NORM),
+            (BASELINE, NORM),
+        )
+        codes = [
+            steps[len(steps) * place // count][layer.layer_type == NORM]
+            for place, layer in enumerate(census.layers)
+        ]
+        return [{"layers": written(census, codes)}]
 
     def train(self, to: Attachment) -> Iterable[nn.Parameter]:
         """What the plan says, and the head."""
@@ -186,5 +198,5 @@ def _moves_like(name: str, parameter: nn.Parameter) -> str:
     if "peft_sparse" in path:
         return "sparse"
     if BYPASS in path or "parametrizations" in path:
-        return "lora"
+        return LORA
     return "bias" if is_bias(name) else NORM if parameter.ndim <= 1 else BASELINE
