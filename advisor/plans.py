@@ -110,7 +110,7 @@ class Planner:
         allowance, most_flops = high, flops
         for _ in range(_TRIES):
             plan = self._allocate(levers, allowance, ram - held, most_flops)
-            if plan is None or not plan.any():
+            if plan is None:
                 break
             candidate = self._candidate(plan, levers)
             cost = self._price(candidate)
@@ -121,7 +121,7 @@ class Planner:
                 most_flops -= cost.flops.total - flops
                 continue
             if over <= 0:
-                best, low = candidate, allowance
+                best, low = (candidate if self._trains(plan) else None), allowance
             else:
                 high = allowance
             if high - low <= _NEAR * ram:
@@ -130,6 +130,11 @@ class Planner:
             exact = high - over > low and over > 0 and not levers.checkpoint
             allowance = high - over if exact else (low + high) / 2
         return best
+
+    def _trains(self, plan: NDArray[np.int64]) -> bool:
+        """Whether it trains more than the head."""
+        layers = zip(self._census.layers, plan, strict=True)
+        return any(number > 0 and layer.name != self._census.head for layer, number in layers)
 
     def _allocate(self, levers: Levers, saved: float, held: float, flops: float) -> NDArray[np.int64] | None:
         """Within bytes that are saved in the forward pass, and that are held after the backward pass."""
