@@ -10,15 +10,16 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 _Numbers = NDArray[np.float64]
 _GAP = 1e-3  # of the best, that a plan may be short of it
+_ROUGH = 1e-2  # likewise of a plan that only shows where to look
 _MARGIN = 1e-5  # of a limit, that is left: HiGHS takes what is above it by 1e-6 for within
 _FAILED = 4  # milp's status
-_ROUGH = 1e-2  # likewise of a plan that only shows where to look
 _SECONDS = 10.0  # a plan found by then is taken as it is
 
 
@@ -63,7 +64,8 @@ def allocate(
         found = programme.solve(fixed=flows)
         if found is not None and programme.value(found) > won:
             best, won = found, programme.value(found)
-            programme.demand(won + _GAP * abs(won))  # once none does, it is the best but for the gap
+            # Once none is worth that, it is the best but for the gap.
+            programme.demand(won + max(_GAP * abs(won), _MARGIN))
         programme.exclude(flows)
     return None if best is None else shape.plan(best)
 
@@ -86,7 +88,7 @@ def _affordable(
     return affordable
 
 
-_Row = tuple[_Numbers | dict[int, float], float, float]  # of the programme: weights, least, most
+_Row = tuple[_Numbers | dict[Any, float], float, float]  # of the programme: weights, least, most
 
 
 class _Shape:
