@@ -67,7 +67,40 @@ def allocate(
             # Once none is worth that, it is the best but for the gap.
             programme.demand(won + max(_GAP * abs(won), _MARGIN))
         programme.exclude(flows)
-    return None if best is None else shape.plan(best)
+    return None if best is None else _filled(shape.plan(best), benefit, allowed, leads_to, resources)
+
+
+def _filled(
+    plan: NDArray[np.int64],
+    benefit: _Numbers,
+    allowed: NDArray[np.bool_],
+    leads_to: NDArray[np.bool_],
+    resources: Sequence[Resource],
+) -> NDArray[np.int64]:
+    """The plan with what is left spent, on layers that are trained already or that gradients flow through.
+
+    Within the gap the solver leaves out what wins little, even where it costs nothing.
+    """
+    layers, every = len(plan), np.arange(len(plan))
+    flows = leads_to[plan > 0].any(axis=0)
+    costs = [resource.by_layer[flows[:layers].astype(int), every] for resource in resources]  # (L, O)
+    left = [
+        (1 - _MARGIN) * resource.limit - cost[every, plan].sum() - flows[layers:] @ resource.by_call
+        for resource, cost in zip(resources, costs, strict=True)
+    ]
+    filled = plan.copy()
+    gains = np.where(
+        allowed & ((plan > 0) | flows[:layers])[:, None], benefit - benefit[every, plan][:, None], 0
+    )
+    for place in np.argsort(-gains, axis=None, kind="stable")[: np.count_nonzero(gains > 0)]:
+        layer, option = np.unravel_index(place, gains.shape)
+        before = filled[layer]
+        more = [cost[layer, option] - cost[layer, before] for cost in costs]
+        fits = all(taken <= rest for taken, rest in zip(more, left, strict=True))
+        if fits and benefit[layer, option] > benefit[layer, before]:
+            filled[layer] = option
+            left = [rest - taken for rest, taken in zip(left, more, strict=True)]
+    return filled
 
 
 def _affordable(

@@ -95,6 +95,22 @@ def test_a_larger_budget_never_wins_less(seed, layers, options, share, more):
         assert tables.won(large) >= (1 - GAP) * tables.won(small)
 
 
+@given(SEEDS, LAYERS, OPTIONS, st.booleans(), SHARE)
+@settings(max_examples=100, deadline=None)
+def test_nothing_that_wins_more_is_left_out_where_there_is_room(seed, layers, options, is_chain, share):
+    tables = Tables(seed, layers, options, is_chain=is_chain)
+    plan = tables.solved((share, share))
+    if plan is None:
+        return
+    flows = tables.leads_to[plan > 0].any(axis=0)
+    for layer, option in zip(*np.nonzero(tables.allowed), strict=True):
+        if option and (plan[layer] or flows[layer]):
+            other = plan.copy()
+            other[layer] = option
+            if tables.won(other) > tables.won(plan):
+                assert not tables.fits(other, (share * (1 - 2e-5),) * 2)
+
+
 def test_without_limits_each_layer_takes_its_best():
     tables = Tables(1, 8, 4, is_chain=True)
     plan = allocate(tables.benefit, tables.allowed, tables.leads_to, [])
