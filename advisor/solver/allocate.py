@@ -82,7 +82,7 @@ def _filled(
     Within the gap the solver leaves out what wins little, even where it costs nothing.
     """
     layers, every = len(plan), np.arange(len(plan))
-    flows = leads_to[plan > 0].any(axis=0)
+    flows: NDArray[np.bool_] = np.any(leads_to[plan > 0], axis=0)
     costs = [resource.by_layer[flows[:layers].astype(int), every] for resource in resources]  # (L, O)
     left = [
         (1 - _MARGIN) * resource.limit - cost[every, plan].sum() - flows[layers:] @ resource.by_call
