@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-browser lint study-memory study-flops study-layer-types study-pricing study-peers study-regret study-curves study-prior study-photos study-check study-files study-lookalikes clean
+.PHONY: demo test test-browser lint study-memory study-flops study-layer-types study-pricing study-peers study-regret study-curves study-prior study-allocation study-photos study-check study-files study-lookalikes clean
 
 demo: $(VENV)/.installed
 	$(BIN)/peft-advisor demo
@@ -52,6 +52,11 @@ study-regret: $(VENV)/.installed-studies
 study-curves: $(VENV)/.installed-photos
 	$(if $(and $(DATA),$(MODELS)),,$(error give DATA=FOLDER (CIFAR-10 JPEG: train/, test/) and MODELS=FOLDER))
 	$(BIN)/python -m measurements.curves --data $(DATA) --models $(MODELS) $(if $(PHOTOS),--photos $(PHOTOS)) $(STUDY)
+
+# Likewise.
+study-allocation: $(VENV)/.installed-studies
+	$(if $(and $(DATA),$(MODELS)),,$(error give DATA=FOLDER (CIFAR-10 JPEG: train/, test/) and MODELS=FOLDER))
+	$(BIN)/python -m measurements.allocation --data $(DATA) --models $(MODELS) $(STUDY)
 
 # Of what study-curves has found; writes what the package ships.
 study-prior: $(VENV)/.installed-studies

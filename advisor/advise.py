@@ -6,7 +6,7 @@ import logging
 import os
 import platform
 import time
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from operator import itemgetter
@@ -14,6 +14,8 @@ from operator import itemgetter
 import torch
 from torch import nn
 
+import advisor.plans
+import advisor.solver
 from advisor.candidates import Pricing, Proposals
 from advisor.costs import (
     Simulator,
@@ -27,6 +29,8 @@ from advisor.data import Dataset
 from advisor.errors import AdvisorError, InputError, ModelError, first_line
 from advisor.interrupts import stoppable
 from advisor.methods import get_method, learning_rates, methods
+from advisor.models.fingerprint import code_fingerprint
+from advisor.plans import worth_trying
 from advisor.probes import (
     CrossValidation,
     Trainer,
@@ -35,6 +39,7 @@ from advisor.probes import (
     executor_for,
     fold_count,
     in_quick_layout,
+    key_of,
     metric_of,
     training_of,
 )
@@ -44,6 +49,7 @@ from advisor.records import (
     Accuracy,
     Budget,
     Candidate,
+    Cost,
     DataSummary,
     Evaluation,
     LayerTypeSummary,
@@ -59,6 +65,7 @@ from advisor.solver import (
     cheapest_first,
     enforced_memory,
     judged,
+    limits_of,
     pareto_front,
     relaxations,
     solve,
@@ -200,8 +207,21 @@ def cost_all(
     unseen = story.situation is not None and story.situation.scenario == "new-classes"
     names = tuple(methods()) if request.methods is None else request.methods
     evaluations: dict[Candidate, Evaluation] = {}
+
+    def keep(proposed: Iterable[tuple[Candidate, Cost]], done: float) -> None:
+        for candidate, cost in proposed:
+            evaluations[candidate] = Evaluation(candidate, cost, violations=violations(budget, cost))
+            progress("cost", done, candidate.id)
+            flops, memory = format_flops(cost.flops.total), format_bytes(cost.peak_memory_bytes)
+            _log.debug("priced %s: %s, %s per update", candidate.id, memory, flops)
+
     for done, name in enumerate(names):
         method = get_method(name)
+        if method.needs_data:
+            with without_collector():
+                for plan in _plans(story, request, proposals, simulator, levers, budget, store):
+                    keep(proposals.of(method, [dict(plan.setting)], plan.levers), done / len(names))
+            continue
         if unseen and not method.learns_classes:
             story.not_applicable[name] = "it can't learn classes that the model has never seen"
             continue
@@ -210,12 +230,7 @@ def cost_all(
             story.not_applicable[name] = f"the model has nothing for it: {method.summary}"
             continue
         with without_collector():
-            for candidate, cost in proposals.of(method, settings, levers):
-                broken = violations(budget, cost)
-                evaluations[candidate] = Evaluation(candidate, cost, violations=broken)
-                progress("cost", done / len(names), candidate.id)
-                flops, memory = format_flops(cost.flops.total), format_bytes(cost.peak_memory_bytes)
-                _log.debug("priced %s: %s, %s per update", candidate.id, memory, flops)
+            keep(proposals.of(method, settings, levers), done / len(names))
     progress("cost", 1.0, "")
     story.not_applicable |= proposals.failures
     story.warnings += [
@@ -226,6 +241,34 @@ def cost_all(
         reasons = "; ".join(dict.fromkeys([*story.not_applicable.values(), *proposals.faults.values()]))
         raise ModelError(f"no method can be run on this model: {reasons}")
     return list(evaluations.values())
+
+
+def _plans(
+    story: Story,
+    request: Request,
+    proposals: Proposals,
+    simulator: Pricing,
+    levers: Levers,
+    budget: Budget,
+    store: Store | None,
+) -> list[Candidate]:
+    """Per-layer plans for the images and the limits; none without images."""
+    module, dataset = story.loaded.module, story.dataset
+    if dataset is None or story.census.head is None:
+        return []
+    key = {
+        "gradients": key_of(module, dataset.normalisation, dataset.train),
+        "costs": simulator.key(),
+        "solver": code_fingerprint(module, advisor.plans, advisor.solver),
+        "question": [request.batch_size, levers.described(), sorted(limits_of(budget).items()), budget.warn],
+    }
+    known = store.get("plans", key) if store is not None else None
+    if known is not None:
+        return [Candidate.parse(name) for name in known["ids"]]
+    found = worth_trying(proposals.price, module, story.census, dataset, request.batch_size, levers, budget)
+    if store is not None:
+        store.put("plans", key, {"ids": [candidate.id for candidate in found]})
+    return found
 
 
 def _by_reason(faults: Mapping[str, str]) -> list[tuple[str, str]]:

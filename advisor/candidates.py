@@ -102,7 +102,7 @@ class Proposals:
             narrow = replace(main, levers=replace(levers, scope=scope))
             if list(method.settings(trained_part(self._census, scope), (1,))):
                 if scope:  # without a cache, training the head alone is what the method does anyway
-                    if self._cost(narrow) is None:
+                    if self.price(narrow) is None:
                         continue
                     yield from self._priced(narrow)
                 if self._images and has_replaceable_front(self._census, scope):
@@ -139,7 +139,7 @@ class Proposals:
                 return
             singles = tuple(levers | {"micro_batch": 1} for levers in parts)
             tried += [self._with(narrow, levers) for levers in (*(_SAME_UPDATE if trains else ()), *singles)]
-        peaks = {c: cost.peak_memory_bytes for c in tried if (cost := self._cost(c)) is not None}
+        peaks = {c: cost.peak_memory_bytes for c in tried if (cost := self.price(c)) is not None}
         if peaks:  # says how much there would have to be
             yield from self._priced(min(peaks, key=lambda candidate: peaks[candidate]))
 
@@ -150,7 +150,7 @@ class Proposals:
         """
         if not self._images or not any(layer.tracks_statistics for layer in self._census.layers):
             return []
-        if self._cost(main) is None:
+        if self.price(main) is None:
             return []
         every: tuple[StatisticsPolicy, ...] = ("frozen", "updated", "reestimated")
         if not method.learning_rates:  # one pass changes no statistics, but may find them changed
@@ -158,9 +158,12 @@ class Proposals:
         return [policy for policy in every if policy != method.statistics]
 
     def _scopes(self, method: Method) -> list[int]:
-        """The last half, quarter and eighth of the blocks; of the head alone only what is before it."""
+        """The last half, quarter and eighth of the blocks; of the head alone only what is before it.
+
+        None of what says itself which layers are trained.
+        """
         blocks = len(self._census.blocks)
-        if not method.learning_rates or not blocks:
+        if not method.learning_rates or not blocks or method.needs_data:
             return []
         if method.only_head:
             return [0]
@@ -177,7 +180,7 @@ class Proposals:
     def _cache_fits(self, cached: Candidate) -> bool:
         if self._allowed is not None:
             return self._fits(cached)
-        cost = self._cost(cached)
+        cost = self.price(cached)
         return cost is not None and cost.cache_bytes <= _MOST_CACHED
 
     def _last_resort(self, method: Method) -> list[int]:
@@ -195,7 +198,7 @@ class Proposals:
 
     def _may_fit(self, candidate: Candidate, size: int) -> bool:
         """Whether a line through two sizes' peaks says so: what an image adds is the same for each."""
-        whole, one = self._cost(candidate), self._cost(self._with(candidate, {"micro_batch": 1}))
+        whole, one = self.price(candidate), self.price(self._with(candidate, {"micro_batch": 1}))
         if whole is None or one is None or self._allowed is None:
             return False
         share = (size - 1) / max(self._batch_size - 1, 1)
@@ -225,7 +228,7 @@ class Proposals:
         """
         if self._allowed is None or lighter in self._costs or lighter.levers.micro_batch is not None:
             return False
-        before = self._cost(candidate)
+        before = self.price(candidate)
         least = self._least_left.get(lighter.levers)
         if before is None or least is None:
             return False
@@ -235,7 +238,7 @@ class Proposals:
         return replace(candidate, levers=replace(candidate.levers, **levers))
 
     def _fits(self, candidate: Candidate) -> bool:
-        cost = self._cost(candidate)
+        cost = self.price(candidate)
         if cost is None or self._allowed is None:
             return False
         unaided = self._costs.get(replace(candidate, levers=_unaided(candidate.levers)))
@@ -245,11 +248,12 @@ class Proposals:
         return cost.peak_memory_bytes <= self._allowed
 
     def _priced(self, candidate: Candidate) -> Iterator[tuple[Candidate, Cost]]:
-        cost = self._cost(candidate)
+        cost = self.price(candidate)
         if cost is not None:
             yield candidate, cost
 
-    def _cost(self, candidate: Candidate) -> Cost | None:
+    def price(self, candidate: Candidate) -> Cost | None:
+        """What an update of it costs; None where it can't be run: then `failures` or `faults` say why."""
         if candidate not in self._costs:
             try:
                 self._costs[candidate] = self._known_or_simulated(candidate)

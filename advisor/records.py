@@ -195,12 +195,18 @@ class Candidate:
         return f"{self.method}{settings}{levers}"
 
     @property
+    def said(self) -> tuple[tuple[str, SettingValue], ...]:
+        """The settings that can be read in passing: what is done in each layer of a plan can't."""
+        return tuple((name, v) for name, v in self.setting if not isinstance(v, str) or len(v) <= _READ)
+
+    @property
     def short(self) -> str:
         """What people read, and may type: the id less the names that its values don't need.
 
-        Such as `lora-4@last-3` for `lora-rank=4@last-3`, `norm@frozen` for `norm@statistics-frozen`.
+        Such as `lora-4@last-3` for `lora-rank=4@last-3`, `norm@frozen` for `norm@statistics-frozen`. A
+        plan's layers are left out: `plan@checkpoint`.
         """
-        settings = "".join(f"-{f'{n}={v}' if isinstance(v, bool) else v}" for n, v in self.setting)
+        settings = "".join(f"-{f'{n}={v}' if isinstance(v, bool) else v}" for n, v in self.said)
         levers = "".join(
             f"@{part.removeprefix('statistics-').removeprefix('head-')}" for part in self.levers.described()
         )
@@ -218,6 +224,9 @@ class Candidate:
         if candidate.id != text:
             raise ValueError(f"{text!r} is no candidate's id; {candidate.id} would be one")
         return candidate
+
+
+_READ = 16  # characters of a value
 
 
 def _value(text: str) -> SettingValue:

@@ -34,6 +34,7 @@ ORDER = [
     "probes",
     "solver",
     "candidates",
+    "plans",
     "assumed",
     "situation",
     "lookover",

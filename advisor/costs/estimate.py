@@ -42,6 +42,21 @@ class Estimates:
     saved_bytes: _Integers  # what the forward pass leaves for the backward pass
 
 
+@dataclass(frozen=True, slots=True)
+class PlanTable:
+    """What each of O options (0: frozen) costs in each of L layers. Of C calls the first L are first ones.
+
+    Axis 0 of (2, L, O) arrays: whether gradients flow through the layer, to a trained one before it.
+    """
+
+    parameters: _Integers  # (L, O)
+    flops: _Integers  # (2, L, O)
+    saved_bytes: _Integers  # (2, L, O)
+    saved_again_bytes: _Integers  # (C - L,): by a layer's further calls, where gradients flow through them
+    outside_flops: int  # outside any layer
+    leads_to: NDArray[np.bool_]  # (L, C): whether the layer's output enters the call
+
+
 class Estimator:
     """Prices plans: (N, layers) integers, 0 for a layer that stays frozen, k for the k-th option.
 
@@ -67,14 +82,13 @@ class Estimator:
         with without_collector():
             frozen, *others = _recordings(model, census, options, batch_size)
         every = [frozen, *others]
-        self._parameters = np.stack([recorded.parameters for recorded in every], axis=1)
-        self._leads_to = frozen.leads_to.astype(np.float32)
+        parameters = np.stack([recorded.parameters for recorded in every], axis=1)
+        trains = parameters > 0
         to_input = np.stack([recorded.to_input for recorded in every], axis=1)
         needed = np.stack([recorded.own for recorded in every], axis=1)
         # Where no gradient flows on, one may still flow through what the option adds to the layer.
         flops = np.stack([needed + to_input - to_input[:, :1], needed + to_input])
-        self._flops = np.where(self.trains, flops, flops[:, :, :1]).reshape(-1)
-        self._outside_flops = frozen.outside
+        flops = np.where(trains, flops, flops[:, :, :1])
 
         flow = _bytes_by_call(frozen)
         layers = len(self.layers)
@@ -85,13 +99,16 @@ class Estimator:
             [np.stack(own, axis=1) + after[:, None], np.stack(beside, axis=1) + flow[:layers, None]]
         )
         frozen_saved = np.stack([np.zeros(layers, dtype=np.int64), flow[:layers]])[:, :, None]
-        self._saved = np.where(self.trains, saved, frozen_saved).reshape(-1)
-        self._saved_again = flow[layers:].astype(np.float64)
+        saved = np.where(trains, saved, frozen_saved)
+        self.table = PlanTable(parameters, flops, saved, flow[layers:], frozen.outside, frozen.leads_to)
+        # As pricing many plans at once wants them.
+        self._flops, self._saved = flops.reshape(-1), saved.reshape(-1)
+        self._leads_to = frozen.leads_to.astype(np.float32)
 
     @property
     def trains(self) -> NDArray[np.bool_]:
         """Whether an option trains anything in a layer: (layers, 1 + options); the first never does."""
-        return self._parameters > 0
+        return self.table.parameters > 0
 
     def __call__(self, plans: _Integers) -> Estimates:
         """Price plans.
@@ -104,14 +121,15 @@ class Estimator:
         return Estimates(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
     def _price(self, plans: _Integers) -> tuple[_Integers, _Integers, _Integers]:
-        layers, options = self._parameters.shape
+        layers, options = self.table.parameters.shape
         chosen = plans + options * np.arange(layers)  # positions in the flattened tables
-        parameters = np.take(self._parameters, chosen)
+        parameters = np.take(self.table.parameters, chosen)
         flows = (parameters > 0).astype(np.float32) @ self._leads_to > 0
         chosen += flows[:, :layers] * (layers * options)
-        flops = np.take(self._flops, chosen).sum(axis=1) + self._outside_flops
+        flops = np.take(self._flops, chosen).sum(axis=1) + self.table.outside_flops
         saved = np.take(self._saved, chosen).sum(axis=1)
-        return parameters.sum(axis=1), flops, saved + (flows[:, layers:] @ self._saved_again).astype(np.int64)
+        again = flows[:, layers:] @ self.table.saved_again_bytes.astype(np.float64)
+        return parameters.sum(axis=1), flops, saved + again.astype(np.int64)
 
 
 @dataclass(frozen=True, slots=True)

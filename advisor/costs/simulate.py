@@ -362,7 +362,7 @@ class Simulator:
             if step is None:
                 unknown.append(stepping)
             else:
-                make_state(stepping, step, stepping.param_groups[0]["params"])
+                make_state(stepping, step, [p for group in stepping.param_groups for p in group["params"]])
         if not unknown:
             return
         with Remembering(self._memo) if tensors == "meta" else SkippingWrites():

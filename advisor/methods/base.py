@@ -44,6 +44,7 @@ class Method(ABC):
     order: int = _LAST  # where it is listed: from training everything to training nothing, then additions
     learning_rates: tuple[float, ...]  # Adam's, ascending; at least three, none where nothing is trained
     learns_classes: bool = True  # False: looks at no labels, so it can't learn classes never seen
+    needs_data: bool = False  # its settings are found from the gradients on the user's images
     only_head: bool = False  # all before the head stays as it is
     statistics: Statistics = "updated"  # of normalisation layers with running statistics
     loss: Loss = staticmethod(F.cross_entropy)

@@ -5,6 +5,7 @@ The function `race` is in the module of its name, which it would hide here.
 
 from advisor.probes.executor import executor_for
 from advisor.probes.folds import CrossValidation, fold_count
+from advisor.probes.gradients import captured
 from advisor.probes.judging import ACCURACY, Metric, by_class, class_of_recall, judged_in_groups, metric_of
 from advisor.probes.race import RaceResult
 from advisor.probes.scenarios import Situation, adapt_head, imprint_where_better, relabel, situate
@@ -30,6 +31,7 @@ __all__ = [
     "Trial",
     "adapt_head",
     "by_class",
+    "captured",
     "class_of_recall",
     "executor_for",
     "fold_count",

@@ -100,7 +100,7 @@ def chosen(recommendation: Recommendation) -> Evaluation | None:
 
 def setting_text(candidate: Candidate) -> str:
     """`depthwise=skip rank=4, last 5 blocks`; empty where nothing was set."""
-    setting = " ".join(f"{name}={value}" for name, value in candidate.setting)
+    setting = " ".join(f"{name}={value}" for name, value in candidate.said)
     return ", ".join([*([setting] if setting else []), *lever_words(candidate.levers)])
 
 

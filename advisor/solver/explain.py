@@ -76,7 +76,7 @@ def answer(
 def describe(evaluation: Evaluation) -> str:
     """The candidate in words: `lora, rank 4, learning rate 0.002`."""
     candidate, accuracy = evaluation.candidate, evaluation.accuracy
-    parts = [candidate.method, *(f"{name} {value}" for name, value in candidate.setting)]
+    parts = [candidate.method, *(f"{name} {value}" for name, value in candidate.said)]
     parts += lever_words(candidate.levers)
     if accuracy is not None and accuracy.learning_rate is not None:
         parts.append(f"learning rate {accuracy.learning_rate:g}")

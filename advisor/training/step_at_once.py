@@ -12,14 +12,16 @@ from torch import nn
 class StepAtOnce(torch.optim.Optimizer):
     """Steps a parameter in the backward pass and frees its gradient, so that no two are held.
 
-    One optimizer for each parameter does the work; the learning rate is this one's, so that
-    schedulers need not know. `complete` says whether the gradients that arrive are whole: with
-    micro-batches, they are in the last one only.
+    One optimizer for each parameter does the work; its learning rate is that of this one's group for
+    the parameter, so that schedulers need not know. `complete` says whether the gradients that arrive are
+    whole: with micro-batches, they are in the last one only.
     """
 
     def __init__(self, each: Mapping[nn.Parameter, torch.optim.Optimizer]) -> None:
-        super().__init__(list(each), {"lr": next(iter(each.values())).param_groups[0]["lr"]})
-        self.each = each
+        rates = [optimizer.param_groups[0]["lr"] for optimizer in each.values()]
+        groups = [{"params": [parameter], "lr": rate} for parameter, rate in zip(each, rates, strict=True)]
+        super().__init__(groups, {"lr": rates[0]})
+        self.each, self._group = each, {parameter: number for number, parameter in enumerate(each)}
         self.complete = True
         self.stepped: set[nn.Parameter] = set()  # since the gradients were last cleared
         for parameter, optimizer in each.items():
@@ -62,7 +64,7 @@ class StepAtOnce(torch.optim.Optimizer):
 
     def _step(self, parameter: nn.Parameter) -> None:
         optimizer = self.each[parameter]
-        optimizer.param_groups[0]["lr"] = self.param_groups[0]["lr"]
+        optimizer.param_groups[0]["lr"] = self.param_groups[self._group[parameter]]["lr"]
         optimizer.step()
         self.stepped.add(parameter)
 

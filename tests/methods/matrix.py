@@ -57,6 +57,8 @@ def every_candidate() -> Iterator[Candidate]:
             yield replace(plain, levers=Levers(micro_batch=2))
             continue
         for levers in LEVERS:
+            if method.needs_data and levers.scope is not None:
+                continue  # it says itself which layers are trained
             scope = 0 if method.only_head and levers.scope else levers.scope
             yield from (
                 replace(plain, levers=replace(levers, scope=scope, optimizer=optimizer))

@@ -105,7 +105,20 @@ ALL_SETTINGS = list(all_settings())
 
 
 def test_the_methods_are_there_in_reading_order_and_described():
-    known = ["full", "head", "ridge", "norm", "bias", "recalibrate", "tent", "lora", "dora", "loha", "lokr"]
+    known = [
+        "full",
+        "plan",
+        "head",
+        "ridge",
+        "norm",
+        "bias",
+        "recalibrate",
+        "tent",
+        "lora",
+        "dora",
+        "loha",
+        "lokr",
+    ]
     known += ["galore", "adapter", "ia3", "ssf", "lite-residual", "sparse"]
     assert list(methods())[: len(known)] == known
     for method in methods().values():
