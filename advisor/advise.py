@@ -132,7 +132,7 @@ def _recommend(
         ]
         if budget.step_seconds is not None and chosen.measured is None:
             story.warnings.insert(0, "whether --step-time is met is unknown: the choice was not run")
-    return replace(
+    found = replace(
         _summary(story, evaluations, request),
         budget=budget,
         data=data_summary,
@@ -145,6 +145,7 @@ def _recommend(
         relaxations=() if verdict.reason else relaxations(chosen, evaluations, budget, data_summary),
         warnings=tuple(story.warnings),
     )
+    return _seen_closely(found, simulator)
 
 
 def profile(
@@ -165,7 +166,25 @@ def profile(
         story.warnings += [store.trouble] if store.trouble else []
     story.base_forward_flops = simulator.forward_flops()
     front = tuple(evaluation.candidate.id for evaluation in pareto_front(evaluations))
-    return replace(_summary(story, evaluations, request), front=front, warnings=tuple(story.warnings))
+    found = replace(_summary(story, evaluations, request), front=front, warnings=tuple(story.warnings))
+    return _seen_closely(found, simulator)
+
+
+def _seen_closely(found: Recommendation, simulator: Simulator) -> Recommendation:
+    """With what the choice, and full fine-tuning, do layer by layer and moment by moment."""
+    shown = {found.recommended, found.full.candidate.id if found.full else None}
+
+    def seen(evaluation: Evaluation) -> Evaluation:
+        if evaluation.candidate.id not in shown:
+            return evaluation
+        try:
+            by_layer, timeline = simulator.closely(evaluation.candidate, found.batch_size)
+        except Exception:  # noqa: BLE001 - the answer stands without it
+            _log.debug("no close look at %s", evaluation.candidate.id, exc_info=True)
+            return evaluation
+        return replace(evaluation, cost=replace(evaluation.cost, by_layer=by_layer, timeline=timeline))
+
+    return replace(found, evaluations=tuple(map(seen, found.evaluations)))
 
 
 def simulator_for(story: Story) -> Simulator:

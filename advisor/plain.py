@@ -27,6 +27,7 @@ from advisor.records import (
     Cost,
     Evaluation,
     Flops,
+    LayerCost,
     LayerTypeCost,
     Levers,
     Recommendation,
@@ -39,6 +40,7 @@ _Record = TypeVar("_Record")
 _RENAMED: dict[tuple[type, str], str] = {
     (Cost, "flops"): "update_flops",
     (LayerTypeCost, "flops"): "update_flops",
+    (LayerCost, "flops"): "update_flops",
     (Recommendation, "evaluations"): "candidates",
 }
 # Properties that are written for scripts' sake, and not read.

@@ -304,6 +304,59 @@ class LayerTypeCost:
     peak_bytes: int = 0  # all that is held at the peak for its layers: weights, gradients, state, activations
 
 
+# What an update does with a layer: all of its own weights are trained, or some of them, or what a method
+# added beside them; it is solved in closed form; only its running statistics change; nothing does, but
+# gradients pass through it, or not even they; it ran once for each image, before; it never runs.
+Treatment = Literal[
+    "trained", "partly", "added", "solved", "statistics", "passed", "frozen", "once", "unused"
+]
+TREATMENTS: tuple[Treatment, ...] = get_args(Treatment)
+
+
+@dataclass(frozen=True, slots=True)
+class LayerCost:
+    """One layer's share of an update; a method's additions count to the layer they adapt."""
+
+    name: str  # its path; empty: what no layer does
+    layer_type: str
+    treatment: Treatment
+    parameters: int  # its own
+    trained_parameters: int  # the method's additions included
+    flops: Flops
+    saved_bytes: int  # what it made in a forward pass that is kept for the backward pass
+    peak_bytes: int  # held for it at the peak: weights, gradients, state, activations
+
+
+# Of an update; before: statistics are re-estimated; after: a head is solved.
+Phase = Literal["before", "forward", "backward", "optimizer", "after"]
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """The most that is held while a layer runs, or while several do."""
+
+    phase: Phase
+    layer: str  # that runs then, or the one of several at which the most is held; empty: none's
+    memory: Memory
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What is held at the peak for one layer and one purpose."""
+
+    purpose: str  # one of `Memory`'s parts
+    layer: str  # that made it, or has it; empty: none
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Timeline:
+    """How the bytes held go up and down over one update; of several micro-batches, over the first two."""
+
+    moments: tuple[Moment, ...]  # in order; the highest of them is the peak
+    largest: tuple[Held, ...]  # of what is held at the peak, the ten largest
+
+
 @dataclass(frozen=True, slots=True)
 class Cost:
     """What one update costs."""
@@ -321,6 +374,9 @@ class Cost:
     setup_flops: int = 0  # once, before the first update: to fill the cache, to re-estimate statistics
     # The peak of the tensors alone: the same on every machine, as workspace isn't. None: not known.
     tensor_peak_bytes: int | None = None
+    # Of the few candidates that are shown closely.
+    by_layer: tuple[LayerCost, ...] = ()  # in the order of the forward pass, then what no layer does
+    timeline: Timeline | None = None
 
     @property
     def peak_memory_bytes(self) -> int:
@@ -600,6 +656,12 @@ class Recommendation:
             f"<div><p><b>{escape(self.answer or repr(self))}</b></p>"
             f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table><ul>{told}</ul></div>"
         )
+
+    @property
+    def full(self) -> Evaluation | None:
+        """Full fine-tuning with the fewest levers, which others' costs are held against."""
+        every = [each for each in self.evaluations if each.candidate.method == BASELINE]
+        return min(every, key=lambda each: len(each.candidate.levers.described()), default=None)
 
     def evaluation(self, name: str) -> Evaluation:
         """The evaluation of the candidate with this id, or this short name. Raises KeyError."""

@@ -46,7 +46,7 @@ def render_html(recommendation: Recommendation) -> str:
         memory_ledgers=ledger.memory_ledgers(main, allowed_memory(recommendation.budget)),
         flop_ledgers=ledger.flop_ledgers(main, recommendation.budget.flops),
         trained_ledger=ledger.trained_ledger(main),
-        full=view.reference_full(recommendation),
+        full=recommendation.full,
         allowed=allowed_memory(recommendation.budget),
         census=_census(recommendation),
         sources=explain.sources(recommendation),
@@ -124,5 +124,5 @@ def _census(recommendation: Recommendation) -> list[tuple[str, str, int, int, in
 
 
 def _multiply_adds(recommendation: Recommendation) -> float | None:
-    full = view.reference_full(recommendation)
+    full = recommendation.full
     return view.multiply_add_flops_per_sample(full, recommendation.batch_size) if full else None
