@@ -48,6 +48,7 @@ from advisor.records import (
     Evaluation,
     LayerTypeSummary,
     Levers,
+    MethodCard,
     ModelSummary,
     Recommendation,
 )
@@ -549,6 +550,11 @@ def _summary(story: Story, evaluations: list[Evaluation], request: Request) -> R
         evaluations=tuple(evaluations),
         not_applicable=story.not_applicable,
         assumed=story.assumed,
+        methods={
+            name: MethodCard(method.summary, method.formula, method.source)
+            for name in dict.fromkeys(evaluation.candidate.method for evaluation in evaluations)
+            for method in [get_method(name)]
+        },
         provenance={
             "command": request.command,
             "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

@@ -4,7 +4,7 @@ Within a schema version keys are only ever added, so a reader takes what it know
 record has a default may be missing. Totals and `fits` are written for scripts and worked out again
 when read. Bytes - the held-out samples' own results, without which a saved answer's candidates could
 not be told apart as the solver did - are deflated and in base64; in a metric in which samples count
-differently they are not written, nor how much each counts.
+differently they are not written, nor how much each counts. Pictures of the user's images are not written.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from advisor.records import (
     Candidate,
     Cost,
     Evaluation,
+    Finding,
     Flops,
     LayerCost,
     LayerTypeCost,
@@ -50,7 +51,7 @@ _DERIVED: dict[type, tuple[str, ...]] = {
     Evaluation: ("fits",),
     Budget: ("fewest_flops",),
 }
-_NOT_WRITTEN = {(Accuracy, "weights")}
+_NOT_WRITTEN = {(Accuracy, "weights"), (Finding, "pictures")}
 _MOST_BYTES = 2**24  # that a text of them may come to: more held-out samples than anybody judges
 
 

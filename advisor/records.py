@@ -403,6 +403,14 @@ class Measurement:
 
 
 @dataclass(frozen=True, slots=True)
+class CurvePoint:
+    """How much was right after so many updates."""
+
+    updates: int
+    mean: float
+
+
+@dataclass(frozen=True, slots=True)
 class Accuracy:
     """Share of held-out samples classified right, in the budget's metric, with a 95 % interval.
 
@@ -429,6 +437,8 @@ class Accuracy:
     balanced: Accuracy | None = None  # the mean of the classes' shares
     recalls: tuple[float | None, ...] = ()  # each class's share, in the data's order; None: none held out
     seen: float | None = None  # None: the mean is it
+    # After each length that it was trained for at that learning rate; () where nothing is trained.
+    curve: tuple[CurvePoint, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -529,6 +539,15 @@ class Relaxation:
 
 
 @dataclass(frozen=True, slots=True)
+class MethodCard:
+    """What a method is."""
+
+    summary: str  # what it trains
+    formula: str
+    source: str  # paper, equation
+
+
+@dataclass(frozen=True, slots=True)
 class ModelSummary:
     """The user's model."""
 
@@ -549,6 +568,14 @@ WEIGHTS: tuple[Weight, ...] = get_args(Weight)  # the weightiest first
 
 
 @dataclass(frozen=True, slots=True)
+class Picture:
+    """A small picture of one image."""
+
+    caption: str  # its file's name, or its class
+    jpeg: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Finding:
     """What was found in the data that may make an accuracy other than it seems."""
 
@@ -556,6 +583,7 @@ class Finding:
     weight: Weight
     text: str  # one line: what, how much of it, and what to do
     files: tuple[str, ...] = ()  # the first few that it concerns
+    pictures: tuple[Picture, ...] = field(default=(), compare=False)  # of those, for the page alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -638,6 +666,7 @@ class Recommendation:
     not_applicable: Mapping[str, str] = field(default_factory=dict)  # method -> why
     warnings: tuple[str, ...] = ()  # the weightiest first
     assumed: tuple[str, ...] = ()  # what was taken for granted, because nothing said so
+    methods: Mapping[str, MethodCard] = field(default_factory=dict)  # the candidates', by name
     provenance: Mapping[str, Any] = field(default_factory=dict)  # versions, seed, command, machine
 
     def __repr__(self) -> str:
