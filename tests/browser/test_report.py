@@ -119,11 +119,11 @@ def test_the_table_sorts_searches_and_shows_all(opened: Opened, saved: Recommend
 
 def test_charts_switch_and_show_figures_on_focus(opened: Opened, saved: Recommendation) -> None:
     page = opened(saved)
-    assert page.locator("figure:visible").count() == 1
+    assert page.locator("#trade figure:visible").count() == 1
     page.get_by_label("memory", exact=True).focus()
     page.keyboard.press("ArrowRight")
-    assert "Accuracy against FLOPs" in page.locator("figure:visible svg").get_attribute("aria-label")
-    link = page.locator("figure:visible a").first
+    assert "Accuracy against FLOPs" in page.locator("#trade figure:visible svg").get_attribute("aria-label")
+    link = page.locator("#trade figure:visible a").first
     link.focus()
     assert page.inner_text("#tip") == link.get_attribute("aria-label")
     page.keyboard.press("Escape")
