@@ -22,7 +22,7 @@ WORDS: dict[Treatment, str] = {
     "once": "frozen, run once an image",
     "unused": "never run",
 }
-_LEAST_GROUPS = 5  # of layers by the beginnings of their paths: with fewer, more of the path is read
+_MOST = 8  # layers that stand together, or a third of all
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,19 +128,22 @@ def _sum(name: str, kind: str, what: str, lines: Sequence[Line]) -> Line:
     )
 
 
-def _map(layers: Sequence[LayerCost]) -> list[Group]:
-    """In the order of the forward pass, grouped by as little of their paths as parts them."""
-    paths = [each.name.split(".") for each in layers]
-    deepest = max(map(len, paths), default=1)
-    for depth in range(1, deepest + 1):
-        starts = [".".join(path[:depth]) for path in paths]
-        if len(set(starts)) >= _LEAST_GROUPS:
-            break
-    named = zip(starts, layers, strict=True) if layers else ()
-    return [
-        Group(name, tuple(Cell(each.treatment, _told(each)) for _, each in members))
-        for name, members in groupby(named, key=lambda pair: pair[0])
-    ]
+def _map(layers: Sequence[LayerCost], depth: int = 1) -> list[Group]:
+    """In the order of the forward pass, grouped by how their paths begin; where many are, by more of it.
+
+    Args:
+        depth: of a path, how many parts are read.
+    """
+    most = max(_MOST, len(layers) // 3)
+    found = []
+    for start, members in groupby(layers, key=lambda each: each.name.split(".")[:depth]):
+        together = list(members)
+        if len(together) > most and any(each.name.count(".") >= depth for each in together):
+            found += _map(together, depth + 1)
+        else:
+            cells = tuple(Cell(each.treatment, _told(each)) for each in together)
+            found.append(Group(".".join(start), cells))
+    return found
 
 
 def _told(each: LayerCost) -> str:

@@ -130,6 +130,21 @@ def test_charts_switch_and_show_figures_on_focus(opened: Opened, saved: Recommen
     assert page.locator("#tip:visible").count() == 0
 
 
+def test_layers_sort_by_keyboard_and_the_map_has_one_square_each(
+    opened: Opened, saved: Recommendation
+) -> None:
+    page = opened(saved)
+    by_layer = saved.evaluation(saved.recommended or "").cost.by_layer
+    assert page.locator("#layers .map .cell").count() == sum(layer.parameters > 0 for layer in by_layer)
+    page.locator("#layers summary").click()
+    table = page.locator("#layers details table")
+    table.get_by_role("button", name="all FLOPs").focus()
+    page.keyboard.press("Enter")
+    shown = table.locator("tbody td:nth-last-child(2) data").evaluate_all("(all) => all.map((d) => +d.value)")
+    assert shown == sorted((layer.flops.total for layer in by_layer if layer.name), reverse=True)
+    assert "all" in table.locator("tfoot").inner_text()
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [390, 1400])
 def test_nothing_is_cut_off(opened: Opened, saved: Recommendation, width: int, scheme: str) -> None:
