@@ -10,10 +10,12 @@ from collections.abc import Mapping, Sequence, Set
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from operator import itemgetter
+from typing import Unpack
 
 import torch
 from torch import nn
 
+from advisor.asked import Asked, asked
 from advisor.candidates import Pricing, Proposals
 from advisor.costs import (
     Simulator,
@@ -79,21 +81,72 @@ def recommend(
     budget: Budget | None = None,
     request: Request | None = None,
     progress: Progress = lambda stage, fraction, running: None,
+    **given: Unpack[Asked],
 ) -> Recommendation:
     """Which method to fine-tune this model with, at which setting, and what it costs.
 
+    `recommend(model, ram="512MB", data=(images, labels))`: what is asked is given in keywords, or as a
+    `Budget` and a `Request`.
+
     Args:
         model: anything that `load_model` takes, or a module.
-        budget: hard limits; none by default.
+        budget: the limits, in place of their keywords; none by default.
+        request: what else is asked, in place of its keywords.
         progress: called often, with the stage, the fraction of it that is done, and what is running.
+        ram: most memory of an update, such as `512MB` (10^6) or `512MiB` (2^20), or a number of bytes.
+        flops: most FLOPs of an update, such as `2GFLOPs`, or a number; `fewest`: no limit, but the fewest.
+        storage: most bytes to ship.
+        step_time: most time of an update on this machine, such as `50ms`, or a number of seconds.
+        max_trainable: most parameters that are trained, such as `100k`.
+        max_overhead: most FLOPs that an inference may take more once merged, in percent; `merge`: none.
+        metric: what is to be high: `accuracy`, `balanced` or `recall:CLASS`.
+        min_accuracy: the least, in that metric, as a fraction.
+        min_retained: the least accuracy on the old data, as a fraction.
+        tolerance: points below the best accuracy that count as as good; 0.5 by default.
+        prefer: which cost decides then: `ram`, `flops`, `storage` or `time`.
+        warn: limits that are told where they are broken, and exclude nothing.
+        runtime_overhead: what the runtime takes of `ram`.
+        data: images of the new world, with their classes: `(images, labels)`, arrays or tensors (N, H, W),
+            (N, H, W, C) or (N, C, H, W), bytes or floats in [0, 1]; a Dataset; a dict with either for `train`
+            and `val`; a folder's path or whatever else `--data` takes. None: costs alone.
+        labels: the table that tells the classes, or which folders do.
+        groups: a table or a pattern of names: what belongs together.
+        class_names: the model's, in the order of its outputs.
+        data_classes: that the data must have, in that order.
+        normalisation: mean and standard deviation by channel, of images in [0, 1].
+        framing: how images of other sizes are cropped and resized.
+        resize: that part of it: `center`, `squash` or `border`.
+        channel_order: `rgb` or `bgr`.
+        orientation: images are turned as their EXIF says (`exif`), or left as they are `stored`.
+        look_over: tell where the model reads images otherwise than in its training.
+        strict: what is wrong with the data is an error.
+        rehearse: corrupt the images first, such as `fog:3`.
+        retain: old data, to tell what is forgotten.
+        unlabelled: more new images, for methods that look at no labels.
+        scenario: `shift` or `new-classes`; `auto` tells from the classes.
+        train_images: to train on at most.
+        input_size: (channels, height, width); None: the model's own, or the images'.
+        batch_size: images of an update.
+        arch: the network, where the model's file holds weights alone.
+        trust: whether a model's file may run code.
+        methods: their names; None: all.
+        ranks: of those methods that have one.
+        optimizer: `adam`, `adamw`, `momentum` or `sgd`.
+        probe_seconds: for the probes, or a time such as `5m`; `auto`: of one full fine-tune; None: no probes.
+        epochs: of a whole fine-tune.
+        store: a file in which probes and costs are kept; None: nowhere.
+        executor: what runs the probes: `here`, `local:2`, `dask://HOST:PORT` or `ray`.
+        verify: run the choice under the limit before it is recommended.
+        seed: of all that is drawn.
+        command: what reproduces it, for the report.
 
     Returns:
         The recommendation; `recommended` is None where nothing fits, or nothing is worth doing (`outcome`).
 
     Raises:
-        InputError: the model, the data or the request can't be used.
+        InputError: the model, the data or what is asked can't be used.
     """
-    budget, request = budget or Budget(), request or Request()
+    budget, request = asked(budget, request, given)
     with ExitStack() as cleanup:
         waiting = None
         if request.verify:

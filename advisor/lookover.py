@@ -47,7 +47,7 @@ def look_over(model: str | None, request: Request, progress: Progress, store: St
     ]
     told = {finding.text for finding in findings}
     return LookedOver(
-        request.data,
+        found.source,
         by_class,
         len(dataset.train),
         len(dataset.validation),

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -48,7 +48,7 @@ class Request:
     methods: tuple[str, ...] | None = None  # None: all
     ranks: tuple[int, ...] = (2, 4, 8)
     optimizer: str = "adam"
-    data: str | None = None
+    data: Any = None  # as typed, or what `find_given` takes: arrays, datasets; None: costs alone
     labels: str | None = None  # a table of classes; `first` or `leaf`: which folders are the classes
     look_over: bool = True  # tell where the model reads the images otherwise than in its training
     strict: bool = False  # what is found in the data is an error

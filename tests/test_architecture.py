@@ -36,6 +36,7 @@ ORDER = [
     "candidates",
     "assumed",
     "situation",
+    "asked",
     "lookover",
     "advise",
     "check",
