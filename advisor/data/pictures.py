@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from advisor.data.pixels import Frame, fit
-from advisor.records import Framing, Picture
+from advisor.records import Picture
 
 if TYPE_CHECKING:
     from advisor.data.pools import Pool
@@ -27,7 +27,7 @@ def of_pool(pool: Pool, indices: Sequence[int], channels: int) -> tuple[Picture,
         channels: of the model's images.
     """
     wanted = np.asarray(indices, np.int64)
-    images, failures = pool.read(wanted, Frame((channels, SIDE, SIDE), Framing(mode="border")))
+    images, failures = pool.read(wanted, Frame((channels, SIDE, SIDE)))
     return tuple(
         picture(pool.name(index), image)
         for place, (index, image) in enumerate(zip(indices, images, strict=True))
@@ -39,7 +39,7 @@ def picture(caption: str, image: torch.Tensor) -> Picture:
     """Of an image (C, H, W), uint8; of more channels than colours have, the first is shown in grey."""
     from PIL import Image
 
-    [small] = fit(image[None], Frame((len(image), SIDE, SIDE), Framing(mode="border")))
+    [small] = fit(image[None], Frame((len(image), SIDE, SIDE)))
     grey = len(small) != _COLOURS
     pixels = small[0] if grey else small.permute(1, 2, 0)
     file = io.BytesIO()
