@@ -54,7 +54,8 @@ def command(
 def _more(method: Method) -> Iterator[str]:
     """What is told of a method that was asked for by name."""
     said = inspect.getdoc(type(method)) or ""
-    yield from (" ".join(paragraph.split()) for paragraph in said.split("\n\n"))
+    paragraphs = (" ".join(paragraph.split()) for paragraph in said.split("\n\n"))
+    yield from (each for each in paragraphs if each.strip(".").lower() != method.summary.lower())
     if method.learning_rates:
         yield f"learning rates of its probes: {', '.join(f'{rate:g}' for rate in method.learning_rates)}"
     if method.peft_type is not None:
