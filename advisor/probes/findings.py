@@ -197,9 +197,13 @@ class Findings:
                     found[candidate] = replace(accuracy, finalist=finalist, curve=curve)
         return found
 
-    def _curve(self, training: Candidate, rate: float | None, head: Features | None) -> tuple[CurvePoint, ...]:
+    def _curve(
+        self, training: Candidate, rate: float | None, head: Features | None
+    ) -> tuple[CurvePoint, ...]:
         """What it got right after each length that it was trained for at this learning rate."""
-        trained = [p for p in self._probes[training] if p.trial.learning_rate == rate is not None]
+        if rate is None:
+            return ()
+        trained = [probe for probe in self._probes[training] if probe.trial.learning_rate == rate]
         by_length = {probe.trial.updates: self.by_head(probe) for probe in trained}
         return tuple(
             CurvePoint(updates, by_head[head].mean)
