@@ -25,7 +25,6 @@ from advisor.costs import (
     without_collector,
 )
 from advisor.costs.measure import measure
-from advisor.data import Dataset
 from advisor.errors import AdvisorError, InputError, ModelError, first_line
 from advisor.interrupts import stoppable
 from advisor.methods import get_method, learning_rates, methods
@@ -54,7 +53,7 @@ from advisor.records import (
     ModelSummary,
     Recommendation,
 )
-from advisor.situation import Progress, Request, Story, prepare, versions
+from advisor.situation import Progress, Request, Story, Task, prepare, versions
 from advisor.solver import (
     Verdict,
     allowed_memory,
@@ -168,14 +167,16 @@ def _recommend(
         raise InputError("--metric is how answers on images are judged: give --data, too")
     with Store(request.store) as store:
         story = prepare(model, request, progress, store)
-        if story.dataset is not None:
-            class_of_recall(budget.metric, story.dataset.class_names)  # a mistyped one costs no time
+        if story.task is not None:
+            class_of_recall(budget.metric, story.task.dataset.class_names)  # a mistyped one costs no time
         simulator = simulator_for(story)
         evaluations = cost_all(story, request, simulator, budget, progress, store)
         story.base_forward_flops = simulator.forward_flops()
         data_summary = None
-        if story.dataset is not None and story.situation is not None:
-            evaluations, data_summary = _probe_all(story, evaluations, budget, request, progress, store)
+        if story.task is not None:
+            evaluations, data_summary = _probe_all(
+                story, story.task, evaluations, budget, request, progress, store
+            )
         story.warnings += [store.trouble] if store.trouble else []
     chosen, evaluations, verdict = _verify(
         story, evaluations, budget, data_summary, request, progress, waiting
@@ -270,7 +271,7 @@ def cost_all(
         store=store,
     )
     levers = Levers(optimizer=request.optimizer)  # type: ignore[arg-type]
-    unseen = story.situation is not None and story.situation.scenario == "new-classes"
+    unseen = story.task is not None and story.task.situation.scenario == "new-classes"
     names = tuple(methods()) if request.methods is None else request.methods
     evaluations: dict[Candidate, Evaluation] = {}
     for done, name in enumerate(names):
@@ -314,6 +315,7 @@ def _by_reason(faults: Mapping[str, str]) -> list[tuple[str, str]]:
 
 def _probe_all(
     story: Story,
+    task: Task,
     evaluations: list[Evaluation],
     budget: Budget,
     request: Request,
@@ -321,14 +323,12 @@ def _probe_all(
     store: Store,
 ) -> tuple[list[Evaluation], DataSummary]:
     """Race the candidates that the limits admit."""
-    dataset, situation = story.dataset, story.situation
-    assert dataset is not None  # noqa: S101 - the caller has both
-    assert situation is not None  # noqa: S101
+    dataset, situation = task.dataset, task.situation
     base: Accuracy | None = None
     train, held_out, folds = len(dataset.train), dataset.validation, 1
     seconds, probes_run, probes_recalled = 0.0, 0, 0
     if request.probe_seconds is not None:
-        trainer, folds = _trainer(story, dataset, request.batch_size)
+        trainer, folds = _trainer(story, task, request.batch_size)
         train, held_out = len(trainer.dataset.train), trainer.dataset.validation
         fitting = [evaluation for evaluation in cheapest_first(evaluations, budget) if evaluation.fits]
         most = _SAFE_SHARE * available_bytes()
@@ -446,12 +446,12 @@ def _probe_seconds(
 
 def _images(story: Story) -> int:
     """How many there are to train on."""
-    return len(story.dataset.train) if story.dataset is not None else 0
+    return len(story.task.dataset.train) if story.task is not None else 0
 
 
 def _unlabelled(story: Story) -> int:
     """How many images there are that nobody has labelled."""
-    found = story.dataset.unlabelled if story.dataset is not None else None
+    found = story.task.dataset.unlabelled if story.task is not None else None
     return len(found) if found is not None else 0
 
 
@@ -466,13 +466,13 @@ def _largest_share(labels: torch.Tensor) -> float:
     return float(labels.unique(return_counts=True)[1].max()) / len(labels)
 
 
-def _trainer(story: Story, dataset: Dataset, batch_size: int) -> tuple[Trainer, int]:
+def _trainer(story: Story, task: Task, batch_size: int) -> tuple[Trainer, int]:
     """What the race trains with, and on how many splits: on several where images are few."""
     module, census = in_quick_layout(story.loaded.module, story.census), story.census
-    folds = fold_count(dataset)
+    folds = fold_count(task.dataset)
     if folds == 1:
-        return Trainer(module, census, dataset, batch_size), 1
-    return CrossValidation(module, census, dataset, batch_size, folds, story.imprinted_from), folds
+        return Trainer(module, census, task.dataset, batch_size), 1
+    return CrossValidation(module, census, task.dataset, batch_size, folds, task.imprinted_from), folds
 
 
 def _verify(

@@ -137,13 +137,11 @@ class Prepared:
         self.network = partial(_network, task, data, models, kept)  # a new copy of what the task begins with
         self.npz, test = _images(task, size, data, kept)
         story = prepare(self.network(), self.request, lambda *_: None)
-        assert story.dataset is not None
-        assert story.situation is not None
         # Judged on images that neither training nor the advisor sees. Their labels are the outputs' numbers.
         if self.rehearse:
             shifted = corrupted(test.images, parse_corruption(self.rehearse), seed=1)
             test = LabelledImages(shifted, test.labels)
-        self.dataset, self.census = replace(story.dataset, validation=test), story.census
+        self.dataset, self.census = replace(story.given.dataset, validation=test), story.census
         model = story.loaded.module
         self.trainer = Trainer(in_quick_layout(model, self.census), self.census, self.dataset, size.batch)
         # Hours of training outlast edits of the code; without the file they are done anew.
