@@ -1,7 +1,7 @@
 """peft-advisor: which fine-tuning method fits this model, this data and this device, at what cost.
 
-    from advisor import Budget, Request, recommend
-    recommendation = recommend("torchvision:mobilenet_v2", Budget(ram_bytes=512_000_000))
+    from advisor import recommend
+    recommendation = recommend("torchvision:mobilenet_v2", ram="512MB")
     print(recommendation.answer)
 
 Names are imported on first use: torch takes seconds, and `peft-advisor --help` needs none of it.

@@ -10,12 +10,14 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from operator import itemgetter
+from typing import Unpack
 
 import torch
 from torch import nn
 
 import advisor.plans
 import advisor.solver
+from advisor.asked import Asked, asked
 from advisor.candidates import Pricing, Proposals
 from advisor.costs import (
     Simulator,
@@ -25,7 +27,6 @@ from advisor.costs import (
     without_collector,
 )
 from advisor.costs.measure import measure
-from advisor.data import Dataset
 from advisor.errors import AdvisorError, InputError, ModelError, first_line
 from advisor.interrupts import stoppable
 from advisor.methods import get_method, learning_rates, methods
@@ -54,10 +55,11 @@ from advisor.records import (
     Evaluation,
     LayerTypeSummary,
     Levers,
+    MethodCard,
     ModelSummary,
     Recommendation,
 )
-from advisor.situation import Progress, Request, Story, prepare, versions
+from advisor.situation import Progress, Request, Story, Task, prepare, versions
 from advisor.solver import (
     Verdict,
     allowed_memory,
@@ -85,21 +87,72 @@ def recommend(
     budget: Budget | None = None,
     request: Request | None = None,
     progress: Progress = lambda stage, fraction, running: None,
+    **given: Unpack[Asked],
 ) -> Recommendation:
     """Which method to fine-tune this model with, at which setting, and what it costs.
 
+    `recommend(model, ram="512MB", data=(images, labels))`: what is asked is given in keywords, or as a
+    `Budget` and a `Request`.
+
     Args:
         model: anything that `load_model` takes, or a module.
-        budget: hard limits; none by default.
+        budget: the limits, in place of their keywords; none by default.
+        request: what else is asked, in place of its keywords.
         progress: called often, with the stage, the fraction of it that is done, and what is running.
+        ram: most memory of an update, such as `512MB` (10^6) or `512MiB` (2^20), or a number of bytes.
+        flops: most FLOPs of an update, such as `2GFLOPs`, or a number; `fewest`: no limit, but the fewest.
+        storage: most bytes to ship.
+        step_time: most time of an update on this machine, such as `50ms`, or a number of seconds.
+        max_trainable: most parameters that are trained, such as `100k`.
+        max_overhead: most FLOPs that an inference may take more once merged, in percent; `merge`: none.
+        metric: what is to be high: `accuracy`, `balanced` or `recall:CLASS`.
+        min_accuracy: the least, in that metric, as a fraction.
+        min_retained: the least accuracy on the old data, as a fraction.
+        tolerance: points below the best accuracy that count as as good; 0.5 by default.
+        prefer: which cost decides then: `ram`, `flops`, `storage` or `time`.
+        warn: limits that are told where they are broken, and exclude nothing.
+        runtime_overhead: what the runtime takes of `ram`.
+        data: images of the new world, with their classes: `(images, labels)`, arrays or tensors (N, H, W),
+            (N, H, W, C) or (N, C, H, W), bytes or floats in [0, 1]; a Dataset; a dict with either for `train`
+            and `val`; a folder's path or whatever else `--data` takes. None: costs alone.
+        labels: the table that tells the classes, or which folders do.
+        groups: a table or a pattern of names: what belongs together.
+        class_names: the model's, in the order of its outputs.
+        data_classes: that the data must have, in that order.
+        normalisation: mean and standard deviation by channel, of images in [0, 1].
+        framing: how images of other sizes are cropped and resized.
+        resize: that part of it: `center`, `squash` or `border`.
+        channel_order: `rgb` or `bgr`.
+        orientation: images are turned as their EXIF says (`exif`), or left as they are `stored`.
+        look_over: tell where the model reads images otherwise than in its training.
+        strict: what is wrong with the data is an error.
+        rehearse: corrupt the images first, such as `fog:3`.
+        retain: old data, to tell what is forgotten.
+        unlabelled: more new images, for methods that look at no labels.
+        scenario: `shift` or `new-classes`; `auto` tells from the classes.
+        train_images: to train on at most.
+        input_size: (channels, height, width); None: the model's own, or the images'.
+        batch_size: images of an update.
+        arch: the network, where the model's file holds weights alone.
+        trust: whether a model's file may run code.
+        methods: their names; None: all.
+        ranks: of those methods that have one.
+        optimizer: `adam`, `adamw`, `momentum` or `sgd`.
+        probe_seconds: for the probes, or a time such as `5m`; `auto`: of one full fine-tune; None: no probes.
+        epochs: of a whole fine-tune.
+        store: a file in which probes and costs are kept; None: nowhere.
+        executor: what runs the probes: `here`, `local:2`, `dask://HOST:PORT` or `ray`.
+        verify: run the choice under the limit before it is recommended.
+        seed: of all that is drawn.
+        command: what reproduces it, for the report.
 
     Returns:
         The recommendation; `recommended` is None where nothing fits, or nothing is worth doing (`outcome`).
 
     Raises:
-        InputError: the model, the data or the request can't be used.
+        InputError: the model, the data or what is asked can't be used.
     """
-    budget, request = budget or Budget(), request or Request()
+    budget, request = asked(budget, request, given)
     with ExitStack() as cleanup:
         waiting = None
         if request.verify:
@@ -121,14 +174,16 @@ def _recommend(
         raise InputError("--metric is how answers on images are judged: give --data, too")
     with Store(request.store) as store:
         story = prepare(model, request, progress, store)
-        if story.dataset is not None:
-            class_of_recall(budget.metric, story.dataset.class_names)  # a mistyped one costs no time
+        if story.task is not None:
+            class_of_recall(budget.metric, story.task.dataset.class_names)  # a mistyped one costs no time
         simulator = simulator_for(story)
         evaluations = cost_all(story, request, simulator, budget, progress, store)
         story.base_forward_flops = simulator.forward_flops()
         data_summary = None
-        if story.dataset is not None and story.situation is not None:
-            evaluations, data_summary = _probe_all(story, evaluations, budget, request, progress, store)
+        if story.task is not None:
+            evaluations, data_summary = _probe_all(
+                story, story.task, evaluations, budget, request, progress, store
+            )
         story.warnings += [store.trouble] if store.trouble else []
     chosen, evaluations, verdict = _verify(
         story, evaluations, budget, data_summary, request, progress, waiting
@@ -139,7 +194,7 @@ def _recommend(
         ]
         if budget.step_seconds is not None and chosen.measured is None:
             story.warnings.insert(0, "whether --step-time is met is unknown: the choice was not run")
-    return replace(
+    found = replace(
         _summary(story, evaluations, request),
         budget=budget,
         data=data_summary,
@@ -152,6 +207,7 @@ def _recommend(
         relaxations=() if verdict.reason else relaxations(chosen, evaluations, budget, data_summary),
         warnings=tuple(story.warnings),
     )
+    return _seen_closely(found, simulator)
 
 
 def profile(
@@ -172,7 +228,25 @@ def profile(
         story.warnings += [store.trouble] if store.trouble else []
     story.base_forward_flops = simulator.forward_flops()
     front = tuple(evaluation.candidate.id for evaluation in pareto_front(evaluations))
-    return replace(_summary(story, evaluations, request), front=front, warnings=tuple(story.warnings))
+    found = replace(_summary(story, evaluations, request), front=front, warnings=tuple(story.warnings))
+    return _seen_closely(found, simulator)
+
+
+def _seen_closely(found: Recommendation, simulator: Simulator) -> Recommendation:
+    """With what the choice, and full fine-tuning, do layer by layer and moment by moment."""
+    shown = {found.recommended, found.full.candidate.id if found.full else None}
+
+    def seen(evaluation: Evaluation) -> Evaluation:
+        if evaluation.candidate.id not in shown:
+            return evaluation
+        try:
+            by_layer, timeline = simulator.closely(evaluation.candidate, found.batch_size)
+        except Exception:  # noqa: BLE001 - the answer stands without it
+            _log.debug("no close look at %s", evaluation.candidate.id, exc_info=True)
+            return evaluation
+        return replace(evaluation, cost=replace(evaluation.cost, by_layer=by_layer, timeline=timeline))
+
+    return replace(found, evaluations=tuple(map(seen, found.evaluations)))
 
 
 def simulator_for(story: Story) -> Simulator:
@@ -204,7 +278,7 @@ def cost_all(
         store=store,
     )
     levers = Levers(optimizer=request.optimizer)  # type: ignore[arg-type]
-    unseen = story.situation is not None and story.situation.scenario == "new-classes"
+    unseen = story.task is not None and story.task.situation.scenario == "new-classes"
     names = tuple(methods()) if request.methods is None else request.methods
     evaluations: dict[Candidate, Evaluation] = {}
 
@@ -253,9 +327,9 @@ def _plans(
     store: Store | None,
 ) -> list[Candidate]:
     """Per-layer plans for the images and the limits; none without images."""
-    module, dataset = story.loaded.module, story.dataset
-    if dataset is None or story.census.head is None:
+    if story.task is None or story.census.head is None:
         return []
+    module, dataset = story.loaded.module, story.task.dataset
     key = {
         "gradients": key_of(module, dataset.normalisation, dataset.train),
         "costs": simulator.key(),
@@ -284,6 +358,7 @@ def _by_reason(faults: Mapping[str, str]) -> list[tuple[str, str]]:
 
 def _probe_all(
     story: Story,
+    task: Task,
     evaluations: list[Evaluation],
     budget: Budget,
     request: Request,
@@ -291,14 +366,12 @@ def _probe_all(
     store: Store,
 ) -> tuple[list[Evaluation], DataSummary]:
     """Race the candidates that the limits admit."""
-    dataset, situation = story.dataset, story.situation
-    assert dataset is not None  # noqa: S101 - the caller has both
-    assert situation is not None  # noqa: S101
+    dataset, situation = task.dataset, task.situation
     base: Accuracy | None = None
     train, held_out, folds = len(dataset.train), dataset.validation, 1
     seconds, probes_run, probes_recalled = 0.0, 0, 0
     if request.probe_seconds is not None:
-        trainer, folds = _trainer(story, dataset, request.batch_size)
+        trainer, folds = _trainer(story, task, request.batch_size)
         train, held_out = len(trainer.dataset.train), trainer.dataset.validation
         fitting = [evaluation for evaluation in cheapest_first(evaluations, budget) if evaluation.fits]
         most = _SAFE_SHARE * available_bytes()
@@ -416,12 +489,12 @@ def _probe_seconds(
 
 def _images(story: Story) -> int:
     """How many there are to train on."""
-    return len(story.dataset.train) if story.dataset is not None else 0
+    return len(story.task.dataset.train) if story.task is not None else 0
 
 
 def _unlabelled(story: Story) -> int:
     """How many images there are that nobody has labelled."""
-    found = story.dataset.unlabelled if story.dataset is not None else None
+    found = story.task.dataset.unlabelled if story.task is not None else None
     return len(found) if found is not None else 0
 
 
@@ -436,13 +509,13 @@ def _largest_share(labels: torch.Tensor) -> float:
     return float(labels.unique(return_counts=True)[1].max()) / len(labels)
 
 
-def _trainer(story: Story, dataset: Dataset, batch_size: int) -> tuple[Trainer, int]:
+def _trainer(story: Story, task: Task, batch_size: int) -> tuple[Trainer, int]:
     """What the race trains with, and on how many splits: on several where images are few."""
     module, census = in_quick_layout(story.loaded.module, story.census), story.census
-    folds = fold_count(dataset)
+    folds = fold_count(task.dataset)
     if folds == 1:
-        return Trainer(module, census, dataset, batch_size), 1
-    return CrossValidation(module, census, dataset, batch_size, folds, story.imprinted_from), folds
+        return Trainer(module, census, task.dataset, batch_size), 1
+    return CrossValidation(module, census, task.dataset, batch_size, folds, task.imprinted_from), folds
 
 
 def _verify(
@@ -573,6 +646,11 @@ def _summary(story: Story, evaluations: list[Evaluation], request: Request) -> R
         evaluations=tuple(evaluations),
         not_applicable=story.not_applicable,
         assumed=story.assumed,
+        methods={
+            name: MethodCard(method.summary, method.formula, method.source)
+            for name in dict.fromkeys(evaluation.candidate.method for evaluation in evaluations)
+            for method in [get_method(name)]
+        },
         provenance={
             "command": request.command,
             "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

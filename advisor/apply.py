@@ -95,8 +95,7 @@ def apply_advice(
     check_folder(model, application.output)
     story = prepare(model, _request(recommendation, evaluation.candidate, application), progress)
     _check_model(story, recommendation)
-    assert story.dataset is not None  # noqa: S101 - the request names the data
-    trainer = Trainer(story.loaded.module, story.census, story.dataset, recommendation.batch_size)
+    trainer = Trainer(story.loaded.module, story.census, story.given.dataset, recommendation.batch_size)
     path = application.output / CHECKPOINT
     if application.restart:
         path.unlink(missing_ok=True)
@@ -378,14 +377,12 @@ def _written(
     application: Application,
 ) -> Applied:
     """Judge the kept weights and write all files."""
-    assert story.dataset is not None  # noqa: S101 - the request names the data
-    assert story.situation is not None  # noqa: S101 - so it was matched with the model
-    folder, trainable = application.output, run.fine_tune.trainable
-    held_out, outputs = story.dataset.validation, story.situation.label_map
-    metric = metric_of(recommendation.budget.metric, held_out.labels, story.dataset.class_names, outputs)
+    data, situation = story.given.dataset, story.given.situation
+    folder, trainable, held_out = application.output, run.fine_tune.trainable, data.validation
+    metric = metric_of(recommendation.budget.metric, held_out.labels, data.class_names, situation.label_map)
     accuracy = judged_in_groups(metric.of(run.fine_tune.judge()), held_out.groups)
     base = None
-    if not story.situation.head_replaced:
+    if not situation.head_replaced:
         base = judged_in_groups(metric.of(run.trainer.judge_base(len(held_out))), held_out.groups)
     recipe = _recipe(run, story, recommendation, evaluation)
     recipe = replace(
@@ -398,8 +395,7 @@ def _written(
     if trainable.examples is not None:
         train = run.trainer.dataset.train
         sums = KeptSums(trainable.examples.sums(), marks_of(train.images, train.labels))
-    some = torch.arange(min(8, len(story.dataset.validation)))
-    images, _ = story.dataset.validation.batch(some, story.dataset.normalisation)
+    images, _ = held_out.batch(torch.arange(min(8, len(held_out))), data.normalisation)
     delivered = deliver(folder, story.loaded, trainable, recipe, images, sums)
     return Applied(
         recipe=delivered.recipe,
@@ -416,8 +412,7 @@ def _written(
 
 
 def _recipe(run: _Run, story: Story, recommendation: Recommendation, evaluation: Evaluation) -> Recipe:
-    data, situation, candidate = run.trainer.dataset, story.situation, evaluation.candidate
-    assert situation is not None  # noqa: S101 - the caller has data
+    data, situation, candidate = run.trainer.dataset, story.given.situation, evaluation.candidate
     adapted = situation.head_replaced or situation.new_classes > 0
     known = recommendation.data
     return Recipe(
@@ -461,15 +456,11 @@ def _warnings(run: _Run, story: Story, evaluation: Evaluation, recommendation: R
     found = [warning for warning in story.warnings if warning not in recommendation.warnings]
     found += [f"assumed: {each}" for each in story.assumed if each not in recommendation.assumed]
     known = recommendation.data
-    assert story.dataset is not None  # noqa: S101 - the request names the data
+    held_out = len(story.given.dataset.validation)
     cross_validated = known is not None and known.folds > 1  # the probe held out all images in turn
-    if (
-        known is not None
-        and not cross_validated
-        and len(story.dataset.validation) != known.validation_samples
-    ):
+    if known is not None and not cross_validated and held_out != known.validation_samples:
         found.append(
-            f"held out are {len(story.dataset.validation):,} images, not the {known.validation_samples:,} of "
+            f"held out are {held_out:,} images, not the {known.validation_samples:,} of "
             "the probe: other data was given, so its prediction is of other images"
         )
     if run.learning_rate is not None and evaluation.accuracy is None:

@@ -33,9 +33,7 @@ def look_over(model: str | None, request: Request, progress: Progress, store: St
         notes: tuple[str, ...] = found.said
     else:
         story = prepare(model, request, progress, store)
-        assert story.dataset is not None  # noqa: S101 - the request names the data
-        assert story.found is not None  # noqa: S101 - likewise
-        found, dataset, notes = story.found, story.dataset, story.assumed
+        found, dataset, notes = story.given.found, story.given.dataset, story.assumed
     counts = sum(np.bincount(pool.labels, minlength=len(found.class_names)) for pool in found.pools)
     by_class = dict(zip(found.class_names, np.asarray(counts).tolist(), strict=True))
     groups = dataset.validation.groups
@@ -47,7 +45,7 @@ def look_over(model: str | None, request: Request, progress: Progress, store: St
     ]
     told = {finding.text for finding in findings}
     return LookedOver(
-        request.data,
+        found.source,
         by_class,
         len(dataset.train),
         len(dataset.validation),

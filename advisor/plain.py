@@ -4,7 +4,7 @@ Within a schema version keys are only ever added, so a reader takes what it know
 record has a default may be missing. Totals and `fits` are written for scripts and worked out again
 when read. Bytes - the held-out samples' own results, without which a saved answer's candidates could
 not be told apart as the solver did - are deflated and in base64; in a metric in which samples count
-differently they are not written, nor how much each counts.
+differently they are not written, nor how much each counts. Pictures of the user's images are not written.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ from advisor.records import (
     Candidate,
     Cost,
     Evaluation,
+    Finding,
     Flops,
+    LayerCost,
     LayerTypeCost,
     Levers,
     Recommendation,
@@ -39,6 +41,7 @@ _Record = TypeVar("_Record")
 _RENAMED: dict[tuple[type, str], str] = {
     (Cost, "flops"): "update_flops",
     (LayerTypeCost, "flops"): "update_flops",
+    (LayerCost, "flops"): "update_flops",
     (Recommendation, "evaluations"): "candidates",
 }
 # Properties that are written for scripts' sake, and not read.
@@ -48,7 +51,7 @@ _DERIVED: dict[type, tuple[str, ...]] = {
     Evaluation: ("fits",),
     Budget: ("fewest_flops",),
 }
-_NOT_WRITTEN = {(Accuracy, "weights")}
+_NOT_WRITTEN = {(Accuracy, "weights"), (Finding, "pictures")}
 _MOST_BYTES = 2**24  # that a text of them may come to: more held-out samples than anybody judges
 
 

@@ -313,6 +313,59 @@ class LayerTypeCost:
     peak_bytes: int = 0  # all that is held at the peak for its layers: weights, gradients, state, activations
 
 
+# What an update does with a layer: all of its own weights are trained, or some of them, or what a method
+# added beside them; it is solved in closed form; only its running statistics change; nothing does, but
+# gradients pass through it, or not even they; it ran once for each image, before; it never runs.
+Treatment = Literal[
+    "trained", "partly", "added", "solved", "statistics", "passed", "frozen", "once", "unused"
+]
+TREATMENTS: tuple[Treatment, ...] = get_args(Treatment)
+
+
+@dataclass(frozen=True, slots=True)
+class LayerCost:
+    """One layer's share of an update; a method's additions count to the layer they adapt."""
+
+    name: str  # its path; empty: what no layer does
+    layer_type: str
+    treatment: Treatment
+    parameters: int  # its own
+    trained_parameters: int  # the method's additions included
+    flops: Flops
+    saved_bytes: int  # what it made in a forward pass that is kept for the backward pass
+    peak_bytes: int  # held for it at the peak: weights, gradients, state, activations
+
+
+# Of an update; before: statistics are re-estimated; after: a head is solved.
+Phase = Literal["before", "forward", "backward", "optimizer", "after"]
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """The most that is held while a layer runs, or while several do."""
+
+    phase: Phase
+    layer: str  # that runs then, or the one of several at which the most is held; empty: none's
+    memory: Memory
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What is held at the peak for one layer and one purpose."""
+
+    purpose: str  # one of `Memory`'s parts
+    layer: str  # that made it, or has it; empty: none
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Timeline:
+    """How the bytes held go up and down over one update; of several micro-batches, over the first two."""
+
+    moments: tuple[Moment, ...]  # in order; the highest of them is the peak
+    largest: tuple[Held, ...]  # of what is held at the peak, the ten largest
+
+
 @dataclass(frozen=True, slots=True)
 class Cost:
     """What one update costs."""
@@ -330,6 +383,9 @@ class Cost:
     setup_flops: int = 0  # once, before the first update: to fill the cache, to re-estimate statistics
     # The peak of the tensors alone: the same on every machine, as workspace isn't. None: not known.
     tensor_peak_bytes: int | None = None
+    # Of the few candidates that are shown closely.
+    by_layer: tuple[LayerCost, ...] = ()  # in the order of the forward pass, then what no layer does
+    timeline: Timeline | None = None
 
     @property
     def peak_memory_bytes(self) -> int:
@@ -353,6 +409,14 @@ class Measurement:
     update_seconds_upper_quartile: float | None = None
     update_joules: float | None = None  # mean; what the whole processor or GPU used meanwhile
     device: str = "cpu"
+
+
+@dataclass(frozen=True, slots=True)
+class CurvePoint:
+    """How much was right after so many updates."""
+
+    updates: int
+    mean: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -382,6 +446,8 @@ class Accuracy:
     balanced: Accuracy | None = None  # the mean of the classes' shares
     recalls: tuple[float | None, ...] = ()  # each class's share, in the data's order; None: none held out
     seen: float | None = None  # None: the mean is it
+    # After each length that it was trained for at that learning rate; () where nothing is trained.
+    curve: tuple[CurvePoint, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -482,6 +548,15 @@ class Relaxation:
 
 
 @dataclass(frozen=True, slots=True)
+class MethodCard:
+    """What a method is."""
+
+    summary: str  # what it trains
+    formula: str
+    source: str  # paper, equation
+
+
+@dataclass(frozen=True, slots=True)
 class ModelSummary:
     """The user's model."""
 
@@ -502,6 +577,14 @@ WEIGHTS: tuple[Weight, ...] = get_args(Weight)  # the weightiest first
 
 
 @dataclass(frozen=True, slots=True)
+class Picture:
+    """A small picture of one image."""
+
+    caption: str  # its file's name, or its class
+    jpeg: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Finding:
     """What was found in the data that may make an accuracy other than it seems."""
 
@@ -509,6 +592,7 @@ class Finding:
     weight: Weight
     text: str  # one line: what, how much of it, and what to do
     files: tuple[str, ...] = ()  # the first few that it concerns
+    pictures: tuple[Picture, ...] = field(default=(), compare=False)  # of those, for the page alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -591,6 +675,7 @@ class Recommendation:
     not_applicable: Mapping[str, str] = field(default_factory=dict)  # method -> why
     warnings: tuple[str, ...] = ()  # the weightiest first
     assumed: tuple[str, ...] = ()  # what was taken for granted, because nothing said so
+    methods: Mapping[str, MethodCard] = field(default_factory=dict)  # the candidates', by name
     provenance: Mapping[str, Any] = field(default_factory=dict)  # versions, seed, command, machine
 
     def __repr__(self) -> str:
@@ -609,6 +694,12 @@ class Recommendation:
             f"<div><p><b>{escape(self.answer or repr(self))}</b></p>"
             f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table><ul>{told}</ul></div>"
         )
+
+    @property
+    def full(self) -> Evaluation | None:
+        """Full fine-tuning with the fewest levers, which others' costs are held against."""
+        every = [each for each in self.evaluations if each.candidate.method == BASELINE]
+        return min(every, key=lambda each: len(each.candidate.levers.described()), default=None)
 
     def evaluation(self, name: str) -> Evaluation:
         """The evaluation of the candidate with this id, or this short name. Raises KeyError."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 import base64
 import io
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -28,7 +28,7 @@ from advisor.names import listed
 from advisor.probes import Situation, adapt_head, imprint_where_better, key_of, relabel, situate
 from advisor.probes.lookalikes import held_out_together
 from advisor.probes.pipeline import misread
-from advisor.records import Census, Framing
+from advisor.records import Census, Finding, Framing
 from advisor.store import Store
 
 Progress = Callable[[str, float, str], None]  # stage, fraction of it done, what is running
@@ -48,7 +48,7 @@ class Request:
     methods: tuple[str, ...] | None = None  # None: all
     ranks: tuple[int, ...] = (2, 4, 8)
     optimizer: str = "adam"
-    data: str | None = None
+    data: Any = None  # as typed, or what `find_given` takes: arrays, datasets; None: costs alone
     labels: str | None = None  # a table of classes; `first` or `leaf`: which folders are the classes
     look_over: bool = True  # tell where the model reads the images otherwise than in its training
     strict: bool = False  # what is found in the data is an error
@@ -75,22 +75,36 @@ class Request:
     command: str = ""  # as typed, for the report
 
 
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What is to be learned."""
+
+    dataset: Dataset  # its labels are the model's outputs
+    situation: Situation
+    found: Found  # all images of the data, of which the dataset is a sample
+    imprinted_from: int | None  # the first of the head's rows that were imprinted; None: none was
+
+
 @dataclass(slots=True)
 class Story:
     """What is known so far."""
 
     loaded: LoadedModel
     census: Census
-    dataset: Dataset | None
-    situation: Situation | None
+    task: Task | None  # None: no data was given
     base_classes: int | None  # the model's outputs, before its head is made to fit
     base_fingerprint: str  # of the model as loaded, before its head is made to fit
-    imprinted_from: int | None  # the first of the head's rows that were imprinted; None: none was
     warnings: list[str]
     not_applicable: dict[str, str]
-    found: Found | None = None  # all images of the data, of which the dataset is a sample
     assumed: tuple[str, ...] = ()  # what was taken for granted, because nothing said so
     base_forward_flops: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def given(self) -> Task:
+        """The task, for what nothing can be done without. Raises InputError where no data was given."""
+        if self.task is None:
+            raise InputError("no data was given; give a folder with one folder of images for each class")
+        return self.task
 
 
 def prepare(
@@ -107,14 +121,15 @@ def prepare(
     if request.data is not None:
         progress("load", 0.5, "data")
         found = find(request.data, request.labels)
-    images = assume(loaded, found, request.input_size, request.normalisation, request.framing)
-    images = _as_asked(images, request)
+    images = _as_asked(
+        assume(loaded, found, request.input_size, request.normalisation, request.framing), request
+    )
     input_size, census = images.input_size, images.census
     warnings = [*loaded.warnings, *_of_weights(loaded)]
     known = census.classes
     base = model_fingerprint(loaded.module)
-    dataset = situation = imprinted_from = None
-    if request.data is not None and found is not None:
+    task = imprinted_from = None
+    if found is not None:
         dataset = _read(found, images, request, store)
         loaded, census = _with_classifier(loaded, census)
         names = loaded.class_names if request.class_names is None else request.class_names
@@ -136,7 +151,7 @@ def prepare(
             dataset = held_out_together(
                 loaded.module, census.head, dataset, len(found.train.labels), request.seed, store
             )
-        wrong = _told(dataset, "error", "warning")
+        wrong = _told(dataset.findings, "error", "warning")
         if request.strict and wrong:
             raise DataError(f"--strict: {wrong[0]}")
         warnings += [*wrong, *dataset.warnings, *situation.warnings]
@@ -148,25 +163,14 @@ def prepare(
         if situation.classes != census.classes or situation.head_replaced:
             imprinted_from = _fit_head(loaded.module, census, situation, dataset, request.seed, store)
             census = take_census(loaded.module, input_size)
+        task = Task(dataset, situation, found, imprinted_from)
     warnings += _of_outputs(loaded.module, input_size)
     if census.whole_because:
         warnings.append(f"only the whole network can be trained, no last part of it: {census.whole_because}")
     progress("load", 1.0, "")
     assumed = (*loaded.assumed, *images.assumed, *(found.said if found is not None else ()))
-    assumed += _told(dataset, "note")
-    return Story(
-        loaded,
-        census,
-        dataset,
-        situation,
-        known,
-        base,
-        imprinted_from,
-        warnings,
-        {},
-        found,
-        assumed,
-    )
+    assumed += _told(task.dataset.findings if task else (), "note")
+    return Story(loaded, census, task, known, base, warnings, {}, assumed)
 
 
 def _read(found: Found, images: Images, request: Request, store: Store | None) -> Dataset:
@@ -229,10 +233,9 @@ def _looked_over(
     return dataset if wrong is None else replace(dataset, findings=(wrong, *dataset.findings))
 
 
-def _told(dataset: Dataset | None, *weights: str) -> tuple[str, ...]:
-    """What was found in the data, of these weights."""
-    found = () if dataset is None else dataset.findings
-    return tuple(finding.text for finding in found if finding.weight in weights)
+def _told(findings: Sequence[Finding], *weights: str) -> tuple[str, ...]:
+    """Those of these weights, in words."""
+    return tuple(finding.text for finding in findings if finding.weight in weights)
 
 
 def _with_classifier(loaded: LoadedModel, census: Census) -> tuple[LoadedModel, Census]:

@@ -33,7 +33,8 @@ from advisor.probes import executor_for
 from advisor.records import Candidate, Levers
 from advisor.solver.allocate import Resource, allocate
 from advisor.store import Store
-from measurements.regret import Prepared, Size, Task, truth
+from measurements.advice import truth
+from measurements.regret import CifarSize, Prepared, Task
 from measurements.tables import README, table, write_tables
 from measurements.truth import cifar_arguments, say
 
@@ -43,8 +44,8 @@ TASKS = (
     Task("resnet20", "gaussian-noise:3"),
     Task("resnet32", "motion-blur:3"),
 )
-SIZE = Size(images=960, tests=1000, seeds=2)
-QUICK = Size(images=240, tests=200, epochs=1, seeds=1)
+SIZE = CifarSize(batch=32, images=960, tests=1000, seeds=2)
+QUICK = CifarSize(batch=32, images=240, tests=200, epochs=1, seeds=1)
 RAM, FLOPS = 0.3, 0.6  # of what full fine-tuning takes
 REESTIMATED = Levers(statistics="reestimated")
 MICRO = (8, 4)  # batches in parts train the same where statistics are frozen
@@ -91,7 +92,9 @@ def least_memory(task: Prepared, row: Mapping[str, Any]) -> int:
     return min(least)
 
 
-def study(tasks: Sequence[Task], size: Size, data: Path, models: Path, kept: Path) -> list[dict[str, Any]]:
+def study(
+    tasks: Sequence[Task], size: CifarSize, data: Path, models: Path, kept: Path
+) -> list[dict[str, Any]]:
     torch.set_num_threads(1)
     store, found = Store(kept / "allocation.sqlite"), []
     for task in tasks:
@@ -103,7 +106,9 @@ def study(tasks: Sequence[Task], size: Size, data: Path, models: Path, kept: Pat
         others = uniform(len(prepared.census.blocks))
         wanted = dict.fromkeys([*(plan for named in planned.values() for plan in named), *others])
         with executor_for("local", prepared.trainer) as executor:
-            rows = {row["candidate"]: row for row in truth(prepared, list(wanted), executor)}
+            found_of = truth(prepared, list(wanted), executor)["truth"]
+        names = {candidate.id for candidate in wanted}
+        rows = {row["candidate"]: row for row in found_of if row["candidate"] in names}
         for row in rows.values():
             row["least_memory_bytes"] = least_memory(prepared, row)
         cases = {}

@@ -79,17 +79,15 @@ class Prepared(Studied):
         _link(photos, data / task.photos, given, self.folder)
         self._tuned = self._tune(photos, data, tuning, kept) if task.shift else None
         story = prepare(self.network(), self.request, lambda *_: None)
-        assert story.dataset is not None
-        assert story.situation is not None
         judges = _read(photos, judging, size, task)
-        judges = judges.labelled(torch.tensor(story.situation.label_map)[judges.labels])
+        judges = judges.labelled(torch.tensor(story.given.situation.label_map)[judges.labels])
         if task.shift:
             shifted = corrupted(judges.images, parse_corruption(task.shift), seed=1)
             judges = LabelledImages(shifted, judges.labels)
         # Every photo trains in the end, whichever were held out for the choice.
-        train = LabelledImages.joined(story.dataset.train, story.dataset.validation)
-        self.held_out = len(story.dataset.validation)
-        self.dataset, self.census = replace(story.dataset, train=train, validation=judges), story.census
+        train = LabelledImages.joined(story.given.dataset.train, story.given.dataset.validation)
+        self.held_out = len(story.given.dataset.validation)
+        self.dataset, self.census = replace(story.given.dataset, train=train, validation=judges), story.census
         model = in_quick_layout(story.loaded.module, self.census)
         self.trainer = Trainer(model, self.census, self.dataset, size.batch)
         self.simulator = Simulator(story.loaded.module, self.census, len(train))
@@ -139,9 +137,8 @@ class Prepared(Studied):
         _link(photos, data / task.photos, tuning, folder)
         plain = replace(self.request, data=str(folder), rehearse=None, class_names=None)
         story = prepare(NETWORKS[task.network].make(), plain, lambda *_: None)
-        assert story.dataset is not None
-        joined = LabelledImages.joined(story.dataset.train, story.dataset.validation)
-        dataset = replace(story.dataset, train=joined)
+        joined = LabelledImages.joined(story.given.dataset.train, story.given.dataset.validation)
+        dataset = replace(story.given.dataset, train=joined)
         trainer = Trainer(
             in_quick_layout(story.loaded.module, story.census), story.census, dataset, size.batch
         )

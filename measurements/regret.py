@@ -119,15 +119,15 @@ class Prepared(Studied):
         self._where = data, models, kept
         self.npz, test = _images(task, size, data, kept)
         story = prepare(self.network(), self.request, lambda *_: None)
-        assert story.dataset is not None
         # Judged on images that neither training nor the advisor sees. Their labels are the outputs' numbers.
         if self.rehearse:
             shifted = corrupted(test.images, parse_corruption(self.rehearse), seed=1)
             test = LabelledImages(shifted, test.labels)
         # Every image trains in the end, whichever were held out for the choice.
-        train = LabelledImages.joined(story.dataset.train, story.dataset.validation)
-        self.held_out = len(story.dataset.validation)
-        self.dataset, self.census = replace(story.dataset, train=train, validation=test), story.census
+        given = story.given.dataset
+        train = LabelledImages.joined(given.train, given.validation)
+        self.held_out = len(given.validation)
+        self.dataset, self.census = replace(given, train=train, validation=test), story.census
         model = story.loaded.module
         self.trainer = Trainer(in_quick_layout(model, self.census), self.census, self.dataset, size.batch)
         self.simulator = Simulator(model, self.census, len(train))

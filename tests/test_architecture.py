@@ -37,6 +37,7 @@ ORDER = [
     "plans",
     "assumed",
     "situation",
+    "asked",
     "lookover",
     "advise",
     "check",

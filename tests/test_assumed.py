@@ -82,7 +82,7 @@ def test_the_input_size_is_that_of_all_images(tmp_path, kind):
         data = f"torchvision:EuroSAT:{tmp_path}" if kind == "torchvision" else data
     found = story(Small(), data=data)
     assert found.census.input_size == (3, 24, 32)
-    assert found.dataset.train.images.shape[1:] == (3, 24, 32)
+    assert found.given.dataset.train.images.shape[1:] == (3, 24, 32)
     assert found.assumed[0] == f"the input size is 3x24x32: the images of {data} are all 24x32"
 
 
@@ -124,8 +124,8 @@ def test_all_of_timms_configuration_is_used_said_and_recorded(tmp_path):
 
     # What the report says is enough, for a model that has lost its configuration.
     again = story(Small(), data=data, **_recorded(from_json(to_json(found)).data), input_size=(3, 32, 32))
-    seen, plain = again.dataset, story(Small(), data=data, input_size=(3, 32, 32)).dataset
-    first = story(_configured(), data=data).dataset
+    seen, plain = again.given.dataset, story(Small(), data=data, input_size=(3, 32, 32)).given.dataset
+    first = story(_configured(), data=data).given.dataset
     assert again.assumed == ()
     assert torch.equal(seen.validation.images, first.validation.images)
     assert torch.equal(seen.train.images, first.train.images)
@@ -159,22 +159,22 @@ def test_apply_sees_the_images_that_recommend_saw(tmp_path, monkeypatch):
     assert (recipe.crop, recipe.interpolation, recipe.crop_mode) == (0.8, "bicubic", "center")
     assert (recipe.mean, recipe.std) == (CONFIG["mean"], CONFIG["std"])
     assert applied.warnings == ()  # nothing that wasn't said
-    of_recommend = prepare("own_network:make", request, lambda *_: None).dataset
-    assert len(of_recommend.train) < len(seen[0].dataset.train) == 39 - 11
-    assert torch.equal(of_recommend.validation.images, seen[0].dataset.validation.images)
-    assert torch.equal(of_recommend.validation.labels, seen[0].dataset.validation.labels)
+    of_recommend = prepare("own_network:make", request, lambda *_: None).given.dataset
+    assert len(of_recommend.train) < len(seen[0].given.dataset.train) == 39 - 11
+    assert torch.equal(of_recommend.validation.images, seen[0].given.dataset.validation.images)
+    assert torch.equal(of_recommend.validation.labels, seen[0].given.dataset.validation.labels)
 
 
 def test_what_is_given_goes_before_the_configuration(tmp_path):
     data = write_images(tmp_path / "data", [(80, 60)])
     given = Normalisation((0.4,), (0.3,))
     found = story(_configured(), data=data, normalisation=given, input_size=(3, 20, 20))
-    assert found.dataset.normalisation == given
+    assert found.given.dataset.normalisation == given
     assert found.census.input_size == (3, 20, 20)
-    assert found.dataset.framing == Framing(0.8, "bicubic")
+    assert found.given.dataset.framing == Framing(0.8, "bicubic")
     assert found.assumed == ("from timm's configuration of small.own: crop 0.8, bicubic",)
     framed = story(_configured(), data=data, framing=Framing())
-    assert framed.dataset.framing == Framing()
+    assert framed.given.dataset.framing == Framing()
     assert "crop" not in framed.assumed[0]
 
 
@@ -250,7 +250,7 @@ def test_a_module_is_made_ready_as_one_from_a_file_is(tmp_path, dtype):
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert {value.dtype for value in model.parameters()} == {dtype}
     found = story(model, data=write_images(tmp_path / "data", [(30, 20)]))
-    assert found.situation.label_map == (1, 0)
+    assert found.given.situation.label_map == (1, 0)
     assert found.census.input_size == (3, 16, 16)
     recommendation = recommend(model, request=replace(Request(verify=False), methods=("head",)))
     assert recommendation.recommended is not None

@@ -41,7 +41,7 @@ def test_a_network_without_a_classifier_gets_one_for_the_data(tmp_path):
     torch.save(model, tmp_path / "m.pt")
     request = Request(data="digits", input_size=(3, 32, 32), train_images=100)
     story = prepare(str(tmp_path / "m.pt"), request, lambda *_: None)
-    assert (story.census.classes, story.situation.head_replaced) == (10, True)
+    assert (story.census.classes, story.given.situation.head_replaced) == (10, True)
     assert story.census.head is not None
     assert any("no classifier (classifier is missing)" in each for each in story.warnings)
     without = prepare(str(tmp_path / "m.pt"), Request(input_size=(3, 64, 64)), lambda *_: None)
@@ -67,7 +67,7 @@ def test_old_data_has_the_outputs_for_labels_and_no_new_classes(tmp_path):
         )
     old, new = str(tmp_path / "old.npz"), str(tmp_path / "new.npz")
     request = Request(input_size=(1, 8, 8), data=new, retain=old, class_names=("c", "a", "b"))
-    retained = prepare(model, request, lambda *_: None).dataset.retained
+    retained = prepare(model, request, lambda *_: None).given.dataset.retained
     assert len(retained) == 12
     assert model[1].out_features == 3  # the caller's module is left alone
     outputs = {10: 1, 20: 2, 30: 0}  # by brightness
@@ -90,7 +90,7 @@ def test_what_is_unreadable_of_old_and_of_unlabelled_images_is_left_out_and_name
     new, old, camera = (str(tmp_path / name) for name in ("new", "old", "camera"))
     request = Request(input_size=(1, 8, 8), data=new, retain=old, unlabelled=camera, class_names=("a", "b"))
     story = prepare(model, request, lambda *_: None)
-    assert (len(story.dataset.retained), len(story.dataset.unlabelled)) == (59, 29)
+    assert (len(story.given.dataset.retained), len(story.given.dataset.unlabelled)) == (59, 29)
     told = [warning for warning in story.warnings if "can't be read" in warning]
     assert len(told) == 2
     assert told[0].startswith(f"{camera}: 1 of 30 images can't be read and is left out: 7.png (No such file")
@@ -112,17 +112,19 @@ def test_images_without_labels_are_read_from_any_folder_and_shift_with_the_other
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
     camera = str(tmp_path / "camera")
     request = Request(input_size=(1, 8, 8), data=str(tmp_path / "data.npz"), unlabelled=camera)
-    found = prepare(model, request, lambda *_: None).dataset.unlabelled
+    found = prepare(model, request, lambda *_: None).given.dataset.unlabelled
     assert sorted(found.images[:, 0, 0, 0].tolist()) == [0, 10, 20]
     assert found.labels.tolist() == [-1, -1, -1]
-    rehearsed = prepare(model, replace(request, rehearse="brightness:5"), lambda *_: None).dataset.unlabelled
+    rehearsed = prepare(
+        model, replace(request, rehearse="brightness:5"), lambda *_: None
+    ).given.dataset.unlabelled
     assert (rehearsed.images.float().mean((1, 2, 3)) > found.images.float().mean((1, 2, 3))).all()
-    few = prepare(model, replace(request, train_images=2), lambda *_: None).dataset.unlabelled
+    few = prepare(model, replace(request, train_images=2), lambda *_: None).given.dataset.unlabelled
     assert len(few) == 2
 
     np.savez(tmp_path / "camera.npz", images=np.zeros((5, 8, 8), np.uint8))
     archive = replace(request, unlabelled=str(tmp_path / "camera.npz"))
-    assert len(prepare(model, archive, lambda *_: None).dataset.unlabelled) == 5
+    assert len(prepare(model, archive, lambda *_: None).given.dataset.unlabelled) == 5
     (tmp_path / "empty").mkdir()
     for wrong, said in (
         (str(tmp_path), "holds images of the labelled data"),
@@ -154,9 +156,10 @@ def test_what_a_store_knows_of_new_classes_needs_no_image(tmp_path, monkeypatch,
         with monkeypatch.context() as patch:
             patch.setattr(Image, "open", lambda path: pytest.fail(f"{path} is decoded"))
             again = prepare(model, request, lambda *_: None, store)
-    assert plain.imprinted_from == first.imprinted_from == again.imprinted_from == (2 if known == 2 else 0)
+    rows = {each.given.imprinted_from for each in (plain, first, again)}
+    assert rows == {2 if known == 2 else 0}
     for name, tensor in plain.loaded.module.state_dict().items():
         assert torch.equal(first.loaded.module.state_dict()[name], tensor)
         assert torch.equal(again.loaded.module.state_dict()[name], tensor)
     assert again.warnings == plain.warnings
-    assert torch.equal(again.dataset.train.images, plain.dataset.train.images)
+    assert torch.equal(again.given.dataset.train.images, plain.given.dataset.train.images)

@@ -8,7 +8,8 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import accumulate
+from itertools import accumulate, groupby
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -23,11 +24,12 @@ from advisor.costs.steps import Step, known_step
 from advisor.costs.workspace import OPERATORS, Call, Workspace, call_of
 from advisor.methods import Trainable
 from advisor.models.blocks import run_front
-from advisor.records import Flops, Memory
+from advisor.records import Flops, Memory, Moment, Phase
 from advisor.training.step_at_once import StepAtOnce
 from advisor.training.update import update
 
 _AT_ONCE = 3  # calls measured in one go
+_PHASES: dict[str, Phase] = {"forward": "forward", "optimizer": "optimizer"}  # the others are backward
 _next_number: Callable[[], int] = torch.autograd._get_sequence_nr  # type: ignore[attr-defined]
 METADATA = torch.ops.prim.device.default  # asked of every fake tensor, computes nothing
 
@@ -44,6 +46,8 @@ class Recording:
     saved: Mapping[str, int]  # bytes that a forward pass leaves for the backward pass, by group
     uncounted: frozenset[str]  # operators without a FLOP rule
     micro_batch: Mapping[str, Flops]  # of the second of several micro-batches alone, by group
+    held: Mapping[tuple[str, str], int]  # bytes at the peak, by purpose and group
+    moments: tuple[Moment, ...] = ()  # where they were asked for: of every stretch that one group runs
 
 
 class _ForwardCall(NamedTuple):
@@ -63,6 +67,8 @@ class Recorder(UncompiledMode):
         groups: Mapping[str, str],
         memo: OperatorMemo | None = None,
         workspace: Workspace | None = None,
+        *,
+        closely: bool = False,
     ) -> None:
         """Prepare to record.
 
@@ -71,8 +77,10 @@ class Recorder(UncompiledMode):
                 counted under `other`.
             memo: for meta tensors; None: fake or real ones, every operator runs.
             workspace: None: tensors alone are counted.
+            closely: whether to keep what was held at every moment, too.
         """
         super().__init__()
+        self._closely = closely
         self._workspace = workspace
         self._model = model
         self._modules = dict(model.named_modules(remove_duplicate=False))
@@ -186,6 +194,8 @@ class Recorder(UncompiledMode):
         made = [self._follow(tensor, group) for tensor in results]
         if weights_only:
             weights.update(made)
+        if self._closely:
+            self._stretches.append((len(self._log), _PHASES.get(phase, "backward"), group))
         if call is not None:
             self._calls_made.append((before, len(self._log), call))
         if flops is None:
@@ -262,6 +272,8 @@ class Recorder(UncompiledMode):
                     if temporary is not None:
                         self._log.append((temporary, -self._sizes[temporary]))
                 lingering = made[-1] if made else None
+                if self._closely:
+                    self._stretches.append((len(self._log), "optimizer", group))
         if lingering is not None:
             self._log.append((lingering, -self._sizes[lingering]))
 
@@ -335,10 +347,13 @@ class Recorder(UncompiledMode):
             }
         made: Counter[str] = Counter()
         every: Counter[str] = Counter()
+        at_peak: Counter[tuple[str, str]] = Counter()
         live = _live_at(log, [peak])
         for storage in live:
+            purpose = purpose_of.get(storage, "temporaries")
+            at_peak[purpose, groups[storage]] += sizes[storage]
             every[groups[storage]] += sizes[storage]
-            if purpose_of.get(storage, "temporaries") in ("activations", "temporaries"):
+            if purpose in ("activations", "temporaries"):
                 made[groups[storage]] += sizes[storage]
 
         def memory(storages: Iterable[int]) -> Memory:
@@ -361,9 +376,34 @@ class Recorder(UncompiledMode):
             dict(saved),
             frozenset(self._uncounted),
             _by_group(second, ("forward", "input_gradient", "weight_gradient")),
+            at_peak,
+            tuple(self._moments(log, peak, workspace, purpose_of)),
         )
         self._reset()
         return recording
+
+    def _moments(
+        self, log: Sequence[tuple[int, int]], peak: int, workspace: int, purpose_of: Mapping[int, str]
+    ) -> Iterator[Moment]:
+        """For each stretch of operators of one phase and group, the most that is held in it.
+
+        What operators take inside is known at the peak alone.
+        """
+        held: Counter[str] = Counter()
+        done = 0
+        for (phase, group), stretch in groupby(self._stretches, itemgetter(1, 2)):
+            *_, (end, *_) = stretch
+            highest = None
+            for position in range(done, end + 1):
+                if position > done:
+                    storage, change = log[position - 1]
+                    held[purpose_of.get(storage, "temporaries")] += change
+                here = Memory(**held, workspace=workspace if position == peak else 0)
+                if highest is None or here.total > highest.total:
+                    highest = here
+            done = end
+            assert highest is not None  # noqa: S101 - a stretch has a beginning
+            yield Moment(phase, group, highest)
 
     def _highest(self, held: Sequence[int], peak: int, workspace: Workspace) -> tuple[int, int]:
         """Where in the log the peak is once operators' workspace counts, and how much of that is there.
@@ -408,6 +448,7 @@ class Recorder(UncompiledMode):
         self._weights: set[int] = set()  # ids of weights and of what was made of weights alone
         self._log: list[tuple[int, int]] = []  # (id, bytes), in order: + allocated, - released
         self._calls_made: list[tuple[int, int, Call]] = []  # the log's length before and after
+        self._stretches: list[tuple[int, Phase, str]] = []  # the log's length after; whose operator
         self._references: list[weakref.ref[Any]] = []
 
 

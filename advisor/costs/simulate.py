@@ -34,6 +34,7 @@ import advisor.models
 import advisor.parts
 import advisor.records
 import advisor.training
+from advisor.costs.closely import NO_LAYER, Stage, layer_costs, timeline, with_stage
 from advisor.costs.memo import DeviceNeededError, OperatorMemo, Remembering
 from advisor.costs.recorder import Recorder, Recording, SkippingWrites, optimizers_in
 from advisor.costs.steps import known_step, make_state
@@ -53,8 +54,10 @@ from advisor.records import (
     Cost,
     Features,
     Flops,
+    LayerCost,
     LayerTypeCost,
     Levers,
+    Timeline,
 )
 from advisor.training.update import RECALIBRATION_SAMPLES, begin, update
 
@@ -92,6 +95,7 @@ class Simulator:
         self._forward_flops: dict[str, int] | None = None
         self._known: dict[tuple[Method, Candidate, int, Tensors | None], Cost] = {}
         self._needs_device = False  # known once a candidate could not run on meta tensors
+        self._closely = False
 
     def cost(self, candidate: Candidate, batch_size: int, tensors: Tensors | None = None) -> Cost:
         """Cost of one update of `candidate` on `batch_size` images of the census's input size.
@@ -119,13 +123,27 @@ class Simulator:
 
         The same on every machine. Raises what `cost` raises.
         """
+        return self._split_by_layer(None).cost(candidate, batch_size).by_layer_type
+
+    def closely(self, candidate: Candidate, batch_size: int) -> tuple[tuple[LayerCost, ...], Timeline | None]:
+        """Each layer's share of an update, and how the memory goes up and down: a `Cost`'s last fields.
+
+        Raises what `cost` raises.
+        """
+        split = self._split_by_layer(self._workspace)
+        split._closely = True
+        cost = split.cost(candidate, batch_size)
+        return cost.by_layer, cost.timeline
+
+    def _split_by_layer(self, workspace: Workspace | None) -> Simulator:
+        """One whose costs are split by layer, not by layer type."""
         split = Simulator(
             self._model, self._census, self._images, unlabelled=self._unlabelled, workspace=False
         )
-        split._memo = self._memo
+        split._memo, split._workspace = self._memo, workspace
         split._groups = {name: name for name in self._groups}
-        split._kinds = (*split._groups, "other")
-        return split.cost(candidate, batch_size).by_layer_type
+        split._kinds = (*split._groups, NO_LAYER)
+        return split
 
     def key(self) -> dict[str, Any]:
         """All that a cost depends on, besides candidate and batch size: to find it in a store."""
@@ -175,6 +193,13 @@ class Simulator:
             trainable_parameters=cost.trainable_parameters + more,
             delta_bytes=cost.delta_bytes + more_bytes,
             by_layer_type={**cost.by_layer_type, group: of_head},
+            by_layer=tuple(
+                replace(each, treatment="solved", trained_parameters=each.trained_parameters + more)
+                if each.name == self._census.head
+                else each
+                for each in cost.by_layer
+            ),
+            timeline=cost.timeline and with_stage(cost.timeline, ("after", solving, None)),
             memory=max(cost.memory, solving, key=lambda held: held.total),
             tensor_peak_bytes=max(cost.tensor_peak_bytes or 0, of_tensors),
             setup_flops=cost.setup_flops + passes * fit.flops.total + fit.setup_flops,
@@ -255,6 +280,7 @@ class Simulator:
             raise InputError("statistics are re-estimated on the images to train on; give --data")
         micro_batches = batch_size // size
         model, mode = self._copy(tensors)
+        own = set(model.parameters())
         with mode:
             with Remembering(self._memo) if tensors == "meta" else nullcontext():  # meta's own are slow
                 trainable, optimizer = begin(model, self._census, candidate, learning_rate=1e-3)
@@ -289,34 +315,38 @@ class Simulator:
             for held in (recording.memory, recording.of_tensors)
         )
         tensor_peak_bytes = of_tensors.total
+        stages: list[Stage] = [("update", memory, None)]
         if solving is not None:
             setup_flops, cache_bytes = setup_flops + _forward(solving), rows
             at_rest = memory.weights + memory.buffers
             tensor_peak_bytes = max(tensor_peak_bytes, at_rest + solving.of_tensors.total)
             end = replace(solving.memory, weights=memory.weights, buffers=memory.buffers)
             memory = max(memory, end, key=lambda held: held.total)
+            stages.append(("after", end, None))
         if levers.statistics == "reestimated":
             before = self._cost(reestimation(levers.micro_batch), batch_size, tensors)
             memory = max(memory, before.memory, key=lambda held: held.total)
+            stages.insert(0, ("before", before.memory, before.timeline))
             tensor_peak_bytes = max(tensor_peak_bytes, before.tensor_peak_bytes or 0)
             estimated_on = min(self._images + self._unlabelled, RECALIBRATION_SAMPLES)
             setup_flops += before.flops.forward * estimated_on // batch_size
+        by_layer_type = {
+            kind: LayerTypeCost(
+                trained[kind],
+                flops[kind],
+                recording.bytes_at_peak.get(kind, 0),
+                recording.saved.get(kind, 0),
+                recording.all_at_peak.get(kind, 0),
+            )
+            for kind in self._kinds
+            if trained[kind] or flops[kind].total or recording.all_at_peak.get(kind)
+        }
         return Cost(
             trainable_parameters=trained.total(),
             delta_bytes=delta_bytes,
             flops=sum(flops.values(), Flops()),
             memory=memory,
-            by_layer_type={
-                kind: LayerTypeCost(
-                    trained[kind],
-                    flops[kind],
-                    recording.bytes_at_peak.get(kind, 0),
-                    recording.saved.get(kind, 0),
-                    recording.all_at_peak.get(kind, 0),
-                )
-                for kind in self._kinds
-                if trained[kind] or flops[kind].total or recording.all_at_peak.get(kind)
-            },
+            by_layer_type=by_layer_type,
             fidelity="measured" if tensors == "real" else "simulated",
             uncounted_operators=tuple(sorted(recording.uncounted)),
             cache_bytes=cache_bytes,
@@ -324,6 +354,8 @@ class Simulator:
             inference_flops_ratio=ratio,
             notes=trainable.notes,
             tensor_peak_bytes=tensor_peak_bytes,
+            by_layer=layer_costs(self._census, trainable, own, by_layer_type) if self._closely else (),
+            timeline=timeline(recording, stages) if self._closely else None,
         )
 
     def _flops(self, recording: Recording, micro_batches: int, *, with_gradients: bool) -> dict[str, Flops]:
@@ -348,7 +380,8 @@ class Simulator:
         return images, torch.zeros(size, dtype=torch.int64, device=device)
 
     def _recorder(self, model: nn.Module, tensors: Tensors, workspace: Workspace | None) -> Recorder:
-        return Recorder(model, self._groups, self._memo if tensors == "meta" else None, workspace)
+        memo = self._memo if tensors == "meta" else None
+        return Recorder(model, self._groups, memo, workspace, closely=self._closely)
 
     def _make_optimizer_state(
         self, trainable: Trainable, optimizer: torch.optim.Optimizer | None, tensors: Tensors

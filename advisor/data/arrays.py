@@ -39,13 +39,31 @@ def find_npz(source: str, path: Path) -> Found:
     Of names such as `x_train`, `y_train`, `val_images` and `val_labels`, the parts are known, too.
     """
     arrays = npz_arrays(path)
-    parts = _parts(path, list(arrays))
-    names = arrays.get("class_names")
-    read = [_labelled(path, arrays[images], arrays[labels]) for images, labels in parts]
+    parts = [(arrays[images], arrays[labels]) for images, labels in _parts(path, list(arrays))]
+    return find_arrays(source, path, parts, arrays.get("class_names"))
+
+
+def find_arrays(
+    source: str,
+    where: object,
+    parts: Sequence[tuple[npt.NDArray[Any], npt.NDArray[Any]]],
+    names: npt.NDArray[Any] | None = None,
+) -> Found:
+    """The images of arrays.
+
+    Args:
+        where: what errors name.
+        parts: images and their labels: to train on and, where there are two, held out.
+        names: of the classes, where something tells them.
+
+    Raises:
+        DataError: their shapes, ranges or labels can't be used.
+    """
+    read = [_labelled(where, images, labels) for images, labels in parts]
     notes = tuple(dict.fromkeys(note for part in read for note in part.notes))
-    listed, places, is_named = joined_labels(path, [part.labels for part in read], names)
+    listed, places, is_named = joined_labels(where, [part.labels for part in read], names)
     pools = [
-        array_pool(part.images, labels[part.kept], path, part.kept, part.total)
+        array_pool(part.images, labels[part.kept], where, part.kept, part.total)
         for part, labels in zip(read, places, strict=True)
     ]
     return Found(source, listed, is_named, pools[0], pools[1] if len(pools) > 1 else None, notes)
@@ -78,7 +96,7 @@ class _Labelled:
     notes: tuple[str, ...]
 
 
-def _labelled(path: Path, images: npt.NDArray[Any], labels: npt.NDArray[Any]) -> _Labelled:
+def _labelled(path: object, images: npt.NDArray[Any], labels: npt.NDArray[Any]) -> _Labelled:
     whole, kept, notes = checked_images(path, images)
     checked = checked_labels(path, labels)
     if len(images) != len(checked):
@@ -135,7 +153,9 @@ def unlabelled_images(path: Path) -> npt.NDArray[Any]:
     return arrays[found[0]]
 
 
-def checked_images(path: Path, images: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], Labels, tuple[str, ...]]:
+def checked_images(
+    path: object, images: npt.NDArray[Any]
+) -> tuple[npt.NDArray[Any], Labels, tuple[str, ...]]:
     """The images that are whole, as bytes or in [0, 1]; their positions; what was made of them, in words.
 
     Raises:

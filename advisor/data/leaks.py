@@ -11,10 +11,11 @@ from torch import nn
 
 import advisor.data
 from advisor.data.grouping import said_groups
+from advisor.data.pictures import of_pool
 from advisor.data.pools import Found, Pool
 from advisor.data.twins import joined, near_pairs, series, thumbnails
 from advisor.models.fingerprint import code_fingerprint, fingerprint
-from advisor.records import Finding
+from advisor.records import Finding, Weight
 from advisor.store import Store
 
 if TYPE_CHECKING:
@@ -55,21 +56,22 @@ def grouped(
     if by_name is None and not pairs:
         return None, []
     groups = joined(len(names), pairs, *(() if by_name is None else (by_name,)))
-    findings = _two_classes(pool, pairs, found.class_names)
+    findings = _two_classes(pool, pairs, found.class_names, channels)
     if by_name is not None:
         findings.append(_told(by_name, "names that differ in a running number alone", names))
-    alike = sorted(set(chain.from_iterable(pairs)))
+    alike = list(dict.fromkeys(chain.from_iterable(pairs)))  # so that twins stand beside each other
     if len(alike) > _WORTH_TELLING * len(names):
         text = f"{len(alike):,} of {len(names):,} images are copies, or nearly, of others: held out together"
-        findings.append(Finding("copies", "note", text, tuple(names[place] for place in alike[:_TOLD])))
+        findings.append(_shown("copies", "note", text, pool, alike, channels))
     return groups, findings
 
 
-def apart_as_said(found: Found, validation: Labels, said: str) -> tuple[Labels, list[Finding]]:
+def apart_as_said(found: Found, validation: Labels, said: str, channels: int) -> tuple[Labels, list[Finding]]:
     """The held-out images whose groups are not trained on, too; where none is left, all of them.
 
     Args:
         said: see `said_groups`.
+        channels: of the model's images.
 
     Raises:
         DataError: what was said tells nothing of these images.
@@ -82,14 +84,15 @@ def apart_as_said(found: Found, validation: Labels, said: str) -> tuple[Labels, 
     both = np.flatnonzero(np.isin(of_held_out[validation], trained))
     if not len(both):
         return validation, []
-    rest, files, is_whole = _without(held_out, validation, both.tolist())
+    rest, removed, is_whole = _without(held_out, validation, both.tolist())
     told = (
         f"{len(both):,} of {len(validation):,} held-out images belong, by --groups {said}, to groups "
         "that are trained on"
     )
     if not is_whole:
-        return validation, [Finding("leak", "error", f"{told}: hold out whole groups", files)]
-    return rest, [Finding("leak", "warning", f"{told}; they are left out", files)]
+        text = f"{told}: hold out whole groups"
+        return validation, [_shown("leak", "error", text, held_out, removed, channels)]
+    return rest, [_shown("leak", "warning", f"{told}; they are left out", held_out, removed, channels)]
 
 
 def without_twins(
@@ -101,13 +104,13 @@ def without_twins(
     pairs = _pairs(channels, store, (found.train, train), (held_out, validation))
     if not pairs:
         return validation, []
-    rest, files, is_whole = _without(held_out, validation, (place for _, place in pairs))
+    rest, removed, is_whole = _without(held_out, validation, (place for _, place in pairs))
     count = len(validation) - len(rest)
     told = f"{count:,} of {len(validation):,} held-out images are copies, or nearly, of training images"
     if not is_whole:
         text = f"{told}: what they get right was learned by heart; hold out others"
-        return validation, [Finding("leak", "error", text, files)]
-    return rest, [Finding("leak", "warning", f"{told}; they are left out", files)]
+        return validation, [_shown("leak", "error", text, held_out, removed, channels)]
+    return rest, [_shown("leak", "warning", f"{told}; they are left out", held_out, removed, channels)]
 
 
 def apart_from(
@@ -115,13 +118,13 @@ def apart_from(
 ) -> tuple[Labels, list[Finding]]:
     """Of a sample of many, the training images without copies, or nearly, of held-out ones."""
     pairs = _pairs(channels, store, (found.train, train), (found.train, validation))
-    rest, files, is_whole = _without(found.train, train, (place for place, _ in pairs))
+    rest, removed, is_whole = _without(found.train, train, (place for place, _ in pairs))
     if not pairs or not is_whole:
         return train, []
     text = (
         f"{len(train) - len(rest):,} images are copies, or nearly, of held-out ones: they are not trained on"
     )
-    return rest, [Finding("copies", "note", text, files)]
+    return rest, [_shown("copies", "note", text, found.train, removed, channels)]
 
 
 def _pairs(channels: int, store: Store | None, *parts: tuple[Pool, Labels]) -> Pairs:
@@ -139,28 +142,36 @@ def _pairs(channels: int, store: Store | None, *parts: tuple[Pool, Labels]) -> P
     return [(one, other) for one, other in known["pairs"]]
 
 
-def _without(pool: Pool, indices: Labels, twins: Iterable[int]) -> tuple[Labels, tuple[str, ...], bool]:
-    """The indices but those at the places, the first of these images' names, and whether no class is lost."""
+def _without(pool: Pool, indices: Labels, twins: Iterable[int]) -> tuple[Labels, list[int], bool]:
+    """The indices but those at the places, those at the places, and whether no class is lost."""
     places = sorted(set(twins))
     rest = np.delete(indices, places)
     is_whole = set(pool.labels[rest].tolist()) == set(pool.labels[indices].tolist())
-    return rest, tuple(pool.name(int(indices[place])) for place in places[:_TOLD]), is_whole
+    return rest, indices[places].tolist(), is_whole
 
 
-def _two_classes(pool: Pool, pairs: Pairs, class_names: Sequence[str]) -> list[Finding]:
+def _shown(
+    kind: str, weight: Weight, text: str, pool: Pool, indices: Sequence[int], channels: int
+) -> Finding:
+    """A finding with the names and pictures of the first few of its images."""
+    first = indices[:_TOLD]
+    return Finding(kind, weight, text, tuple(map(pool.name, first)), of_pool(pool, first, channels))
+
+
+def _two_classes(pool: Pool, pairs: Pairs, class_names: Sequence[str], channels: int) -> list[Finding]:
     """The finding that an image, or nearly, lies in two classes."""
     labels = pool.labels
     torn = [(one, other) for one, other in pairs if labels[one] != labels[other]]
     if not torn:
         return []
-    images = sorted(set(chain.from_iterable(torn)))
+    images = list(dict.fromkeys(chain.from_iterable(torn)))
     one, other = torn[0]
     text = (
         f"{len(images):,} images lie in two classes, the same or nearly the same image in each, such as "
         f"{pool.name(one)} ({class_names[labels[one]]}) and {pool.name(other)} "
         f"({class_names[labels[other]]}): nothing can be right about both; remove the wrong ones"
     )
-    return [Finding("two-classes", "warning", text, tuple(pool.name(place) for place in images[:_TOLD]))]
+    return [_shown("two-classes", "warning", text, pool, images, channels)]
 
 
 def _told(groups: Labels, why: str, names: Sequence[str]) -> Finding:

@@ -184,7 +184,7 @@ def load_data(
         among = sample(labels, MOST_LOOKED_AT, seed)  # whatever `max_train` is
         validation, findings = without_twins(found, among, validation, channels, store)
         if grouping is not None:
-            validation, more = apart_as_said(found, validation, grouping)
+            validation, more = apart_as_said(found, validation, grouping, channels)
             findings += more
     frame = Frame(input_size, framing, normalisation.mean)
     parts = [

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from advisor.data.arrays import channel_axis, checked_labels, joined_labels, span
+from advisor.data.arrays import channel_axis, checked_labels, find_arrays, joined_labels, span
 from advisor.data.parts import part_of
 from advisor.data.pixels import Frame, Size, pixels, with_channels, wrong_channels
 from advisor.data.pools import Failures, Found, Pool, decoded
@@ -37,7 +37,21 @@ def find_object(source: str) -> Found:
     """
     _, named = named_object(source, DataError)
     found = named if _is_dataset(named) else call(source, named, DataError) if callable(named) else named
-    parts, notes = _parts(source, found)
+    return find_given(source, found)
+
+
+def find_given(source: str, given: Any) -> Found:
+    """The images of a dataset or loader, of two or three (train, val, test), or of a dict of them.
+
+    Of arrays, too: in place of a dataset a tuple of images and labels.
+
+    Raises:
+        DataError: it is nothing of the kind, or can't be read.
+    """
+    arrays = _arrays(given)
+    if arrays is not None:
+        return find_arrays(source, source, arrays)
+    parts, notes = _parts(source, given)
     with stdout_to_stderr():
         read = [_Items(source, part) for part in parts]
     names = read[0].class_names
@@ -61,6 +75,31 @@ def kept_paths(dataset: Any) -> list[str] | None:
 
 def _is_dataset(found: Any) -> bool:
     return not isinstance(found, type) and hasattr(found, "__getitem__") and hasattr(found, "__len__")
+
+
+def _arrays(given: Any) -> list[tuple[npt.NDArray[Any], npt.NDArray[Any]]] | None:
+    """Images and labels, to train on and, where there are some, held out; None: they are no arrays."""
+    parts = given if isinstance(given, Mapping) else {"train": given}
+    by_part = {part_of(str(name)): part for name, part in parts.items()}
+    used = [by_part.get("train"), by_part.get("val", by_part.get("test"))]
+    pairs = [part for part in used if part is not None]
+    if used[0] is None or not all(map(_is_pair, pairs)):
+        return None
+    return [(_plain_array(images), _plain_array(labels)) for images, labels in pairs]
+
+
+def _is_pair(part: Any) -> bool:
+    """Whether it is a tuple of images and their labels."""
+    if not isinstance(part, tuple | list) or len(part) != 2:
+        return False
+    images, labels = part
+    return isinstance(images, torch.Tensor | np.ndarray) and isinstance(
+        labels, torch.Tensor | np.ndarray | list | tuple
+    )
+
+
+def _plain_array(given: Any) -> npt.NDArray[Any]:
+    return given.detach().cpu().numpy() if isinstance(given, torch.Tensor) else np.asarray(given)
 
 
 def _parts(source: str, found: Any) -> tuple[list[Any], tuple[str, ...]]:
@@ -245,7 +284,7 @@ def _plain(label: Any) -> Any:
 
 def _array(source: str, image: Any) -> npt.NDArray[Any]:
     """The image's values as they are given."""
-    array = image.detach().cpu().numpy() if isinstance(image, torch.Tensor) else np.asarray(image)
+    array = _plain_array(image)
     if array.ndim not in (2, 3) or array.dtype.kind not in "buif" or 0 in array.shape:
         raise DataError(
             f"{source} gives a {type(image).__name__} of shape {array.shape} for an image; it must be a PIL "

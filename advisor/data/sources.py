@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -10,19 +11,28 @@ from advisor.data.arrays import array_pool, checked_images, find_digits, find_np
 from advisor.data.files import file_pool, images_below, suffixes
 from advisor.data.hub import find_hub, is_saved
 from advisor.data.layouts import find_folder
-from advisor.data.objects import find_object
+from advisor.data.objects import find_given, find_object
 from advisor.data.pools import Found, Pool, existing
 from advisor.data.survey import check_share
 from advisor.data.torchvision_data import find_torchvision
 from advisor.errors import DataError
 from advisor.names import names_code
 
+_GIVEN = "given images"  # what they are called that are no text
 _HUB = "hf:"  # before the path of a dataset of Hugging Face's
 
 
-def find(source: str, labels: str | None = None) -> Found:
-    """The images and classes that a source holds; see `load_data` and `find_folder`. Raises DataError."""
-    if source.startswith(_HUB):
+def find(source: Any, labels: str | None = None) -> Found:
+    """The images and classes that a source holds; see `load_data` and `find_folder`. Raises DataError.
+
+    Args:
+        source: text, or what `find_given` takes.
+    """
+    if not isinstance(source, str):
+        if labels is not None:
+            raise DataError("labels tells the classes of images in a folder; images that are given have them")
+        found = find_given(_GIVEN, source)
+    elif source.startswith(_HUB):
         found = find_hub(source, existing(source.removeprefix(_HUB)), labels)
     else:
         found = _find(source, labels)

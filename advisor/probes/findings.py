@@ -11,7 +11,7 @@ from advisor.methods import learning_rates
 from advisor.probes.judging import ACCURACY, Metric
 from advisor.probes.picture import Picture, Point, Seen, pictured, shipped_prior, whole
 from advisor.probes.train import Answers, Probe, Trial, head_of, training_of
-from advisor.records import FEATURES, Accuracy, Candidate, Census, Cost, Estimate, Features
+from advisor.records import FEATURES, Accuracy, Candidate, Census, Cost, CurvePoint, Estimate, Features
 
 
 class Findings:
@@ -192,9 +192,24 @@ class Findings:
         for one in self._probes:
             for head, accuracy in self.by_head(self._standing(one)).items():
                 finalist = accuracy.learning_rate is None or accuracy.updates == longest
+                curve = self._curve(one, accuracy.learning_rate, head)
                 for candidate in self._alike[one].get(head, ()):
-                    found[candidate] = replace(accuracy, finalist=finalist)
+                    found[candidate] = replace(accuracy, finalist=finalist, curve=curve)
         return found
+
+    def _curve(
+        self, training: Candidate, rate: float | None, head: Features | None
+    ) -> tuple[CurvePoint, ...]:
+        """What it got right after each length that it was trained for at this learning rate."""
+        if rate is None:
+            return ()
+        trained = [probe for probe in self._probes[training] if probe.trial.learning_rate == rate]
+        by_length = {probe.trial.updates: self.by_head(probe) for probe in trained}
+        return tuple(
+            CurvePoint(updates, by_head[head].mean)
+            for updates, by_head in sorted(by_length.items())
+            if head in by_head
+        )
 
     def _standing(self, training: Candidate) -> Probe:
         """The one that the training is judged by: of the longest, that at the best learning rate."""

@@ -8,8 +8,9 @@ images alone.
 
 from __future__ import annotations
 
+from base64 import b64decode, b64encode
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -17,11 +18,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from advisor.data.loading import Dataset, LabelledImages, Normalisation
+from advisor.data.pictures import picture
 from advisor.data.splits import split_groups
 from advisor.data.twins import joined
 from advisor.probes.scenarios import features_before
 from advisor.probes.train import key_of
-from advisor.records import Finding
+from advisor.records import Finding, Picture
 from advisor.store import Store
 
 if TYPE_CHECKING:
@@ -35,6 +37,7 @@ ALIKE = 0.55
 _SIDE = 128  # pixels; of larger images so many tell as much, in a third of the time
 _LEAST_GROUPS = 3  # of a class: else all of it looks alike, and that tells nothing
 _SAMPLED = 2900  # images: of more, the split holds a sample
+_SHOWN = 4  # of the largest group
 _WORTH_TELLING, _MOST = 0.1, 0.5  # of the images
 
 
@@ -52,14 +55,19 @@ def held_out_together(
     """
     images = LabelledImages.joined(dataset.train, dataset.validation)
 
-    def find() -> dict[str, list[int]]:
+    def find() -> dict[str, list[Any]]:
+        groups = groups_of(features(model, head, images, dataset.normalisation), images.labels)
+        largest = (groups == np.bincount(groups).argmax()).nonzero()[0][:_SHOWN].tolist()
+        shown = [picture(dataset.class_names[images.labels[n]], images.images[n]) for n in largest]
         return {
-            "groups": groups_of(features(model, head, images, dataset.normalisation), images.labels).tolist()
+            "groups": groups.tolist(),
+            "shown": [(each.caption, b64encode(each.jpeg).decode()) for each in shown],
         }
 
-    key = key_of(model, dataset.normalisation, images) | {"head": head}
+    key = key_of(model, dataset.normalisation, images) | {"head": head, "shown": _SHOWN}
     known = find() if store is None else store.remembered("lookalikes", key, find)
     groups = np.array(known["groups"], np.int64)
+    pictures = tuple(Picture(caption, b64decode(jpeg)) for caption, jpeg in known["shown"])
     sizes = np.bincount(groups)
     alike = int(sizes[sizes > 1].sum())
     if alike < _WORTH_TELLING * len(groups):
@@ -68,7 +76,9 @@ def held_out_together(
     text = f"{alike:,} of {len(groups):,} images look much like others of their class, as if taken together"
     if total > _SAMPLED:
         text += ": the accuracy may be that on such images alone; give --groups, or hold out others in val/"
-        return replace(dataset, findings=(*dataset.findings, Finding("lookalikes", weight, text)))
+        return replace(
+            dataset, findings=(*dataset.findings, Finding("lookalikes", weight, text, (), pictures))
+        )
     if images.groups is not None:
         groups = joined(len(groups), [], groups, images.groups.numpy())
     train, validation = split_groups(
@@ -83,7 +93,7 @@ def held_out_together(
         dataset,
         train=together.those(torch.from_numpy(train)),
         validation=together.those(torch.from_numpy(validation)),
-        findings=(*dataset.findings, Finding("lookalikes", weight, text)),
+        findings=(*dataset.findings, Finding("lookalikes", weight, text, (), pictures)),
     )
 
 

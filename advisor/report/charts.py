@@ -9,11 +9,13 @@ way to the candidate's number in the table; every point that was tried is a link
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from markupsafe import Markup
+
+from advisor.report.drawing import line, linear_ticks, number, text_at
 
 WIDTH, HEIGHT = 620, 350
 LEFT, RIGHT, TOP, BOTTOM = 46, 14, 14, 36
@@ -96,8 +98,8 @@ def scatter(
     parts = [
         Markup("<desc>{}</desc>").format(description),
         *_grid(xs, ys),
-        _words("title end", WIDTH - RIGHT, height - 6, x.title),
-        _words("title", 2, TOP - 3, y.title),
+        text_at("title end", WIDTH - RIGHT, height - 6, x.title),
+        text_at("title", 2, TOP - 3, y.title),
     ]
     taken: list[Box] = []
     parts += _limits(xs, ys, x, y, taken)
@@ -128,7 +130,7 @@ def _range(values: Sequence[float], axis: Axis, start: float, end: float) -> _Ra
     scaled = [value / axis.scale for value in values]
     if axis.bounds is not None:
         low, high = (bound / axis.scale for bound in axis.bounds)
-        return _Range(low, high, start, end, False, _linear_ticks(low, high))
+        return _Range(low, high, start, end, False, linear_ticks(low, high))
     high = max(scaled, default=0.0)
     low = min(scaled, default=0.0)
     if axis.limit is not None and axis.limit / axis.scale <= 1.6 * high:
@@ -138,15 +140,7 @@ def _range(values: Sequence[float], axis: Axis, start: float, end: float) -> _Ra
         low, high = low / 1.15, high * 1.15
         return _Range(low, high, start, end, True, _logarithmic_ticks(low, high))
     high = high * 1.06 or 1.0
-    return _Range(0.0, high, start, end, False, _linear_ticks(0.0, high))
-
-
-def _linear_ticks(low: float, high: float) -> tuple[float, ...]:
-    step = (high - low) / 5
-    power = 10.0 ** math.floor(math.log10(step))
-    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= step * 0.999)
-    first = math.ceil(low / step - 1e-9)
-    return tuple(n * step for n in range(first, math.floor(high / step + 1e-9) + 1))
+    return _Range(0.0, high, start, end, False, linear_ticks(0.0, high))
 
 
 def _logarithmic_ticks(low: float, high: float) -> tuple[float, ...]:
@@ -161,13 +155,13 @@ def _grid(xs: _Range, ys: _Range) -> list[Markup]:
     bottom, right = HEIGHT - BOTTOM, WIDTH - RIGHT
     for tick in ys.ticks:
         at = ys.place(tick)
-        parts.append(_line("grid", LEFT, at, right, at))
-        parts.append(_words("tick end", LEFT - 6, at + 4, _number(tick)))
+        parts.append(line("grid", LEFT, at, right, at))
+        parts.append(text_at("tick end", LEFT - 6, at + 4, number(tick)))
     for tick in xs.ticks:
         at = xs.place(tick)
-        parts.append(_line("grid", at, bottom, at, bottom + 4))
-        parts.append(_words("tick middle", at, bottom + 16, _number(tick)))
-    parts.append(_line("axis", LEFT, bottom, right, bottom))
+        parts.append(line("grid", at, bottom, at, bottom + 4))
+        parts.append(text_at("tick middle", at, bottom + 16, number(tick)))
+    parts.append(line("axis", LEFT, bottom, right, bottom))
     return parts
 
 
@@ -180,27 +174,27 @@ def _limits(xs: _Range, ys: _Range, x: Axis, y: Axis, taken: list[Box]) -> list[
         if value < xs.high:
             at = xs.place(max(value, xs.low))
             parts.append(_shade(at, TOP, right - at, bottom - TOP))
-            parts.append(_line("limit", at, TOP, at, bottom))
+            parts.append(line("limit", at, TOP, at, bottom))
             # Words on the side that has the room.
             width = len(x.limit_text) * CHARACTER
             inside = at - LEFT > width + 8
             anchor, left = ("end", at - 5 - width) if inside else ("", at + 5)
             parts.append(
-                _words(f"limit {anchor}".strip(), at - 5 if inside else at + 5, TOP + 10, x.limit_text)
+                text_at(f"limit {anchor}".strip(), at - 5 if inside else at + 5, TOP + 10, x.limit_text)
             )
             taken.append((left, TOP, left + width, TOP + LINE))
             taken.append((at - 1, TOP, at + 1, bottom))
         else:
             words = f"{x.limit_text} \u2192"
-            parts.append(_words("limit end", right, TOP + 10, words))
+            parts.append(text_at("limit end", right, TOP + 10, words))
             taken.append((right - len(words) * CHARACTER, TOP, right, TOP + LINE))
     if y.limit is not None and ys.low <= y.limit / y.scale < ys.high:
         at = ys.place(y.limit / y.scale)
         shaded = (at, bottom - at) if y.at_least else (TOP, at - TOP)
         parts.append(_shade(LEFT, shaded[0], right - LEFT, shaded[1]))
-        parts.append(_line("limit", LEFT, at, right, at))
+        parts.append(line("limit", LEFT, at, right, at))
         below = at + 12 if y.at_least else at - 4
-        parts.append(_words("limit", LEFT + 4, below, y.limit_text))
+        parts.append(text_at("limit", LEFT + 4, below, y.limit_text))
         taken.append((LEFT + 4, below - LINE, LEFT + 4 + len(y.limit_text) * CHARACTER, below))
     return parts
 
@@ -217,7 +211,7 @@ def _reference(ys: _Range, y: Axis, value: float, name: str, taken: list[Box]) -
     free = (spot for spot in spots if not any(_overlap(spot[2], other) for other in taken))
     kind, x, box = next(free, spots[0])
     taken.append(box)
-    return [_line("reference", LEFT, at, right, at), _words(kind, x, box[3], name)]
+    return [line("reference", LEFT, at, right, at), text_at(kind, x, box[3], name)]
 
 
 def _front(points: Sequence[Point], y: Axis) -> list[Point]:
@@ -256,7 +250,7 @@ def _mark(point: Point, place: tuple[float, float], xs: _Range, ys: _Range, x: A
     parts = [Markup("<title>{}</title>").format(point.text)]
     if point.known == "whole" and point.low is not None and point.high is not None:
         low, high = (min(max(end / y.scale, ys.low), ys.high) for end in (point.low, point.high))
-        parts.append(_line("interval", at_x, ys.place(low), at_x, ys.place(high)))
+        parts.append(line("interval", at_x, ys.place(low), at_x, ys.place(high)))
     if point.kind == "chosen":
         parts.append(Markup('<circle class="ring" cx="{:.1f}" cy="{:.1f}" r="9"/>').format(at_x, at_y))
     turned = _outside(point, xs, ys, x, y)
@@ -309,7 +303,7 @@ def _labels(
                 taken.append(spot)
                 weight = "label strong" if point.kind == "chosen" else "label"
                 quiet = "" if point.kind != "rejected" else " quiet"
-                parts.append(_words(weight + quiet, spot[0], spot[3] - 3, words))
+                parts.append(text_at(weight + quiet, spot[0], spot[3] - 3, words))
                 break
     return parts
 
@@ -340,7 +334,7 @@ def _overlap(a: Box, b: Box) -> bool:
 def _rug(points: Sequence[Point], xs: _Range, x: Axis) -> list[Markup]:
     """Below the axis: where those stand whose y is unknown."""
     at_y = HEIGHT - BOTTOM + 30
-    parts = [_words("tick", 2, at_y - 1, "not"), _words("tick", 2, at_y + 10, "probed")]
+    parts = [text_at("tick", 2, at_y - 1, "not"), text_at("tick", 2, at_y + 10, "probed")]
     for point in points:
         at = xs.place(min(max(point.x / x.scale, xs.low), xs.high))
         parts.append(
@@ -352,20 +346,7 @@ def _rug(points: Sequence[Point], xs: _Range, x: Axis) -> list[Markup]:
     return parts
 
 
-def _line(kind: str, x1: float, y1: float, x2: float, y2: float) -> Markup:
-    return Markup('<line class="{}" x1="{:.1f}" y1="{:.1f}" x2="{:.1f}" y2="{:.1f}"/>').format(
-        kind, x1, y1, x2, y2
-    )
-
-
-def _words(kind: str, x: float, y: float, words: str) -> Markup:
-    return Markup('<text class="{}" x="{:.1f}" y="{:.1f}">{}</text>').format(kind, x, y, words)
-
-
 def _shade(x: float, y: float, width: float, height: float) -> Markup:
     return Markup('<rect class="beyond" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}"/>').format(
         x, y, max(width, 0.0), max(height, 0.0)
     )
-
-
-_number: Callable[[float], str] = "{:,.6g}".format

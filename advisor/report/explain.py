@@ -24,6 +24,9 @@ DEFINITIONS = (
             "(workspace), and cached outputs of the front. The runtime is not in it."
         ),
     ),
+    ("activations", "What the forward pass makes and keeps for the backward pass."),
+    ("temporaries", "Whatever else an update makes on its way, and lets go of soon."),
+    ("scope", "How many of the last blocks are trained; what is before them stays frozen."),
     ("MB", "10^6 bytes; MiB would be 2^20."),
     (
         "to ship",

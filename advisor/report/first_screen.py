@@ -109,7 +109,7 @@ def tiles(recommendation: Recommendation) -> list[Tile]:
     lines = view.budget_lines(recommendation)
     if not lines or recommendation.outcome == "leave":
         return []
-    choice, full = view.chosen(recommendation), view.reference_full(recommendation)
+    choice, full = view.chosen(recommendation), recommendation.full
     memory, flops, ship = lines[:3]
     costs = full.cost if full else None
     ran = ""

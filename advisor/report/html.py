@@ -13,7 +13,10 @@ from markupsafe import Markup
 from advisor.files import write_whole
 from advisor.records import Recommendation
 from advisor.report import explain, first_screen, ledger, view, whatif
+from advisor.report.layers import layers_of
+from advisor.report.over_time import has_one_scale, over_time, purposes
 from advisor.report.rows import numbered_rows
+from advisor.report.sweeps import curves, sweeps
 from advisor.report.trade import trade_charts
 from advisor.solver import allowed_memory
 from advisor.units import format_bytes, format_count, format_flops, format_seconds
@@ -24,6 +27,8 @@ def render_html(recommendation: Recommendation) -> str:
     rows = numbered_rows(recommendation)
     main = [row for row in rows if row.is_main]
     numbers = {row.evaluation.candidate.id: row.number for row in rows}
+    findings = first_screen.ranked_findings(recommendation)
+    shown_over_time = over_time(recommendation)
     script = _script()
     page = environment().get_template("report.html")
     return page.render(
@@ -32,7 +37,8 @@ def render_html(recommendation: Recommendation) -> str:
         tiles=first_screen.tiles(recommendation),
         wishes=first_screen.wishes(recommendation),
         evidence=first_screen.evidence(recommendation),
-        findings=first_screen.ranked_findings(recommendation),
+        findings=findings,
+        has_pictures=any(finding.pictures for finding in findings),
         commands=first_screen.commands(recommendation),
         rows=rows,
         main=main,
@@ -42,11 +48,17 @@ def render_html(recommendation: Recommendation) -> str:
         charts=trade_charts(recommendation, rows),
         facts=whatif.facts(recommendation, numbers) if rows else None,
         script=script,
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        script_hash=_base64(hashlib.sha256(script.encode()).digest()),
         memory_ledgers=ledger.memory_ledgers(main, allowed_memory(recommendation.budget)),
         flop_ledgers=ledger.flop_ledgers(main, recommendation.budget.flops),
         trained_ledger=ledger.trained_ledger(main),
-        full=view.reference_full(recommendation),
+        full=recommendation.full,
+        shown_over_time=shown_over_time,
+        has_one_scale=has_one_scale(shown_over_time),
+        purposes=purposes(shown_over_time, recommendation),
+        layers=layers_of(recommendation),
+        sweeps=sweeps(recommendation),
+        curves=curves(recommendation),
         allowed=allowed_memory(recommendation.budget),
         census=_census(recommendation),
         sources=explain.sources(recommendation),
@@ -69,6 +81,7 @@ def environment() -> Environment:
         finalize=_finalize,
     )
     environment.filters |= {
+        "base64": _base64,
         "bytes": format_bytes,
         "flops": format_flops,
         "count": format_count,
@@ -82,6 +95,10 @@ def environment() -> Environment:
         "interval_text": view.interval_text,
     }
     return environment
+
+
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode()
 
 
 def _script() -> Markup:
@@ -124,5 +141,5 @@ def _census(recommendation: Recommendation) -> list[tuple[str, str, int, int, in
 
 
 def _multiply_adds(recommendation: Recommendation) -> float | None:
-    full = view.reference_full(recommendation)
+    full = recommendation.full
     return view.multiply_add_flops_per_sample(full, recommendation.batch_size) if full else None

@@ -114,6 +114,11 @@ def type_colour(kind: str) -> str:
     return _TYPE_COLOURS.get(kind, "k6")
 
 
+def memory_colour(part: str) -> str:
+    """The style sheet's class for a part of the memory."""
+    return _MEMORY_COLOURS[part]
+
+
 def _by_type(
     caption: str,
     rows: Sequence[Row],

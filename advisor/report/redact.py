@@ -59,7 +59,7 @@ def redacted(recommendation: Recommendation) -> Recommendation:
 
 def _without_names(data: DataSummary, told) -> DataSummary:  # type: ignore[no-untyped-def]
     def of_finding(finding: Finding) -> Finding:
-        return replace(finding, text=told(finding.text), files=())
+        return replace(finding, text=told(finding.text), files=(), pictures=())
 
     return replace(
         data,

@@ -100,7 +100,7 @@ def print_layer_types(recommendation: Recommendation, console: Console | None = 
 
 
 def _print_costs(recommendation: Recommendation, console: Console) -> None:
-    full = view.reference_full(recommendation)
+    full = recommendation.full
     _heading("Cost of one update", console)
     headers = (
         *("candidate", "peak\nmemory", "% of\nfull", "FLOPs per\nupdate", "% of\nfull"),

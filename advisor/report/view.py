@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from advisor.records import (
-    BASELINE,
     LAYER_TYPES,
     MULTIPLY_ADD_TYPES,
     Accuracy,
@@ -113,7 +112,7 @@ def main_ones(recommendation: Recommendation) -> list[Evaluation]:
     for evaluation in evaluations:
         best.setdefault(evaluation.candidate.method, evaluation.candidate.id)
     wanted = {recommendation.recommended, *recommendation.front, *best.values()}
-    full = reference_full(recommendation)
+    full = recommendation.full
     wanted |= {full.candidate.id} if full else set()
     spare = SHOWN - sum(evaluation.candidate.id in wanted for evaluation in evaluations)
     others = [e.candidate.id for e in evaluations if e.candidate.id not in wanted and e.fits]
@@ -360,12 +359,6 @@ def layer_types_of(names: Iterable[str]) -> list[str]:
     """The layer types among the names, in the census's order; unknown ones last."""
     present = set(names)
     return [kind for kind in LAYER_TYPES if kind in present] + sorted(present - set(LAYER_TYPES))
-
-
-def reference_full(recommendation: Recommendation) -> Evaluation | None:
-    """Full fine-tuning, which the others' costs are shares of."""
-    full = [item for item in recommendation.evaluations if item.candidate.method == BASELINE]
-    return min(full, key=lambda item: len(item.candidate.levers.described()), default=None)
 
 
 def plainest(recommendation: Recommendation, method: str) -> Evaluation | None:

@@ -56,7 +56,6 @@ def facts(recommendation: Recommendation, numbers: dict[str, int]) -> dict[str, 
             {
                 "name": view.printable(evaluation.candidate.short),
                 "number": numbers[evaluation.candidate.id],
-                "figures": view.figures_text(evaluation),
                 "values": [each[name] for name in names],
                 "failed": evaluation.measured is not None and not evaluation.measured.survived,
                 "accuracy": evaluation.accuracy.mean if evaluation.accuracy else None,

@@ -119,15 +119,31 @@ def test_the_table_sorts_searches_and_shows_all(opened: Opened, saved: Recommend
 
 def test_charts_switch_and_show_figures_on_focus(opened: Opened, saved: Recommendation) -> None:
     page = opened(saved)
-    assert page.locator("figure:visible").count() == 1
+    assert page.locator("#trade figure:visible").count() == 1
     page.get_by_label("memory", exact=True).focus()
     page.keyboard.press("ArrowRight")
-    assert "Accuracy against FLOPs" in page.locator("figure:visible svg").get_attribute("aria-label")
-    link = page.locator("figure:visible a").first
+    assert "Accuracy against FLOPs" in page.locator("#trade figure:visible svg").get_attribute("aria-label")
+    link = page.locator("#trade figure:visible a").first
     link.focus()
     assert page.inner_text("#tip") == link.get_attribute("aria-label")
     page.keyboard.press("Escape")
     assert page.locator("#tip:visible").count() == 0
+
+
+def test_layers_sort_by_keyboard_and_the_map_has_one_square_each(
+    opened: Opened, saved: Recommendation
+) -> None:
+    page = opened(saved)
+    by_layer = saved.evaluation(saved.recommended or "").cost.by_layer
+    assert page.locator("#layers .map .cell").count() == sum(layer.parameters > 0 for layer in by_layer)
+    page.locator("#layers summary").click()
+    table = page.locator("#layers details table")
+    table.get_by_role("button", name="all FLOPs").focus()
+    page.keyboard.press("Enter")
+    shown = table.locator("tbody td:nth-last-child(2) data").evaluate_all("(all) => all.map((d) => +d.value)")
+    told = [layer.flops.total for layer in by_layer if layer.name or layer.flops.total or layer.saved_bytes]
+    assert shown == sorted(told, reverse=True)
+    assert "all" in table.locator("tfoot").inner_text()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -298,6 +298,9 @@ def test_methods_by_name(tell):
     code, out, err = tell("methods", "dora", "lora")
     assert (code, err) == (0, "")
     assert [line for line in out.splitlines() if not line.startswith(" ")] == ["dora", "lora"]
+    assert "Depthwise kernels are trained themselves" in out  # more than where all are listed
+    assert "learning rates of its probes: 0.0005, 0.002, 0.01" in out
+    assert "learning rates" not in tell("methods")[1]
 
 
 @pytest.mark.parametrize(

@@ -240,6 +240,18 @@ def test_trainings_go_on_from_where_they_were(monkeypatch):
     assert len(updates) <= timed + opened + (50 - levels[0]) + (100 - levels[1])
 
 
+def test_the_learning_curve_is_what_was_seen_after_each_round():
+    found = run(updates=100)
+    trained = [accuracy for accuracy in found.accuracies.values() if accuracy.learning_rate is not None]
+    assert any(len(accuracy.curve) > 1 for accuracy in trained)
+    for accuracy in trained:
+        lengths = [point.updates for point in accuracy.curve]
+        assert lengths == sorted(set(lengths))
+        seen = accuracy.mean if accuracy.seen is None else accuracy.seen
+        assert (lengths[-1], accuracy.curve[-1].mean) == (accuracy.updates, seen)
+    assert found.accuracies[Candidate("recalibrate")].curve == ()
+
+
 def test_what_is_told_of_the_luckiest_is_less_than_what_was_seen():
     found = run([Candidate.of("lora", {"rank": rank}, Levers()) for rank in (1, 2, 4)], images=90, updates=48)
     best = max((a for a in found.accuracies.values() if a.finalist), key=lambda accuracy: accuracy.seen)

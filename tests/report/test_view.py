@@ -50,7 +50,7 @@ def test_budget_lines_where_nothing_fits(samples: dict[str, Recommendation]) -> 
 
 
 def test_full_per_sample(samples: dict[str, Recommendation]) -> None:
-    full = view.reference_full(samples["profile"])
+    full = samples["profile"].full
     assert full is not None
     # Shares of the fixture: 92 % of both passes are convolution and linear layers.
     both = full.cost.flops.total - full.cost.flops.optimizer

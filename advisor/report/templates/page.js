@@ -4,8 +4,8 @@
   const data = JSON.parse(document.getElementById("facts").textContent);
   for (const element of document.querySelectorAll(".whatif, .search, .copy")) element.hidden = false;
   if (data.candidates.length) {
-    chooseAgain(data);
     showFigures();
+    chooseAgain(data);
   }
   document.querySelectorAll("table.sortable").forEach(makeSortable);
   const search = document.getElementById("search");
@@ -92,10 +92,10 @@ function tell(data, answer, isAsked, typed) {
   const bold = (text) => Object.assign(document.createElement("b"), {textContent: text});
   const say = (...parts) => result.replaceChildren(...parts);
   if (chosen && chosen.accuracy === null && data.has_data) {
-    say("Nothing that fits was tried; the cheapest is ", bold(chosen.name), `: ${chosen.figures}; ${count}.`);
+    say("Nothing that fits was tried; the cheapest is ", bold(chosen.name), `: ${figuresOf(chosen)}; ${count}.`);
   } else if (chosen) {
     const again = data.recommended === chosen.name ? " (the recommended one)" : "";
-    say("Use ", bold(chosen.name), `${again}: ${chosen.figures}; ${count}.`);
+    say("Use ", bold(chosen.name), `${again}: ${figuresOf(chosen)}; ${count}.`);
   } else if (answer.outcome === "leave") {
     say(bold("Leave the model as it is"), `: nothing is expected to gain more than the tolerance; ${count}.`);
   } else if (answer.fitting.length) {
@@ -110,6 +110,12 @@ function tell(data, answer, isAsked, typed) {
     mark.classList.toggle("out", !isAsked && !fitting.has(number));
     mark.classList.toggle("again", !isAsked && chosen?.number === number);
   }
+}
+
+// What stands at its point, after its name.
+function figuresOf(candidate) {
+  const mark = document.querySelector(`[data-number="${candidate.number}"]`);
+  return mark.dataset.tip.slice(candidate.name.length + 2);
 }
 
 function showFigures() {

@@ -1,0 +1,261 @@
+"""What is asked from Python, in keywords: checked, they become the budget and the request."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any, Literal, TypedDict
+
+from advisor.data import Normalisation
+from advisor.errors import InputError
+from advisor.methods import get_method
+from advisor.names import OPTIMIZERS, SCENARIOS, check_executor, did_you_mean, one_of
+from advisor.plain import shortened
+from advisor.records import Budget, Framing, Preference
+from advisor.situation import Request
+from advisor.solver import parse_budget
+from advisor.units import parse_input_size, parse_seconds
+
+Size = str | int  # 512MB, or bytes
+
+
+class Limits(TypedDict, total=False):
+    """The keywords that become a `Budget`."""
+
+    ram: Size
+    flops: str | float
+    storage: Size
+    step_time: str | float
+    max_trainable: str | int
+    max_overhead: str | float
+    metric: str
+    min_accuracy: float
+    min_retained: float
+    tolerance: float
+    prefer: Preference
+    warn: str | Sequence[str]
+    runtime_overhead: Size
+
+
+class Asked(Limits, total=False):
+    """Those, and the keywords that become a `Request`."""
+
+    data: Any
+    labels: str | None
+    groups: str | None
+    class_names: Sequence[str] | None
+    data_classes: Sequence[str] | None
+    normalisation: Normalisation | tuple[Sequence[float], Sequence[float]] | None
+    framing: Framing | None
+    resize: Literal["center", "squash", "border"] | None
+    channel_order: Literal["rgb", "bgr"]
+    orientation: Literal["exif", "stored"]
+    look_over: bool
+    strict: bool
+    rehearse: str | None
+    retain: str | None
+    unlabelled: str | None
+    scenario: Literal["auto", "shift", "new-classes"]
+    train_images: int
+    input_size: str | Sequence[int] | None
+    batch_size: int
+    arch: str | None
+    trust: bool
+    methods: str | Sequence[str] | None
+    ranks: Sequence[int]
+    optimizer: str
+    probe_seconds: str | float | None
+    epochs: int
+    store: str | os.PathLike[str] | None
+    executor: str
+    verify: bool
+    seed: int
+    command: str
+
+
+def asked(budget: Budget | None, request: Request | None, given: Asked) -> tuple[Budget, Request]:
+    """The budget and the request, as they are or made of keywords.
+
+    Raises:
+        InputError: a keyword is not known, its value can't be used, or it is given beside the object that it
+            would be a part of.
+    """
+    limits = {name: value for name, value in given.items() if name in Limits.__annotations__}
+    rest = {name: value for name, value in given.items() if name not in limits}
+    known = (*Limits.__annotations__, *_CHECKS)
+    for name in rest:
+        if name not in _CHECKS:
+            raise InputError(f"recommend takes no {name}{did_you_mean(name, known)}".rstrip())
+    for parts, whole, kind in ((limits, budget, "Budget"), (rest, request, "Request")):
+        if parts and whole is not None:
+            raise InputError(f"{next(iter(parts))} is a part of the {kind}, which is given, too; give one")
+    checked = {name: _CHECKS[name](name, value) for name, value in rest.items()}
+    return budget or _budget(limits), request or Request(**checked)
+
+
+def _budget(limits: Mapping[str, Any]) -> Budget:
+    typed = {name: _as_typed(name, value) for name, value in limits.items() if value is not None}
+    if "tolerance" in typed:
+        typed["tolerance_points"] = typed.pop("tolerance")
+    return parse_budget(**typed)
+
+
+# What a plain number counts.
+_UNITS = {
+    **dict.fromkeys(("ram", "storage", "runtime_overhead"), "B"),
+    "flops": "FLOP",
+    "step_time": "s",
+    "max_trainable": "",
+    "max_overhead": "%",
+}
+
+
+def _as_typed(name: str, value: Any) -> Any:
+    if name in _UNITS:
+        if _is_number(value):
+            return f"{value}{_UNITS[name]}"
+        return _text(name, value)
+    if name in ("min_accuracy", "min_retained", "tolerance"):
+        if not _is_number(value):
+            raise _wrong(name, value, "a number such as 0.8")
+        return float(value)
+    return _texts(name, value) if name == "warn" else _text(name, value)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _wrong(name: str, value: Any, wanted: str) -> InputError:
+    return InputError(f"{name}={shortened(value)} can't be used; give {wanted}")
+
+
+def _text(name: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise _wrong(name, value, "a text")
+    return value
+
+
+def _texts(name: str, value: Any) -> tuple[str, ...]:
+    if isinstance(value, str):
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    if not isinstance(value, Sequence) or not all(isinstance(each, str) for each in value):
+        raise _wrong(name, value, "a list of texts")
+    return tuple(value)
+
+
+def _methods(name: str, value: Any) -> tuple[str, ...]:
+    found = _texts(name, value)
+    for each in found:
+        get_method(each)
+    return found
+
+
+def _flag(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise _wrong(name, value, "True or False")
+    return value
+
+
+def _whole(least: int) -> Callable[[str, Any], int]:
+    def check(name: str, value: Any) -> int:
+        if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
+            raise _wrong(name, value, f"a whole number, {least} or more")
+        return int(value)
+
+    return check
+
+
+def _wholes(name: str, value: Any) -> tuple[int, ...]:
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        raise _wrong(name, value, "a list of whole numbers")
+    return tuple(_whole(1)(name, each) for each in value)
+
+
+def _word(*known: str) -> Callable[[str, Any], str]:
+    return lambda name, value: one_of(name, _text(name, value), known)
+
+
+def _kind(kind: type) -> Callable[[str, Any], Any]:
+    def check(name: str, value: Any) -> Any:
+        if not isinstance(value, kind):
+            raise _wrong(name, value, f"a {kind.__name__}")
+        return value
+
+    return check
+
+
+def _or_none(check: Callable[[str, Any], Any]) -> Callable[[str, Any], Any]:
+    return lambda name, value: None if value is None else check(name, value)
+
+
+def _path(name: str, value: Any) -> Path:
+    if not isinstance(value, str | os.PathLike):
+        raise _wrong(name, value, "a path")
+    return Path(value)
+
+
+def _source(_: str, value: Any) -> Any:
+    """Text as on the command line; whatever else is looked at when it is read."""
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+def _size(name: str, value: Any) -> tuple[int, int, int]:
+    if isinstance(value, str):
+        return parse_input_size(value)
+    found = _wholes(name, value)
+    if len(found) != 3:
+        raise _wrong(name, value, "(channels, height, width)")
+    return found
+
+
+def _normalisation(name: str, value: Any) -> Normalisation:
+    if isinstance(value, Normalisation):
+        return value
+    try:
+        mean, std = (tuple(float(each) for each in part) for part in value)
+    except (TypeError, ValueError) as error:
+        raise _wrong(name, value, "(mean, std), each a list with a number for each channel") from error
+    return Normalisation(mean, std)
+
+
+def _seconds(name: str, value: Any) -> float | str:
+    if value == "auto":
+        return "auto"
+    seconds = parse_seconds(value) if isinstance(value, str) else value
+    if not _is_number(seconds) or not seconds > 0:
+        raise _wrong(name, value, "seconds, such as 90, a time such as 5m, auto, or None for no probes")
+    return float(seconds)
+
+
+def _executor(name: str, value: Any) -> str:
+    check_executor(_text(name, value))
+    return str(value)
+
+
+_OPTIONAL_TEXT = _or_none(_text)
+_CHECKS: dict[str, Callable[[str, Any], Any]] = {
+    "data": _source,
+    **dict.fromkeys(("labels", "groups", "rehearse", "arch"), _OPTIONAL_TEXT),
+    **dict.fromkeys(("retain", "unlabelled"), lambda name, value: _OPTIONAL_TEXT(name, _source(name, value))),
+    **dict.fromkeys(("class_names", "data_classes"), _or_none(_texts)),
+    **dict.fromkeys(("look_over", "strict", "trust", "verify"), _flag),
+    **dict.fromkeys(("train_images", "batch_size", "epochs"), _whole(1)),
+    "normalisation": _or_none(_normalisation),
+    "framing": _or_none(_kind(Framing)),
+    "resize": _or_none(_word("center", "squash", "border")),
+    "channel_order": _word("rgb", "bgr"),
+    "orientation": _word("exif", "stored"),
+    "scenario": _word(*SCENARIOS),
+    "input_size": _or_none(_size),
+    "methods": _or_none(_methods),
+    "ranks": _wholes,
+    "optimizer": _word(*OPTIMIZERS),
+    "probe_seconds": _or_none(_seconds),
+    "store": _or_none(_path),
+    "executor": _executor,
+    "seed": _whole(0),
+    "command": _text,
+}
