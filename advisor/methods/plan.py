@@ -155,7 +155,7 @@ class Plan(Method):
             for layer in layers[run.first - 1 : run.last]:
                 done.setdefault(run.of(layer), []).append(layer)
         done.pop(FREEZE, None)
-        to.notes.append("plan: " + "; ".join(_named(run, layers) for run in runs))
+        to.notes.append(f"plan: {_told(runs, layers)}")
         trained = {id(parameter): parameter for parameter in to.head()}
         for code, chosen in done.items():
             candidate = option(code)
@@ -187,13 +187,17 @@ class Plan(Method):
         return get_method("sparse").merge(model)
 
 
-def _named(run: Run, layers: Sequence[Layer]) -> str:
-    """What is done where, by the layers' names: `norm in layers 5 to 9, layer1.0.bn1 to layer1.1.bn2`."""
-    done, _, _ = str(run).partition(":")
-    first, last = layers[run.first - 1].name, layers[run.last - 1].name
-    where = f"layer {run.first}, {first}" if run.first == run.last else ""
-    where = where or f"layers {run.first} to {run.last}, {first} to {last}"
-    return f"{done.replace('+', ' and ')} in {where}"
+def _told(runs: Sequence[Run], layers: Sequence[Layer]) -> str:
+    """What is done where, by the layers' names: `norm in layers 5 to 9 (layer1.0.bn1 to layer1.1.bn2)`."""
+    parts = []
+    for run in runs:
+        done = [code for code in (run.weights, run.norms) if code != FREEZE]
+        first, last = layers[run.first - 1].name, layers[run.last - 1].name
+        where = f"layer {run.first} ({first})"
+        if run.last > run.first:
+            where = f"layers {run.first} to {run.last} ({first} to {last})"
+        parts += [f"{' and '.join(done)} in {where}"] if done else []
+    return "; ".join(parts) or "nothing but the head"
 
 
 def middle(method: str) -> float:

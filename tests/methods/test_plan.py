@@ -125,6 +125,16 @@ def test_each_layer_is_trained_as_the_plan_says():
             assert parameters == ["peft_bypass.down.weight", "peft_bypass.up.weight"]
 
 
+def test_it_is_told_by_the_layers_names():
+    trainable = get_method("plan").attach(
+        copy.deepcopy(MODEL), CENSUS, {"layers": "full:1,freeze:2-9,norm:10-14"}
+    )
+    first, tenth, last = (CENSUS.layers[place].name for place in (0, 9, 13))
+    assert trainable.notes == (
+        f"plan: full in layer 1 ({first}); norm in layers 10 to 14 ({tenth} to {last})",
+    )
+
+
 def test_what_other_methods_train_moves_at_their_own_rates():
     candidate = planned("full+norm:1-6,sparse0.25:7-9,lora2+norm:10-14")
     for levers in (Levers(), Levers(update="per-parameter"), Levers(optimizer="sgd")):
