@@ -22,6 +22,7 @@ from advisor.solver.allocate import Resource, allocate
 CODES = (NORM, "bias", "sparse0.25", "lora4", BASELINE)
 _STATES = {"adam": 2, "adamw": 2, "momentum": 1, "sgd": 0}  # that an optimizer keeps of each parameter
 _FLOAT = 4  # bytes
+_PART = 8  # images: statistics of so many still serve
 _TRIES = 8  # plans that are simulated for one set of levers
 _NEAR = 0.02  # of the limit: a plan that is so far below it is not made larger
 
@@ -37,6 +38,9 @@ def worth_trying(
 ) -> list[Candidate]:
     """The best plan with these levers, and where memory is short with what saves it; none where all fits.
 
+    Nor where all of the network can be trained with the batch in parts: no plan came to more than that
+    (measurements/README.md).
+
     Args:
         price: what an update of a candidate costs; None where it can't be run.
         model: with a head.
@@ -44,13 +48,19 @@ def worth_trying(
     """
     limits = {name: limit for name, limit in limits_of(budget).items() if name not in budget.warn}
     ram, flops = limits.get("ram", math.inf), limits.get("flops", math.inf)
-    everything = price(Candidate(BASELINE, levers=levers))
-    if everything is None or (everything.peak_memory_bytes <= ram and everything.flops.total <= flops):
+
+    def everything_fits(with_levers: Levers) -> bool | None:
+        cost = price(Candidate(BASELINE, levers=with_levers))
+        return None if cost is None else cost.peak_memory_bytes <= ram and cost.flops.total <= flops
+
+    light = replace(levers, checkpoint=True, update="per-parameter")
+    if everything_fits(levers) in (True, None):
+        return []
+    in_parts = [replace(each, micro_batch=_PART) for each in (levers, light) if batch_size > _PART]
+    if any(map(everything_fits, in_parts)):
         return []
     planner = Planner(price, model, census, dataset, batch_size)
-    found = [planner.best(levers, ram, flops)]
-    if everything.peak_memory_bytes > ram:
-        found.append(planner.best(replace(levers, checkpoint=True, update="per-parameter"), ram, flops))
+    found = [planner.best(levers, ram, flops), planner.best(light, ram, flops) if ram < math.inf else None]
     return [plan for plan in found if plan is not None]
 
 

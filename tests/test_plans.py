@@ -37,11 +37,11 @@ def ask():
     data = Dataset("made", tuple("abcd"), part, part, Normalisation((0.5,) * 3, (0.5,) * 3), named=True)
     simulator = Simulator(model, census, 48)
 
-    def go(budget, levers=None):
+    def go(budget, levers=None, batch=BATCH):
         def price(candidate):
-            return simulator.cost(candidate, BATCH)
+            return simulator.cost(candidate, batch)
 
-        return worth_trying(price, model, census, data, BATCH, levers or Levers(), budget)
+        return worth_trying(price, model, census, data, batch, levers or Levers(), budget)
 
     return go, lambda candidate: simulator.cost(candidate, BATCH)
 
@@ -66,6 +66,14 @@ def test_what_is_left_for_the_runtime_is_taken_off(ask):
     ram = int(0.6 * price(Candidate("full")).peak_memory_bytes)
     found = go(Budget(ram_bytes=ram + 5000, runtime_overhead_bytes=5000))
     assert [each.id for each in found] == [each.id for each in go(Budget(ram_bytes=ram))]
+
+
+def test_there_is_none_where_a_batch_in_parts_trains_everything(ask):
+    go, price = ask
+    one = price(Candidate("full")).peak_memory_bytes  # of eight images
+    assert go(Budget(ram_bytes=one + 20_000), batch=32) == []
+    flops = int(0.7 * 4 * price(Candidate("full")).flops.total)
+    assert go(Budget(ram_bytes=one + 20_000, flops=flops), batch=32)
 
 
 def test_flops_are_limited_as_well(ask):
