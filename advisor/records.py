@@ -197,7 +197,7 @@ class Candidate:
     @property
     def said(self) -> tuple[tuple[str, SettingValue], ...]:
         """The settings that can be read in passing: what is done in each layer of a plan can't."""
-        return tuple((name, v) for name, v in self.setting if not isinstance(v, str) or len(v) <= _READ)
+        return tuple((name, v) for name, v in self.setting if not isinstance(v, str) or ":" not in v)
 
     @property
     def short(self) -> str:
@@ -224,9 +224,6 @@ class Candidate:
         if candidate.id != text:
             raise ValueError(f"{text!r} is no candidate's id; {candidate.id} would be one")
         return candidate
-
-
-_READ = 16  # characters of a value
 
 
 def _value(text: str) -> SettingValue:
