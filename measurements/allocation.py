@@ -111,19 +111,39 @@ def study(
         rows = {row["candidate"]: row for row in found_of if row["candidate"] in names}
         for row in rows.values():
             row["least_memory_bytes"] = least_memory(prepared, row)
-        cases = {}
-        for name, taken, limit in (("memory", "least_memory_bytes", ram), ("flops", "flops", flops)):
-            fitting = [rows[c.id] for c in others if rows[c.id][taken] <= limit]
-            whole = [row for row in fitting if row["peak_memory_bytes"] <= limit or name == "flops"]
-            absolute = [rows[plan.id] for plan in planned.get(f"{name}, absolute", [])]
-            cases[name] = {
-                "limit": limit,
-                "uniform": best(fitting)["candidate"],
-                "uniform_as_it_is": best(whole)["candidate"] if whole else None,
-                "plan": best([rows[plan.id] for plan in planned[name]])["candidate"],
-                "absolute": best(absolute)["candidate"] if absolute else None,
+        found.append(
+            {
+                "task": task.name,
+                "base": prepared.base_accuracy(),
+                "rows": rows,
+                "cases": cases(rows, [each.id for each in others], planned, ram, flops),
             }
-        found.append({"task": task.name, "base": prepared.base_accuracy(), "rows": rows, "cases": cases})
+        )
+    return found
+
+
+def cases(
+    rows: Mapping[str, Mapping[str, Any]],
+    others: Sequence[str],
+    planned: Mapping[str, Sequence[Candidate]],
+    ram: float,
+    flops: float,
+) -> dict[str, dict[str, Any]]:
+    """The best of each kind, by what is short."""
+    found = {}
+    for name, taken, limit in (("memory", "least_memory_bytes", ram), ("flops", "flops", flops)):
+        fitting = [rows[each] for each in others if rows[each][taken] <= limit]
+        # Those whose batch runs whole, checkpointed or not.
+        least = "checkpointed_memory_bytes" if name == "memory" else taken
+        at_once = [row for row in fitting if row[least] <= limit and "@micro" not in row["candidate"]]
+        absolute = [rows[plan.id] for plan in planned.get(f"{name}, absolute", [])]
+        found[name] = {
+            "limit": limit,
+            "uniform": best(fitting)["candidate"],
+            "uniform_whole_batch": best(at_once)["candidate"] if at_once else None,
+            "plan": best([rows[plan.id] for plan in planned[name]])["candidate"],
+            "absolute": best(absolute)["candidate"] if absolute else None,
+        }
     return found
 
 
@@ -166,18 +186,19 @@ def solving(name: str) -> dict[str, Any]:
 
 
 def tables(solved: Sequence[Mapping[str, Any]], found: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    heads = ("network", "layers", "options", "s, median", "s, most")
+    time_heads = ("network", "layers", "options", "s, median", "s, most")
     times = [
         (r["model"], r["layers"], r["options"], f"{r['median_seconds']:.2f}", f"{r['largest_seconds']:.2f}")
         for r in solved
     ]
-    parts = {"allocation_solver": table(heads, times)}
-    heads = ("task", "as it is", "short of", "best uniform", "", "as it is", "", "best plan", "", "absolute")
+    parts = {"allocation_solver": table(time_heads, times)}
+    uniform_heads = ("best uniform", "", "of whole batches", "")
+    heads = ("task", "as it is", "short of", *uniform_heads, "best plan", "", "absolute benefits")
     rows = []
     for task in found:
         for name, case in task["cases"].items():
             cells = [task["task"], f"{100 * task['base']:.1f}", name]
-            for who in ("uniform", "uniform_as_it_is", "plan"):
+            for who in ("uniform", "uniform_whole_batch", "plan"):
                 cells += [f"`{named(case[who])}`", _accuracy(task, case[who])] if case[who] else ["-", ""]
             rows.append((*cells, _accuracy(task, case["absolute"]) if case["absolute"] else "-"))
     parts["allocation"] = table(heads, rows)
