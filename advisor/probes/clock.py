@@ -30,6 +30,9 @@ class Clock:
     start: float = field(default_factory=time.perf_counter)
     _fronts: set[Any] = field(default_factory=set)  # whose outputs are there
     _trained: dict[tuple[Any, ...], set[int]] = field(default_factory=dict)  # updates to go on from
+    # Likewise, had this race never been interrupted.
+    _worked_fronts: set[Any] = field(default_factory=set)
+    _worked: dict[tuple[Any, ...], set[int]] = field(default_factory=dict)
 
     @property
     def spent(self) -> float:
@@ -44,7 +47,7 @@ class Clock:
     def expected(self, trial: Trial) -> float:
         """Seconds of the trial."""
         setup, each = self._times(trial.candidate)
-        updates = trial.updates - self._there(trial)
+        updates = trial.updates - _done_of(trial, self._trained)
         return setup + updates * each + self.judging(trial.candidate, trial.samples, solves=bool(trial.heads))
 
     def judging(self, candidate: Candidate, samples: int, *, solves: bool) -> float:
@@ -53,12 +56,14 @@ class Clock:
         return images * self.judged.get(candidate, self.seconds_per_image)
 
     def work(self, trial: Trial) -> float:
-        """FLOPs of the trial, about: what it is worth is held against them, as they are no matter of luck."""
+        """FLOPs of the trial, about: no matter of luck, nor of what an interrupted race has lost."""
         each, own = self._forward_flops(), self.costs[trial.candidate].flops
         images = trial.samples + self.solved_on * bool(trial.heads)
-        flops = (trial.updates - self._there(trial)) * own.total + images * own.forward / self.batch_size
+        flops = (
+            trial.updates - _done_of(trial, self._worked)
+        ) * own.total + images * own.forward / self.batch_size
         front = front_of(trial.candidate)
-        if front is not None and front not in self._fronts:
+        if front is not None and front not in self._worked_fronts:
             flops += images * each
         return max(flops, 1.0)
 
@@ -81,14 +86,11 @@ class Clock:
         if trial.learning_rate is not None:
             setup = self.timed.pop(trial.candidate, (0.0, 0.0))[0]
             self.timed[trial.candidate] = max(setup, probe.setup_seconds), probe.update_seconds
-        if now:
-            self._trained.setdefault(training_key(trial), set()).add(level_updates(trial.updates))
-            self._fronts |= {front_of(trial.candidate)} - {None}
-
-    def _there(self, trial: Trial) -> int:
-        """Updates that a shorter training of the same has done already."""
-        level = level_updates(trial.updates)
-        return max((done for done in self._trained.get(training_key(trial), ()) if done <= level), default=0)
+        histories = [(self._worked, self._worked_fronts)]
+        histories += [(self._trained, self._fronts)] if now else []
+        for trained, fronts in histories:
+            trained.setdefault(training_key(trial), set()).add(level_updates(trial.updates))
+            fronts.update({front_of(trial.candidate)} - {None})
 
     def _times(self, candidate: Candidate) -> tuple[float, float]:
         """Seconds before the first update, and of one."""
@@ -120,3 +122,9 @@ def front_of(candidate: Candidate) -> tuple[Any, ...] | None:
         levers.statistics == "reestimated",
     )
     return None if scope is None and not reestimated else (scope, reestimated)
+
+
+def _done_of(trial: Trial, trained: Mapping[tuple[Any, ...], set[int]]) -> int:
+    """Updates that a shorter training of the same has done already."""
+    level = level_updates(trial.updates)
+    return max((done for done in trained.get(training_key(trial), ()) if done <= level), default=0)

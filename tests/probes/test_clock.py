@@ -106,3 +106,13 @@ def test_what_is_not_known_is_told_from_what_is_nearest_in_flops():
     now = Clock(100.0, {NORM: COST, FULL: COST, head: tiny, whole: COST})
     now.timed |= {head: (0.0, 0.1), FULL: (0.0, 0.5)}
     assert now.expected(trial(whole, samples=0)) == pytest.approx(10 * 0.5)
+
+
+def test_work_is_the_same_where_a_race_goes_on_that_was_killed():
+    undisturbed, killed = clock(batch_size=8), clock(batch_size=8)
+    for done in (trial(), trial(CACHED)):
+        undisturbed.learn(probe(done), now=True)
+        killed.learn(probe(done), now=False)
+    for next_one in (trial(updates=20), trial(CACHED, updates=20), trial(CACHED_FULL)):
+        assert killed.work(next_one) == undisturbed.work(next_one)
+    assert killed.expected(trial(updates=20)) > undisturbed.expected(trial(updates=20))
