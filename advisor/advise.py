@@ -336,13 +336,13 @@ def _plans(
         "solver": code_fingerprint(module, advisor.plans, advisor.solver),
         "question": [request.batch_size, levers.described(), sorted(limits_of(budget).items()), budget.warn],
     }
-    known = store.get("plans", key) if store is not None else None
-    if known is not None:
-        return [Candidate.parse(name) for name in known["ids"]]
-    found = worth_trying(proposals.price, module, story.census, dataset, request.batch_size, levers, budget)
-    if store is not None:
-        store.put("plans", key, {"ids": [candidate.id for candidate in found]})
-    return found
+    given = module, story.census, dataset, request.batch_size, levers, budget
+
+    def found() -> dict[str, list[str]]:
+        return {"ids": [candidate.id for candidate in worth_trying(proposals.price, *given)]}
+
+    known = store.remembered("plans", key, found) if store is not None else found()
+    return [Candidate.parse(name) for name in known["ids"]]
 
 
 def _by_reason(faults: Mapping[str, str]) -> list[tuple[str, str]]:

@@ -119,11 +119,10 @@ class Studied(ABC):
     def costs(self, candidate: Candidate, *, is_trained: bool) -> dict[str, Any]:
         """Of an update; kept."""
         key = self.key | {"candidate": candidate.id}
-        known = self.store.get("cost", key)
-        if known is None:
-            known = costs(self.simulator, candidate, self.size.batch, is_trained=is_trained)
-            self.store.put("cost", key, known)
-        return known
+        size = self.size.batch
+        return self.store.remembered(
+            "cost", key, lambda: costs(self.simulator, candidate, size, is_trained=is_trained)
+        )
 
     def base_accuracy(self) -> float:
         """Of the network as it is; where it never saw the classes, of the head that it begins with."""

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 
 import advisor.probes.picture as picturing
+from advisor.methods import middle_rate
 from advisor.probes.picture import (
     Point,
     Prior,
@@ -31,7 +32,6 @@ from advisor.probes.picture import (
     effects,
     floored,
     logit,
-    middle_rate,
     pictured,
     sampling_variance,
     tabled,

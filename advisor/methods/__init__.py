@@ -26,6 +26,7 @@ __all__ = [
     "get_method",
     "learning_rates",
     "methods",
+    "middle_rate",
     "register",
     "registered",
 ]
@@ -75,6 +76,12 @@ def learning_rates(candidate: Candidate) -> tuple[float, ...]:
     """The rates to try, ascending: the method's, which are Adam's, scaled to the candidate's optimizer."""
     scale = _RATES[candidate.levers.optimizer]
     return tuple(rate * scale for rate in get_method(candidate.method).learning_rates)
+
+
+def middle_rate(candidate: Candidate) -> float:
+    """The one in the middle, which the others are counted from."""
+    rates = learning_rates(candidate)
+    return rates[len(rates) // 2]
 
 
 def _find() -> None:

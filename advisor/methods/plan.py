@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from advisor.errors import InputError
-from advisor.methods import get_method, register
+from advisor.methods import get_method, middle_rate, register
 from advisor.methods.base import Method, plain_optimizer
 from advisor.parts.attachment import Attachment, Setting, Trainable, is_bias
 from advisor.parts.bypass import BYPASS
@@ -174,7 +174,7 @@ class Plan(Method):
             groups.setdefault(_moves_like(name, parameter), {})[name] = parameter
         optimizer: torch.optim.Optimizer | None = None
         for like, parameters in groups.items():
-            rate = learning_rate * middle(like) / middle(BASELINE)
+            rate = learning_rate * middle_rate(Candidate(like)) / middle_rate(Candidate(BASELINE))
             made = plain_optimizer(replace(trainable, parameters=parameters), levers, rate)
             if optimizer is None or made is None:
                 optimizer = optimizer or made
@@ -198,12 +198,6 @@ def _told(runs: Sequence[Run], layers: Sequence[Layer]) -> str:
             where = f"layers {run.first} to {run.last} ({first} to {last})"
         parts += [f"{' and '.join(done)} in {where}"] if done else []
     return "; ".join(parts) or "nothing but the head"
-
-
-def middle(method: str) -> float:
-    """Of the method's rates."""
-    rates = get_method(method).learning_rates
-    return rates[len(rates) // 2]
 
 
 def _moves_like(name: str, parameter: nn.Parameter) -> str:

@@ -17,7 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from advisor.methods import get_method, learning_rates
+from advisor.methods import get_method, learning_rates, middle_rate
 from advisor.probes.train import head_of
 from advisor.records import SMALL_BATCH, Candidate, Estimate, Features
 
@@ -262,12 +262,6 @@ def sampling_variance(accuracy: float, samples: int) -> float:
     """Of `logit`, by the delta method."""
     right = (accuracy * samples + 0.5) / (samples + 1)
     return 1 / (samples * right * (1 - right))
-
-
-def middle_rate(training: Candidate) -> float:
-    """Where the training's learning rates are counted from."""
-    rates = learning_rates(training)
-    return rates[len(rates) // 2]
 
 
 def whole(training: Candidate, head: Features | None = None) -> list[Point]:
