@@ -444,7 +444,6 @@ def _probe_all(
         unlabelled_samples=_unlabelled(story),
         largest_class_share=_largest_share(held_out.labels),
         data_classes=dataset.class_names,
-        held_out_by_class=tuple(int((held_out.labels == each).sum()) for each in situation.label_map),
     )
     return evaluations, summary
 

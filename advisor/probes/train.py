@@ -42,7 +42,7 @@ _EVALUATION_BATCH = 64
 _TIMED_UPDATES, _TIMING_SECONDS = 8, 0.5  # of each candidate: enough to plan with
 _MOST_IN_MEMORY = 2**30  # bytes of one front's outputs; more go into a file
 _COOL_DOWN = 0.2  # of the updates, at the end
-_MOST_KEPT = 2**29  # bytes of states to go on from
+MOST_KEPT = 2**29  # bytes of states to go on from
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,17 +104,23 @@ class Trainer:
         self.model, self.census, self.dataset, self.batch_size = model, census, dataset, batch_size
         self._recalibrated: nn.Module | None = None
         self._features: dict[tuple[tuple[str, ...], bool, bool], tuple[_Images, ...]] = {}
-        self._kept = _Kept(_MOST_KEPT)
+        self._kept = Kept(MOST_KEPT)
         self._without_labels: LabelledImages | None = None
+        # How many of the held-out images a trial may be judged on: each step is another training.
+        self.steps: tuple[int, ...] = (len(dataset.validation),)
 
     def __getstate__(self) -> dict[str, Any]:
         forgotten: dict[str, Any] = {"_recalibrated": None, "_features": {}, "_without_labels": None}
-        return self.__dict__ | forgotten | {"_kept": _Kept(_MOST_KEPT)}
+        return self.__dict__ | forgotten | {"_kept": Kept(MOST_KEPT)}
 
     def key(self) -> dict[str, Any]:
         """All that a probe's result depends on, besides its trial: to find it in a store."""
         data = self.dataset
         return key_of(self.model, data.normalisation, *_parts(data)) | {"batch_size": self.batch_size}
+
+    def trainings(self, samples: int) -> int:  # noqa: ARG002 - it matters where there are folds
+        """How many networks it takes to judge the first held-out samples."""
+        return 1
 
     def probe(self, trial: Trial) -> Probe:
         """Train a copy of the model, and classify the first held-out samples.
@@ -194,7 +200,7 @@ class Trainer:
 
     def copy_of_base(self, candidate: Candidate) -> nn.Module:
         """What the candidate starts from: the model, with its statistics re-estimated if it wants that."""
-        if not _is_reestimated(candidate):
+        if not is_reestimated(candidate):
             return copy.deepcopy(self.model)
         if self._recalibrated is None:
             updates = reestimation_updates(len(self.images_for(reestimation())), self.batch_size)
@@ -218,13 +224,16 @@ class Trainer:
         parts = (train, *_judged_on(self.dataset))
         if trainable.levers.cached_prefix == "no":
             return parts
-        key = trainable.front, _is_reestimated(candidate), train is self.dataset.train
+        key = trainable.front, is_reestimated(candidate), train is self.dataset.train
         if key not in self._features:
-            normalisation = self.dataset.normalisation
-            self._features[key] = tuple(
-                _Features.of(part, trainable, normalisation, self.census) for part in parts
-            )
+            self._features[key] = self.fronts(trainable, candidate)
         return self._features[key]
+
+    def fronts(self, trainable: Trainable, candidate: Candidate) -> tuple[FrontOutputs, ...]:
+        """Of images to train on, held-out and old ones: what the candidate's frozen front makes of them."""
+        normalisation = self.dataset.normalisation
+        parts = (self.images_for(candidate), *_judged_on(self.dataset))
+        return tuple(FrontOutputs.of(part, trainable, normalisation, self.census) for part in parts)
 
 
 class FineTune:
@@ -323,7 +332,7 @@ class FineTune:
                 found.append((torch.empty(0, 0), part.labels[:0]))
                 continue
             # What is frozen and left out makes of images what it made of them when it was run.
-            pooled = {b: t[:count] for b, t in part.pooled.items()} if isinstance(part, _Features) else {}
+            pooled = {b: t[:count] for b, t in part.pooled.items()} if isinstance(part, FrontOutputs) else {}
             inputs: list[torch.Tensor] = []
             missing = [block for block in blocks if block not in pooled]
             made: dict[Block, list[torch.Tensor]] = {block: [] for block in missing}
@@ -403,7 +412,7 @@ def training_key(trial: Trial) -> tuple[Any, ...]:
     return trial.candidate, trial.learning_rate, trial.seed
 
 
-class _Kept:
+class Kept:
     """States of trainings, the ones used last, within so many bytes."""
 
     def __init__(self, most_bytes: int) -> None:
@@ -411,6 +420,7 @@ class _Kept:
         self._states: dict[tuple[Any, ...], tuple[int, dict[str, Any]]] = {}
 
     def get(self, key: tuple[Any, ...]) -> dict[str, Any] | None:
+        """The one that was kept, if it still is."""
         found = self._states.pop(key, None)
         if found is None:
             return None
@@ -428,10 +438,11 @@ class _Kept:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Features:
+class FrontOutputs:
     """What a frozen front makes of images: computed once."""
 
-    outputs: torch.Tensor  # (N, ...)
+    outputs: torch.Tensor  # (M, ...): of these images, and perhaps of others
+    places: torch.Tensor  # (N,) int64: where in them each image's are
     labels: torch.Tensor  # (N,) int64
     folder: tempfile.TemporaryDirectory[str] | None  # of the file that holds the outputs, if one does
     pooled: dict[Block, torch.Tensor]  # of the front's blocks, for a head in closed form
@@ -439,7 +450,7 @@ class _Features:
     @classmethod
     def of(
         cls, images: LabelledImages, trainable: Trainable, normalisation: Normalisation, census: Census
-    ) -> _Features:
+    ) -> FrontOutputs:
         """Run the front on all images."""
         outputs, folder = torch.empty(0), None
         blocks = [b for b in feature_blocks(census, "all") if b.modules[-1] in trainable.front]
@@ -459,18 +470,24 @@ class _Features:
                 else:
                     outputs = made.new_empty(shape)
             outputs[positions] = made
-        return cls(
-            outputs, images.labels, folder, {block: torch.cat(parts) for block, parts in pooled.items()}
-        )
+        places = torch.arange(len(images))
+        joined = {block: torch.cat(parts) for block, parts in pooled.items()}
+        return cls(outputs, places, images.labels, folder, joined)
+
+    def those(self, indices: torch.Tensor) -> FrontOutputs:
+        """Of the images at these indices."""
+        pooled = {block: of_block[indices] for block, of_block in self.pooled.items()}
+        return FrontOutputs(self.outputs, self.places[indices], self.labels[indices], self.folder, pooled)
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def batch(self, indices: torch.Tensor, _: Normalisation) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.outputs[indices], self.labels[indices]
+        """The outputs at `indices` (B,), and their labels (B,)."""
+        return self.outputs[self.places[indices]], self.labels[indices]
 
 
-_Images = LabelledImages | _Features
+_Images = LabelledImages | FrontOutputs
 
 
 def _right(weight: torch.Tensor, bias: torch.Tensor, judged: tuple[torch.Tensor, torch.Tensor]) -> bytes:
@@ -574,7 +591,8 @@ def evaluate(
     return bytes(torch.cat(right).to(torch.uint8).tolist())
 
 
-def _is_reestimated(candidate: Candidate) -> bool:
+def is_reestimated(candidate: Candidate) -> bool:
+    """Whether its statistics are those of the new images before anything is trained."""
     return candidate.levers.statistics == "reestimated"
 
 
