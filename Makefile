@@ -48,17 +48,17 @@ study-regret: $(VENV)/.installed-studies
 	$(if $(and $(DATA),$(MODELS)),,$(error give DATA=FOLDER (CIFAR-10 JPEG: train/, test/) and MODELS=FOLDER))
 	$(BIN)/python -m measurements.regret --data $(DATA) --models $(MODELS) $(STUDY)
 
-# Likewise; the networks of the study on photos, too, and perhaps PHOTOS, the folder of grocery/.
+# Likewise; the networks of the study on photos, too.
 study-curves: $(VENV)/.installed-photos
 	$(if $(and $(DATA),$(MODELS)),,$(error give DATA=FOLDER (CIFAR-10 JPEG: train/, test/) and MODELS=FOLDER))
-	$(BIN)/python -m measurements.curves --data $(DATA) --models $(MODELS) $(if $(PHOTOS),--photos $(PHOTOS)) $(STUDY)
+	$(BIN)/python -m measurements.curves --data $(DATA) --models $(MODELS) $(STUDY)
 
 # Likewise.
 study-allocation: $(VENV)/.installed-studies
 	$(if $(and $(DATA),$(MODELS)),,$(error give DATA=FOLDER (CIFAR-10 JPEG: train/, test/) and MODELS=FOLDER))
 	$(BIN)/python -m measurements.allocation --data $(DATA) --models $(MODELS) $(STUDY)
 
-# Of what study-curves has found; writes what the package ships.
+# Of what study-curves has found, and of what study-photos doesn't report; writes what the package ships.
 study-prior: $(VENV)/.installed-studies
 	$(BIN)/python -m measurements.prior $(STUDY)
 
