@@ -180,6 +180,15 @@ class Findings:
                     predicted[candidate] = told
         return accuracies, predicted
 
+    def leading(self, picture: Picture) -> tuple[Candidate, Estimate] | None:
+        """The best of the finalists, and what it would come to; None: there is none."""
+        rows = {picture.rows[point]: found for point, found in self._judged()[0].items() if found}
+        if not rows:
+            return None
+        belief = picture.given(self.seen())
+        best = max(rows, key=lambda row: belief.means[row])
+        return next(iter(rows[best])), belief.estimate(best)
+
     def _judged(self) -> tuple[dict[Point, dict[Candidate, Accuracy]], dict[Candidate, Accuracy]]:
         """What the finalists got right, at each of their learning rates; what others did, at the best."""
         finalists, others = dict[Point, dict[Candidate, Accuracy]](), dict[Candidate, Accuracy]()

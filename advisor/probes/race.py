@@ -40,6 +40,7 @@ from advisor.training.update import reestimation_updates
 
 _log = logging.getLogger(__name__)
 Report = Callable[[float, str], None]  # fraction done, what is running
+Lead = Callable[[Candidate, Estimate], None]
 
 _LEAST_UPDATES = 12  # a probe of fewer says nothing
 _PART, _PARTS = 4, 3  # trainings run for a sixteenth, a quarter, all of the longest
@@ -81,6 +82,7 @@ def race(
     key: Mapping[str, Any] | None = None,
     executor: Executor | None = None,
     report: Report = lambda fraction, running: None,
+    lead: Lead = lambda candidate, estimate: None,
 ) -> RaceResult:
     """Probe the candidates for about `seconds` of wall clock.
 
@@ -96,12 +98,14 @@ def race(
         key: of the model, the data and the environment, in the store.
         executor: what runs the probes; None: this process.
         report: called before each probe.
+        lead: called with what would be chosen if nothing else were probed, and what it would come to.
 
     Raises:
         DataError: every probe of every candidate diverged.
     """
     racing = _Race(
-        trainer, costs, seconds, updates, seed, metric, min_retained, store, key or {}, executor, report
+        *(trainer, costs, seconds, updates, seed, metric, min_retained, store, key or {}, executor),
+        *(report, lead),
     )
     return racing.run(judge_base, unaffordable)
 
@@ -120,10 +124,12 @@ class _Race:
         key: Mapping[str, Any],
         executor: Executor | None,
         report: Report,
+        lead: Lead,
     ) -> None:
         self._trainer, self._updates, self._seed = trainer, updates, seed
         self._store, self._key = store or Store(None), dict(key)
-        self._executor, self._report = executor or InProcess(trainer, lambda _: False), report
+        self._executor = executor or InProcess(trainer, lambda _: False)
+        self._report, self._lead = report, lead
         self._found = Findings(costs, trainer.census, trainer.batch_size, updates, metric, min_retained)
         self._race_key = {
             "race": self._found.key(),
@@ -224,6 +230,9 @@ class _Race:
             )
         picture = self._found.picture(lengths)
         for step in itertools.count():
+            leading = self._found.leading(picture)
+            if leading is not None:
+                self._lead(*leading)
             plan = self._remembered(
                 "step", self._race_key | {"step": step}, partial(self._next, picture, lengths, steps)
             )
