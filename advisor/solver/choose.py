@@ -43,8 +43,10 @@ def has_floor(budget: Budget) -> bool:
 def _first_choice(cheapest: Sequence[Evaluation], budget: Budget) -> Evaluation:
     """Of candidates in order of cost, the cheapest that is as good as the most accurate.
 
-    Where it is known what they forget, what surely forgets more than another that is as good isn't. One that is less accurate than a cheaper one doesn't count, however unsure its accuracy is. So more to
-    choose from never makes the choice both dearer and less accurate, and what is beaten changes nothing.
+    Where it is known what they forget, what surely forgets more than another that is as good isn't. One
+    that is less accurate than a cheaper one doesn't count, however unsure its accuracy is. So more to choose
+    from never makes the choice dearer and less accurate, but for what it forgets, and what is beaten changes
+    nothing.
     """
     stairs: list[Evaluation] = []
     for evaluation in cheapest:
