@@ -38,6 +38,7 @@ class Findings:
         # Of each training the cheapest candidate's.
         self.costs = {one: costs[next(iter(heads.values()))[0]] for one, heads in self._alike.items()}
         self._probes: dict[Candidate, list[Probe]] = {}  # what went well, by what is trained
+        self._by_head: dict[Trial, dict[Features | None, Accuracy]] = {}  # of those, as judged
         self._failures: dict[Candidate, str] = {}
         self._barred: dict[Candidate, float] = {}  # learning rates from which on a training fails
 
@@ -91,12 +92,14 @@ class Findings:
     def by_head(self, probe: Probe) -> dict[Features | None, Accuracy]:
         """Of the network as it was trained (None), and with each head of the trial."""
         trial = probe.trial
-        answers = (Answers(probe.correct or b"", probe.retained), *probe.solved)
-        known = {"learning_rate": trial.learning_rate, "updates": trial.updates}
-        return {
-            head: self.judged(of.correct, of.retained, **known)
-            for head, of in zip((None, *trial.heads), answers, strict=True)
-        }
+        if trial not in self._by_head:
+            answers = (Answers(probe.correct or b"", probe.retained), *probe.solved)
+            known = {"learning_rate": trial.learning_rate, "updates": trial.updates}
+            self._by_head[trial] = {
+                head: self.judged(of.correct, of.retained, **known)
+                for head, of in zip((None, *trial.heads), answers, strict=True)
+            }
+        return self._by_head[trial]
 
     def best_mean(self, probe: Probe) -> float:
         """With the best of its heads."""
