@@ -19,9 +19,10 @@ from advisor.costs import available_bytes
 from advisor.data import Normalisation
 from advisor.delivery import CHECKPOINT, check_folder, deliver
 from advisor.errors import InputError, first_line
-from advisor.files import replacing
+from advisor.files import opened, replacing
 from advisor.kept_sums import KeptSums, marks_of
 from advisor.methods import learning_rates
+from advisor.models.pickles import read_data
 from advisor.names import answered, did_you_mean, names_code
 from advisor.probes import FineTune, Trainer, head_of, judged_in_groups, metric_of
 from advisor.records import Accuracy, Candidate, DataSummary, Evaluation, Framing, Recommendation
@@ -353,7 +354,8 @@ def _check_model(story: Story, recommendation: Recommendation) -> None:
 
 def _read_checkpoint(path: Path) -> dict[str, Any]:
     try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
+        with opened(path) as file:
+            saved = read_data(file)
         if saved["format"] != _CHECKPOINT_FORMAT or not isinstance(saved["key"], dict):
             raise ValueError("another format")
         if missing := _CHECKPOINT_KEYS - saved.keys():
