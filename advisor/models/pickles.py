@@ -53,6 +53,10 @@ _HARMLESS = {"types.SimpleNamespace", "types.MappingProxyType", "types.GenericAl
 _HARMLESS |= {"operator.itemgetter", "operator.attrgetter", "multiprocessing.context.TimeoutError"}
 
 _MAPPINGS = ("collections.OrderedDict", "collections.defaultdict", "collections.Counter")
+# What older protocols make of a list, or, `_codecs.encode`, of a text.
+_CONTAINERS = {f"builtins.{kind}" for kind in ("set", "frozenset", "list", "tuple", "dict")} | {
+    "_codecs.encode"
+}
 _DTYPES = {name: value for name, value in vars(torch).items() if isinstance(value, torch.dtype)}
 _STORAGES = {
     "DoubleStorage": torch.float64,
@@ -441,8 +445,9 @@ class _Settled:
             )
             mapping.update((self._of(key), self._of(each)) for key, each in (*pairs, *value.pairs))
             return mapping
-        if home == "builtins" and name in ("set", "frozenset", "list", "tuple", "dict"):
-            return self._remember(value, self._of(value.arguments[0]) if value.arguments else ())
+        if kind in _CONTAINERS:
+            held = self._of(value.arguments[0]) if value.arguments else ()
+            return self._remember(value, held.encode("latin1") if isinstance(held, str) else held)
         if home in ("torch", "torch._utils", "torch._tensor", "torch.nn.parameter"):
             tensor = self._tensor(name, value.arguments)
             if tensor is not None:
