@@ -19,9 +19,10 @@ from advisor.paired import paired_gap
 from advisor.probes import train
 from advisor.probes.judging import ACCURACY
 from advisor.probes.race import race
-from advisor.probes.train import Trainer, level_updates, trained_as
+from advisor.probes.train import Trainer, trained_as
 from advisor.records import Candidate, Levers
 from advisor.store import Store
+from advisor.training.loop import level_updates
 from tests.probes.test_train import SIZE, dataset, network
 
 CANDIDATES = [
