@@ -15,6 +15,7 @@ import torch
 
 from advisor.adapters import Recipe
 from advisor.costs import available_bytes
+from advisor.costs.passes import pass_size
 from advisor.data import Normalisation
 from advisor.delivery import CHECKPOINT, check_folder, deliver
 from advisor.errors import InputError
@@ -40,6 +41,7 @@ class Application:
     learning_rate: float | None = None  # None: the one that was best in the probes
     epochs: int = 10
     restart: bool = False  # begin anew where the folder holds a checkpoint
+    as_advised: bool = False  # with every lever, in the memory that was promised, as on a board
     arch: str | None = None  # None: as for the recommendation
     trust: bool = False
 
@@ -81,14 +83,16 @@ def apply_advice(
         InputError: the recommendation, the model, the data or the folder can't be used, training
             diverged, or the folder holds another recipe's checkpoint.
     """
-    evaluation = _chosen(recommendation, application.candidate)
-    rate = _learning_rate(evaluation, application.learning_rate)
-    if application.epochs < 1:
-        raise InputError(f"--epochs {application.epochs} must be at least 1")
+    evaluation = chosen(recommendation, application.candidate)
+    rate = learning_rate_of(evaluation, application.learning_rate)
     check_folder(model, application.output)
-    story = prepare(model, _request(recommendation, evaluation.candidate, application), progress)
-    _check_model(story, recommendation)
-    trainer = Trainer(story.loaded.module, story.census, story.given.dataset, recommendation.batch_size)
+    story = advised(model, recommendation, evaluation, application, progress)
+    module, passes = story.loaded.module, None
+    if application.as_advised:
+        promised = promised_bytes(recommendation, evaluation)
+        passes = pass_size(module, story.census, evaluation.cost, promised)
+    dataset = story.given.dataset
+    trainer = Trainer(module, story.census, dataset, recommendation.batch_size, passes)
     path = application.output / CHECKPOINT
     if application.restart:
         path.unlink(missing_ok=True)
@@ -153,7 +157,33 @@ def _interval(accuracy: Accuracy) -> str:
 # What to do
 
 
-def _chosen(recommendation: Recommendation, wanted: str | None) -> Evaluation:
+def advised(
+    model: str,
+    recommendation: Recommendation,
+    evaluation: Evaluation,
+    application: Application,
+    progress: Progress,
+) -> Story:
+    """The model and the data that the recommendation was made for, made to fit each other.
+
+    Raises:
+        InputError: they can't be read, or are others.
+    """
+    if application.epochs < 1:
+        raise InputError(f"--epochs {application.epochs} must be at least 1")
+    story = prepare(model, _request(recommendation, evaluation.candidate, application), progress)
+    _check_model(story, recommendation)
+    return story
+
+
+def promised_bytes(recommendation: Recommendation, evaluation: Evaluation) -> int:
+    """What the fine-tune may take: `--ram` if that was given and kept to, else the candidate's own peak."""
+    budget, peak = recommendation.budget, evaluation.cost.peak_memory_bytes
+    return max(peak, (budget.ram_bytes or 0) - budget.runtime_overhead_bytes)
+
+
+def chosen(recommendation: Recommendation, wanted: str | None) -> Evaluation:
+    """The one that was asked for, or else recommended. Raises InputError."""
     if wanted is None:
         if recommendation.recommended is None:
             advice = "to leave the model as it is" if recommendation.outcome == "leave" else "nothing"
@@ -171,7 +201,7 @@ def _chosen(recommendation: Recommendation, wanted: str | None) -> Evaluation:
         raise InputError(f"--candidate {wanted!r} is not in the report{hint}") from None
 
 
-def _learning_rate(evaluation: Evaluation, given: float | None) -> float | None:
+def learning_rate_of(evaluation: Evaluation, given: float | None) -> float | None:
     """The one to train at; None where nothing is trained by gradients."""
     rates = learning_rates(evaluation.candidate)
     if not any(rate is not None for rate in rates):
@@ -282,7 +312,9 @@ def _written(
     base = None
     if not situation.head_replaced:
         base = judged_in_groups(metric.of(run.trainer.judge_base(len(held_out))), held_out.groups)
-    recipe = _recipe(run, story, recommendation, evaluation)
+    recipe = recipe_of(
+        story, recommendation, evaluation, run.learning_rate, run.length.epochs, run.epochs_run
+    )
     recipe = replace(
         recipe,
         accuracy=_figures(accuracy),
@@ -309,8 +341,16 @@ def _written(
     )
 
 
-def _recipe(run: _Run, story: Story, recommendation: Recommendation, evaluation: Evaluation) -> Recipe:
-    data, situation, candidate = run.trainer.dataset, story.given.situation, evaluation.candidate
+def recipe_of(
+    story: Story,
+    recommendation: Recommendation,
+    evaluation: Evaluation,
+    learning_rate: float | None,
+    epochs: int,
+    epochs_run: int,
+) -> Recipe:
+    """How the candidate is trained, or was, for so many epochs."""
+    data, situation, candidate = story.given.dataset, story.given.situation, evaluation.candidate
     adapted = situation.head_replaced or situation.new_classes > 0
     known = recommendation.data
     return Recipe(
@@ -323,10 +363,10 @@ def _recipe(run: _Run, story: Story, recommendation: Recommendation, evaluation:
         head_replaced=situation.head_replaced,
         base_classes=story.base_classes if adapted else None,
         base_model=story.loaded.source,
-        learning_rate=run.learning_rate,
-        batch_size=run.trainer.batch_size,
-        epochs=run.length.epochs,
-        epochs_run=run.epochs_run,
+        learning_rate=learning_rate,
+        batch_size=recommendation.batch_size,
+        epochs=epochs,
+        epochs_run=epochs_run,
         seed=_seed(recommendation),
         data=data.source,
         rehearse=known.rehearse if known is not None else None,

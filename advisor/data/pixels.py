@@ -5,7 +5,8 @@ from __future__ import annotations
 import ctypes
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
 
 import torch
 import torch.nn.functional as F
@@ -47,6 +48,18 @@ class Frame:
         """Height and width that an image is resized to, of which the centre is kept."""
         height, width = (math.floor(side / self.framing.crop) for side in self.size[1:])
         return max(height, 1), max(width, 1)
+
+
+def read_image(file: str | Path | BinaryIO, frame: Frame) -> torch.Tensor:
+    """An image file's pixels (C, h, w), uint8, at least as large as the frame needs them."""
+    from PIL import Image
+
+    with Image.open(file) as image:
+        # A large JPEG is decoded at 1/2, 1/4 or 1/8, never below twice the size that is needed.
+        side = max(frame.resized)
+        image.draft(None, (2 * side, 2 * side))
+        turned = upright(image) if frame.framing.orientation == "exif" else image
+        return pixels(turned, frame.size[0])
 
 
 def pixels(image: Image.Image, channels: int) -> torch.Tensor:

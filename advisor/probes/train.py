@@ -32,8 +32,16 @@ from advisor.models.fingerprint import code_fingerprint, fingerprint
 from advisor.models.layers import logits
 from advisor.parts.closed_form import Examples, feature_blocks, feature_sizes, inputs_of, pooled_outputs
 from advisor.records import FEATURES, Block, Candidate, Census, Features
-from advisor.training.loop import PASS, FrontOutputs, Images, Training, evaluate, head_of, level_updates
-from advisor.training.update import reestimation_updates
+from advisor.training.loop import (
+    PASS,
+    FrontOutputs,
+    Images,
+    Training,
+    evaluate,
+    head_of,
+    level_updates,
+    reestimated,
+)
 
 _log = logging.getLogger(__name__)
 _TIMED_UPDATES, _TIMING_SECONDS = 8, 0.5  # of each candidate: enough to plan with
@@ -211,10 +219,14 @@ class Trainer:
         if not _is_reestimated(candidate):
             return copy.deepcopy(self.model)
         if self._recalibrated is None:
-            updates = reestimation_updates(len(self.images_for(reestimation())), self.batch_size)
-            recalibration = FineTune(self, reestimation(), None, updates, seed=0)
-            recalibration.run(updates)
-            self._recalibrated = recalibration.trainable.model.eval()
+            self._recalibrated = reestimated(
+                copy.deepcopy(self.model),
+                self.census,
+                self.images_for(reestimation()),
+                self.batch_size,
+                self.dataset.normalisation,
+                self.pass_size,
+            )
         return copy.deepcopy(self._recalibrated)
 
     def images_for(self, candidate: Candidate) -> LabelledImages:

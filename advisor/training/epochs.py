@@ -58,7 +58,6 @@ class Epochs:
         self.training, self.length = training, length
         self._key, self._path = dict(key), path
         self.epochs_run = 0
-        self._weights: dict[str, torch.Tensor] = {}  # of the last whole epoch
         self.diverged = False
 
     def train(self, progress: TrainingProgress, on_epoch: EpochReport) -> None:
@@ -75,7 +74,6 @@ class Epochs:
                 self.training.finish()
             correct = self.training.judge()
             self.epochs_run += 1
-            self._weights = self._changed()
             self._save()
             on_epoch(self.epochs_run, self.length.epochs, sum(correct) / len(correct))
         if not self.epochs_run:
@@ -85,7 +83,7 @@ class Epochs:
             )
         progress("train", 1.0, "")
         if self.diverged:
-            self.training.trainable.model.load_state_dict(self._weights, strict=False)
+            self.training.restore(_read_checkpoint(self._path)["state"])
         if self.training.trainable.examples is None:
             self.training.finish()
 
@@ -106,10 +104,6 @@ class Epochs:
             )
         self.training.restore(saved["state"])
         self.epochs_run = saved["epochs"]
-        self._weights = self._changed()
-
-    def _changed(self) -> dict[str, torch.Tensor]:
-        return {name: t.detach().clone() for name, t in self.training.trainable.delta().items()}
 
     def _one_epoch(self, progress: TrainingProgress) -> bool:
         epochs, each = self.length.epochs, self.length.updates_per_epoch

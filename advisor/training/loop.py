@@ -16,12 +16,13 @@ from torch import nn
 
 from advisor.data.pixels import Normalisation
 from advisor.methods import get_method
+from advisor.methods.recalibrate import reestimation
 from advisor.models.blocks import run_front, without_front
 from advisor.models.layers import logits
 from advisor.parts.attachment import Trainable
 from advisor.parts.closed_form import feature_blocks, pooled_outputs
 from advisor.records import Block, Candidate, Census, Features
-from advisor.training.update import begin, solve_head, update
+from advisor.training.update import begin, reestimation_updates, solve_head, update
 
 PASS = 64  # images that run at once where no gradient is needed
 _MOST_IN_MEMORY = 2**30  # bytes of one front's outputs; more go into a file
@@ -171,6 +172,32 @@ class Training:
         return without_front(self.trainable.model, self.trainable.front)
 
 
+def reestimated(
+    model: nn.Module,
+    census: Census,
+    images: Images,
+    batch_size: int,
+    normalisation: Normalisation,
+    pass_size: int = PASS,
+) -> nn.Module:
+    """The model, in eval mode, with its statistics re-estimated on the images, in place."""
+    updates = reestimation_updates(len(images), batch_size)
+    training = Training(
+        model,
+        census,
+        reestimation(),
+        None,
+        updates,
+        batch_size=batch_size,
+        seed=0,
+        normalisation=normalisation,
+        inputs=lambda _: (images, images),
+        pass_size=pass_size,
+    )
+    training.run(updates)
+    return model.eval()
+
+
 def level_updates(updates: int) -> int:
     """How many of a training's updates come before its learning rate falls."""
     return updates - max(round(_COOL_DOWN * updates), 1)
@@ -237,12 +264,14 @@ class FrontOutputs:
         normalisation: Normalisation,
         census: Census,
         pass_size: int = PASS,
+        in_file: bool = False,
         beside: Path | None = None,
     ) -> FrontOutputs:
         """Run the front on all images.
 
         Args:
-            beside: the folder for a file of what is cached on disk; None: that of temporary files.
+            in_file: whether the outputs are kept in a file, however few they are.
+            beside: the folder for that file; None: that of temporary files.
         """
         outputs, folder = torch.empty(0), None
         blocks = [b for b in feature_blocks(census, "all") if b.modules[-1] in trainable.front]
@@ -255,7 +284,7 @@ class FrontOutputs:
             if not outputs.numel():
                 shape = (len(images), *made.shape[1:])
                 size = math.prod(shape) * made.element_size()
-                if size > _MOST_IN_MEMORY or trainable.levers.cached_prefix == "disk":
+                if in_file or size > _MOST_IN_MEMORY:
                     folder = tempfile.TemporaryDirectory(prefix="peft-advisor-", dir=beside)
                     path = str(Path(folder.name, "front"))
                     flat = torch.from_file(path, shared=True, size=math.prod(shape), dtype=made.dtype)
