@@ -6,8 +6,9 @@ import ast
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -156,11 +157,12 @@ def _needed(starts: Iterable[str]) -> set[str]:
     return found | {module.rpartition(".")[0] for module in found if module.count(".") > 1} | {"advisor"}
 
 
-def _imported(path: Path) -> Iterator[str]:
+@cache
+def _imported(path: Path) -> tuple[str, ...]:
     """Modules of ours that a file imports."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "advisor":
-            yield node.module
+    nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+    named = [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module]
+    return tuple(name for name in named if name.partition(".")[0] == "advisor")
 
 
 def _file_of(module: str) -> Path:
