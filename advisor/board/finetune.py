@@ -72,8 +72,9 @@ def _fine_tune(options: argparse.Namespace) -> None:
     rate = recipe["learning_rate"] if options.learning_rate is None else options.learning_rate
     rate = None if recipe["learning_rate"] is None else rate
     batch_size, passes, work = recipe["batch_size"], board["pass_size"], options.output / "work"
-    if options.restart:
-        shutil.rmtree(work, ignore_errors=True)
+    left = [work] if options.restart else work.glob("peft-advisor-*")  # a cache that a power cut left there
+    for folder in left:
+        shutil.rmtree(folder, ignore_errors=True)
 
     names, outputs = recipe["class_names"], recipe["class_outputs"]
     train, held_out, key = read_photos(

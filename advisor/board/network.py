@@ -284,7 +284,7 @@ class _Writer:
             return self._value(item, names, path, module)
 
         if node.op == "get_attr":
-            if re.fullmatch(r"_tensor_constant\d+", str(node.target)):
+            if not _is_registered(module, str(node.target)):
                 raise self._refusal(path, module, "it holds a tensor that is neither parameter nor buffer")
             return _attribute("self", str(node.target))
         arguments = ", ".join(
@@ -489,6 +489,13 @@ def _parameter(parameter: inspect.Parameter) -> str:
 
 def _is_plain(value: Any) -> bool:
     return value is None or isinstance(value, bool | int | float | str)
+
+
+def _is_registered(module: nn.Module, path: str) -> bool:
+    """Whether the attribute is a parameter, a buffer or a module."""
+    *way, name = path.split(".")
+    holder = module.get_submodule(".".join(way))
+    return name in {*holder._parameters, *holder._buffers, *holder._modules}
 
 
 def _assignment(path: str, value: str) -> str:

@@ -94,8 +94,9 @@ def _classes(folder: Path, outputs: Mapping[str, int]) -> dict[Path, str]:
             classes = ", ".join(outputs)
             raise DataError(f"{path} lies in no folder that is named as a class is ({classes}); move it")
         found[path] = known
-    if len(set(found.values())) < 2:
-        raise DataError(f"{folder} holds photos of {len(set(found.values()))} classes; two are needed")
+    if (count := len(set(found.values()))) < 2:
+        held = "photos of 1 class" if count else "no photos"
+        raise DataError(f"{folder} holds {held}; two are needed, each in a folder of its own")
     return found
 
 

@@ -29,6 +29,7 @@ _STAGES = {
     "train": "Training",
     "add": "Adding the images",
     "write": "Judging and writing",
+    "export": "Writing the bundle",
 }
 
 
