@@ -5,8 +5,9 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
+import shutil
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -28,7 +29,7 @@ from advisor.files import make_folder, replacing, write_whole
 from advisor.methods import get_method, plan
 from advisor.plain import encode
 from advisor.records import Candidate, Recommendation
-from advisor.situation import Progress
+from advisor.situation import Progress, Story
 
 SCRIPT, NETWORK, WEIGHTS, LIBRARY = "finetune.py", "network.py", "base.pt", "advisor"
 _ROOT = Path(advisor.__file__).parent
@@ -64,10 +65,7 @@ def export(
     evaluation = chosen(recommendation, application.candidate)
     rate = learning_rate_of(evaluation, application.learning_rate)
     modules = _modules(evaluation.candidate)
-    try:
-        make_folder(application.output)
-    except InputError as error:
-        raise InputError(f"--output {error}") from error
+    _check_folder(application.output)
     story = advised(model, recommendation, evaluation, application, progress)
     data, census = story.given.dataset, story.census
     if census.input_size[0] not in (1, 3):
@@ -109,8 +107,32 @@ def export(
         passes,
         sum(map(len, split.values())),
         sum(path.stat().st_size for path in files),
-        tuple(warning for warning in story.warnings if warning not in recommendation.warnings),
+        tuple(_warnings(story, recommendation)),
     )
+
+
+def _check_folder(folder: Path) -> None:
+    """Make it, without what an earlier bundle left there; refuse one that holds other things."""
+    try:
+        make_folder(folder)
+    except InputError as error:
+        raise InputError(f"--output {error}") from error
+    if (folder / LIBRARY).exists():
+        if not (folder / SCRIPT).exists() or not (folder / WEIGHTS).exists():
+            raise InputError(f"--output {folder} holds {LIBRARY}/ and is no bundle; give another folder")
+        shutil.rmtree(folder / LIBRARY)
+
+
+def _warnings(story: Story, recommendation: Recommendation) -> Iterator[str]:
+    """What the report doesn't say yet, and what is otherwise on a board."""
+    yield from (warning for warning in story.warnings if warning not in recommendation.warnings)
+    known = recommendation.data
+    if known is not None and known.rehearse:
+        yield f"{known.rehearse} was rehearsed: on the board, photos are taken as they are"
+    if known is not None and known.unlabelled:
+        yield "images without labels are not read on the board, whatever looks at no labels"
+    if recommendation.budget.metric != "accuracy":
+        yield f"the board judges by accuracy, not by {recommendation.budget.metric}"
 
 
 def _modules(candidate: Candidate) -> dict[str, str]:

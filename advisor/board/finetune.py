@@ -36,7 +36,8 @@ from advisor.training.loop import FrontOutputs, Images, Training, evaluate, head
 from advisor.training.update import attach, head_to_solve
 
 HERE = Path(__file__).resolve().parent
-ADAPTER, RECIPE, HISTORY = "adapter.safetensors", "recipe.json", "history.json"
+ADAPTER, RECIPE, MERGED, HISTORY = "adapter.safetensors", "recipe.json", "merged.safetensors", "history.json"
+_ROUNDING = 1e-3  # of outputs, against the largest
 _ALLOWANCE = 4 * 2**20  # bytes: Python and the C library take their heaps in steps
 
 
@@ -57,11 +58,17 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("photos", type=Path, help="a folder with one folder of photos for each class")
     parser.add_argument("--output", type=Path, default=Path("tuned"), help="where to write (tuned)")
-    parser.add_argument("--epochs", type=int, help="how many; default: the recipe's")
-    parser.add_argument("--learning-rate", type=float, help="default: the recipe's")
+    parser.add_argument("--epochs", type=partial(_above_zero, int), help="default: the recipe's")
+    parser.add_argument("--learning-rate", type=partial(_above_zero, float), help="default: the recipe's")
     parser.add_argument("--restart", action="store_true", help="begin anew, whatever was interrupted")
     parser.add_argument("--no-limit", action="store_true", help="take more memory than promised if need be")
     return parser.parse_args()
+
+
+def _above_zero(kind: type[int] | type[float], text: str) -> float:
+    if not 0 < (number := kind(text)) < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} must be greater than 0")
+    return number
 
 
 def _fine_tune(options: argparse.Namespace) -> None:
@@ -88,15 +95,17 @@ def _fine_tune(options: argparse.Namespace) -> None:
         network = reestimated(network, census, train, batch_size, normalisation, passes)
     length = Length.of(candidate, rate, len(train), batch_size, options.epochs or recipe["epochs"])
 
+    cached: list[torch.Tensor] = []  # in memory
+
     def inputs(trainable: Any) -> tuple[Images, ...]:
         if trainable.levers.cached_prefix == "no":
             return train, held_out
         made = partial(FrontOutputs.of, pass_size=passes, beside=work)
         on_disk = candidate.levers.cached_prefix == "disk"
-        return (
-            made(train, trainable, normalisation, census, in_file=on_disk),
-            made(held_out, trainable, normalisation, census, in_file=True),  # no memory was promised for them
-        )
+        fronts = made(train, trainable, normalisation, census, in_file=on_disk)
+        cached.extend([] if fronts.folder else [fronts.outputs])
+        # No memory was promised for those that are held out.
+        return fronts, made(held_out, trainable, normalisation, census, in_file=True)
 
     training = Training(
         network,
@@ -113,7 +122,7 @@ def _fine_tune(options: argparse.Namespace) -> None:
     known = {"candidate": candidate.id, "learning rate": rate, "epochs": length.epochs, "photos": key}
     epochs = Epochs(training, length, known, work / "checkpoint.pt")
     epochs.resume()
-    correct = _trained(epochs, None if options.no_limit else board["promised_bytes"])
+    correct = _trained(epochs, cached, None if options.no_limit else board["promised_bytes"])
 
     shares = {"before": sum(before) / len(before), "after": sum(correct) / len(correct)}
     history = {"losses": training.losses} | shares
@@ -131,7 +140,8 @@ def _fine_tune(options: argparse.Namespace) -> None:
             "base_accuracy": _interval(before),
             "versions": {"torch": torch.__version__},
         }
-        _write(options.output, training, recipe)
+        some, _ = held_out.batch(torch.arange(min(8, len(held_out))), normalisation)
+        _write(options.output, training, recipe, some)
         print(f"{told}: {options.output / ADAPTER} is written")
     shutil.rmtree(work)
 
@@ -161,7 +171,7 @@ def _judged(network: nn.Module, photos: Photos, normalisation: Normalisation, pa
     return evaluate(network, photos, normalisation, pass_size=passes)
 
 
-def _trained(epochs: Epochs, promised_bytes: int | None) -> bytes:
+def _trained(epochs: Epochs, cached: list[torch.Tensor], promised_bytes: int | None) -> bytes:
     """Train to the end within what was promised; which held-out photos are right then."""
     training = epochs.training
     if epochs.length.updates_per_epoch and epochs.epochs_run < epochs.length.epochs:
@@ -169,7 +179,7 @@ def _trained(epochs: Epochs, promised_bytes: int | None) -> bytes:
     return_freed_memory()
     cap = None
     if promised_bytes is not None and sys.platform.startswith("linux"):
-        cap = process_bytes("VmData") - _held(training) + promised_bytes + _ALLOWANCE
+        cap = process_bytes("VmData") - _held(training, cached) + promised_bytes + _ALLOWANCE
     try:
         with data_limit(cap):
             epochs.train(lambda *_: None, _say)
@@ -187,9 +197,9 @@ def _say(epoch: int, of: int, accuracy: float) -> None:
     print(f"epoch {epoch} of {of}: {100 * accuracy:.1f} % right of held-out photos", flush=True)
 
 
-def _held(training: Training) -> int:
+def _held(training: Training, cached: list[torch.Tensor]) -> int:
     """Bytes of the tensors that live from one update to the next."""
-    tensors = [*training.trainable.model.parameters(), *training.trainable.model.buffers()]
+    tensors = [*training.trainable.model.parameters(), *training.trainable.model.buffers(), *cached]
     tensors += [p.grad for p in tensors if p.grad is not None]
     if training.optimizer is not None:
         states = training.optimizer.state.values()
@@ -206,16 +216,25 @@ def _interval(correct: bytes) -> dict[str, float | int]:
     return {"mean": share, "low": middle - half, "high": middle + half, "samples": n}
 
 
-def _write(output: Path, training: Training, recipe: dict[str, Any]) -> None:
-    """The adapter and its recipe; and the whole network, where the method can be folded into it."""
+def _write(output: Path, training: Training, recipe: dict[str, Any], images: torch.Tensor) -> None:
+    """The adapter and its recipe; and the whole network, where the method can be folded into it.
+
+    `images`: some, on which the folded network must answer the same, up to rounding.
+    """
     trainable = training.trainable
     content = packed(trainable.delta(), {"format": recipe["format"]})
     recipe["adapter_sha256"] = hashlib.sha256(content).hexdigest()
     write_whole(output / ADAPTER, content, keep_old=True)
     write_whole(output / RECIPE, json.dumps(recipe, indent=2) + "\n", keep_old=True)
-    merged = get_method(recipe["method"]).merge(trainable.model).state_dict()
-    if merged.keys() == _network().state_dict().keys():
-        write_whole(output / "merged.safetensors", packed(merged, {"format": "pt"}), keep_old=True)
+    with torch.inference_mode():
+        expected = trainable.model.eval()(images)
+    merged = get_method(recipe["method"]).merge(trainable.model).eval()
+    if merged.state_dict().keys() != _network().state_dict().keys():
+        return
+    with torch.inference_mode():
+        differ = (merged(images) - expected).abs().max() > _ROUNDING * expected.abs().max().clamp_min(1)
+    if not differ:
+        write_whole(output / MERGED, packed(merged.state_dict(), {"format": "pt"}), keep_old=True)
 
 
 if __name__ == "__main__":

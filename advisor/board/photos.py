@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import unicodedata
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import torch
 
 from advisor.data.pixels import Frame, Normalisation, fit, read_image
 from advisor.errors import DataError, first_line
+from advisor.files import write_whole
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".gif", ".tif", ".tiff")
 _HELD_OUT = 0.3  # of the photos that nothing is known of
@@ -54,6 +57,8 @@ def read_photos(
     Raises:
         DataError: there are no such photos, too many can't be read, or a part of the split would be empty.
     """
+    if find_spec("PIL") is None:
+        raise DataError("photos are read with Pillow, which is not installed; pip install pillow")
     labels = {path: outputs[name] for path, name in _classes(folder, outputs).items()}
     digests: defaultdict[str, list[Path]] = defaultdict(list)
     for path in labels:
@@ -122,11 +127,11 @@ def _pixels(files: Sequence[Path], frame: Frame, path: Path) -> tuple[torch.Tens
     """Of each file, in a file at `path`; and the places of those that can't be read."""
     shape = (len(files), *frame.size)
     count = len(files) * frame.size[0] * frame.size[1] * frame.size[2]
-    done = path.with_suffix(".json")
-    is_there = done.exists()
-    path.parent.mkdir(parents=True, exist_ok=True)
     if not count:
         return torch.empty(shape, dtype=torch.uint8), []
+    done = path.with_suffix(".json")
+    is_there = done.exists() and path.exists() and path.stat().st_size == count
+    path.parent.mkdir(parents=True, exist_ok=True)
     pixels = torch.from_file(str(path), shared=True, size=count, dtype=torch.uint8).view(shape)
     if is_there:
         bad: list[int] = json.loads(done.read_text())
@@ -139,7 +144,9 @@ def _pixels(files: Sequence[Path], frame: Frame, path: Path) -> tuple[torch.Tens
             raise
         except Exception as error:  # noqa: BLE001 - decoders raise anything
             reasons[place] = first_line(error)
-    done.write_text(json.dumps([*reasons]))
+    with path.open("rb") as written:
+        os.fsync(written.fileno())  # before anything says that it is whole
+    write_whole(done, json.dumps([*reasons]))
     return pixels, [*reasons]
 
 

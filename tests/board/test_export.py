@@ -267,3 +267,8 @@ def test_what_is_not_ours_or_is_priced_only_is_refused(folder, advised, tmp_path
     ):
         exported(folder, advised("another"), tmp_path)
     assert not any(tmp_path.iterdir())
+    (tmp_path / "advisor").mkdir()
+    (tmp_path / "advisor" / "mine.py").touch()
+    with pytest.raises(InputError, match=r"--output .* holds advisor/ and is no bundle"):
+        exported(folder, advised("full"), tmp_path)
+    assert (tmp_path / "advisor" / "mine.py").exists()
