@@ -370,7 +370,7 @@ def test_another_recipes_checkpoint(situation, advice, tmp_path):
 @pytest.mark.parametrize("content", [b"", b"nothing that torch wrote"])
 def test_a_damaged_checkpoint(situation, advice, tmp_path, content):
     (tmp_path / CHECKPOINT).write_bytes(content)
-    with pytest.raises(InputError, match=r"no checkpoint of apply, or a damaged one; .*--restart"):
+    with pytest.raises(InputError, match=r"no checkpoint of a fine-tune, or a damaged one; .*--restart"):
         carried_out(situation, advice, tmp_path, "norm")
 
 
@@ -380,7 +380,7 @@ def test_a_checkpoint_without_a_part(situation, advice, tmp_path, missing):
     saved = torch.load(tmp_path / CHECKPOINT, weights_only=True)
     del saved[missing]
     torch.save(saved, tmp_path / CHECKPOINT)
-    with pytest.raises(InputError, match="no checkpoint of apply, or a damaged one"):
+    with pytest.raises(InputError, match="no checkpoint of a fine-tune, or a damaged one"):
         carried_out(situation, advice, tmp_path, "norm", epochs=1)
 
 
