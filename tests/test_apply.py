@@ -257,8 +257,10 @@ def test_the_recipe_and_the_verdict_tell_what_was_done(situation, tmp_path):
     assert "the probe predicted" in text
     assert "its interval" in text
     assert "\n" not in text
-    # On the probe's own held-out images, the model before has what the probe found.
-    assert applied.base.correct == advice.data.base_accuracy.correct
+    # The probes have judged the model as it is on all images, of which these are some.
+    before = advice.data.base_accuracy
+    assert len(before.correct) == advice.data.validation_samples > len(applied.base.correct)
+    assert before.low < applied.base.mean < before.high
 
 
 @pytest.mark.parametrize("form", ["state_dict", "prefixed", "safetensors"])

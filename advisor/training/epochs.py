@@ -55,17 +55,18 @@ class Epochs:
         length: Length,
         key: Mapping[str, Any],
         path: Path,
-        read: Callable[[Path], Any] = partial(torch.load, map_location="cpu", weights_only=True),
+        read: Callable[[Path], Any] | None = None,
     ) -> None:
         """Ready for the first epoch.
 
         Args:
             key: in words, what must be equal for a checkpoint to be this one's.
             path: the checkpoint's.
-            read: what torch.save wrote of tensors and plain values; by default torch's own reader.
+            read: what torch.save wrote of tensors and plain values; None: torch's own reader.
         """
         self.training, self.length = training, length
-        self._key, self._path, self._read = dict(key), path, read
+        self._key, self._path = dict(key), path
+        self._read = read or partial(torch.load, map_location="cpu", weights_only=True)
         self.epochs_run = 0
         self.diverged = False
 
@@ -148,8 +149,8 @@ class Epochs:
                 raise ValueError(f"without {missing}")
         except Exception as error:  # whatever the file may hold
             raise InputError(
-                f"{self._path}: is no checkpoint of a fine-tune, or a damaged one; give another --output, or --restart "
-                "to have it replaced"
+                f"{self._path}: is no checkpoint of a fine-tune, or a damaged one; give another --output, or "
+                "--restart to have it replaced"
             ) from error
         return cast(dict[str, Any], saved)
 
