@@ -124,10 +124,16 @@ def save_adapter(
         write_whole(Path(folder, SUMS), of_sums, keep_old=True)
     elif (former := kept_name(Path(folder, SUMS))) is not None:
         Path(folder, SUMS).replace(former)  # of another head
-    document = {"format": FORMAT, "candidate": recipe.candidate.id, **asdict(recipe)}
     write_whole(Path(folder, TENSORS), content, keep_old=True)
-    write_whole(Path(folder, RECIPE), json.dumps(document, indent=2, allow_nan=False) + "\n", keep_old=True)
+    write_whole(
+        Path(folder, RECIPE), json.dumps(document_of(recipe), indent=2, allow_nan=False) + "\n", keep_old=True
+    )
     return recipe
+
+
+def document_of(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as plain values, as `recipe.json` has it."""
+    return {"format": FORMAT, "candidate": recipe.candidate.id, **asdict(recipe)}
 
 
 def load_adapter(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:

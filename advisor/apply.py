@@ -7,7 +7,6 @@ which the learning rate falls to zero, so the accuracy that is told is one of im
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -16,21 +15,20 @@ import torch
 
 from advisor.adapters import Recipe
 from advisor.costs import available_bytes
+from advisor.costs.passes import pass_size
 from advisor.data import Normalisation
 from advisor.delivery import CHECKPOINT, check_folder, deliver
-from advisor.errors import InputError, first_line
-from advisor.files import opened, replacing
+from advisor.errors import InputError
+from advisor.files import opened
 from advisor.kept_sums import KeptSums, marks_of
 from advisor.methods import learning_rates
 from advisor.models.pickles import read_data
 from advisor.names import answered, did_you_mean, names_code
-from advisor.probes import FineTune, Trainer, head_of, judged_in_groups, metric_of
+from advisor.probes import FineTune, Trainer, judged_in_groups, metric_of
 from advisor.records import Accuracy, Candidate, DataSummary, Evaluation, Framing, Recommendation
 from advisor.situation import Progress, Request, Story, prepare, versions
+from advisor.training.epochs import EpochReport, Epochs, Length
 
-_CHECKPOINT_FORMAT = "peft-advisor checkpoint 2"
-_CHECKPOINT_KEYS = {"key", "epochs", "state"}
-_PIECES = 20  # of an epoch: how often progress is told
 _SHARE_FOR_IMAGES = 0.5  # of the memory that is left
 
 
@@ -45,6 +43,7 @@ class Application:
     learning_rate: float | None = None  # None: the one that was best in the probes
     epochs: int = 10
     restart: bool = False  # begin anew where the folder holds a checkpoint
+    as_advised: bool = False  # with every lever, in the memory that was promised, as on a board
     arch: str | None = None  # None: as for the recommendation
     trust: bool = False
 
@@ -63,9 +62,6 @@ class Applied:
     notes: tuple[str, ...]  # what there is no form of, and why
     warnings: tuple[str, ...]
     unwritten: tuple[str, ...] = ()  # what failed to be written, and why
-
-
-EpochReport = Callable[[int, int, float], None]  # epoch from 1, of how many, accuracy
 
 
 def apply_advice(
@@ -89,14 +85,16 @@ def apply_advice(
         InputError: the recommendation, the model, the data or the folder can't be used, training
             diverged, or the folder holds another recipe's checkpoint.
     """
-    evaluation = _chosen(recommendation, application.candidate)
-    rate = _learning_rate(evaluation, application.learning_rate)
-    if application.epochs < 1:
-        raise InputError(f"--epochs {application.epochs} must be at least 1")
+    evaluation = chosen(recommendation, application.candidate)
+    rate = learning_rate_of(evaluation, application.learning_rate)
     check_folder(model, application.output)
-    story = prepare(model, _request(recommendation, evaluation.candidate, application), progress)
-    _check_model(story, recommendation)
-    trainer = Trainer(story.loaded.module, story.census, story.given.dataset, recommendation.batch_size)
+    story = advised(model, recommendation, evaluation, application, progress)
+    module, passes = story.loaded.module, None
+    if application.as_advised:
+        promised = promised_bytes(recommendation, evaluation)
+        passes = pass_size(module, story.census, evaluation.cost, promised)
+    dataset = story.given.dataset
+    trainer = Trainer(module, story.census, dataset, recommendation.batch_size, passes)
     path = application.output / CHECKPOINT
     if application.restart:
         path.unlink(missing_ok=True)
@@ -109,106 +107,33 @@ def apply_advice(
     return applied
 
 
-class _Run:
-    """The training, an epoch at a time, with its checkpoint."""
+class _Run(Epochs):
+    """The training of a candidate on a trainer's data."""
 
     def __init__(
         self, trainer: Trainer, candidate: Candidate, rate: float | None, epochs: int, seed: int, path: Path
     ) -> None:
         """Ready for the first epoch; `path` is the checkpoint's."""
-        self.trainer, self.learning_rate, self._path = trainer, rate, path
-        # Statistics are re-estimated in a single pass; another would find the same.
-        self.epochs = epochs if rate is not None else 1
-        self._is_solved = rate is None and head_of(candidate) is not None
-        images = len(trainer.images_for(candidate))
-        self.updates_per_epoch = 0 if self._is_solved else max(images // trainer.batch_size, 1)
-        self.fine_tune = FineTune(trainer, candidate, rate, self.epochs * self.updates_per_epoch, seed)
+        self.trainer, self.learning_rate = trainer, rate
+        length = Length.of(candidate, rate, len(trainer.images_for(candidate)), trainer.batch_size, epochs)
         known = trainer.key()
-        self._key = {  # what must be equal for a checkpoint to be this run's
+        key = {
             "candidate": candidate.id,
             "learning rate": rate,
-            "epochs": self.epochs,
+            "epochs": length.epochs,
             "batch size": trainer.batch_size,
             "seed": seed,
             "model": known["model"][:12],
             "data": known["data"][:12],
         }
-        self.epochs_run = 0
-        self._weights: dict[str, torch.Tensor] = {}  # of the last whole epoch
-        self.diverged = False
-
-    def train(self, progress: Progress, on_epoch: EpochReport) -> None:
-        """Until all epochs are done, or it diverges: then the last whole epoch's weights are kept."""
-        while self.epochs_run < self.epochs:
-            if not self._one_epoch(progress):
-                self.diverged = True
-                break
-            if self._is_solved:
-                self.fine_tune.finish()
-            correct = self.fine_tune.judge()
-            self.epochs_run += 1
-            self._weights = {n: t.detach().clone() for n, t in self.fine_tune.trainable.delta().items()}
-            self._save()
-            on_epoch(self.epochs_run, self.epochs, sum(correct) / len(correct))
-        if not self.epochs_run:
-            raise InputError(
-                "training diverged in its first epoch: the loss or a weight is no longer finite; "
-                "give a lower --learning-rate"
-            )
-        progress("train", 1.0, "")
-        if self.diverged:
-            self.fine_tune.trainable.model.load_state_dict(self._weights, strict=False)
-        if self.fine_tune.trainable.examples is None:
-            self.fine_tune.finish()
-
-    def resume(self) -> None:
-        """Go on from the folder's checkpoint, if there is one. Raises InputError."""
-        if not self._path.exists():
-            return
-        saved = _read_checkpoint(self._path)
-        differing = [
-            f"{name} {_short(saved['key'].get(name))}, now {_short(value)}"
-            for name, value in self._key.items()
-            if saved["key"].get(name) != value
-        ]
-        if differing:
-            raise InputError(
-                f"{self._path}: is of another recipe ({'; '.join(differing)}); give --restart to begin "
-                "anew, or another --output"
-            )
-        self.fine_tune.restore(saved["state"])
-        self.epochs_run = saved["epochs"]
-        self._weights = {n: t.detach().clone() for n, t in self.fine_tune.trainable.delta().items()}
-
-    def _one_epoch(self, progress: Progress) -> bool:
-        first, each = self.epochs_run * self.updates_per_epoch, self.updates_per_epoch
-        for piece in range(1, _PIECES + 1):
-            done = first + each * piece // _PIECES
-            if done > self.fine_tune.done and not self.fine_tune.run(done):
-                return False
-            running = f"epoch {self.epochs_run + 1} of {self.epochs}"
-            progress("train", done / max(self.epochs * each, 1), running)
-        return True
-
-    def _save(self) -> None:
-        saved = {
-            "format": _CHECKPOINT_FORMAT,
-            "key": self._key,
-            "epochs": self.epochs_run,
-            "state": self.fine_tune.state(),
-        }
-        try:
-            with replacing(self._path) as temporary:
-                torch.save(saved, temporary)
-        except (OSError, RuntimeError) as error:  # torch says RuntimeError where the disk is full
-            raise InputError(
-                f"{self._path}: the checkpoint can't be written ({first_line(error)}); "
-                "make room, and give the same command again"
-            ) from error
+        super().__init__(
+            FineTune(trainer, candidate, rate, length.updates, seed), length, key, path, _read_plainly
+        )
 
 
-def _short(value: object) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+def _read_plainly(path: Path) -> Any:
+    with opened(path) as file:
+        return read_data(file)
 
 
 def verdict(applied: Applied) -> str:
@@ -241,7 +166,33 @@ def _interval(accuracy: Accuracy) -> str:
 # What to do
 
 
-def _chosen(recommendation: Recommendation, wanted: str | None) -> Evaluation:
+def advised(
+    model: str,
+    recommendation: Recommendation,
+    evaluation: Evaluation,
+    application: Application,
+    progress: Progress,
+) -> Story:
+    """The model and the data that the recommendation was made for, made to fit each other.
+
+    Raises:
+        InputError: they can't be read, or are others.
+    """
+    if application.epochs < 1:
+        raise InputError(f"--epochs {application.epochs} must be at least 1")
+    story = prepare(model, _request(recommendation, evaluation.candidate, application), progress)
+    _check_model(story, recommendation)
+    return story
+
+
+def promised_bytes(recommendation: Recommendation, evaluation: Evaluation) -> int:
+    """What the fine-tune may take: `--ram` if that was given and kept to, else the candidate's own peak."""
+    budget, peak = recommendation.budget, evaluation.cost.peak_memory_bytes
+    return max(peak, (budget.ram_bytes or 0) - budget.runtime_overhead_bytes)
+
+
+def chosen(recommendation: Recommendation, wanted: str | None) -> Evaluation:
+    """The one that was asked for, or else recommended. Raises InputError."""
     if wanted is None:
         if recommendation.recommended is None:
             advice = "to leave the model as it is" if recommendation.outcome == "leave" else "nothing"
@@ -259,7 +210,7 @@ def _chosen(recommendation: Recommendation, wanted: str | None) -> Evaluation:
         raise InputError(f"--candidate {wanted!r} is not in the report{hint}") from None
 
 
-def _learning_rate(evaluation: Evaluation, given: float | None) -> float | None:
+def learning_rate_of(evaluation: Evaluation, given: float | None) -> float | None:
     """The one to train at; None where nothing is trained by gradients."""
     rates = learning_rates(evaluation.candidate)
     if not any(rate is not None for rate in rates):
@@ -352,22 +303,6 @@ def _check_model(story: Story, recommendation: Recommendation) -> None:
         )
 
 
-def _read_checkpoint(path: Path) -> dict[str, Any]:
-    try:
-        with opened(path) as file:
-            saved = read_data(file)
-        if saved["format"] != _CHECKPOINT_FORMAT or not isinstance(saved["key"], dict):
-            raise ValueError("another format")
-        if missing := _CHECKPOINT_KEYS - saved.keys():
-            raise ValueError(f"without {missing}")
-    except Exception as error:  # whatever the file may hold
-        raise InputError(
-            f"{path}: is no checkpoint of apply, or a damaged one; give another --output, or --restart to "
-            "have it replaced"
-        ) from error
-    return cast(dict[str, Any], saved)
-
-
 # What came of it
 
 
@@ -380,13 +315,15 @@ def _written(
 ) -> Applied:
     """Judge the kept weights and write all files."""
     data, situation = story.given.dataset, story.given.situation
-    folder, trainable, held_out = application.output, run.fine_tune.trainable, data.validation
+    folder, trainable, held_out = application.output, run.training.trainable, data.validation
     metric = metric_of(recommendation.budget.metric, held_out.labels, data.class_names, situation.label_map)
-    accuracy = judged_in_groups(metric.of(run.fine_tune.judge()), held_out.groups)
+    accuracy = judged_in_groups(metric.of(run.training.judge()), held_out.groups)
     base = None
     if not situation.head_replaced:
         base = judged_in_groups(metric.of(run.trainer.judge_base(len(held_out))), held_out.groups)
-    recipe = _recipe(run, story, recommendation, evaluation)
+    recipe = recipe_of(
+        story, recommendation, evaluation, run.learning_rate, run.length.epochs, run.epochs_run
+    )
     recipe = replace(
         recipe,
         accuracy=_figures(accuracy),
@@ -413,8 +350,16 @@ def _written(
     )
 
 
-def _recipe(run: _Run, story: Story, recommendation: Recommendation, evaluation: Evaluation) -> Recipe:
-    data, situation, candidate = run.trainer.dataset, story.given.situation, evaluation.candidate
+def recipe_of(
+    story: Story,
+    recommendation: Recommendation,
+    evaluation: Evaluation,
+    learning_rate: float | None,
+    epochs: int,
+    epochs_run: int,
+) -> Recipe:
+    """How the candidate is trained, or was, for so many epochs."""
+    data, situation, candidate = story.given.dataset, story.given.situation, evaluation.candidate
     adapted = situation.head_replaced or situation.new_classes > 0
     known = recommendation.data
     return Recipe(
@@ -427,10 +372,10 @@ def _recipe(run: _Run, story: Story, recommendation: Recommendation, evaluation:
         head_replaced=situation.head_replaced,
         base_classes=story.base_classes if adapted else None,
         base_model=story.loaded.source,
-        learning_rate=run.learning_rate,
-        batch_size=run.trainer.batch_size,
-        epochs=run.epochs,
-        epochs_run=run.epochs_run,
+        learning_rate=learning_rate,
+        batch_size=recommendation.batch_size,
+        epochs=epochs,
+        epochs_run=epochs_run,
         seed=_seed(recommendation),
         data=data.source,
         rehearse=known.rehearse if known is not None else None,

@@ -137,9 +137,14 @@ def _unwritable(path: str | os.PathLike[str], error: OSError | ValueError) -> In
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A file beside `path`, which takes its place in the end; nothing of it is left where that fails."""
+    """A file beside `path`, which takes its place in the end; nothing of it is left where that fails.
+
+    Once it has the name, it is whole, even where the power is cut then.
+    """
     with _beside(path) as temporary:
         yield temporary
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
         temporary.replace(path)
 
 

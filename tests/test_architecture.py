@@ -48,6 +48,7 @@ ORDER = [
     "delivery",
     "apply",
     "grow",
+    "board",
     "report",
     "demo",
     "doctor",

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from advisor.costs import Simulator
-from advisor.data.loading import Dataset, LabelledImages, Normalisation
+from advisor.data.loading import Dataset, LabelledImages
+from advisor.data.pixels import Normalisation
 from advisor.methods.plan import read
 from advisor.models.layers import take_census
 from advisor.plans import worth_trying

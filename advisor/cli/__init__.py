@@ -21,6 +21,7 @@ from advisor.cli import (
     demo,
     diff,
     doctor,
+    export,
     init,
     methods,
     options,
@@ -79,6 +80,7 @@ app.command("check")(check.command)
 app.command("init")(init.command)
 app.command("diff")(diff.command)
 app.command("apply")(apply.command)
+app.command("export")(export.command)
 app.command("report")(report.command)
 app.command("methods")(methods.command)
 app.command("demo")(demo.command)

@@ -54,6 +54,10 @@ def command(
     restart: Annotated[
         bool, typer.Option("--restart", help="Begin anew, whatever checkpoint the folder holds.")
     ] = False,
+    as_advised: Annotated[
+        bool,
+        typer.Option("--as-advised", help="Pull every lever, in the memory promised: slower, as on a board."),
+    ] = False,
     arch: options.Arch = None,
     trust: options.Trust = False,
 ) -> None:
@@ -82,6 +86,7 @@ def command(
         wrong = [name for name, value in given.items() if value is not None]
         wrong += ["--learning-rate"] if learning_rate is not None else []
         wrong += ["--restart"] if restart else []
+        wrong += ["--as-advised"] if as_advised else []
         if wrong:
             raise InputError(f"--add trains nothing, so {wrong[0]} means nothing beside it; leave it out")
         _grow(model, Path(report), add, output, arch, trust)
@@ -105,6 +110,7 @@ def command(
         learning_rate=learning_rate,
         epochs=epochs,
         restart=restart,
+        as_advised=as_advised,
         arch=arch,
         trust=trust,
     )

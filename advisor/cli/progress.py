@@ -30,6 +30,7 @@ _STAGES = {
     "train": "Training",
     "add": "Adding the images",
     "write": "Judging and writing",
+    "export": "Writing the bundle",
 }
 _LEAD_SECONDS = 15.0  # between two lines, at least
 

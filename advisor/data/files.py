@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NoReturn
 import numpy as np
 import torch
 
-from advisor.data.pixels import Frame, pixels, upright
+from advisor.data.pixels import Frame, read_image
 from advisor.data.pools import Failures, Pool, decoded, digests
 from advisor.data.survey import Source, opened, survey
 from advisor.errors import DataError
@@ -133,14 +133,8 @@ def image_pool(sources: Sequence[Source], labels: Labels, name: Callable[[int], 
     readable = [sources[position] for position in surveyed.readable]
 
     def open_one(index: int, frame: Frame) -> torch.Tensor:
-        from PIL import Image
-
-        with opened(readable[index]) as file, Image.open(file) as image:
-            # A large JPEG is decoded at 1/2, 1/4 or 1/8, never below twice the size that is needed.
-            side = max(frame.resized)
-            image.draft(None, (2 * side, 2 * side))
-            turned = upright(image) if frame.framing.orientation == "exif" else image
-            return pixels(turned, frame.size[0])
+        with opened(readable[index]) as file:
+            return read_image(file, frame)
 
     def read(indices: Labels, frame: Frame) -> tuple[torch.Tensor, Failures]:
         if frame.size[0] not in (1, 3):

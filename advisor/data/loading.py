@@ -14,7 +14,7 @@ import torch
 
 from advisor.data.deferred import Deferred
 from advisor.data.leaks import MOST_LOOKED_AT, apart_as_said, apart_from, grouped, without_twins
-from advisor.data.pixels import Frame, Size
+from advisor.data.pixels import Frame, Normalisation, Size
 from advisor.data.pools import Found, Pool, existing
 from advisor.data.reading import read
 from advisor.data.sources import find, find_unlabelled
@@ -29,14 +29,6 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     Labels = npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True, slots=True)
-class Normalisation:
-    """Mean and standard deviation of images in [0, 1], per channel; one value serves all."""
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
 
 
 class LabelledImages:
@@ -95,10 +87,7 @@ class LabelledImages:
 
     def batch(self, indices: torch.Tensor, normalisation: Normalisation) -> tuple[torch.Tensor, torch.Tensor]:
         """The images at `indices` (B,), normalised float32 (B, C, H, W), and their labels (B,)."""
-        mean = torch.tensor(normalisation.mean).view(-1, 1, 1)
-        std = torch.tensor(normalisation.std).view(-1, 1, 1)
-        images = self.images[indices].float().div_(255).sub_(mean).div_(std)
-        return images, self.labels[indices]
+        return normalisation.of(self.images[indices]), self.labels[indices]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

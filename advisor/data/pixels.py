@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -19,6 +20,20 @@ if TYPE_CHECKING:
 Size = tuple[int, int, int]  # (C, H, W)
 _MOST_PIXELS, _LEAST_SIDE = 2**25, 1024  # 33 million; more than any input's side
 ORIENTATION = 0x0112  # of EXIF: 1 is upright, from 5 on height and width are exchanged
+
+
+@dataclass(frozen=True, slots=True)
+class Normalisation:
+    """Mean and standard deviation of images in [0, 1], per channel; one value serves all."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def of(self, images: torch.Tensor) -> torch.Tensor:
+        """Images (N, C, H, W), uint8, as float32 that a network is called with."""
+        mean = torch.tensor(self.mean).view(-1, 1, 1)
+        std = torch.tensor(self.std).view(-1, 1, 1)
+        return images.float().div_(255).sub_(mean).div_(std)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,13 +51,26 @@ class Frame:
         return max(height, 1), max(width, 1)
 
 
+def read_image(file: str | Path | BinaryIO, frame: Frame) -> torch.Tensor:
+    """An image file's pixels (C, h, w), uint8, at least as large as the frame needs them."""
+    from PIL import Image
+
+    with Image.open(file) as image:
+        # A large JPEG is decoded at 1/2, 1/4 or 1/8, never below twice the size that is needed.
+        side = max(frame.resized)
+        image.draft(None, (2 * side, 2 * side))
+        turned = upright(image) if frame.framing.orientation == "exif" else image
+        return pixels(turned, frame.size[0])
+
+
 def pixels(image: Image.Image, channels: int) -> torch.Tensor:
     """An image as a person sees it, (channels, h, w) uint8: transparent over white, else as PIL converts."""
     if channels not in (1, 3):
         raise wrong_channels("image files", (0, len(image.getbands()), *image.size[::-1]), channels)
     image = over_white(_within_reason(eight_bits(image)))
-    array = np.array(image.convert("L" if channels == 1 else "RGB"))
-    return torch.from_numpy(array).reshape(*array.shape[:2], channels).permute(2, 0, 1)
+    image = image.convert("L" if channels == 1 else "RGB")
+    values = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
+    return values.view(image.height, image.width, channels).permute(2, 0, 1)
 
 
 def _within_reason(image: Image.Image) -> Image.Image:
@@ -82,14 +110,19 @@ def eight_bits(image: Image.Image) -> Image.Image:
 
     if not image.mode.startswith("I") and image.mode != "F":
         return image
-    values = np.asarray(image)
-    low, high = float(values.min()), float(values.max())
-    if image.mode == "F" and low >= 0 and high <= 1:
-        return Image.fromarray(np.rint(values * 255).astype(np.uint8))
+    kind = torch.float32 if image.mode == "F" else torch.int32
+    whole = image if image.mode in ("I", "F") else image.convert("I")  # from 16 bits of whatever byte order
+    values = torch.frombuffer(bytearray(whole.tobytes()), dtype=kind).double()
+    low, high = values.min().item(), values.max().item()
     most = next((2**bits for bits in (8, 12, 16) if high < 2**bits), None)
-    if low < 0 or most is None:  # NaN, too
+    if image.mode == "F" and low >= 0 and high <= 1:
+        values = (values * 255).round()
+    elif low < 0 or most is None:  # NaN, too
         raise ValueError(f"its pixels range from {low:g} to {high:g}; save it with 8 or 16 bits a pixel")
-    return Image.fromarray((values * (256 / most)).astype(np.uint8))
+    else:
+        values = values * (256 / most)
+    grey = values.to(torch.uint8)
+    return Image.frombytes("L", image.size, ctypes.string_at(grey.data_ptr(), grey.numel()))
 
 
 def wrong_channels(where: object, shape: tuple[int, ...], channels: int) -> DataError:

@@ -17,6 +17,7 @@ from advisor.parts.bypass import BYPASS
 from advisor.records import BASELINE, Candidate, Census, Layer, Levers
 
 FREEZE, NORM, LORA = "freeze", "norm", "lora"
+PARTS = (BASELINE, NORM, "bias", "sparse", LORA)  # the methods that a plan is made of
 _ARGUMENTS = {"sparse": ("fraction", float), LORA: ("rank", int)}  # what follows a method's name
 _RUN = re.compile(r"([a-z][a-z\d.+]*):(\d+)(?:-(\d+))?")
 _EXAMPLE = "freeze:1-4,norm:5-9,lora4+norm:10-20,full:21"
@@ -50,7 +51,7 @@ def option(code: str) -> Candidate:
             value = kind(argument)
             if value > 0 and (key == "rank" or value <= 1):
                 return Candidate.of(name, {key: value}, Levers())
-        elif name in (NORM, "bias", BASELINE) and not argument:
+        elif name in PARTS and not argument:
             return Candidate(name)
     except ValueError:
         pass

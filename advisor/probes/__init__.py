@@ -13,12 +13,12 @@ from advisor.probes.train import (
     FineTune,
     Trainer,
     Trial,
-    head_of,
     in_quick_layout,
     key_of,
     trained_as,
     training_of,
 )
+from advisor.training.loop import head_of
 
 __all__ = [
     "ACCURACY",

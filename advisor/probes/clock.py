@@ -8,8 +8,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from advisor.probes.train import Probe, Trial, level_updates, training_key
+from advisor.probes.train import Probe, Trial, training_key
 from advisor.records import Candidate, Cost
+from advisor.training.loop import level_updates
 
 # How far apart, as factors of FLOPs are, these are taken to be: another method; a front that is cached.
 _OF_ANOTHER, _CACHED = math.log(2), math.log(4)

@@ -11,8 +11,9 @@ from typing import Any
 from advisor.methods import learning_rates
 from advisor.probes.judging import ACCURACY, Metric
 from advisor.probes.picture import Picture, Point, Seen, pictured, shipped_prior, whole
-from advisor.probes.train import Answers, Probe, Trial, head_of, training_of
+from advisor.probes.train import Answers, Probe, Trial, training_of
 from advisor.records import FEATURES, Accuracy, Candidate, Census, Cost, CurvePoint, Estimate, Features
+from advisor.training.loop import head_of
 
 
 class Findings:

@@ -15,8 +15,9 @@ from torch import nn
 from advisor.data.loading import Dataset, LabelledImages
 from advisor.methods import Trainable
 from advisor.probes.scenarios import imprint
-from advisor.probes.train import MOST_KEPT, Answers, FrontOutputs, Kept, Probe, Trainer, Trial, is_reestimated
+from advisor.probes.train import MOST_KEPT, Answers, Kept, Probe, Trainer, Trial, is_reestimated
 from advisor.records import Candidate, Census
+from advisor.training.loop import FrontOutputs
 
 _FEW, _MANY = 300, 1500  # images: of fewer, one part tells nothing apart; of more, one tells enough
 _FOLDS, _PARTS = 5, 4  # of few; of more

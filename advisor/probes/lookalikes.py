@@ -17,8 +17,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from advisor.data.loading import Dataset, LabelledImages, Normalisation
+from advisor.data.loading import Dataset, LabelledImages
 from advisor.data.pictures import picture
+from advisor.data.pixels import Normalisation
 from advisor.data.splits import split_groups
 from advisor.data.twins import joined
 from advisor.probes.scenarios import features_before

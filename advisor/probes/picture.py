@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from advisor.methods import get_method, learning_rates, middle_rate
-from advisor.probes.train import head_of
 from advisor.records import SMALL_BATCH, Candidate, Estimate, Features
+from advisor.training.loop import head_of
 
 _Z95 = 1.959964  # the normal distribution's 97.5 % quantile
 _PRIOR = Path(__file__).parent / "prior.json"

@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from advisor.data.deferred import Deferred
-from advisor.data.loading import LabelledImages, Normalisation, default_normalisation
-from advisor.data.pixels import Frame
+from advisor.data.loading import LabelledImages, default_normalisation
+from advisor.data.pixels import Frame, Normalisation
 from advisor.data.pools import Found, Pool
 from advisor.data.splits import sample
 from advisor.data.survey import Oddity

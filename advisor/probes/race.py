@@ -33,9 +33,10 @@ from advisor.probes.executor import Executor, InProcess
 from advisor.probes.findings import Findings
 from advisor.probes.judging import ACCURACY, Metric
 from advisor.probes.picture import Picture, Seen, expit
-from advisor.probes.train import Answers, Probe, Trainer, Trial, head_of
+from advisor.probes.train import Answers, Probe, Trainer, Trial
 from advisor.records import NOT_PROBED, Accuracy, Candidate, Cost, Estimate
 from advisor.store import Store
+from advisor.training.loop import head_of
 from advisor.training.update import reestimation_updates
 
 _log = logging.getLogger(__name__)

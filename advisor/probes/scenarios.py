@@ -15,7 +15,8 @@ from typing import Literal, NoReturn
 import torch
 from torch import nn
 
-from advisor.data.loading import Dataset, LabelledImages, Normalisation
+from advisor.data.loading import Dataset, LabelledImages
+from advisor.data.pixels import Normalisation
 from advisor.errors import DataError, ModelError
 from advisor.models.blocks import evaluating
 from advisor.models.layers import logits

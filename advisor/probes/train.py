@@ -1,18 +1,14 @@
-"""The one training loop: a candidate is trained on the user's images, then judged on held-out ones."""
+"""Candidates are trained on copies of one model, with what is frozen run once for all, and judged."""
 
 from __future__ import annotations
 
 import copy
 import logging
-import math
 import platform
-import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,22 +22,29 @@ import advisor.models
 import advisor.parts
 import advisor.probes
 import advisor.training
-from advisor.data.loading import Dataset, LabelledImages, Normalisation
+from advisor.data.loading import Dataset, LabelledImages
+from advisor.data.pixels import Normalisation
 from advisor.errors import first_line
 from advisor.methods import Trainable, get_method
 from advisor.methods.recalibrate import reestimation
-from advisor.models.blocks import evaluating, front_modules, has_replaceable_front, run_front, without_front
+from advisor.models.blocks import evaluating, front_modules, has_replaceable_front
 from advisor.models.fingerprint import code_fingerprint, fingerprint
 from advisor.models.layers import logits
 from advisor.parts.closed_form import Examples, feature_blocks, feature_sizes, inputs_of, pooled_outputs
 from advisor.records import FEATURES, Block, Candidate, Census, Features
-from advisor.training.update import begin, reestimation_updates, solve_head, update
+from advisor.training.loop import (
+    PASS,
+    FrontOutputs,
+    Images,
+    Training,
+    evaluate,
+    head_of,
+    level_updates,
+    reestimated,
+)
 
 _log = logging.getLogger(__name__)
-_EVALUATION_BATCH = 64
 _TIMED_UPDATES, _TIMING_SECONDS = 8, 0.5  # of each candidate: enough to plan with
-_MOST_IN_MEMORY = 2**30  # bytes of one front's outputs; more go into a file
-_COOL_DOWN = 0.2  # of the updates, at the end
 MOST_KEPT = 2**29  # bytes of states to go on from
 
 
@@ -99,15 +102,34 @@ class Trainer:
     Pickled without what it remembers, so that it can be sent to other processes.
     """
 
-    def __init__(self, model: nn.Module, census: Census, dataset: Dataset, batch_size: int) -> None:
-        """`dataset`: its labels are the model's outputs (`scenarios.relabel`)."""
+    def __init__(
+        self,
+        model: nn.Module,
+        census: Census,
+        dataset: Dataset,
+        batch_size: int,
+        as_advised: int | None = None,
+    ) -> None:
+        """Prepare to train.
+
+        Args:
+            dataset: its labels are the model's outputs (`scenarios.relabel`).
+            as_advised: every lever is pulled as on the device, where so many images run at once when no
+                gradient is needed; None: training runs in the quickest way that comes out the same.
+        """
         self.model, self.census, self.dataset, self.batch_size = model, census, dataset, batch_size
+        self.as_advised = as_advised
         self._recalibrated: nn.Module | None = None
-        self._features: dict[tuple[tuple[str, ...], bool, bool], tuple[_Images, ...]] = {}
+        self._features: dict[tuple[tuple[str, ...], bool, bool], tuple[Images, ...]] = {}
         self._kept = Kept(MOST_KEPT)
         self._without_labels: LabelledImages | None = None
         # How many of the held-out images a trial may be judged on: each step is another training.
         self.steps: tuple[int, ...] = (len(dataset.validation),)
+
+    @property
+    def pass_size(self) -> int:
+        """How many images run at once where no gradient is needed."""
+        return self.as_advised or PASS
 
     def __getstate__(self) -> dict[str, Any]:
         forgotten: dict[str, Any] = {"_recalibrated": None, "_features": {}, "_without_labels": None}
@@ -203,10 +225,14 @@ class Trainer:
         if not is_reestimated(candidate):
             return copy.deepcopy(self.model)
         if self._recalibrated is None:
-            updates = reestimation_updates(len(self.images_for(reestimation())), self.batch_size)
-            recalibration = FineTune(self, reestimation(), None, updates, seed=0)
-            recalibration.run(updates)
-            self._recalibrated = recalibration.trainable.model.eval()
+            self._recalibrated = reestimated(
+                copy.deepcopy(self.model),
+                self.census,
+                self.images_for(reestimation()),
+                self.batch_size,
+                self.dataset.normalisation,
+                self.pass_size,
+            )
         return copy.deepcopy(self._recalibrated)
 
     def images_for(self, candidate: Candidate) -> LabelledImages:
@@ -218,7 +244,7 @@ class Trainer:
             self._without_labels = LabelledImages.joined(train, more)
         return self._without_labels
 
-    def inputs(self, trainable: Trainable, candidate: Candidate) -> tuple[_Images, ...]:
+    def inputs(self, trainable: Trainable, candidate: Candidate) -> tuple[Images, ...]:
         """Inputs to train on, held-out and old ones: images, or what a frozen front makes of them."""
         train = self.images_for(candidate)
         parts = (train, *_judged_on(self.dataset))
@@ -233,64 +259,35 @@ class Trainer:
         """Of images to train on, held-out and old ones: what the candidate's frozen front makes of them."""
         normalisation = self.dataset.normalisation
         parts = (self.images_for(candidate), *_judged_on(self.dataset))
-        return tuple(FrontOutputs.of(part, trainable, normalisation, self.census) for part in parts)
+        return tuple(
+            FrontOutputs.of(part, trainable, normalisation, self.census, self.pass_size) for part in parts
+        )
 
 
-class FineTune:
-    """One candidate being trained on a copy of the model.
-
-    The learning rate stays level, and falls to zero over the last fifth of the updates, as one minus the
-    square root of the part of them that is done (arXiv 2405.18392): a longer training is the same as a
-    shorter one until that one begins to cool down, so what was trained can go on from there.
-
-    Every candidate sees the same batches for the same seed.
-    """
+class FineTune(Training):
+    """One candidate being trained on a copy of the model."""
 
     def __init__(
         self, trainer: Trainer, candidate: Candidate, learning_rate: float | None, updates: int, seed: int
     ) -> None:
         """`updates`: after which the learning rate is zero."""
-        self.done = 0
-        self._trainer, self._candidate, self._updates = trainer, candidate, updates
-        self._random = torch.Generator().manual_seed(seed).get_state()
-        with self._own_random_numbers():
-            quick = trained_as(candidate, trainer.census)
-            self.trainable, self.optimizer = begin(
-                trainer.copy_of_base(quick), trainer.census, quick, learning_rate or 0.0
-            )
-        self._schedule = None
-        if self.optimizer is not None:
-            self._schedule = torch.optim.lr_scheduler.LambdaLR(
-                self.optimizer, partial(_share_of_rate, updates=updates)
-            )
-        self._train, self._validation, *self._retained = trainer.inputs(self.trainable, quick)
-        self._batches = _batches(len(self._train), trainer.batch_size, seed)
-
-    def run(self, until: int) -> bool:
-        """Train until so many updates are done; False: the loss or a weight is no longer finite."""
-        with self._own_random_numbers():
-            self.trainable.train_mode()
-            while self.done < until:
-                images, labels = self._train.batch(next(self._batches), self._trainer.dataset.normalisation)
-                loss = update(self.trainable, self.optimizer, images, labels)
-                if loss is not None and not torch.isfinite(loss):
-                    return False
-                if self._schedule is not None:
-                    self._schedule.step()
-                self.done += 1
-        return all(tensor.isfinite().all() for tensor in self.trainable.delta().values())
-
-    def judge(self, samples: int | None = None) -> bytes:
-        """Which of the first held-out samples it classifies right now: one byte each, 1 = right."""
-        return self._judged(self._validation, samples)
+        own = candidate if trainer.as_advised else trained_as(candidate, trainer.census)
+        super().__init__(
+            trainer.copy_of_base(own),
+            trainer.census,
+            own,
+            learning_rate,
+            updates,
+            batch_size=trainer.batch_size,
+            seed=seed,
+            normalisation=trainer.dataset.normalisation,
+            inputs=partial(trainer.inputs, candidate=own),
+            pass_size=trainer.pass_size,
+        )
 
     def judge_retained(self, samples: int) -> bytes | None:
-        """Likewise of the old data; None where there is none."""
-        return self._judged(self._retained[0], samples) if self._retained else None
-
-    def _judged(self, images: _Images, samples: int | None) -> bytes:
-        with self._without_front():
-            return evaluate(self.trainable.model, images, self._trainer.dataset.normalisation, samples)
+        """As `judge`, of the old data; None where there is none."""
+        return self._judged(self._others[0], samples) if self._others else None
 
     def judge_solved(self, heads: Sequence[Features], samples: int | None = None) -> tuple[Answers, ...]:
         """As `judge` and `judge_retained`, with each of these heads solved in the place of the trained one.
@@ -299,7 +296,7 @@ class FineTune:
         """
         if not heads:
             return ()
-        census = self._trainer.census
+        census = self._census
         widest = max(heads, key=FEATURES.index)
         (features, labels), *judged = self._pooled_features(widest, samples)
         examples = Examples.of(feature_sizes(census, widest), census.classes or 0, features, labels)
@@ -309,24 +306,14 @@ class FineTune:
             found.append(Answers(*(_right(weight, bias, part) for part in judged)))
         return tuple(found)
 
-    def finish(self) -> None:
-        """What follows training: a head in closed form is solved, and takes its place."""
-        if head_of(self._candidate) is None:
-            return
-        normalisation = self._trainer.dataset.normalisation
-        every = torch.arange(len(self._train)).split(_EVALUATION_BATCH)
-        with self._without_front():
-            batches = (self._train.batch(indices, normalisation) for indices in every)
-            solve_head(self.trainable, self._trainer.census, batches)
-
     def _pooled_features(
         self, features: Features, samples: int | None
     ) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Features (n, F) and labels (n,) of images to train on, held-out and old ones."""
-        census, model = self._trainer.census, self.trainable.model.eval()
+        census, model = self._census, self.trainable.model.eval()
         blocks = feature_blocks(census, features)
         found = []
-        for number, part in enumerate((self._train, self._validation, *self._retained)):
+        for number, part in enumerate((self._train, self._held_out, *self._others)):
             count = len(part) if samples is None or number == 0 else min(samples, len(part))
             if not count:
                 found.append((torch.empty(0, 0), part.labels[:0]))
@@ -342,8 +329,8 @@ class FineTune:
                 pooled_outputs(model, missing) as outputs,
                 torch.inference_mode(),
             ):
-                for indices in torch.arange(count).split(_EVALUATION_BATCH):
-                    model(part.batch(indices, self._trainer.dataset.normalisation)[0])
+                for indices in torch.arange(count).split(PASS):
+                    model(part.batch(indices, self._normalisation)[0])
                     inputs.append(head[0])
                     for block in missing:
                         made[block].append(outputs[block])
@@ -352,59 +339,6 @@ class FineTune:
                 (torch.cat([torch.cat(inputs), *map(pooled.__getitem__, blocks)], 1), part.labels[:count])
             )
         return found
-
-    def state(self) -> dict[str, Any]:
-        """All that `restore` needs to go on from here as if nothing had happened."""
-        return {
-            "done": self.done,
-            "model": self._changing(),
-            "optimizer": None if self.optimizer is None else self.optimizer.state_dict(),
-            "schedule": None if self._schedule is None else self._schedule.state_dict(),
-            "random": self._random,
-            "batches_seen": self.trainable.batches_seen,
-        }
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Go on where another one with the same arguments was when it gave its `state`."""
-        while self.done < state["done"]:
-            next(self._batches)
-            self.done += 1
-        with torch.no_grad():
-            for name, tensor in self._changing().items():
-                tensor.copy_(state["model"][name])
-        if self.optimizer is not None and self._schedule is not None:
-            self.optimizer.load_state_dict(state["optimizer"])
-            self._schedule.load_state_dict(state["schedule"])
-        self._random, self.trainable.batches_seen = state["random"], state["batches_seen"]
-
-    def _changing(self) -> dict[str, torch.Tensor]:
-        """All that training may change."""
-        parameters = {name: p.detach() for name, p in self.trainable.parameters.items()}
-        return parameters | dict(self.trainable.model.named_buffers())
-
-    @contextmanager
-    def _own_random_numbers(self) -> Iterator[None]:
-        """Dropout's and the initialisations' random numbers neither take from others' nor depend on them."""
-        with torch.random.fork_rng(devices=[]):
-            torch.set_rng_state(self._random)
-            yield
-            self._random = torch.get_rng_state()
-
-    def _without_front(self) -> AbstractContextManager[None]:
-        if self.trainable.levers.cached_prefix == "no":
-            return nullcontext()
-        return without_front(self.trainable.model, self.trainable.front)
-
-
-def level_updates(updates: int) -> int:
-    """How many of a training's updates come before its learning rate falls."""
-    return updates - max(round(_COOL_DOWN * updates), 1)
-
-
-def _share_of_rate(done: int, updates: int) -> float:
-    """Of the learning rate, for the update after so many."""
-    level = level_updates(updates)
-    return 1.0 if done <= level else max(1 - math.sqrt((done - level) / (updates - level)), 0.0)
 
 
 def training_key(trial: Trial) -> tuple[Any, ...]:
@@ -435,59 +369,6 @@ class Kept:
         self._states[key] = sum(leaf.numel() * leaf.element_size() for leaf in leaves), copied
         while sum(size for size, _ in self._states.values()) > self._most_bytes:
             del self._states[next(iter(self._states))]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class FrontOutputs:
-    """What a frozen front makes of images: computed once."""
-
-    outputs: torch.Tensor  # (M, ...): of these images, and perhaps of others
-    places: torch.Tensor  # (N,) int64: where in them each image's are
-    labels: torch.Tensor  # (N,) int64
-    folder: tempfile.TemporaryDirectory[str] | None  # of the file that holds the outputs, if one does
-    pooled: dict[Block, torch.Tensor]  # of the front's blocks, for a head in closed form
-
-    @classmethod
-    def of(
-        cls, images: LabelledImages, trainable: Trainable, normalisation: Normalisation, census: Census
-    ) -> FrontOutputs:
-        """Run the front on all images."""
-        outputs, folder = torch.empty(0), None
-        blocks = [b for b in feature_blocks(census, "all") if b.modules[-1] in trainable.front]
-        pooled: dict[Block, list[torch.Tensor]] = {block: [] for block in blocks}
-        for positions in torch.arange(len(images)).split(_EVALUATION_BATCH):
-            with pooled_outputs(trainable.model, blocks) as of_blocks:
-                made = run_front(trainable.model, trainable.front, images.batch(positions, normalisation)[0])
-            for block in blocks:
-                pooled[block].append(of_blocks[block])
-            if not outputs.numel():
-                shape = (len(images), *made.shape[1:])
-                if math.prod(shape) * made.element_size() > _MOST_IN_MEMORY:
-                    folder = tempfile.TemporaryDirectory(prefix="peft-advisor-")
-                    path = str(Path(folder.name, "front"))
-                    flat = torch.from_file(path, shared=True, size=math.prod(shape), dtype=made.dtype)
-                    outputs = flat.view(shape)
-                else:
-                    outputs = made.new_empty(shape)
-            outputs[positions] = made
-        places = torch.arange(len(images))
-        joined = {block: torch.cat(parts) for block, parts in pooled.items()}
-        return cls(outputs, places, images.labels, folder, joined)
-
-    def those(self, indices: torch.Tensor) -> FrontOutputs:
-        """Of the images at these indices."""
-        pooled = {block: of_block[indices] for block, of_block in self.pooled.items()}
-        return FrontOutputs(self.outputs, self.places[indices], self.labels[indices], self.folder, pooled)
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def batch(self, indices: torch.Tensor, _: Normalisation) -> tuple[torch.Tensor, torch.Tensor]:
-        """The outputs at `indices` (B,), and their labels (B,)."""
-        return self.outputs[self.places[indices]], self.labels[indices]
-
-
-_Images = LabelledImages | FrontOutputs
 
 
 def _right(weight: torch.Tensor, bias: torch.Tensor, judged: tuple[torch.Tensor, torch.Tensor]) -> bytes:
@@ -554,11 +435,6 @@ def trained_as(candidate: Candidate, census: Census) -> Candidate:
     return replace(candidate, levers=levers)
 
 
-def head_of(candidate: Candidate) -> Features | None:
-    """The features of the head that is solved for the candidate once it is trained, if one is."""
-    return get_method(candidate.method).solves(dict(candidate.setting)) or candidate.levers.solved_head
-
-
 def without_head(candidate: Candidate) -> Candidate:
     """What is trained before the candidate's head is solved: the same for every such head."""
     method, levers = get_method(candidate.method), replace(candidate.levers, head="trained")
@@ -572,35 +448,6 @@ def training_of(candidate: Candidate, census: Census) -> Candidate:
     return trained_as(without_head(candidate), census)
 
 
-def evaluate(
-    model: nn.Module, images: _Images, normalisation: Normalisation, samples: int | None = None
-) -> bytes:
-    """Which of the first `samples` images the model classifies right: one byte each, 1 = right.
-
-    `samples`: None: all; of none, nothing.
-    """
-    count = len(images) if samples is None else min(samples, len(images))
-    if not count:
-        return b""
-    model.eval()
-    right: list[torch.Tensor] = []
-    with torch.inference_mode():
-        for indices in torch.arange(count).split(_EVALUATION_BATCH):
-            inputs, labels = images.batch(indices, normalisation)
-            right.append(logits(model(inputs)).argmax(1) == labels)
-    return bytes(torch.cat(right).to(torch.uint8).tolist())
-
-
 def is_reestimated(candidate: Candidate) -> bool:
     """Whether its statistics are those of the new images before anything is trained."""
     return candidate.levers.statistics == "reestimated"
-
-
-def _batches(samples: int, batch_size: int, seed: int) -> Iterator[torch.Tensor]:
-    """Batches of indices without end; every epoch in a new order, an incomplete last batch left out."""
-    generator = torch.Generator().manual_seed(seed)
-    size = min(batch_size, samples)
-    while True:
-        for indices in torch.randperm(samples, generator=generator).split(size):
-            if len(indices) == size:
-                yield indices

@@ -170,3 +170,36 @@ def test_what_can_not_grow_is_one_line(run, solved, tmp_path, arguments, message
     assert message in one_line(err)
     assert not stdout
     assert not (tmp_path / "out").exists()
+
+
+def test_export_writes_what_a_board_needs_and_tells(run, tmp_path):
+    out = tmp_path / "made" / "bundle"
+    code, stdout, err = run("export", "model.pt", "advice.json", "--output", out, "--candidate", "lora-2")
+    assert code == 0, err
+    assert f"Wrote:   {out}, " in stdout
+    assert ": lora-2" in stdout
+    assert "B besides what PyTorch itself takes there" in stdout
+    assert stdout.splitlines()[-1] == f"Run it:  python {out / 'finetune.py'} PHOTOS/ --output tuned/"
+    assert {path.name for path in out.iterdir()} == {
+        *("advisor", "base.pt", "finetune.py", "network.py", "recipe.json"),
+    }
+    recipe = json.loads((out / "recipe.json").read_text())
+    assert recipe["candidate"] == "lora-rank=2"
+    assert recipe["board"]["promised_bytes"] > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("model.pt", "missing.json"), "missing.json: can't be read"),
+        (("model.pt", "advice.json", "--candidate", "lora"), "--candidate 'lora' is not in the report"),
+        (("model.pt", "advice.json", "--epochs", "0"), "--epochs 0 must be at least 1"),
+        (("model.pt", "advice.json", "--output", "model.pt"), "--output model.pt: can't be written to"),
+        (("model.pt", "nowhere/", "--format", "pt2"), "nowhere/recipe.json: can't be read"),
+    ],
+)
+def test_what_can_not_be_exported_is_one_line(run, tmp_path, arguments, message):
+    output = () if "--output" in arguments else ("--output", tmp_path / "bundle")
+    code, out, err = run("export", *arguments, *output)
+    assert (code, out) == (2, "")
+    assert message in one_line(err)

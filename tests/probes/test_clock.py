@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from advisor.costs import Simulator
 from advisor.models.layers import take_census
 from advisor.probes.clock import Clock, front_of
-from advisor.probes.train import Probe, Trial, level_updates
+from advisor.probes.train import Probe, Trial
 from advisor.records import Candidate, Levers
+from advisor.training.loop import level_updates
 from tests.probes.test_train import SIZE, network
 
 NORM, FULL = Candidate("norm"), Candidate("full")

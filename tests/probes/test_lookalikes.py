@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from advisor.data.loading import Dataset, LabelledImages, Normalisation
+from advisor.data.loading import Dataset, LabelledImages
+from advisor.data.pixels import Normalisation
 from advisor.probes.lookalikes import groups_of, held_out_together
 from advisor.store import Store
 

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 from torch import nn
 
-from advisor.data.loading import Normalisation, load_data
-from advisor.data.pixels import Frame
+from advisor.data.loading import load_data
+from advisor.data.pixels import Frame, Normalisation
 from advisor.data.sources import find
 from advisor.probes.pipeline import misread
 from advisor.probes.scenarios import situate

@@ -16,12 +16,14 @@ from advisor.errors import DataError
 from advisor.methods import get_method, registered
 from advisor.models.layers import take_census
 from advisor.paired import paired_gap
-from advisor.probes import CrossValidation, train
+from advisor.probes import CrossValidation
 from advisor.probes.judging import ACCURACY
 from advisor.probes.race import race
-from advisor.probes.train import Trainer, level_updates, trained_as
+from advisor.probes.train import Trainer, trained_as
 from advisor.records import Candidate, Levers
 from advisor.store import Store
+from advisor.training import loop
+from advisor.training.loop import level_updates
 from tests.probes.test_folds import few
 from tests.probes.test_train import SIZE, dataset, network
 
@@ -233,8 +235,8 @@ def test_what_surely_forgets_too_much_goes_no_further(method, monkeypatch):
 
 
 def test_trainings_go_on_from_where_they_were(monkeypatch):
-    updates, run_one = [], train.update
-    monkeypatch.setattr(train, "update", lambda *args: updates.append(run_one(*args)))
+    updates, run_one = [], loop.update
+    monkeypatch.setattr(loop, "update", lambda *args: updates.append(run_one(*args)))
     found = run([Candidate("norm")], updates=100)
     assert found.accuracies[Candidate("norm")].updates == 100
     timed, opened, levels = 8, 3 * 25, [level_updates(25), level_updates(50)]

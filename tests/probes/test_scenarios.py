@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from advisor.data.loading import Dataset, LabelledImages, Normalisation, default_normalisation, load_data
+from advisor.data.loading import Dataset, LabelledImages, default_normalisation, load_data
+from advisor.data.pixels import Normalisation
 from advisor.errors import DataError, ModelError
 from advisor.probes.scenarios import Situation, adapt_head, imprint_where_better, relabel, situate
 

@@ -14,9 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-import advisor.probes.train
+import advisor.training.loop
 from advisor.data.deferred import Deferred
-from advisor.data.loading import Dataset, LabelledImages, Normalisation
+from advisor.data.loading import Dataset, LabelledImages
+from advisor.data.pixels import Normalisation
 from advisor.methods import get_method, methods
 from advisor.models.layers import take_census
 from advisor.probes.judging import ACCURACY
@@ -25,13 +26,12 @@ from advisor.probes.train import (
     Kept,
     Trainer,
     Trial,
-    evaluate,
     in_quick_layout,
-    level_updates,
     trained_as,
     without_head,
 )
 from advisor.records import Candidate, Levers
+from advisor.training.loop import evaluate
 
 SIZE = (1, 6, 6)
 
@@ -258,12 +258,12 @@ def test_a_longer_training_goes_on_from_a_shorter_one_and_finds_the_same(method,
 
 
 def test_a_longer_training_repeats_only_what_it_must(monkeypatch):
-    trainer, run, updates = trainer_of(network(), dataset()), advisor.probes.train.update, []
-    monkeypatch.setattr(advisor.probes.train, "update", lambda *args: updates.append(run(*args)))
+    trainer, run, updates = trainer_of(network(), dataset()), advisor.training.loop.update, []
+    monkeypatch.setattr(advisor.training.loop, "update", lambda *args: updates.append(run(*args)))
     trainer.probe(Trial(Candidate("norm"), 1e-2, 20, 40, 0))
     updates.clear()
     trainer.probe(Trial(Candidate("norm"), 1e-2, 40, 40, 0))
-    assert len(updates) == 40 - level_updates(20)
+    assert len(updates) == 40 - advisor.training.loop.level_updates(20)
     updates.clear()
     for other in (
         replace(Trial(Candidate("norm"), 1e-2, 40, 40, 0), seed=1),

@@ -1,0 +1,76 @@
+"""Tensors of a network by name, and as safetensors has them, without its package, which boards lack."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import nn
+
+_TYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+_KINDS = {name: kind for kind, name in _TYPES.items()}
+
+
+def tensors_of(network: nn.Module) -> dict[str, torch.Tensor]:
+    """Every parameter and buffer, those too that a state dict leaves out."""
+    held = (network.named_parameters(), network.named_buffers())
+    return {name: tensor.detach() for some in held for name, tensor in some}
+
+
+def fill(network: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Set those of the network's tensors that are given."""
+    own = tensors_of(network)
+    for name, tensor in tensors.items():
+        own[name].copy_(tensor)
+
+
+def packed(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> bytes:
+    """The content of a safetensors file."""
+    header: dict[str, object] = {"__metadata__": dict(metadata)}
+    parts: list[bytes] = []
+    start = 0
+    for name, tensor in sorted(tensors.items()):
+        whole = tensor.detach().contiguous()
+        parts.append(ctypes.string_at(whole.data_ptr(), whole.nbytes) if whole.numel() else b"")
+        end = start + whole.nbytes
+        header[name] = {
+            "dtype": _TYPES[whole.dtype],
+            "shape": list(whole.shape),
+            "data_offsets": [start, end],
+        }
+        start = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return b"".join([len(text).to_bytes(8, "little"), text, *parts])
+
+
+def unpacked(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors in a safetensors file. Raises ValueError where it is none."""
+    content = bytearray(path.read_bytes())
+    begin = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:begin])
+    found: dict[str, torch.Tensor] = {}
+    for name, told in header.items():
+        if name == "__metadata__":
+            continue
+        kind, shape, (start, end) = _KINDS[told["dtype"]], told["shape"], told["data_offsets"]
+        flat = torch.empty(0, dtype=kind)
+        if end > start:
+            part = content[begin + start : begin + end]
+            flat = torch.frombuffer(part, dtype=kind)
+        found[name] = flat.view(shape)
+    return found

@@ -1,0 +1,114 @@
+"""`peft-advisor export`: what runs the recommended fine-tune on a board."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from advisor.cli import options
+from advisor.cli.streams import results_apart
+
+
+def command(
+    model: options.Model,
+    report: Annotated[
+        str,
+        typer.Argument(
+            metavar="REPORT.json",
+            help="What recommend --json wrote; with --format, the folder that apply or finetune.py wrote.",
+            show_default=False,
+        ),
+    ],
+    output: Annotated[
+        Path,
+        typer.Option(
+            metavar="PATH",
+            help="The folder to write, made if need be; with --format, the file.",
+            show_default=False,
+        ),
+    ],
+    form: Annotated[
+        Literal["pt2", "onnx"] | None,
+        typer.Option("--format", help="Write the trained network itself, as one file."),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(metavar="DATA", help="The images that the split is told of; default: the report's."),
+    ] = None,
+    candidate: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Another candidate of the report than its choice.")
+    ] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(metavar="RATE", help="Default: the best one of the candidate's probes.")
+    ] = None,
+    epochs: Annotated[int, typer.Option(help="Of the fine-tune on the board.")] = 10,
+    arch: options.Arch = None,
+    trust: options.Trust = False,
+) -> None:
+    """Write a folder that runs the recommended fine-tune on a board, with PyTorch and Pillow alone.
+
+    It holds the base weights, the recipe, the network written from what its modules do, the modules of
+    peft-advisor that the method needs, and finetune.py, which reads a folder of photos, trains within the
+    memory that was promised, goes on after a power cut, judges on photos held out, keeps the old weights if
+    the new ones are worse, and writes an adapter that load_adapter reads.
+
+    With --format it writes the network after the fine-tune, with what was trained folded into its layers, as
+    a program of torch.export (pt2) or for other runtimes (onnx), for batches of any size.
+
+    Exit codes: 0 done, 2 the input or the command line is wrong, or the network or method can't be exported.
+
+    Examples:
+        peft-advisor export model.pt advice.json --output bundle/
+        peft-advisor export model.pt advice.json --output bundle/ --candidate lora-4 --epochs 20
+        peft-advisor export model.pt tuned/ --format onnx --output tuned.onnx
+    """
+    options.check_model(model)
+    options.check_data(data)
+    if form is not None:
+        _write_program(model, Path(report), output, form, arch, trust)
+        return
+    options.check_report(report)
+
+    from advisor.report import read_json
+
+    recommendation = read_json(report)
+
+    from advisor.apply import Application
+    from advisor.board.export import SCRIPT, export
+    from advisor.cli.progress import ProgressBars
+    from advisor.units import format_bytes
+
+    application = Application(
+        output=output,
+        data=data,
+        candidate=candidate,
+        learning_rate=learning_rate,
+        epochs=epochs,
+        arch=arch,
+        trust=trust,
+    )
+    with results_apart(), ProgressBars() as progress:
+        exported = export(model, recommendation, application, progress)
+    known = f"; {exported.known:,} photos stay on their side of the split" if exported.known else ""
+    size = format_bytes(exported.bytes)
+    typer.echo(f"Wrote:   {exported.folder}, {size}: {exported.candidate.short}{known}")
+    typer.echo(f"Takes:   {format_bytes(exported.promised_bytes)} besides what PyTorch itself takes there")
+    for warning in exported.warnings:
+        typer.echo(f"Warning: {warning}")
+    typer.echo(f"Run it:  python {exported.folder / SCRIPT} PHOTOS/ --output tuned/")
+
+
+def _write_program(
+    model: str, adapter: Path, output: Path, form: Literal["pt2", "onnx"], arch: str | None, trust: bool
+) -> None:
+    from advisor.board.program import write_program
+    from advisor.units import format_bytes
+
+    with results_apart():
+        program = write_program(model, adapter, output, form, arch=arch, trust=trust)
+    told = "no onnxruntime is here to run it"
+    if program.difference is not None:
+        told = f"its scores differ from the network's by {program.difference:.1g} at most"
+    typer.echo(f"Wrote:   {program.path}, {format_bytes(program.bytes)}; {told}")

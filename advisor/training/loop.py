@@ -1,0 +1,310 @@
+"""The one training loop: what probes, `apply` and a board do with a candidate is the same, bit for bit."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from advisor.data.pixels import Normalisation
+from advisor.methods import get_method
+from advisor.methods.recalibrate import reestimation
+from advisor.models.blocks import run_front, without_front
+from advisor.models.layers import logits
+from advisor.parts.attachment import Trainable
+from advisor.parts.closed_form import feature_blocks, pooled_outputs
+from advisor.records import Block, Candidate, Census, Features
+from advisor.training.update import begin, reestimation_updates, solve_head, update
+
+PASS = 64  # images that run at once where no gradient is needed
+_MOST_IN_MEMORY = 2**30  # bytes of one front's outputs; more go into a file
+_COOL_DOWN = 0.2  # of the updates, at the end
+
+
+class Images(Protocol):
+    """Labelled images, or what a frozen front made of them."""
+
+    @property
+    def labels(self) -> torch.Tensor:
+        """(N,) int64."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def batch(self, indices: torch.Tensor, normalisation: Normalisation) -> tuple[torch.Tensor, torch.Tensor]:
+        """Inputs (B, ...) and labels (B,) of those at `indices` (B,)."""
+        ...
+
+
+class Training:
+    """One candidate being trained, in the model that is given.
+
+    The learning rate stays level, and falls to zero over the last fifth of the updates, as one minus the
+    square root of the part of them that is done (arXiv 2405.18392): a longer training is the same as a
+    shorter one until that one begins to cool down, so what was trained can go on from there.
+
+    Every candidate sees the same batches for the same seed.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        census: Census,
+        candidate: Candidate,
+        learning_rate: float | None,
+        updates: int,
+        *,
+        batch_size: int,
+        seed: int,
+        normalisation: Normalisation,
+        inputs: Callable[[Trainable], Sequence[Images]],
+        pass_size: int = PASS,
+    ) -> None:
+        """Attach the candidate, ready for the first update.
+
+        Args:
+            model: where the candidate wants it so, with its statistics re-estimated already.
+            updates: after which the learning rate is zero.
+            inputs: images to train on, held-out ones, and others to judge on, for the attached candidate:
+                with a cached prefix, what its front makes of them.
+            pass_size: how many images run at once where no gradient is needed.
+        """
+        self.done = 0
+        self.losses: list[float] = []  # of the updates, where something is trained
+        self._census, self._candidate, self._normalisation = census, candidate, normalisation
+        self._pass_size = pass_size
+        self._random = torch.Generator().manual_seed(seed).get_state()
+        with self._own_random_numbers():
+            self.trainable, self.optimizer = begin(model, census, candidate, learning_rate or 0.0)
+        self._schedule = None
+        if self.optimizer is not None:
+            self._schedule = torch.optim.lr_scheduler.LambdaLR(
+                self.optimizer, partial(_share_of_rate, updates=updates)
+            )
+        self._train, self._held_out, *self._others = inputs(self.trainable)
+        self._batches = _batches(len(self._train), batch_size, seed)
+
+    def run(self, until: int) -> bool:
+        """Train until so many updates are done; False: the loss or a weight is no longer finite."""
+        with self._own_random_numbers():
+            self.trainable.train_mode()
+            while self.done < until:
+                images, labels = self._train.batch(next(self._batches), self._normalisation)
+                loss = update(self.trainable, self.optimizer, images, labels)
+                if loss is not None:
+                    self.losses.append(loss.item())
+                    if not math.isfinite(self.losses[-1]):
+                        return False
+                if self._schedule is not None:
+                    self._schedule.step()
+                self.done += 1
+        return all(tensor.isfinite().all() for tensor in self.trainable.delta().values())
+
+    def judge(self, samples: int | None = None) -> bytes:
+        """Which of the first held-out samples it classifies right now: one byte each, 1 = right."""
+        return self._judged(self._held_out, samples)
+
+    def _judged(self, images: Images, samples: int | None) -> bytes:
+        if self.optimizer is not None:
+            self.optimizer.zero_grad(set_to_none=True)  # nothing is held that the next update doesn't need
+        with self._without_front():
+            return evaluate(self.trainable.model, images, self._normalisation, samples, self._pass_size)
+
+    def finish(self) -> None:
+        """What follows training: a head in closed form is solved, and takes its place."""
+        if head_of(self._candidate) is None:
+            return
+        every = torch.arange(len(self._train)).split(self._pass_size)
+        with self._without_front():
+            batches = (self._train.batch(indices, self._normalisation) for indices in every)
+            solve_head(self.trainable, self._census, batches)
+
+    def state(self) -> dict[str, Any]:
+        """All that `restore` needs to go on from here as if nothing had happened."""
+        return {
+            "done": self.done,
+            "losses": list(self.losses),
+            "model": self._changing(),
+            "optimizer": None if self.optimizer is None else self.optimizer.state_dict(),
+            "schedule": None if self._schedule is None else self._schedule.state_dict(),
+            "random": self._random,
+            "batches_seen": self.trainable.batches_seen,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on where another one with the same arguments was when it gave its `state`."""
+        while self.done < state["done"]:
+            next(self._batches)
+            self.done += 1
+        with torch.no_grad():
+            for name, tensor in self._changing().items():
+                tensor.copy_(state["model"][name])
+        if self.optimizer is not None and self._schedule is not None:
+            self.optimizer.load_state_dict(state["optimizer"])
+            self._schedule.load_state_dict(state["schedule"])
+        self._random, self.trainable.batches_seen = state["random"], state["batches_seen"]
+        self.losses = list(state["losses"])
+
+    def _changing(self) -> dict[str, torch.Tensor]:
+        """All that training may change."""
+        parameters = {name: p.detach() for name, p in self.trainable.parameters.items()}
+        return parameters | dict(self.trainable.model.named_buffers())
+
+    @contextmanager
+    def _own_random_numbers(self) -> Iterator[None]:
+        """Dropout's and the initialisations' random numbers neither take from others' nor depend on them."""
+        with torch.random.fork_rng(devices=[]):
+            torch.set_rng_state(self._random)
+            yield
+            self._random = torch.get_rng_state()
+
+    def _without_front(self) -> AbstractContextManager[None]:
+        if self.trainable.levers.cached_prefix == "no":
+            return nullcontext()
+        return without_front(self.trainable.model, self.trainable.front)
+
+
+def reestimated(
+    model: nn.Module,
+    census: Census,
+    images: Images,
+    batch_size: int,
+    normalisation: Normalisation,
+    pass_size: int = PASS,
+) -> nn.Module:
+    """The model, in eval mode, with its statistics re-estimated on the images, in place."""
+    updates = reestimation_updates(len(images), batch_size)
+    training = Training(
+        model,
+        census,
+        reestimation(),
+        None,
+        updates,
+        batch_size=batch_size,
+        seed=0,
+        normalisation=normalisation,
+        inputs=lambda _: (images, images),
+        pass_size=pass_size,
+    )
+    training.run(updates)
+    return model.eval()
+
+
+def level_updates(updates: int) -> int:
+    """How many of a training's updates come before its learning rate falls."""
+    return updates - max(round(_COOL_DOWN * updates), 1)
+
+
+def _share_of_rate(done: int, updates: int) -> float:
+    """Of the learning rate, for the update after so many."""
+    level = level_updates(updates)
+    return 1.0 if done <= level else max(1 - math.sqrt((done - level) / (updates - level)), 0.0)
+
+
+def _batches(samples: int, batch_size: int, seed: int) -> Iterator[torch.Tensor]:
+    """Batches of indices without end; every epoch in a new order, an incomplete last batch left out."""
+    generator = torch.Generator().manual_seed(seed)
+    size = min(batch_size, samples)
+    while True:
+        for indices in torch.randperm(samples, generator=generator).split(size):
+            if len(indices) == size:
+                yield indices
+
+
+def head_of(candidate: Candidate) -> Features | None:
+    """The features of the head that is solved for the candidate once it is trained, if one is."""
+    return get_method(candidate.method).solves(dict(candidate.setting)) or candidate.levers.solved_head
+
+
+def evaluate(
+    model: nn.Module,
+    images: Images,
+    normalisation: Normalisation,
+    samples: int | None = None,
+    pass_size: int = PASS,
+) -> bytes:
+    """Which of the first `samples` images the model classifies right: one byte each, 1 = right.
+
+    `samples`: None: all; of none, nothing.
+    """
+    count = len(images) if samples is None else min(samples, len(images))
+    if not count:
+        return b""
+    model.eval()
+    right: list[torch.Tensor] = []
+    with torch.inference_mode():
+        for indices in torch.arange(count).split(pass_size):
+            inputs, labels = images.batch(indices, normalisation)
+            right.append(logits(model(inputs)).argmax(1) == labels)
+    return bytes(torch.cat(right).to(torch.uint8).tolist())
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FrontOutputs:
+    """What a frozen front makes of images: computed once."""
+
+    outputs: torch.Tensor  # (M, ...): of these images, and perhaps of others
+    places: torch.Tensor  # (N,) int64: where in them each image's are
+    labels: torch.Tensor  # (N,) int64
+    folder: tempfile.TemporaryDirectory[str] | None  # of the file that holds the outputs, if one does
+    pooled: dict[Block, torch.Tensor]  # of the front's blocks, for a head in closed form
+
+    @classmethod
+    def of(
+        cls,
+        images: Images,
+        trainable: Trainable,
+        normalisation: Normalisation,
+        census: Census,
+        pass_size: int = PASS,
+        in_file: bool = False,
+        beside: Path | None = None,
+    ) -> FrontOutputs:
+        """Run the front on all images.
+
+        Args:
+            in_file: whether the outputs are kept in a file, however few they are.
+            beside: the folder for that file; None: that of temporary files.
+        """
+        outputs, folder = torch.empty(0), None
+        blocks = [b for b in feature_blocks(census, "all") if b.modules[-1] in trainable.front]
+        pooled: dict[Block, list[torch.Tensor]] = {block: [] for block in blocks}
+        for positions in torch.arange(len(images)).split(pass_size):
+            with pooled_outputs(trainable.model, blocks) as of_blocks:
+                made = run_front(trainable.model, trainable.front, images.batch(positions, normalisation)[0])
+            for block in blocks:
+                pooled[block].append(of_blocks[block])
+            if not outputs.numel():
+                shape = (len(images), *made.shape[1:])
+                size = math.prod(shape) * made.element_size()
+                if in_file or size > _MOST_IN_MEMORY:
+                    folder = tempfile.TemporaryDirectory(prefix="peft-advisor-", dir=beside)
+                    path = str(Path(folder.name, "front"))
+                    flat = torch.from_file(path, shared=True, size=math.prod(shape), dtype=made.dtype)
+                    outputs = flat.view(shape)
+                else:
+                    outputs = made.new_empty(shape)
+            outputs[positions] = made
+        places = torch.arange(len(images))
+        joined = {block: torch.cat(parts) for block, parts in pooled.items()}
+        return cls(outputs, places, images.labels, folder, joined)
+
+    def those(self, indices: torch.Tensor) -> FrontOutputs:
+        """Of the images at these indices."""
+        pooled = {block: of_block[indices] for block, of_block in self.pooled.items()}
+        return FrontOutputs(self.outputs, self.places[indices], self.labels[indices], self.folder, pooled)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batch(self, indices: torch.Tensor, _: Normalisation) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the front made of those at `indices`, and their labels."""
+        return self.outputs[self.places[indices]], self.labels[indices]
