@@ -3,13 +3,18 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-browser lint study-memory study-flops study-layer-types study-pricing study-peers study-regret study-curves study-prior study-allocation study-photos study-check study-files study-lookalikes clean
+.PHONY: demo test test-long test-browser lint study-memory study-flops study-layer-types study-pricing study-peers study-regret study-curves study-prior study-allocation study-photos study-check study-files study-lookalikes clean
 
 demo: $(VENV)/.installed
 	$(BIN)/peft-advisor demo
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+# What takes minutes: hostile files, fuzzing, faults, a fresh installation. Its figures are kept, see
+# measurements/results/reliability.json. FUZZ=SECONDS for each loader.
+test-long: $(VENV)/.installed-long
+	$(BIN)/python -m pytest -m long --durations=0
 
 # The report in a real browser: Debian's, which has to be on the PATH. AXE=FILE: axe-core's axe.min.js, too.
 test-browser: $(VENV)/.installed-browser
@@ -48,17 +53,17 @@ study-regret: $(VENV)/.installed-studies
 	$(if $(and $(DATA),$(MODELS)),,$(error give DATA=FOLDER (CIFAR-10 JPEG: train/, test/) and MODELS=FOLDER))
 	$(BIN)/python -m measurements.regret --data $(DATA) --models $(MODELS) $(STUDY)
 
-# Likewise; the networks of the study on photos, too, and perhaps PHOTOS, the folder of grocery/.
+# Likewise; the networks of the study on photos, too.
 study-curves: $(VENV)/.installed-photos
 	$(if $(and $(DATA),$(MODELS)),,$(error give DATA=FOLDER (CIFAR-10 JPEG: train/, test/) and MODELS=FOLDER))
-	$(BIN)/python -m measurements.curves --data $(DATA) --models $(MODELS) $(if $(PHOTOS),--photos $(PHOTOS)) $(STUDY)
+	$(BIN)/python -m measurements.curves --data $(DATA) --models $(MODELS) $(STUDY)
 
 # Likewise.
 study-allocation: $(VENV)/.installed-studies
 	$(if $(and $(DATA),$(MODELS)),,$(error give DATA=FOLDER (CIFAR-10 JPEG: train/, test/) and MODELS=FOLDER))
 	$(BIN)/python -m measurements.allocation --data $(DATA) --models $(MODELS) $(STUDY)
 
-# Of what study-curves has found; writes what the package ships.
+# Of what study-curves has found, and of what study-photos doesn't report; writes what the package ships.
 study-prior: $(VENV)/.installed-studies
 	$(BIN)/python -m measurements.prior $(STUDY)
 
@@ -79,6 +84,10 @@ $(VENV)/.installed-photos: $(VENV)/.installed-studies
 
 $(VENV)/.installed-peers: $(VENV)/.installed-studies
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[peers]'
+	@touch $@
+
+$(VENV)/.installed-long: $(VENV)/.installed-dev
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[long]'
 	@touch $@
 
 $(VENV)/.installed-browser: $(VENV)/.installed-dev

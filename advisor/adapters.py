@@ -10,6 +10,7 @@ import copy
 import dataclasses
 import hashlib
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -23,7 +24,7 @@ from safetensors.torch import save as save_tensors
 from torch import nn
 
 from advisor.errors import InputError
-from advisor.files import kept_name, write_whole
+from advisor.files import kept_name, opened, read_json, write_whole
 from advisor.kept_sums import SUMS, KeptSums
 from advisor.models import take_census
 from advisor.models.fingerprint import model_fingerprint
@@ -34,6 +35,7 @@ from advisor.records import Candidate, Census, Levers, SettingValue
 from advisor.training.update import attach, head_to_solve
 
 FORMAT = "peft-advisor adapter 1"
+_MOST_VALUES = 2**25  # of an image: a recipe's are run through the model
 TENSORS, RECIPE = "adapter.safetensors", "recipe.json"
 
 
@@ -164,7 +166,13 @@ def attach_adapter(
     try:
         # What attaching draws at random is overwritten; the caller's generator is left alone.
         with torch.random.fork_rng(devices=[]):
+            if math.prod(recipe.input_size) > _MOST_VALUES:
+                raise ValueError(f"images of {'x'.join(map(str, recipe.input_size))} are too large")
             census = take_census(adapted, recipe.input_size)
+            # Each new class has a row of its own in the adapter.
+            rows = sum(tensor.numel() for tensor in tensors.values())
+            if recipe.base_classes is not None and recipe.classes > (census.classes or 0) + rows:
+                raise ValueError(f"it has no rows for {recipe.classes} classes")
             if recipe.base_classes is not None and recipe.head_replaced and census.head is None:
                 adapted = with_head(adapted, census.classes or 0, recipe.input_size)
                 census = take_census(adapted, recipe.input_size)
@@ -196,10 +204,10 @@ def read_recipe(folder: str | os.PathLike[str]) -> Recipe:
     """The recipe in a folder that `apply` wrote. Raises InputError."""
     path = Path(folder, RECIPE)
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = read_json(path)
     except OSError as error:
         raise _unreadable(path, error) from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise InputError(f"{path}: is no JSON; take the file that apply wrote") from error
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise InputError(f"{path}: is not a recipe of peft-advisor apply; give the folder that it wrote")
@@ -243,7 +251,8 @@ def read_tensors(folder: Path, recipe: Recipe, model: nn.Module) -> dict[str, to
 
 def _read_tensors(path: Path, recipe: Recipe) -> dict[str, torch.Tensor]:
     try:
-        content = path.read_bytes()
+        with opened(path) as file:
+            content = file.read()
     except OSError as error:
         raise _unreadable(path, error) from error
     if recipe.adapter_sha256 not in ("", hashlib.sha256(content).hexdigest()):

@@ -98,7 +98,8 @@ def recommend(
         model: anything that `load_model` takes, or a module.
         budget: the limits, in place of their keywords; none by default.
         request: what else is asked, in place of its keywords.
-        progress: called often, with the stage, the fraction of it that is done, and what is running.
+        progress: called often, with the stage, the fraction of it that is done, and what is running; at the
+            stage `lead`, with what would be chosen if nothing else were probed.
         ram: most memory of an update, such as `512MB` (10^6) or `512MiB` (2^20), or a number of bytes.
         flops: most FLOPs of an update, such as `2GFLOPs`, or a number; `fewest`: no limit, but the fewest.
         storage: most bytes to ship.
@@ -392,6 +393,7 @@ def _probe_all(
                 key=trainer.key(),
                 executor=executor,
                 report=lambda fraction, running: progress("probe", fraction, running),
+                lead=lambda leads, told: progress("lead", 0.0, f"{leads.short}, about {told.mean:.0%}"),
             )
         progress("probe", 1.0, "")
         story.warnings[:0] = result.warnings
@@ -444,7 +446,6 @@ def _probe_all(
         unlabelled_samples=_unlabelled(story),
         largest_class_share=_largest_share(held_out.labels),
         data_classes=dataset.class_names,
-        held_out_by_class=tuple(int((held_out.labels == each).sum()) for each in situation.label_map),
     )
     return evaluations, summary
 

@@ -21,6 +21,7 @@ from advisor.delivery import CHECKPOINT, check_folder, deliver
 from advisor.errors import InputError
 from advisor.kept_sums import KeptSums, marks_of
 from advisor.methods import learning_rates
+from advisor.models.pickles import read_data
 from advisor.names import answered, did_you_mean, names_code
 from advisor.probes import FineTune, Trainer, judged_in_groups, metric_of
 from advisor.records import Accuracy, Candidate, DataSummary, Evaluation, Framing, Recommendation
@@ -124,7 +125,9 @@ class _Run(Epochs):
             "model": known["model"][:12],
             "data": known["data"][:12],
         }
-        super().__init__(FineTune(trainer, candidate, rate, length.updates, seed), length, key, path)
+        super().__init__(
+            FineTune(trainer, candidate, rate, length.updates, seed), length, key, path, read_data
+        )
 
 
 def verdict(applied: Applied) -> str:

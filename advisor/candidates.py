@@ -101,26 +101,41 @@ class Proposals:
         for scope in scopes:
             narrow = replace(main, levers=replace(levers, scope=scope))
             if list(method.settings(trained_part(self._census, scope), (1,))):
-                if scope:  # without a cache, training the head alone is what the method does anyway
-                    if self.price(narrow) is None:
-                        continue
-                    yield from self._priced(narrow)
-                if self._images and has_replaceable_front(self._census, scope):
-                    yield from self._cached(narrow)
-                    # Statistics before the scope may be far off; those of small batches are too noisy.
-                    for policy in policies:
-                        if policy == "reestimated" or (policy == "frozen" and self._batch_size < SMALL_BATCH):
-                            one = self._with(narrow, {"statistics": policy})
-                            yield from self._cached(one)
-                            if scope == scopes[0] and scope:  # a wide head reads what a cache leaves out
-                                yield from self._priced(one)
+                yield from self._narrow(narrow, policies, is_widest=scope == scopes[0])
         if self._allowed is not None and not self._fits(main):
-            yield from self._made_to_fit(main, method, [None, *scopes, *self._last_resort(method)])
+            scopes = [*scopes, *self._last_resort(method)]
+            yield from self._made_to_fit(main, method, [None, *scopes], policies)
+
+    def _narrow(
+        self, narrow: Candidate, policies: Sequence[StatisticsPolicy], *, is_widest: bool
+    ) -> Iterator[tuple[Candidate, Cost]]:
+        """With less of the network trained, and where there are images, what is before it cached."""
+        scope = narrow.levers.scope
+        if scope:  # without a cache, training the head alone is what the method does anyway
+            if self.price(narrow) is None:
+                return
+            yield from self._priced(narrow)
+        if not self._images or not has_replaceable_front(self._census, scope or 0):
+            return
+        yield from self._cached(narrow)
+        # Statistics before the scope may be far off; those of small batches are too noisy.
+        for policy in policies:
+            if policy == "reestimated" or (policy == "frozen" and self._batch_size < SMALL_BATCH):
+                one = self._with(narrow, {"statistics": policy})
+                yield from self._cached(one)
+                if is_widest and scope:  # a wide head reads what a cache leaves out
+                    yield from self._priced(one)
 
     def _made_to_fit(
-        self, main: Candidate, method: Method, scopes: Sequence[int | None]
+        self,
+        main: Candidate,
+        method: Method,
+        scopes: Sequence[int | None],
+        policies: Sequence[StatisticsPolicy],
     ) -> Iterator[tuple[Candidate, Cost]]:
         """With the widest scope that can be made to fit, by the least harmful levers; else the leanest.
+
+        What fits is proposed with the other statistics, too: those of a small part of a batch are noisy.
 
         A batch in parts is not always leaner than a whole one: gradients add up over the parts, so
         none can be freed before the last.
@@ -136,6 +151,8 @@ class Proposals:
             fitting = same or self._first_fitting(narrow, kind, self._parts(narrow, parts))
             if fitting is not None:
                 yield from self._priced(fitting)
+                for policy in policies:
+                    yield from self._priced(self._with(fitting, {"statistics": policy}))
                 return
             singles = tuple(levers | {"micro_batch": 1} for levers in parts)
             tried += [self._with(narrow, levers) for levers in (*(_SAME_UPDATE if trains else ()), *singles)]

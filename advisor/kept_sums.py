@@ -17,6 +17,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from advisor.errors import InputError
+from advisor.files import opened
 from advisor.parts.sums import Sums
 
 SUMS = "sums.safetensors"
@@ -49,7 +50,8 @@ class KeptSums:
     def read(cls, path: Path, sha256: str) -> KeptSums:
         """Those in the file that has this checksum. Raises InputError."""
         try:
-            content = path.read_bytes()
+            with opened(path) as file:
+                content = file.read()
         except FileNotFoundError as error:
             raise InputError(
                 f"{path}: is missing, and nothing can be added without it; take it from where apply wrote "

@@ -111,6 +111,7 @@ Optimizer = Literal["adam", "adamw", "momentum", "sgd"]
 # Of normalisation layers with running statistics: as the method has it, or in eval mode, in train mode,
 # or re-estimated on the new data before training and then frozen.
 StatisticsPolicy = Literal["own", "frozen", "updated", "reestimated"]
+NOT_PROBED = "not probed: "  # what `Evaluation.probe_failure` begins with where nothing failed
 SMALL_BATCH = 16  # of fewer images, statistics are too noisy to train with (Group Normalization, 1803.08494)
 # After training: the head as it was trained, or one in closed form of such `Features`.
 HeadPolicy = Literal["trained", "ridge-last", "ridge-late", "ridge-all"]
@@ -441,7 +442,8 @@ class Accuracy:
     effective_samples: int | None = None  # None: all are independent, and count alike
     weights: tuple[float, ...] | None = None  # of each held-out sample, in the metric; None: all count alike
     balanced: Accuracy | None = None  # the mean of the classes' shares
-    recalls: tuple[float | None, ...] = ()  # each class's share, in the data's order; None: none held out
+    recalls: tuple[float | None, ...] = ()  # each class's share, in the data's order; None: none judged
+    samples_by_class: tuple[int, ...] = ()  # likewise: how many of its images were judged
     seen: float | None = None  # None: the mean is it
     # After each length that it was trained for at that learning rate; () where nothing is trained.
     curve: tuple[CurvePoint, ...] = ()
@@ -625,7 +627,6 @@ class DataSummary:
     unreadable_samples: int = 0  # images that can't be read and were left out
     findings: tuple[Finding, ...] = ()
     data_classes: tuple[str, ...] = ()  # the data's own, in its order; label numbers where it has no names
-    held_out_by_class: tuple[int, ...] = ()  # images, in that order
 
     def guess(self, metric: str) -> float | None:
         """What guessing gets right: the largest class, or where classes count alike one of them."""

@@ -24,6 +24,7 @@ from advisor.errors import DataError, InputError, ModelError
 from advisor.models import LoadedModel, load_model, load_module, take_census
 from advisor.models.fingerprint import model_fingerprint
 from advisor.models.heads import probabilities, with_head
+from advisor.models.pickles import read_data
 from advisor.names import listed
 from advisor.probes import Situation, adapt_head, imprint_where_better, key_of, relabel, situate
 from advisor.probes.lookalikes import held_out_together
@@ -286,7 +287,7 @@ def _text(tensors: dict[str, torch.Tensor]) -> str:
 
 
 def _tensors(text: str) -> dict[str, torch.Tensor]:
-    found: dict[str, torch.Tensor] = torch.load(io.BytesIO(base64.b64decode(text)), weights_only=True)
+    found: dict[str, torch.Tensor] = read_data(io.BytesIO(base64.b64decode(text)))
     return found
 
 

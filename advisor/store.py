@@ -9,28 +9,34 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
+import math
 import os
 import sqlite3
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from advisor.errors import InputError
+from advisor.files import parse_json
 
 SCHEMA_VERSION = 1
 _APPLICATION_ID = 0x70656674  # tells our databases from other programs'
 _BUSY_SECONDS = 30.0
 _ALONE_SECONDS = 2.0  # that others get to let go of a damaged file
+_LONGEST_SECONDS = 5.0  # of one statement's work: what a file brings along, a trigger say, may never end
+_LARGEST = 10**8  # bytes of one value
+_STEPS = 100_000  # of SQLite's machine, between two looks at the clock
 _TABLE = (
     "CREATE TABLE IF NOT EXISTS results ("
     "id TEXT PRIMARY KEY, kind TEXT NOT NULL, key TEXT NOT NULL, value TEXT NOT NULL, "
     "created REAL NOT NULL, digest TEXT NOT NULL)"
 )
 _SELECT = "SELECT id, kind, key, value, created, digest FROM results"
+_COLUMNS = _SELECT.removeprefix("SELECT ").removesuffix(" FROM results").split(", ")
 
 Key = Mapping[str, Any]  # plain values, as in JSON
 _Found = TypeVar("_Found")
@@ -74,7 +80,8 @@ class Store:
 
         def read(database: sqlite3.Connection) -> dict[str, Any] | None:
             row = database.execute(f"{_SELECT} WHERE id = ?", (name,)).fetchone()
-            return json.loads(row[3]) if row is not None and row[0] == name and _is_whole(row) else None
+            found = _result(row) if row is not None and row[0] == name else None
+            return found.value if found is not None else None
 
         return self._tried(read, None)
 
@@ -102,13 +109,12 @@ class Store:
             return database.execute(f"{_SELECT} ORDER BY created, id").fetchall()
 
         rows: list[Any] = self._tried(read, [])
-        for row in filter(_is_whole, rows):
-            yield StoredResult(row[1], json.loads(row[2]), json.loads(row[3]), row[4])
+        yield from filter(None, map(_result, rows))
 
     def clear(self) -> int:
         """Forget everything; how many results there were."""
-        count = self._tried(lambda database: database.execute("DELETE FROM results").rowcount, 0)
-        self._tried(lambda database: database.execute("VACUUM"), None)
+        count = self._tried(lambda database: database.execute("DELETE FROM results").rowcount, 0, math.inf)
+        self._tried(lambda database: database.execute("VACUUM"), None, math.inf)
         return count
 
     def close(self) -> None:
@@ -128,7 +134,7 @@ class Store:
             try:
                 self._lock.share()
                 return self._connect(self._path)
-            except (sqlite3.DatabaseError, _OtherVersionError) as error:
+            except (sqlite3.DatabaseError, UnicodeDecodeError, _OtherVersionError) as error:
                 if not _is_unreadable(error):
                     raise
                 if not was_store:  # a slip of the hand: nobody else's file is moved
@@ -147,15 +153,21 @@ class Store:
         self._opened_file = _file_at(path)
         return _connected(str(path))
 
-    def _tried(self, work: Callable[[sqlite3.Connection], _Found], otherwise: _Found) -> _Found:
+    def _tried(
+        self,
+        work: Callable[[sqlite3.Connection], _Found],
+        otherwise: _Found,
+        seconds: float = _LONGEST_SECONDS,
+    ) -> _Found:
         """What the work finds; otherwise where that can't be read or kept, which must not end a run."""
         for _ in range(2):  # once more where a damaged file had to be replaced
             try:
-                return work(self._database)
-            except sqlite3.OperationalError as error:  # locked for too long, a full disk
+                with _bounded(self._database, seconds):
+                    return work(self._database)
+            except (sqlite3.OperationalError, sqlite3.DataError) as error:  # locked for too long, a full disk
                 self.trouble = f"the store {self._path} can't be used: {error}"
                 return otherwise
-            except sqlite3.DatabaseError as error:
+            except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
                 if not _is_unreadable(error):
                     raise
                 self._database.close()
@@ -266,6 +278,7 @@ class _Lock:
 def _connected(path: str) -> sqlite3.Connection:
     # Without Python's own transactions, each statement is one.
     database = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None)
+    database.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _LARGEST)
     database.text_factory = lambda text: text.decode(errors="replace")  # what is damaged has a wrong digest
     try:
         if not database.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]:
@@ -281,11 +294,26 @@ def _connected(path: str) -> sqlite3.Connection:
         if version != SCHEMA_VERSION:
             raise _OtherVersionError(f"schema version {version}")
         database.execute("PRAGMA synchronous = NORMAL")  # a killed process loses nothing; a power cut may
+        kind = database.execute("SELECT type FROM sqlite_schema WHERE name = 'results'").fetchone()
+        columns = [row[1] for row in database.execute("PRAGMA table_info(results)")]
+        if kind != ("table",) or columns != _COLUMNS:
+            raise _OtherVersionError("other tables")
         database.execute("SELECT count(*) FROM results").fetchone()
     except BaseException:
         database.close()
         raise
     return database
+
+
+@contextmanager
+def _bounded(database: sqlite3.Connection, seconds: float) -> Iterator[None]:
+    """A statement within it that works for longer is an OperationalError."""
+    end = time.monotonic() + seconds
+    database.set_progress_handler(lambda: time.monotonic() > end, _STEPS)
+    try:
+        yield
+    finally:
+        database.set_progress_handler(None, 0)
 
 
 def _write_ahead(database: sqlite3.Connection) -> None:
@@ -305,7 +333,8 @@ def _write_ahead(database: sqlite3.Connection) -> None:
 def _is_unreadable(error: Exception) -> bool:
     """Whether the file itself is what is wrong."""
     if not isinstance(error, sqlite3.DatabaseError):
-        return isinstance(error, _OtherVersionError)
+        # SQLite's own message may quote bytes of a damaged file, which Python then can't decode.
+        return isinstance(error, _OtherVersionError | UnicodeDecodeError)
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # without what it is extended by
     return code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
@@ -327,6 +356,11 @@ def _digest(row: Sequence[object]) -> str:
     return hashlib.sha256("\0".join(map(str, row)).encode()).hexdigest()
 
 
-def _is_whole(row: Sequence[object]) -> bool:
-    """Whether it is as it was put: SQLite doesn't notice changed bytes inside a value."""
-    return row[-1] == _digest(row[:-1])
+def _result(row: Sequence[Any]) -> StoredResult | None:
+    """What was put; None where it is not as it was: SQLite doesn't notice changed bytes inside a value."""
+    try:
+        if row[-1] != _digest(row[:-1]):
+            return None
+        return StoredResult(row[1], parse_json(row[2]), parse_json(row[3]), row[4])
+    except (TypeError, ValueError):
+        return None

@@ -167,6 +167,8 @@ def truth(task: Studied, trainings: Sequence[Candidate], executor: Any) -> dict[
         "reported": task.reported,
         "given": len(task.dataset.train),
         "judged_on": task.counted,
+        "blocks": len(task.census.blocks),
+        "batch": task.size.batch,
         "base": task.base_accuracy(),
         "seconds": sum(value["seconds"] for value in found.values()),
         "truth": rows,

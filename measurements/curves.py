@@ -1,6 +1,6 @@
 """Study: what short trainings of all kinds of candidates tell of long ones, and of each other.
 
-    python -m measurements.curves --data CIFAR --models CHECKPOINTS --photos PHOTOS   # hours, resumable
+    python -m measurements.curves --data CIFAR --models CHECKPOINTS   # hours, resumable
     python -m measurements.curves --data CIFAR --models CHECKPOINTS --quick   # one small task, < 5 minutes
 
 On tasks that no other study reports on, trainings drawn at random from those that the advisor would
@@ -42,8 +42,7 @@ SEEN = 200  # of the images that judge: as many as an advisor has; the others ar
 @dataclass(frozen=True, slots=True)
 class Task:
     network: str
-    # As the study of regret names them; "photos": other classes, for a network of ImageNet; "groceries":
-    # five real photos of each class, the task that the study of photos does not report.
+    # As the study of regret names them; "photos": other classes, for a network of ImageNet.
     situation: str
     images: int  # given; some of them are held out
     batch: int
@@ -56,7 +55,6 @@ class Task:
 
 
 TASKS = (
-    Task("lite0", "groceries", 405, 8, 5, 128),
     Task("resnet20", "gaussian-noise:3", 480, 8, 6),
     Task("lite0", "photos", 400, 8, 6, 64),
     Task("mobilenet", "fog:4", 480, 16, 6),
@@ -85,16 +83,12 @@ def drawn(task: Any, request: Request, count: int) -> list[Candidate]:
     return [*untrained, *(Candidate.parse(str(each)) for each in turns[:count])]
 
 
-def prepared(task: Task, data: Path, models: Path, photos: Path | None, kept: Path, store: Store) -> Any:
+def prepared(task: Task, data: Path, models: Path, kept: Path, store: Store) -> Any:
     """The task as the other studies have it, judged on fewer images."""
-    if task.situation in ("photos", "groceries"):
-        root, name, given = data, "test", task.images
-        if task.situation == "groceries":
-            assert photos is not None  # else the task is left out
-            root, name, given = photos, "grocery", 0
-        of = photo_tasks.Task(task.network, name, given=given, epochs=task.epochs, reported=False)
+    if task.situation == "photos":
+        of = photo_tasks.Task(task.network, "test", given=task.images, epochs=task.epochs, reported=False)
         size = photo_tasks.PhotoSize(side=task.side, judging=JUDGING, batch=task.batch)
-        return photo_tasks.Prepared(of, size, root, kept, store)
+        return photo_tasks.Prepared(of, size, data, kept, store)
     similar = regret.Task(task.network, task.situation, reported=False)
     sized = regret.CifarSize(images=task.images, tests=JUDGING, batch=task.batch, epochs=task.epochs)
     return regret.Prepared(similar, sized, data, models, kept, store)
@@ -159,7 +153,7 @@ def _record(probe: Probe) -> dict[str, Any]:
 
 
 def main() -> None:
-    given = cifar_arguments(__doc__, "curves", photos=True)
+    given = cifar_arguments(__doc__, "curves")
     keep_freed_memory()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
@@ -168,10 +162,10 @@ def main() -> None:
         found = json.loads(RESULTS.read_text()) if RESULTS.exists() and not given.quick else {"tasks": {}}
         with Store(kept / "curves.sqlite") as store:
             for task in (QUICK_TASK,) if given.quick else TASKS:
-                if task.name in found["tasks"] or (task.situation == "groceries" and not given.photos):
+                if task.name in found["tasks"]:
                     continue
                 say(task.name)
-                of = prepared(task, given.data, given.models, given.photos, kept, store)
+                of = prepared(task, given.data, given.models, kept, store)
                 count = QUICK_TRAININGS if given.quick else TRAININGS
                 with executor_for("here", of.trainer) as executor:
                     found["tasks"][task.name] = curves(task, of, count, executor)

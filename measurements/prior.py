@@ -1,12 +1,12 @@
 """Study: what the race expects of candidates that it hasn't tried, and how well that holds elsewhere.
 
-    python -m measurements.prior           # minutes; reads results/curves.json
+    python -m measurements.prior           # minutes; reads results/curves.json, results/photos.json
     python -m measurements.prior --quick   # fewer points, printed, nothing written
 
-Fits how far effects on accuracy differ between tasks (maximum marginal likelihood) and what they are on
-average, and writes advisor/probes/prior.json. Then each task is left out in turn: with what the others
-teach, and what short probes of it tell, all its trainings are predicted. Writes results/prior.json, and the
-table in README.md.
+Of the study of photos only what it does not report is read. Fits how far effects on accuracy differ between
+tasks (maximum marginal likelihood) and what they are on average, and writes advisor/probes/prior.json. Then
+each task is left out in turn: with what the others teach, and what short probes of it tell, all its trainings
+are predicted. Writes results/prior.json, and the table in README.md.
 """
 
 from __future__ import annotations
@@ -36,9 +36,12 @@ from advisor.probes.picture import (
     sampling_variance,
     tabled,
 )
+from advisor.probes.train import without_head
 from advisor.records import Candidate
+from advisor.training.loop import head_of
 from measurements.curves import JUDGING, SEEN, SHARES
 from measurements.curves import RESULTS as CURVES
+from measurements.photos import RESULTS as PHOTOS
 from measurements.tables import README, table, write_tables
 from measurements.truth import say
 
@@ -55,7 +58,7 @@ class Row:
     """A point of a task, and what it came to on the images that an advisor sees, and on others."""
 
     point: Point
-    seen: float
+    seen: float | None  # None: not told apart
     true: float
 
 
@@ -65,14 +68,35 @@ class Task:
     blocks: int
     batch_size: int
     rows: tuple[Row, ...]
+    judged_on: int = JUDGING - SEEN
+
+    @property
+    def is_seen(self) -> bool:
+        """Whether it is known what an advisor would have seen of it."""
+        return all(row.seen is not None for row in self.rows)
 
 
-def tasks_of(found: Mapping[str, Any]) -> list[Task]:
-    """From the study of curves."""
-    return [
+def tasks_of(curves: Mapping[str, Any], photos: Mapping[str, Any]) -> list[Task]:
+    """From the two studies."""
+    found = [
         Task(name, task["blocks"], task["batch"], tuple(_rows(task["rows"])))
-        for name, task in found["tasks"].items()
+        for name, task in curves["tasks"].items()
     ]
+    return found + [
+        Task(name, task["blocks"], task["batch"], tuple(_ends(task["truth"])), task["judged_on"])
+        for name, task in photos.get("tasks", {}).items()
+        if not task["reported"]
+    ]
+
+
+def _ends(rows: Sequence[Mapping[str, Any]]) -> Iterator[Row]:
+    """Of trainings that were judged at their ends alone."""
+    for row in rows:
+        candidate = Candidate.parse(row["candidate"])
+        training, head = without_head(candidate), head_of(candidate)
+        head = None if head == head_of(training) else head
+        for rate, true in (row["by_rate"] or {None: row["accuracy"]}).items():
+            yield Row(Point(training, None if rate is None else float(rate), 1.0, head), None, true)
 
 
 def _rows(rows: Sequence[Mapping[str, Any]]) -> Iterator[Row]:
@@ -96,10 +120,19 @@ def fitted(tasks: Sequence[Task], steps: int) -> Prior:
     weights = every.split([len(rows) for rows in drawn])
     groups = list(dict.fromkeys(group for group, _ in columns))
     answers = torch.from_numpy(
-        np.concatenate([floored(np.array([logit(r.true, JUDGING - SEEN) for r in rows])) for rows in drawn])
+        np.concatenate(
+            [
+                floored(np.array([logit(r.true, t.judged_on) for r in rows]))
+                for t, rows in zip(tasks, drawn, strict=True)
+            ]
+        )
     )
     own = 1 - shared_part(tasks)
-    alone = [own * sampling_variance(r.true, JUDGING - SEEN) for rows in drawn for r in rows]
+    alone = [
+        own * sampling_variance(r.true, t.judged_on)
+        for t, rows in zip(tasks, drawn, strict=True)
+        for r in rows
+    ]
     sampled = torch.tensor(alone, dtype=torch.float64)
     group_of = torch.tensor([groups.index(group) for group, _ in columns])
     # An effect of one training alone is none of another task's.
@@ -156,10 +189,12 @@ def shared_part(tasks: Sequence[Task]) -> float:
     """Of the variance of a sample's answers, what all trainings that are judged on it have in common."""
     ratios = []
     for task in tasks:
-        gaps = [logit(r.seen, SEEN) - logit(r.true, JUDGING - SEEN) for r in task.rows]
-        apart = statistics.pvariance(gaps)
+        both = [(r.seen, r.true) for r in task.rows if r.seen is not None]
+        if not both:
+            continue
+        apart = statistics.pvariance(logit(seen, SEEN) - logit(true, task.judged_on) for seen, true in both)
         alone = statistics.fmean(
-            sampling_variance(r.seen, SEEN) + sampling_variance(r.true, JUDGING - SEEN) for r in task.rows
+            sampling_variance(seen, SEEN) + sampling_variance(true, task.judged_on) for seen, true in both
         )
         ratios.append(apart / alone)
     return max(1 - statistics.fmean(ratios), 0.0)
@@ -194,7 +229,7 @@ def held_out(task: Task, prior: Prior, seeds: int) -> dict[str, float]:
     for seed in range(seeds):
         known = probed(task, seed)
         rest = [row for row in task.rows if row.point.share == 1 and row not in known]
-        seen = [Seen(row.point, row.seen, SEEN) for row in known]
+        seen = [Seen(row.point, row.seen, SEEN) for row in known if row.seen is not None]
         found = pictured(seen, [row.point for row in rest], task.blocks, task.batch_size, prior)
         # The truth was judged on a sample, too.
         covered += [(f.low <= row.true <= f.high) for f, row in zip(found, rest, strict=True)]
@@ -224,9 +259,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="few steps, printed, nothing written")
     given = parser.parse_args()
-    tasks, steps = tasks_of(json.loads(CURVES.read_text())), 5 if given.quick else 60
+    photos = json.loads(PHOTOS.read_text()) if PHOTOS.exists() else {}
+    tasks, steps = tasks_of(json.loads(CURVES.read_text()), photos), 5 if given.quick else 60
     found = {}
     for task in tasks:
+        if not task.is_seen:
+            continue
         prior = fitted([other for other in tasks if other is not task], steps)
         found[task.name] = held_out(task, prior, seeds=5)
         say(f"{task.name}: {found[task.name]}")

@@ -22,13 +22,11 @@ from advisor.store import Store, default_path
 Row = Mapping[str, Any]  # of one candidate: what it comes to, and what it costs
 
 
-def cifar_arguments(doc: str, name: str, *, photos: bool = False) -> argparse.Namespace:
+def cifar_arguments(doc: str, name: str) -> argparse.Namespace:
     """As typed: what the studies on CIFAR-10 take."""
     parser = argparse.ArgumentParser(description=doc.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="CIFAR-10 JPEG: train/ and test/")
     parser.add_argument("--models", type=Path, required=True, help="the folder of the ResNets' checkpoints")
-    if photos:
-        parser.add_argument("--photos", type=Path, help="the folder of grocery/; else its task is left out")
     parser.add_argument("--quick", action="store_true", help="one small task, printed, nothing written")
     parser.add_argument(
         "--kept", type=Path, default=default_path().parent / name, help="where finished work is kept"

@@ -18,6 +18,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 _frozen = {"modules": 0}
+_figures = {}  # what long tests found
 
 
 def pytest_runtest_setup():
@@ -31,6 +32,30 @@ def pytest_runtest_setup():
 def pytest_unconfigure():
     """What stays frozen is taken for a leak by some libraries."""
     gc.unfreeze()
+
+
+@pytest.fixture
+def figure():
+    """For long tests: keep what was found, `figure(name, value, should_be, of=...)`, and hold it to that.
+
+    `should_be` is a number that the value may not exceed, or text where nothing is asserted.
+    """
+
+    def found(name, value, should_be, of="-"):
+        _figures[name] = {"value": value, "should be": should_be, "of": of}
+        assert isinstance(should_be, str) or value <= should_be, f"{name}: {value}, should be {should_be}"
+
+    return found
+
+
+def pytest_terminal_summary(terminalreporter):
+    """A line for each figure, which are kept where the studies keep theirs."""
+    if _figures:
+        from measurements.reliability import keep, line
+
+        for name, each in _figures.items():
+            terminalreporter.write_line(line(name, each))
+        keep(_figures)
 
 
 @pytest.fixture(autouse=True, scope="session")

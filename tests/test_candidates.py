@@ -126,6 +126,22 @@ def wide_at_the_end() -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), *front, *wide, *head)
 
 
+def test_what_is_made_to_fit_is_offered_with_other_statistics_too():
+    """Those of the parts of a batch are noisier than its own; frozen or re-estimated ones are not."""
+    whole, _ = proposed(["full"], images=40)
+    allowed = whole[Candidate("full")].peak_memory_bytes // 3
+    found, _ = proposed(["full"], images=40, allowed=allowed)
+    policies = {
+        candidate.levers.statistics
+        for candidate, cost in found.items()
+        if candidate.levers.scope is None
+        and candidate.levers.micro_batch
+        and candidate.levers.head == "trained"
+        and cost.peak_memory_bytes <= allowed
+    }
+    assert {"own", "frozen", "reestimated"} <= policies
+
+
 def test_what_trains_nothing_is_made_to_fit_by_smaller_parts_alone():
     found, _ = proposed(["full", "recalibrate"], allowed=600_000)
     levers = [c.levers for c in found if c.method == "recalibrate"]

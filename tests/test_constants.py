@@ -147,8 +147,8 @@ def test_statistics_are_re_estimated_on_512_images():
     assert reestimation_updates(3, 8) == 1
 
 
-def test_fewer_than_300_images_are_cross_validated():
-    assert [fold_count(few(count)) for count in (298, 300)] == [5, 1]
+def test_fewer_than_300_images_are_cross_validated_and_up_to_1500_may_be():
+    assert [fold_count(few(count)) for count in (298, 300, 1498, 1500)] == [5, 4, 4, 1]
 
 
 def test_a_new_row_is_the_mean_of_the_old_ones_and_a_tenth_of_its_own():

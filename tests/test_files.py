@@ -1,4 +1,4 @@
-"""Files are written whole or not at all."""
+"""Files are written whole or not at all, and read where they are files."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from advisor.errors import InputError
-from advisor.files import write_whole
+from advisor.files import parse_json, read_text, write_whole
 
 
 def test_replaces_a_file(tmp_path: Path) -> None:
@@ -48,3 +48,25 @@ def test_one_line_where_it_cannot(tmp_path: Path, name: str) -> None:
         write_whole(tmp_path / name, "text")
     assert "\n" not in str(caught.value)
     assert [item.name for item in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names here")
+def test_only_regular_files_are_read_and_nothing_is_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "device").symlink_to("/dev/zero")
+    for name in ("pipe", "device"):
+        with pytest.raises(OSError, match="not a regular file"):
+            read_text(tmp_path / name)
+
+
+def test_text_of_a_size_that_nobody_writes_is_not_read(tmp_path: Path) -> None:
+    with (tmp_path / "text").open("wb") as file:
+        file.truncate(2**40)
+    with pytest.raises(OSError, match="too large"):
+        read_text(tmp_path / "text")
+
+
+def test_json_that_is_nested_without_an_end_is_no_json() -> None:
+    assert parse_json('{"a": [1]}') == {"a": [1]}
+    with pytest.raises(ValueError, match="nested too deeply"):
+        parse_json("[" * 100_000)

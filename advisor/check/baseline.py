@@ -12,6 +12,7 @@ from typing import Any
 
 from advisor.check.records import LayerFigures, Snapshot
 from advisor.errors import InputError, first_line
+from advisor.files import opened, read_json
 from advisor.plain import decode, encode, shortened
 from advisor.records import Budget, Candidate
 
@@ -35,12 +36,12 @@ def dumps(baseline: Baseline) -> str:
 def read(path: Path) -> Baseline | None:
     """What the file holds; None: there is no such file. Raises InputError."""
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = read_json(path)
     except FileNotFoundError:
         return None
     except OSError as error:
         raise InputError(f"{path}: can't be read ({error.strerror or first_line(error)})") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise InputError(f"{path}: is no baseline: it is not JSON ({first_line(error)}); {_MEND}") from error
     if not isinstance(document, dict) or _VERSION_KEY not in document:
         raise InputError(f"{path}: is no baseline: it has no {_VERSION_KEY}; {_MEND}")
@@ -65,8 +66,9 @@ def read(path: Path) -> Baseline | None:
 def is_baseline(path: str | os.PathLike[str]) -> bool:
     """Whether the file says that it is one."""
     try:
-        return f'"{_VERSION_KEY}"' in Path(path).read_text(encoding="utf-8")[:200]
-    except (OSError, UnicodeDecodeError):
+        with opened(path) as file:
+            return f'"{_VERSION_KEY}"'.encode() in file.read(200)
+    except OSError:
         return False
 
 

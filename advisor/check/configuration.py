@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from advisor.errors import InputError, first_line
+from advisor.files import read_text
 from advisor.names import did_you_mean
 from advisor.records import Budget, Candidate, Optimizer
 from advisor.solver import parse_budget
@@ -169,7 +170,7 @@ def parse_increase(text: object) -> float:
 
 def _text_of(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return read_text(path)
     except OSError as error:
         raise InputError(f"{path}: can't be read ({error.strerror or first_line(error)})") from error
     except UnicodeDecodeError as error:

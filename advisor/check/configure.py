@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from advisor import files
 from advisor.errors import InputError, first_line
 
 _TABLE = "tool.peft-advisor"
@@ -59,7 +60,7 @@ _OF_TARGET = ("ram", "flops-budget", "storage", "runtime-overhead", "candidate")
 def read_text(path: Path) -> str:
     """The file's text; "" where there is none. Raises InputError."""
     try:
-        return path.read_text(encoding="utf-8")
+        return files.read_text(path)
     except FileNotFoundError:
         return ""
     except (OSError, UnicodeDecodeError) as error:
@@ -69,7 +70,7 @@ def read_text(path: Path) -> str:
 def _parsed(text: str) -> dict[str, Any]:
     try:
         return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise InputError(f"it is not valid TOML: {first_line(error)}") from error
 
 

@@ -164,5 +164,7 @@ def expand_bare_flops_budget(arguments: Sequence[str]) -> list[str]:
 
 
 def _fail(message: str, exit_code: int, more: str = "") -> NoReturn:
-    sys.stderr.write(f"peft-advisor: error: {message}\n{more}")
+    # A path or a name may hold what a terminal would obey.
+    plain = "".join(each if each.isprintable() else ascii(each)[1:-1] for each in message)
+    sys.stderr.write(f"peft-advisor: error: {plain}\n{more}")
     sys.exit(exit_code)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from advisor.errors import InputError
+from advisor.files import read_text
 from advisor.names import did_you_mean
 
 # A file that came with a folder may not allow a model to run its code, nor have files written.
@@ -57,7 +58,7 @@ def _files(folder: Path) -> Iterable[Path]:
 
 def _may_have_table(path: Path) -> bool:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
         return "peft-advisor" in text and "peft-advisor" in tomllib.loads(text).get("tool", {})
     except OSError:
         return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from types import TracebackType
@@ -31,6 +32,7 @@ _STAGES = {
     "write": "Judging and writing",
     "export": "Writing the bundle",
 }
+_LEAD_SECONDS = 15.0  # between two lines, at least
 
 
 def _whole(width: int) -> Column:
@@ -64,6 +66,7 @@ class ProgressBars:
         )
         self._tasks: dict[str, TaskID] = {}
         self._stage, self._since = "", time.perf_counter()
+        self._lead, self._led_since = "", -math.inf
 
     def __enter__(self) -> Self:
         self._bars.start()
@@ -79,13 +82,22 @@ class ProgressBars:
         self._bars.stop()
 
     def __call__(self, stage: str, fraction: float, running: str) -> None:
-        """Move a stage's bar."""
+        """Move a stage's bar; what leads is a line above it, now and then."""
+        if stage == "lead":
+            self._tell_lead(running)
+            return
         if stage not in self._tasks:
             self._enter(stage)
             self._tasks[stage] = self._bars.add_task(_STAGES[stage], total=1.0, running=running)
             if not self._moves:
                 self._console.print(f"{_STAGES[stage]} ...", highlight=False)
         self._bars.update(self._tasks[stage], completed=fraction, running=running)
+
+    def _tell_lead(self, lead: str) -> None:
+        now = time.perf_counter()
+        if lead != self._lead and now - self._led_since >= _LEAD_SECONDS:
+            self.say(f"So far: {lead}; Ctrl-C takes it")
+            self._lead, self._led_since = lead, now
 
     def say(self, line: str) -> None:
         """A line above the bars."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.lib import format  # noqa: A004
 
 from advisor.data.parts import PARTS
 from advisor.data.pixels import Frame, Size, fit, with_channels, wrong_channels
 from advisor.data.pools import Failures, Found, Pool, class_names_of
 from advisor.data.survey import Unreadable, check_share
 from advisor.errors import DataError
+from advisor.files import opened
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -130,8 +134,10 @@ def _parts(path: Path, keys: Sequence[str]) -> list[tuple[str, str]]:
 def npz_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
     """All arrays of the file, by name. Raises DataError."""
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive}
+        with opened(path) as file, np.load(file, allow_pickle=False) as archive:
+            for stored in archive.zip.infolist():
+                _check_shape(archive.zip, stored)
+            return {name: np.asanyarray(archive[name]) for name in archive}
     except Exception as error:  # whatever zip, zlib and numpy raise on a damaged file
         if "Object arrays" in str(error):
             raise DataError(
@@ -141,6 +147,16 @@ def npz_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
         raise DataError(
             f"{path} is not a readable .npz file ({type(error).__name__}); write it with numpy.savez"
         ) from error
+
+
+def _check_shape(archive: zipfile.ZipFile, stored: zipfile.ZipInfo) -> None:
+    """Refuse an array that is to be larger than what is stored of it: numpy takes that memory at once."""
+    with archive.open(stored) as file:
+        version = format.read_magic(file)
+        read = format.read_array_header_1_0 if version == (1, 0) else format.read_array_header_2_0
+        shape, _, dtype = read(file)
+    if math.prod(shape) * dtype.itemsize > stored.file_size:
+        raise ValueError("an array is cut short")
 
 
 def unlabelled_images(path: Path) -> npt.NDArray[Any]:

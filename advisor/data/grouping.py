@@ -13,6 +13,7 @@ import numpy as np
 
 from advisor.data.parts import one_form
 from advisor.errors import DataError
+from advisor.files import read_text
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -94,7 +95,7 @@ def _group_of(
 def _rows(path: Path) -> list[tuple[str, str]]:
     """The file and the group in each row."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_text(path, "utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} is no table of text that can be read; save it as CSV in UTF-8") from error
     first = text.partition("\n")[0]

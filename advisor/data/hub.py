@@ -25,6 +25,7 @@ from advisor.data.parts import Part, part_of
 from advisor.data.pools import Found, Pool
 from advisor.data.survey import Source, reason
 from advisor.errors import DataError
+from advisor.files import read_json
 from advisor.names import did_you_mean, listed
 
 if TYPE_CHECKING:
@@ -163,7 +164,7 @@ def _part_of_file(path: Path) -> Part:
 def _saved(folder: Path) -> list[Path]:
     """The tables of one dataset, in its order; nothing outside of the folder."""
     try:
-        listed_there = json.loads((folder / _ONE).read_text(encoding="utf-8"))["_data_files"]
+        listed_there = read_json(folder / _ONE)["_data_files"]
         return [folder / Path(str(each["filename"])).name for each in listed_there]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{folder / _ONE} is damaged; save the dataset again") from error

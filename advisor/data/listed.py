@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,6 +13,7 @@ from typing import Literal
 from advisor.data.files import images_below
 from advisor.data.parts import one_form, part_of
 from advisor.errors import DataError
+from advisor.files import parse_json, read_text
 from advisor.names import listed
 
 Table = list[dict[str, str]]  # a row for each image: column -> text
@@ -181,7 +181,7 @@ class _Images:
 def _csv(path: Path, images: _Images) -> Table:
     """Rows of a table with commas, semicolons, tabs or blanks, with or without a line of names."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_text(path, "utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise DataError(f"{path} can't be read: {why}; give a table in UTF-8") from error
@@ -208,7 +208,7 @@ def _csv(path: Path, images: _Images) -> Table:
 
 def _jsonl(path: Path) -> Table:
     try:
-        found = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        found = [parse_json(line) for line in read_text(path).splitlines() if line.strip()]
     except (OSError, ValueError) as error:
         raise DataError(f"{path} can't be read as lines of JSON; write one object in each line") from error
     if not all(isinstance(row, Mapping) for row in found):

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 Size = tuple[int, int, int]  # (C, H, W)
+_MOST_PIXELS, _LEAST_SIDE = 2**25, 1024  # 33 million; more than any input's side
 ORIENTATION = 0x0112  # of EXIF: 1 is upright, from 5 on height and width are exchanged
 
 
@@ -66,10 +67,18 @@ def pixels(image: Image.Image, channels: int) -> torch.Tensor:
     """An image as a person sees it, (channels, h, w) uint8: transparent over white, else as PIL converts."""
     if channels not in (1, 3):
         raise wrong_channels("image files", (0, len(image.getbands()), *image.size[::-1]), channels)
-    image = over_white(eight_bits(image))
+    image = over_white(_within_reason(eight_bits(image)))
     image = image.convert("L" if channels == 1 else "RGB")
     values = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
     return values.view(image.height, image.width, channels).permute(2, 0, 1)
+
+
+def _within_reason(image: Image.Image) -> Image.Image:
+    """An image of very many pixels with fewer: of as many as it claims, each copy takes hundreds of MB."""
+    factor = math.ceil(math.sqrt(image.width * image.height / _MOST_PIXELS))
+    if factor == 1 or min(image.size) < factor * _LEAST_SIDE:
+        return image
+    return (image.convert("RGBA") if image.mode == "P" else image).reduce(factor)
 
 
 def upright(image: Image.Image) -> Image.Image:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, BinaryIO
 
+from advisor import files
 from advisor.data.pixels import ORIENTATION, Size, eight_bits
 from advisor.errors import DataError, first_line
 
@@ -43,8 +44,7 @@ Source = str | Callable[[], bytes]  # the path of an image's file, or what gives
 
 def opened(source: Source) -> io.BufferedReader | io.BytesIO:
     """The file, to be read from its beginning."""
-    # Making 50,000 Paths takes a second.
-    return open(source, "rb") if isinstance(source, str) else io.BytesIO(source())  # noqa: PTH123
+    return files.opened(source) if isinstance(source, str) else io.BytesIO(source())
 
 
 @dataclass(frozen=True, slots=True)

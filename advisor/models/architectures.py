@@ -305,8 +305,9 @@ class _EmptyOnMeta(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is torch.empty and kwargs.get("device") is None:
             kwargs = {**kwargs, "device": "meta"}
-        elif getattr(func, "__name__", "") in _FILLING and args and args[0].is_meta:
-            return args[0]  # half of the time of a trial build, without effect
+        filled = _filled(func, args, kwargs)
+        if filled is not None and filled.is_meta:
+            return filled  # half of the time of a trial build, without effect
         return func(*args, **kwargs)
 
 
@@ -320,9 +321,17 @@ class _Unfilled(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        if getattr(func, "__name__", "") in _FILLING and args and isinstance(args[0], nn.Parameter):
-            return args[0]
-        return func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        filled = _filled(func, args, kwargs)
+        return filled if isinstance(filled, nn.Parameter) else func(*args, **kwargs)
+
+
+def _filled(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """The tensor that a call fills, by itself or through one of `torch.nn.init`; None: it fills none."""
+    name = getattr(func, "__name__", "")
+    if name in _FILLING or (name.endswith("_") and getattr(func, "__module__", "") == "torch.nn.init"):
+        return args[0] if args else kwargs.get("tensor")
+    return None
 
 
 def unfilled(wanted: bool) -> contextlib.AbstractContextManager[object]:

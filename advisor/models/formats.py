@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import io
-import json
+import lzma
 import math
 import os
 import re
+import struct
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +20,21 @@ import torch
 from torch import nn
 
 from advisor.errors import ModelError
+from advisor.files import opened, parse_json, read_json
 from advisor.models import hub
 from advisor.models.pickles import (
     DAMAGED,
     LEGACY_MAGIC,
     StandIn,
     as_mapping,
-    read_inert,
+    read_data,
     read_inert_pickle,
     read_pickle,
+    read_scripted,
 )
 from advisor.models.printable import shown
 from advisor.models.program import ExportedNetwork
-from advisor.models.weights import usable
+from advisor.models.weights import check_together, usable
 from advisor.names import missing_model
 
 _BACK = "give the PyTorch model that it was made from, or its state dict"
@@ -70,6 +74,7 @@ _IN_FOLDER = (
 )
 _CONFIGURATIONS = ("config.json", "preprocessor_config.json", "recipe.json")
 _PROGRAM, _WEIGHTS = "a torch.export program (.pt2)", "model_weights_config.json"
+_UNZIPPING = (zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError, struct.error)
 _EXPORTED = {1: torch.uint8, 2: torch.int8, 3: torch.int16, 4: torch.int32, 5: torch.int64, 6: torch.float16}
 _EXPORTED |= {7: torch.float32, 8: torch.float64, 12: torch.bool, 13: torch.bfloat16}
 
@@ -180,7 +185,7 @@ def _read_zip(path: Path, trust: bool) -> Contents:
             return Contents(_scripted(path, pickled), graph="TorchScript")
         content, unknown = read_pickle(path, pickled, trust)
         return Contents(content, tuple(unknown))
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
+    except (*_UNZIPPING, NotImplementedError, RuntimeError, ValueError) as error:
         raise ModelError(DAMAGED) from error
 
 
@@ -196,7 +201,7 @@ def no_network(graph: str) -> str:
 def _scripted(path: Path, pickled: bytes) -> dict[str, torch.Tensor]:
     """The tensors of a TorchScript module, by their attributes' names; its program is not read."""
     try:
-        root = read_inert(path, pickled)
+        root = read_scripted(path, pickled)
     except ModelError:
         raise
     except Exception as error:  # whatever was put into the file
@@ -224,12 +229,13 @@ def _exported(archive: zipfile.ZipFile) -> Contents:
     network = None
     if program is not None:
         tensors = weights | (_stored(archive, constants) if constants is not None else {})
-        network = partial(_network, json.loads(archive.read(program)), tensors)
+        network = partial(_network, parse_json(archive.read(program)), tensors)
     return Contents(weights, graph=_PROGRAM, network=network)
 
 
 def _network(program: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> nn.Module:
     try:
+        check_together(tensors)
         return ExportedNetwork(program, {name: usable(each, name) for name, each in tensors.items()})
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
         raise ModelError(no_network(_PROGRAM)) from error  # of another version, or damaged
@@ -237,21 +243,28 @@ def _network(program: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) ->
 
 def _stored(archive: zipfile.ZipFile, listed: str) -> dict[str, torch.Tensor]:
     """The tensors that a list in the archive names."""
-    found = {}
-    for name, entry in json.loads(archive.read(listed))["config"].items():
-        meta = entry["tensor_meta"]
-        sizes, strides = (tuple(int(side["as_int"]) for side in meta[key]) for key in ("sizes", "strides"))
-        dtype = _EXPORTED.get(meta["dtype"])
-        if dtype is None or entry["use_pickle"] or not all(size >= 0 for size in sizes):
-            raise ModelError(no_network(_PROGRAM))
-        content = archive.read(f"{listed.rpartition('/')[0]}/{entry['path_name']}")
-        flat = torch.frombuffer(bytearray(content), dtype=dtype) if content else torch.empty(0, dtype=dtype)
-        offset = int(meta["storage_offset"]["as_int"])
-        last = offset + sum((size - 1) * stride for size, stride in zip(sizes, strides, strict=True))
-        if math.prod(sizes) and not 0 <= last < len(flat):
-            raise ModelError(DAMAGED)
-        found[name] = flat.as_strided(sizes, strides, offset)
-    return found
+    try:
+        entries = parse_json(archive.read(listed))["config"]
+        # Several may be of the same bytes, which are then there once.
+        stored = cache(lambda name: bytearray(archive.read(f"{listed.rpartition('/')[0]}/{name}")))
+        return {name: _tensor(entry, stored) for name, entry in entries.items()}
+    except (AttributeError, IndexError, KeyError, TypeError, OverflowError) as error:
+        raise ModelError(DAMAGED) from error
+
+
+def _tensor(entry: Mapping[str, Any], stored: Callable[[str], bytearray]) -> torch.Tensor:
+    meta = entry["tensor_meta"]
+    sizes, strides = (tuple(int(side["as_int"]) for side in meta[key]) for key in ("sizes", "strides"))
+    dtype = _EXPORTED.get(meta["dtype"])
+    if dtype is None or entry["use_pickle"] or not all(size >= 0 for size in sizes):
+        raise ModelError(no_network(_PROGRAM))
+    content = stored(entry["path_name"])
+    flat = torch.frombuffer(content, dtype=dtype) if content else torch.empty(0, dtype=dtype)
+    offset = int(meta["storage_offset"]["as_int"])
+    last = offset + sum((size - 1) * stride for size, stride in zip(sizes, strides, strict=True))
+    if math.prod(sizes) and not 0 <= last < len(flat):
+        raise ModelError(DAMAGED)
+    return flat.as_strided(sizes, strides, offset)
 
 
 # Safetensors and folders
@@ -270,7 +283,7 @@ def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
 def _metadata(path: Path, header: int) -> tuple[Mapping[str, Any], ...]:
     """What a safetensors file says in its header, and configurations of a hub's folder that it lies in."""
     with path.open("rb") as file:
-        said = json.loads(file.read(8 + header)[8:]).get("__metadata__", {})
+        said = parse_json(file.read(8 + header)[8:]).get("__metadata__", {})
     beside = _configurations(path.parent) if path.name in _IN_FOLDER else ()
     return (said if isinstance(said, dict) else {}, *beside)
 
@@ -279,8 +292,8 @@ def _configurations(folder: Path) -> tuple[Mapping[str, Any], ...]:
     found = []
     for name in _CONFIGURATIONS:
         try:
-            said = json.loads((folder / name).read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
+            said = read_json(folder / name)
+        except (OSError, ValueError):
             continue
         if isinstance(said, dict):
             found.append(said)
@@ -324,7 +337,7 @@ def _read_folder(folder: Path, trust: bool) -> Contents:
 def _read_shards(index: Path, trust: bool) -> dict[str, Any]:
     """All tensors of a model that was saved in several files."""
     try:
-        names = {str(name) for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
+        names = {str(name) for name in read_json(index)["weight_map"].values()}
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise ModelError(f"{index.name} is damaged; download it again") from error
     found: dict[str, Any] = {}
@@ -339,16 +352,20 @@ def _read_shards(index: Path, trust: bool) -> dict[str, Any]:
 def _read_distributed(folder: Path) -> dict[str, torch.Tensor]:
     """A checkpoint of torch.distributed: its list is read with stand-ins, and then each piece by itself."""
     try:
-        with (folder / ".metadata").open("rb") as file:
+        with opened(folder / ".metadata") as file:
             listed = as_mapping(read_inert_pickle(file))
         tensors = as_mapping(listed["state_dict_metadata"])
+        stored = sum(each.stat().st_size for each in folder.iterdir())  # a byte for each value, at the least
         found: dict[str, torch.Tensor] = {}
         for place, where in listed["storage_data"].items():
             name, offset = as_mapping(place)["fqn"], as_mapping(place).get("offset")
             about = as_mapping(tensors[name])
             if "size" not in about:
                 continue  # a number or a setting
-            whole = found.setdefault(name, torch.empty(tuple(about["size"])))
+            size = tuple(about["size"])
+            if math.prod(size) > stored:
+                raise ModelError(DAMAGED)
+            whole = found.setdefault(name, torch.empty(size))
             piece = _piece(folder, as_mapping(where))
             corner = tuple(offset or (0,) * piece.ndim)
             whole[tuple(slice(at, at + side) for at, side in zip(corner, piece.shape, strict=True))] = piece
@@ -363,9 +380,10 @@ def _read_distributed(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def _piece(folder: Path, where: Mapping[str, Any]) -> torch.Tensor:
-    with (folder / Path(where["relative_path"]).name).open("rb") as file:
+    path = folder / Path(where["relative_path"]).name
+    with opened(path) as file:
         file.seek(where["offset"])
-        piece = torch.load(io.BytesIO(file.read(where["length"])), map_location="cpu", weights_only=True)
+        piece = read_data(io.BytesIO(file.read(min(where["length"], path.stat().st_size))))
     return usable(piece, "")
 
 

@@ -5,17 +5,20 @@ The libraries are imported where they are needed, none of a folder's own code is
 
 from __future__ import annotations
 
-import json
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from advisor.errors import ModelError
+from advisor.files import read_json
 from advisor.models.named_code import stdout_to_stderr
 from advisor.models.printable import first_line, shown
 
@@ -56,6 +59,8 @@ def of_transformers(folder: Path, config: Mapping[str, Any]) -> nn.Module:
     try:
         with stdout_to_stderr():
             settings = transformers.AutoConfig.for_model(**plain)
+            with torch.device("meta"), _no_larger_than(sum(each.stat().st_size for each in folder.iterdir())):
+                transformers.AutoModelForImageClassification.from_config(settings)
             module, read = transformers.AutoModelForImageClassification.from_pretrained(
                 folder,
                 config=settings,
@@ -77,6 +82,24 @@ def of_transformers(folder: Path, config: Mapping[str, Any]) -> nn.Module:
     return found
 
 
+@contextmanager
+def _no_larger_than(count: int) -> Iterator[None]:
+    """Within it, a network of more weights is refused while it is made: configurations may ask for any."""
+    left = count
+
+    def take(module: nn.Module, name: str, weight: torch.Tensor | None) -> None:
+        nonlocal left
+        left -= 0 if weight is None else weight.numel()
+        if left < 0:
+            raise ValueError(f"it asks for more weights than its {count:,} bytes hold")
+
+    hook = register_module_parameter_registration_hook(take)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
 def base_of_adapter(folder: Path) -> str:
     """The network that PEFT's adapters in the folder go on, as `load_model` takes it.
 
@@ -84,7 +107,7 @@ def base_of_adapter(folder: Path) -> str:
         ModelError: the folder doesn't say, or it is not here.
     """
     try:
-        named = json.loads((folder / ADAPTER).read_text(encoding="utf-8")).get("base_model_name_or_path")
+        named = read_json(folder / ADAPTER).get("base_model_name_or_path")
     except (OSError, ValueError, AttributeError) as error:
         raise ModelError(f"its {ADAPTER} is damaged; save the adapters again") from error
     if not isinstance(named, str) or not named:

@@ -27,7 +27,7 @@ from advisor.models.pickles import StandIn, stand_ins, tensors_of
 from advisor.models.printable import first_line, shown
 from advisor.models.rebuild import Rebuilt, rebuild
 from advisor.models.said import Said, class_names, what_is_said
-from advisor.models.weights import find_weights, is_average, refuse_content, unwrapped, usable
+from advisor.models.weights import check_together, find_weights, is_average, refuse_content, unwrapped, usable
 from advisor.models.whole import class_of, complete, foreign_classes, inner_stand_in, without_auxiliary
 
 Form = Literal["module", "state_dict", "safetensors", "named"]
@@ -180,6 +180,7 @@ def _of_weights(
         weights = dict(tensors_of(weights))
     if contents.graph:
         words = (f"the file is {contents.graph}: its weights are read, and the network is made anew",)
+    check_together(weights)
     state = {name: usable(value, name) for name, value in weights.items()}
     said = what_is_said(*holders)
     try:
@@ -241,9 +242,8 @@ def _loaded(
     try:
         if holders:
             complete(module)
-        for name, tensor in (*module.named_parameters(), *module.named_buffers()):
-            if not nn.parameter.is_lazy(tensor):
-                usable(tensor, name)
+        held = (*module.named_parameters(), *module.named_buffers())
+        check_together({name: tensor for name, tensor in held if not nn.parameter.is_lazy(tensor)})
         module = module.cpu().float().eval()
         architecture = architecture or stock_architecture(module)
         own = stock_input_size(module) if architecture is None else architecture.input_size(module)

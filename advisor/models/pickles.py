@@ -1,9 +1,8 @@
 """What a pickle holds, read without running anything that it names, unless it is trusted.
 
-`torch.load(weights_only=True)` builds only what is on a list: here torch's own and the layer classes of
-torch.nn and torchvision. Where a file names anything else, it is read another way: each class and function
-becomes a stand-in, which keeps what it was given and does nothing; tensors, and modules of listed classes,
-are then made from that. Names that only an attack has are refused before either.
+Each class and function that a file names becomes a stand-in, which keeps what it was given and does nothing.
+Tensors, and modules of listed classes - torch's own layers and torchvision's -, are then made from that, each
+within what the file holds. Names that only an attack has are refused.
 """
 
 from __future__ import annotations
@@ -12,8 +11,9 @@ import argparse
 import functools
 import io
 import math
+import os
 import pickle
-import pickletools
+import struct
 import sys
 import types
 import zipfile
@@ -53,26 +53,18 @@ _HARMLESS = {"types.SimpleNamespace", "types.MappingProxyType", "types.GenericAl
 _HARMLESS |= {"operator.itemgetter", "operator.attrgetter", "multiprocessing.context.TimeoutError"}
 
 _MAPPINGS = ("collections.OrderedDict", "collections.defaultdict", "collections.Counter")
-_DTYPES = {
-    name: getattr(torch, name)
-    for name in (
-        "float64",
-        "float32",
-        "float16",
-        "bfloat16",
-        "int64",
-        "int32",
-        "int16",
-        "int8",
-        "uint8",
-        "bool",
-    )
+# What older protocols make of a list, or, `_codecs.encode`, of a text.
+_CONTAINERS = {f"builtins.{kind}" for kind in ("set", "frozenset", "list", "tuple", "dict")} | {
+    "_codecs.encode"
 }
+_DTYPES = {name: value for name, value in vars(torch).items() if isinstance(value, torch.dtype)}
 _STORAGES = {
     "DoubleStorage": torch.float64,
     "FloatStorage": torch.float32,
     "HalfStorage": torch.float16,
     "BFloat16Storage": torch.bfloat16,
+    "ComplexDoubleStorage": torch.complex128,
+    "ComplexFloatStorage": torch.complex64,
     "LongStorage": torch.int64,
     "IntStorage": torch.int32,
     "ShortStorage": torch.int16,
@@ -81,6 +73,8 @@ _STORAGES = {
     "BoolStorage": torch.bool,
     "UntypedStorage": torch.uint8,
 }
+_HEAVIEST = 10**6  # values that a tuple may stand for, with what is inside it; real ones hold a few
+_LONGEST_LINE = 10**6  # bytes
 
 
 class StandIn:
@@ -227,17 +221,20 @@ def read_pickle(
     Raises:
         ModelError: it is damaged, quantised, or asks to run what no model needs.
     """
+    asked: set[str] = set()
+    failure: Exception | None = None
+    content = None
     try:
-        if zipped is not None:
-            asked = _asked_for(io.BytesIO(zipped))
-        else:
-            with path.open("rb") as file:
-                # In the older format a magic number and two descriptions come before the object.
-                asked = set().union(*(_asked_for(file) for _ in range(4 if is_torch else 1)))
-    except Exception as error:
-        raise ModelError(DAMAGED) from error
-    allowed = {name: kind for name, kind in _importable().items() if name in asked}
-    unknown = sorted(asked - allowed.keys() - _weights_only_unpickler._get_allowed_globals().keys())
+        with path.open("rb") as file:
+            if not is_torch:
+                _Inert(file, asked).load()
+            else:
+                content = _read_older(file, asked) if zipped is None else _read_zipped(file, zipped, asked)
+    except ModelError:
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever was put into the file
+        failure = error
+    unknown = sorted(asked - _importable().keys() - _weights_only_unpickler._get_allowed_globals().keys())
     if unknown and trust and is_torch:
         return _read_trusted(path), []
     if harmful := [shown(name) for name in unknown if _is_harmful(name)]:
@@ -245,55 +242,96 @@ def read_pickle(
             f"asks to run {', '.join(harmful)}, which no model needs; nothing was run; "
             "don't open it anywhere until you know who made it"
         )
+    if failure is not None:
+        raise ModelError(DAMAGED) from failure
     if not is_torch:
         raise ModelError("is a plain pickle; save the model with torch.save(model.state_dict(), file)")
     if any("quantized" in name for name in unknown):
         raise ModelError(QUANTISED)
-    unknown = [name for name in unknown if not name.startswith("collections.")]
-    try:
-        if not unknown and _is_of_default_protocol(zipped):
-            with torch.serialization.safe_globals([(kind, name) for name, kind in allowed.items()]):
-                return torch.load(path, map_location="cpu", weights_only=True), unknown
-        return read_inert(path, zipped), unknown
-    except ModelError:
-        raise
-    except Exception as error:  # its text recommends to load the file unsafely
-        raise ModelError(DAMAGED) from error
+    return content, [name for name in unknown if not name.startswith("collections.")]
 
 
-def read_inert(path: Path, zipped: bytes | None, storages: str = "data/") -> Any:
-    """What a file of torch.save or torch.jit.save holds; all but data and listed layers are stand-ins.
+def read_scripted(path: Path, zipped: bytes) -> Any:
+    """What a file of torch.jit.save holds; all but data and listed layers are stand-ins.
 
     Args:
         path: of the file.
-        zipped: the pickle inside a zip archive; None: the file is of torch.save's older format.
-        storages: where the archive keeps tensors' bytes, below its own folder.
+        zipped: its `data.pkl`.
 
     Raises:
         Exception: of any kind, where the file is damaged.
     """
-    if zipped is not None:
-        with zipfile.ZipFile(path) as archive:
-            folder = next(iter(archive.namelist())).partition("/")[0]
-            return _Settled(
-                _Inert(io.BytesIO(zipped)).load(), lambda key: archive.read(f"{folder}/{storages}{key}")
-            ).value
     with path.open("rb") as file:
-        for _ in range(3):  # a magic number and two descriptions
-            _Inert(file).load()
-        reader = _Inert(file)
-        content = reader.load()
-        bytes_of = {}
-        for key in _Inert(file).load():
-            count = int.from_bytes(file.read(8), "little")
-            bytes_of[key] = file.read(count * reader.storages[key].dtype.itemsize)
-    return _Settled(content, bytes_of.__getitem__).value
+        return _read_zipped(file, zipped, set())
 
 
 def read_inert_pickle(file: IO[bytes]) -> Any:
     """What a pickle of any protocol holds, which keeps no tensors; all but data is a stand-in."""
     nothing: dict[str, bytes] = {}
-    return _Settled(_Inert(file).load(), nothing.__getitem__).value
+    return _Settled(_Inert(file, set()).load(), nothing.__getitem__).value
+
+
+def read_data(file: IO[bytes]) -> Any:
+    """What torch.save wrote of tensors and plain values alone.
+
+    Raises:
+        Exception: of any kind, where it is damaged or holds anything else.
+    """
+    with zipfile.ZipFile(file) as archive:
+        pickled = archive.read(next(name for name in archive.namelist() if name.endswith("/data.pkl")))
+    asked: set[str] = set()
+    value = _read_zipped(file, pickled, asked)
+    if others := asked - _weights_only_unpickler._get_allowed_globals().keys():
+        raise pickle.UnpicklingError(f"it holds {', '.join(map(shown, others))}")
+    return value
+
+
+def _read_zipped(file: IO[bytes], pickled: bytes, asked: set[str]) -> Any:
+    content = _Inert(io.BytesIO(pickled), asked).load()
+    with zipfile.ZipFile(file) as archive:
+        folder = next(iter(archive.namelist())).partition("/")[0]
+        if f"{folder}/byteorder" in archive.namelist() and archive.read(f"{folder}/byteorder") != b"little":
+            raise ModelError("was saved on a machine of another byte order; save its state dict on this one")
+        return _Settled(content, lambda key: archive.read(f"{folder}/data/{key}")).value
+
+
+def _read_older(file: IO[bytes], asked: set[str]) -> Any:
+    """Of the format before 1.6: pickles one after the other, and then each storage."""
+    within = _Within(file)
+    for _ in range(3):  # a magic number and two descriptions
+        _Inert(within, asked).load()
+    reader = _Inert(within, asked)
+    content = reader.load()
+    bytes_of = {}
+    for key in _Inert(within, asked).load():
+        count = int.from_bytes(within.read(8), "little")
+        bytes_of[key] = within.read(count * reader.storages[key].dtype.itemsize)
+    return _Settled(content, bytes_of.__getitem__).value
+
+
+class _Within:
+    """A file of which no more memory is asked for than there is to read."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._end = file.seek(0, os.SEEK_END)
+        file.seek(0)
+
+    def read(self, count: int) -> bytes:
+        """At most so many bytes."""
+        return self._file.read(min(count, self._end - self._file.tell()))
+
+    def readline(self) -> bytes:
+        """Up to a line's end."""
+        return self._file.readline(_LONGEST_LINE)
+
+
+def _then(first: Callable[[Any], None], second: Callable[[Any], None]) -> Callable[[Any], None]:
+    def both(reader: Any) -> None:
+        first(reader)
+        second(reader)
+
+    return both
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,16 +343,25 @@ class _Storage:
     count: int
 
 
-class _Inert(pickle.Unpickler):
+class _Inert(pickle._Unpickler):  # the one in C takes what memory a file says that it needs
     """Only builtin values and stand-ins come out of it, so nothing that a file names can be reached."""
 
-    def __init__(self, file: IO[bytes]) -> None:
+    stack: list[Any]
+    read: Callable[[int], bytes]
+    append: Callable[[Any], None]
+
+    def __init__(self, file: IO[bytes] | _Within, asked: set[str]) -> None:
+        """Read from the file; each name that it asks for is put into `asked`."""
         super().__init__(file, encoding="latin1")
         self.storages: dict[str, _Storage] = {}
+        self._asked = asked
+        self._weights: dict[int, tuple[object, int]] = {}  # by identity, which the object keeps
 
     def find_class(self, module: str, name: str) -> Any:
         """A stand-in, whatever is asked for."""
-        return _stand_in(f"{IMPORT_MAPPING.get(module, module)}.{name}")
+        asked = f"{IMPORT_MAPPING.get(module, module)}.{name}"  # __builtin__ was Python 2's builtins
+        self._asked.add(asked)
+        return _stand_in(asked)
 
     def persistent_load(self, pid: Any) -> Any:
         """Tensors' values, which are kept outside of the pickle."""
@@ -325,6 +372,28 @@ class _Inert(pickle.Unpickler):
             raise pickle.UnpicklingError(f"a persistent {what!r}")
         storage = _Storage(str(key), _STORAGES[kind.kind.rpartition(".")[2]], int(count))
         return self.storages.setdefault(storage.key, storage)
+
+    def _load_bytearray(self) -> None:
+        (count,) = struct.unpack("<Q", self.read(8))
+        self.append(bytearray(self.read(count)))
+
+    def _weighed(self) -> None:
+        """Refuse a tuple that holds one twice that holds one twice, and so on: it takes forever to hash."""
+        made = self.stack[-1]
+        weight = 1 + sum(self._weights.get(id(each), (each, 1))[1] for each in made)
+        if weight > _HEAVIEST:
+            raise pickle.UnpicklingError("a tuple of tuples without an end")
+        self._weights[id(made)] = made, weight
+
+    def _refuse_long(self) -> None:
+        raise pickle.UnpicklingError("a number of hundreds of digits, which Python itself refuses to print")
+
+    dispatch: ClassVar[dict[int, Any]] = pickle._Unpickler.dispatch | {
+        pickle.BYTEARRAY8[0]: _load_bytearray,
+        pickle.LONG4[0]: _refuse_long,
+    }
+    for opcode in (pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3, pickle.FROZENSET):
+        dispatch[opcode[0]] = _then(dispatch[opcode[0]], _weighed)
 
 
 @cache
@@ -376,8 +445,9 @@ class _Settled:
             )
             mapping.update((self._of(key), self._of(each)) for key, each in (*pairs, *value.pairs))
             return mapping
-        if home == "builtins" and name in ("set", "frozenset", "list", "tuple", "dict"):
-            return self._remember(value, self._of(value.arguments[0]) if value.arguments else ())
+        if kind in _CONTAINERS:
+            held = self._of(value.arguments[0]) if value.arguments else ()
+            return self._remember(value, held.encode("latin1") if isinstance(held, str) else held)
         if home in ("torch", "torch._utils", "torch._tensor", "torch.nn.parameter"):
             tensor = self._tensor(name, value.arguments)
             if tensor is not None:
@@ -402,37 +472,40 @@ class _Settled:
 
     def _tensor(self, function: str, arguments: tuple[Any, ...]) -> Any:
         """What torch's own function of that name rebuilds; None where it is not known here."""
-        if function in ("_rebuild_parameter", "_rebuild_parameter_with_state"):
-            data = self._of(arguments[0])
-            return nn.Parameter(data, bool(arguments[1]) and data.is_floating_point())
-        if function == "Parameter":
-            return nn.Parameter(self._of(arguments[0]))
+        if function in ("_rebuild_parameter", "_rebuild_parameter_with_state", "Parameter"):
+            data, needs_gradient = self._of(arguments[0]), all(arguments[1:2])
+            return nn.Parameter(data, needs_gradient and data.is_floating_point())
         if function == "_rebuild_from_type_v2":
             return self._tensor(arguments[0].kind.rpartition(".")[2], arguments[2])
         if function in ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_tensor_v3"):
-            return self._strided(*arguments[:4])
+            storage, offset, size, stride = arguments[:4]
+            dtype = self._of(arguments[6]) if function.endswith("v3") else storage.dtype
+            return self._strided(storage, offset, size, stride, dtype)
         if function == "_rebuild_meta_tensor_no_storage":
             return torch.empty(self._of(arguments[1]), dtype=self._of(arguments[0]), device="meta")
         if function == "_rebuild_sparse_tensor":
-            raise ModelError("holds a sparse tensor; save it after .to_dense()")
+            return torch.zeros(1).to_sparse()  # enough to be refused by its name
         if function == "_rebuild_qtensor":
             raise ModelError(QUANTISED)
         return self._of(arguments[0]) if function == "Size" else None
 
-    def _strided(self, storage: _Storage, offset: int, size: Any, stride: Any) -> torch.Tensor:
+    def _strided(
+        self, storage: _Storage, offset: int, size: Any, stride: Any, dtype: torch.dtype
+    ) -> torch.Tensor:
         size, stride = tuple(self._of(size)), tuple(self._of(stride))
         last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
-        if min((offset, *size, *stride)) < 0 or (math.prod(size) and last >= storage.count):
+        stored = storage.count * storage.dtype.itemsize
+        if min((offset, *size, *stride)) < 0 or (math.prod(size) and (last + 1) * dtype.itemsize > stored):
             raise pickle.UnpicklingError("a tensor reaches beyond what is stored")
         if storage.key not in self._storages:
             content = bytearray(self._bytes_of(storage.key))
-            if len(content) < storage.count * storage.dtype.itemsize:
+            if len(content) < stored:
                 raise pickle.UnpicklingError("a storage is cut short")
             flat = (
                 torch.frombuffer(content, dtype=torch.uint8) if content else torch.empty(0, dtype=torch.uint8)
             )
             self._storages[storage.key] = flat.untyped_storage()
-        return torch.empty(0, dtype=storage.dtype).set_(self._storages[storage.key], offset, size, stride)
+        return torch.empty(0, dtype=dtype).set_(self._storages[storage.key], offset, size, stride)
 
 
 def _importable() -> Mapping[str, type]:
@@ -451,30 +524,6 @@ def _read_trusted(path: Path) -> Any:
         ) from error
     except (Exception, SystemExit) as error:
         raise ModelError(f"can't be loaded: {type(error).__name__}: {first_line(error)}") from error
-
-
-def _is_of_default_protocol(zipped: bytes | None) -> bool:
-    return zipped is None or zipped[:2] == b"\x80\x02"  # the older format is recognised by that protocol
-
-
-def _asked_for(stream: IO[bytes]) -> set[str]:
-    """The dotted names that the stream's next pickle asks for, found without running it."""
-    asked: set[str] = set()
-    strings: list[str] = []
-    memo: dict[int, str] = {}
-    for opcode, argument, _ in pickletools.genops(stream):
-        if opcode.name in ("GLOBAL", "INST"):
-            module, _, name = str(argument).partition(" ")
-            asked.add(f"{IMPORT_MAPPING.get(module, module)}.{name}")  # __builtin__ was Python 2's builtins
-        elif opcode.name == "STACK_GLOBAL":
-            asked.add(".".join(strings[-2:]))
-        elif isinstance(argument, str):
-            strings.append(argument)
-        elif opcode.name == "MEMOIZE":
-            memo[len(memo)] = strings[-1] if strings else ""
-        elif opcode.name in ("BINGET", "LONG_BINGET") and isinstance(argument, int):
-            strings.append(memo.get(argument, ""))
-    return asked
 
 
 def _is_harmful(name: str) -> bool:

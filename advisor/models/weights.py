@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
 import torch
@@ -33,6 +34,7 @@ _PLAIN_KEYS = (
     "weights",
     "module",
 )
+_SHARED = 8  # values for each stored byte: layers may share weights, but not thousands of them
 _OPTIMIZER_KEYS = {"optimizer", "optimizer_state_dict", "optimizer_state", "optimizer_states", "param_groups"}
 
 
@@ -100,22 +102,41 @@ def usable(tensor: torch.Tensor, name: str) -> torch.Tensor:
     Raises:
         ModelError: it is quantised, sparse, complex, without values, or claims more than are stored.
     """
-    problem = ""
-    if tensor.is_quantized or (tensor.dtype in (torch.int8, torch.uint8) and tensor.ndim > 1):
-        problem = QUANTISED
-    elif tensor.layout != torch.strided:
-        problem = "is a sparse tensor; save it after .to_dense()"
-    elif tensor.is_complex():
-        problem = "holds complex numbers; only real ones can be fine-tuned here"
-    elif tensor.is_meta:
-        problem = "has a shape but no values; save the model after its weights are loaded"
-    elif tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-        # A few stored bytes may claim to be terabytes by repeating themselves.
-        problem = "has more values than are stored; save it after .contiguous()"
-    if problem:
+    if problem := _problem_of(tensor):
         raise ModelError(f"its entry {shown(name)} {problem}")
     tensor = tensor.detach()
-    return tensor.float() if tensor.is_floating_point() else tensor
+    try:
+        return tensor.float() if tensor.is_floating_point() else tensor
+    except NotImplementedError as error:
+        raise ModelError(
+            f"its entry {shown(name)} holds {tensor.dtype}, which torch can't convert; save it after .float()"
+        ) from error
+
+
+def check_together(tensors: Mapping[str, torch.Tensor]) -> None:
+    """Refuse tensors that are each `usable` but repeat what is stored. Raises ModelError."""
+    for name, tensor in tensors.items():
+        if problem := _problem_of(tensor):
+            raise ModelError(f"its entry {shown(name)} {problem}")
+    storages = (tensor.untyped_storage() for tensor in tensors.values())
+    stored = sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+    if sum(tensor.numel() for tensor in tensors.values()) > _SHARED * stored:
+        raise ModelError("has more values than are stored; save its state dict after .contiguous()")
+
+
+def _problem_of(tensor: torch.Tensor) -> str:
+    if tensor.is_quantized or (tensor.dtype in (torch.int8, torch.uint8) and tensor.ndim > 1):
+        return QUANTISED
+    if tensor.layout != torch.strided:
+        return "is a sparse tensor; save it after .to_dense()"
+    if tensor.is_complex():
+        return "holds complex numbers; only real ones can be fine-tuned here"
+    if tensor.is_meta:
+        return "has a shape but no values; save the model after its weights are loaded"
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        # A few stored bytes may claim to be terabytes by repeating themselves.
+        return "has more values than are stored; save it after .contiguous()"
+    return ""
 
 
 def unwrapped(module: nn.Module) -> nn.Module:

@@ -31,6 +31,7 @@ class Option:
     seconds: float
     work: float  # in FLOPs: tells the same on a busy machine
     is_last: bool  # it is trained for as long as any is
+    samples: int  # that it is judged on
 
 
 def contenders(belief: Belief, finals: Sequence[int]) -> list[int]:
@@ -42,18 +43,16 @@ def contenders(belief: Belief, finals: Sequence[int]) -> list[int]:
     return [int(row) for row in rows[np.argsort(-hopes, kind="stable")][:_CONTENDERS]]
 
 
-def knowledge_gradients(belief: Belief, asked: Sequence[int], finals: Sequence[int], samples: int) -> Any:
-    """By how much a probe of each of the asked would raise the best of the finals, in accuracy: (asked,).
+def knowledge_gradients(belief: Belief, asked: Sequence[tuple[int, int]], finals: Sequence[int]) -> Any:
+    """By how much each probe would raise the best of the finals, in accuracy: (asked,).
 
     Args:
-        samples: that a probe is judged on.
+        asked: the point that a probe shows, and on how many samples.
     """
     import numpy as np
 
     nodes, weights = np.polynomial.hermite_e.hermegauss(_NODES)
-    noise = np.array([belief.noise(row, samples) for row in asked])
-    # Of what is known now, an answer moves each final's mean by this times a standard normal number.
-    moves = belief.covariances(finals, asked) / np.sqrt(belief.variances[list(asked)] + noise)
+    moves = belief.moves(finals, asked)
     means = belief.means[list(finals)]
     best = means.max()
     raised = sum(
@@ -63,9 +62,7 @@ def knowledge_gradients(belief: Belief, asked: Sequence[int], finals: Sequence[i
     return (raised / weights.sum() - best) * share * (1 - share)
 
 
-def chosen(
-    belief: Belief, options: Sequence[Option], finals: Sequence[int], samples: int, seconds: float
-) -> Option | None:
+def chosen(belief: Belief, options: Sequence[Option], finals: Sequence[int], seconds: float) -> Option | None:
     """What is run next in the seconds that are left; None: nothing that can be run is worth it.
 
     Time is kept for what leads now to be trained for as long as any is: one of those is chosen in the end.
@@ -79,9 +76,9 @@ def chosen(
     ending = next((each for each in options if each.is_last and leader in each.ends), None)
     kept = 0.0 if ending is None or ending.seconds > seconds else ending.seconds
     able = [o for o in options if o.seconds + (0.0 if o is ending else kept) <= seconds]
-    asked = [row for option in able for row in option.rows]
+    asked = [(row, option.samples) for option in able for row in option.rows]
     if asked:
-        gains = iter(knowledge_gradients(belief, asked, hopeful, samples).tolist())
+        gains = iter(knowledge_gradients(belief, asked, hopeful).tolist())
         of_each = np.array([max(next(gains) for _ in option.rows) for option in able])
         work = np.array([option.work for option in able])
         each_for_work = of_each * np.sqrt(np.log1p(max(option.work for option in options) / work))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,7 @@ from advisor.training.loop import level_updates
 
 # How far apart, as factors of FLOPs are, these are taken to be: another method; a front that is cached.
 _OF_ANOTHER, _CACHED = math.log(2), math.log(4)
+_Trained = dict[tuple[Any, ...], set[int]]  # by training, and which of its networks: updates to go on from
 
 
 @dataclass(slots=True)
@@ -24,16 +25,17 @@ class Clock:
     costs: Mapping[Candidate, Cost]
     batch_size: int = 1
     solved_on: int = 0  # how many images a head is solved on after a training; 0: none is
+    trainings: Callable[[int], int] = lambda samples: 1  # that it takes to judge so many images
     seconds_per_image: float = 0.0  # to classify one
     before: float = 0.0  # that was spent on what is now read from the store
     timed: dict[Candidate, tuple[float, float]] = field(default_factory=dict)  # setup; an update
     judged: dict[Candidate, float] = field(default_factory=dict)  # seconds an image
     start: float = field(default_factory=time.perf_counter)
     _fronts: set[Any] = field(default_factory=set)  # whose outputs are there
-    _trained: dict[tuple[Any, ...], set[int]] = field(default_factory=dict)  # updates to go on from
+    _trained: _Trained = field(default_factory=dict)
     # Likewise, had this race never been interrupted.
     _worked_fronts: set[Any] = field(default_factory=set)
-    _worked: dict[tuple[Any, ...], set[int]] = field(default_factory=dict)
+    _worked: _Trained = field(default_factory=dict)
 
     @property
     def spent(self) -> float:
@@ -48,21 +50,31 @@ class Clock:
     def expected(self, trial: Trial) -> float:
         """Seconds of the trial."""
         setup, each = self._times(trial.candidate)
-        updates = trial.updates - _done_of(trial, self._trained)
-        return setup + updates * each + self.judging(trial.candidate, trial.samples, solves=bool(trial.heads))
+        left = self._left(trial, self._trained)
+        judging = self._images(trial) * self.judged.get(trial.candidate, self.seconds_per_image)
+        return sum(setup + updates * each + judging for updates in left)
 
-    def judging(self, candidate: Candidate, samples: int, *, solves: bool) -> float:
-        """Seconds to judge a network, its heads solved before if it has any."""
-        images = samples + self.solved_on * solves
-        return images * self.judged.get(candidate, self.seconds_per_image)
+    def _images(self, trial: Trial) -> float:
+        """That one of its networks is judged on, and a head solved on."""
+        return trial.samples / self.trainings(trial.samples) + self.solved_on * bool(trial.heads)
+
+    def _left(self, trial: Trial, trained: _Trained) -> list[int]:
+        """Updates of each network that is still to be trained."""
+        found = []
+        for number in range(self.trainings(trial.samples)):
+            done = trained.get((*training_key(trial), number), set())
+            if trial.updates not in done:
+                level = level_updates(trial.updates)
+                found.append(
+                    trial.updates - max((u for u in map(level_updates, done) if u <= level), default=0)
+                )
+        return found
 
     def work(self, trial: Trial) -> float:
         """FLOPs of the trial, about: no matter of luck, nor of what an interrupted race has lost."""
         each, own = self._forward_flops(), self.costs[trial.candidate].flops
-        images = trial.samples + self.solved_on * bool(trial.heads)
-        flops = (
-            trial.updates - _done_of(trial, self._worked)
-        ) * own.total + images * own.forward / self.batch_size
+        images, left = self._images(trial), self._left(trial, self._worked)
+        flops = sum(updates * own.total + images * own.forward / self.batch_size for updates in left)
         front = front_of(trial.candidate)
         if front is not None and front not in self._worked_fronts:
             flops += images * each
@@ -81,8 +93,7 @@ class Clock:
         trial = probe.trial
         if probe.correct is None:
             return
-        images = trial.samples + self.solved_on * bool(trial.heads)
-        if images:
+        if images := self._images(trial):
             self.judged[trial.candidate] = probe.judging_seconds / images
         if trial.learning_rate is not None:
             setup = self.timed.pop(trial.candidate, (0.0, 0.0))[0]
@@ -90,7 +101,8 @@ class Clock:
         histories = [(self._worked, self._worked_fronts)]
         histories += [(self._trained, self._fronts)] if now else []
         for trained, fronts in histories:
-            trained.setdefault(training_key(trial), set()).add(level_updates(trial.updates))
+            for number in range(self.trainings(trial.samples)):
+                trained.setdefault((*training_key(trial), number), set()).add(trial.updates)
             fronts.update({front_of(trial.candidate)} - {None})
 
     def _times(self, candidate: Candidate) -> tuple[float, float]:
@@ -123,9 +135,3 @@ def front_of(candidate: Candidate) -> tuple[Any, ...] | None:
         levers.statistics == "reestimated",
     )
     return None if scope is None and not reestimated else (scope, reestimated)
-
-
-def _done_of(trial: Trial, trained: Mapping[tuple[Any, ...], set[int]]) -> int:
-    """Updates that a shorter training of the same has done already."""
-    level = level_updates(trial.updates)
-    return max((done for done in trained.get(training_key(trial), ()) if done <= level), default=0)

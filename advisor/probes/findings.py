@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 from advisor.methods import learning_rates
@@ -38,6 +39,7 @@ class Findings:
         # Of each training the cheapest candidate's.
         self.costs = {one: costs[next(iter(heads.values()))[0]] for one, heads in self._alike.items()}
         self._probes: dict[Candidate, list[Probe]] = {}  # what went well, by what is trained
+        self._by_head: dict[Trial, dict[Features | None, Accuracy]] = {}  # of those, as judged
         self._failures: dict[Candidate, str] = {}
         self._barred: dict[Candidate, float] = {}  # learning rates from which on a training fails
 
@@ -64,6 +66,11 @@ class Findings:
         """Those that went well."""
         return self._probes.get(training, ())
 
+    def last(self, training: Candidate, rate: float | None) -> Trial | None:
+        """What came furthest of those that went well, at this learning rate."""
+        trials = [p.trial for p in self.probes(training) if p.trial.learning_rate == rate]
+        return max(trials, key=lambda trial: (trial.updates, trial.samples), default=None)
+
     @property
     def trained_any(self) -> bool:
         """Whether there is one that trained something."""
@@ -86,25 +93,34 @@ class Findings:
     def by_head(self, probe: Probe) -> dict[Features | None, Accuracy]:
         """Of the network as it was trained (None), and with each head of the trial."""
         trial = probe.trial
-        answers = (Answers(probe.correct or b"", probe.retained), *probe.solved)
-        known = {"learning_rate": trial.learning_rate, "updates": trial.updates}
-        return {
-            head: self.judged(of.correct, of.retained, **known)
-            for head, of in zip((None, *trial.heads), answers, strict=True)
-        }
+        if trial not in self._by_head:
+            answers = (Answers(probe.correct or b"", probe.retained), *probe.solved)
+            known = {"learning_rate": trial.learning_rate, "updates": trial.updates}
+            self._by_head[trial] = {
+                head: self.judged(of.correct, of.retained, **known)
+                for head, of in zip((None, *trial.heads), answers, strict=True)
+            }
+        return self._by_head[trial]
 
     def best_mean(self, probe: Probe) -> float:
         """With the best of its heads."""
         return max(accuracy.mean for accuracy in self.by_head(probe).values())
 
     def seen(self) -> list[Seen]:
-        """What every probe says to the picture, with each of its heads."""
+        """What every training says to the picture, with each of its heads."""
         return [
             Seen(self._point(one, of_one, head), of_one.mean, of_one.effective_samples or of_one.samples)
-            for one, probes in self._probes.items()
-            for probe in probes
+            for one in self._probes
+            for probe in self._furthest(one)
             for head, of_one in self.by_head(probe).items()
         ]
+
+    def _furthest(self, training: Candidate) -> list[Probe]:
+        """At each learning rate and length, what was judged on most images."""
+        found: dict[tuple[float | None, int], Probe] = {}
+        for probe in sorted(self.probes(training), key=lambda probe: probe.trial.samples):
+            found[probe.trial.learning_rate, probe.trial.updates] = probe
+        return list(found.values())
 
     def finals(self) -> list[Point]:
         """What may be chosen in the end: nothing that forgets too much, unless all does.
@@ -146,33 +162,60 @@ class Findings:
         best is the luckiest, too: what all probes together say of a finalist makes up for that. The others
         are told at the best of their learning rates, `unaffordable` ones too.
         """
-        accuracies, wanted = self._accuracies(), dict[Point, list[Candidate]]()
-        for one, heads in self._alike.items():
-            for head, candidates in heads.items():
-                for candidate in candidates:
-                    accuracy = accuracies.get(candidate)
-                    if accuracy is not None and accuracy.finalist:
-                        wanted.setdefault(self._point(one, accuracy, head), []).append(candidate)
-                    else:
-                        self._want(candidate, wanted)
-        for candidate in unaffordable:
-            self._want(candidate, wanted)
+        finalists, accuracies = self._judged()
+        wanted = dict[Point, list[Candidate]]()
+        for candidate in [*self._unended(), *unaffordable]:
+            one = training_of(candidate, self._census)
+            for point in whole(one, _head_in(one, candidate)) if one not in self._failures else ():
+                wanted.setdefault(point, []).append(candidate)
         seen, predicted = self.seen(), dict[Candidate, Estimate]()
         if not seen:
             return {}, {}
-        prior = shipped_prior()
-        estimates = pictured(seen, list(wanted), len(self._census.blocks), self._batch_size, prior)
-        for estimate, candidates in zip(estimates, wanted.values(), strict=True):
-            for candidate in candidates:
-                accuracy = accuracies.get(candidate)
-                if accuracy is not None and accuracy.finalist:
-                    mean, low, high = estimate.mean, estimate.low, estimate.high
+        points, prior = list(dict.fromkeys([*finalists, *wanted])), shipped_prior()
+        estimates = pictured(seen, points, len(self._census.blocks), self._batch_size, prior)
+        for point, told in zip(points, estimates, strict=True):
+            for candidate, accuracy in finalists.get(point, {}).items():
+                if candidate not in accuracies or told.mean > accuracies[candidate].mean:
                     accuracies[candidate] = replace(
-                        accuracy, seen=accuracy.mean, mean=mean, low=low, high=high
+                        accuracy, seen=accuracy.mean, mean=told.mean, low=told.low, high=told.high
                     )
-                elif candidate not in predicted or estimate.mean > predicted[candidate].mean:
-                    predicted[candidate] = estimate
+            for candidate in wanted.get(point, ()):
+                if candidate not in predicted or told.mean > predicted[candidate].mean:
+                    predicted[candidate] = told
         return accuracies, predicted
+
+    def leading(self, picture: Picture) -> tuple[Candidate, Estimate] | None:
+        """The best of the finalists, and what it would come to; None: there is none."""
+        rows = {picture.rows[point]: found for point, found in self._judged()[0].items() if found}
+        if not rows:
+            return None
+        belief = picture.given(self.seen())
+        best = max(rows, key=lambda row: belief.means[row])
+        return next(iter(rows[best])), belief.estimate(best)
+
+    def _judged(self) -> tuple[dict[Point, dict[Candidate, Accuracy]], dict[Candidate, Accuracy]]:
+        """What the finalists got right, at each of their learning rates; what others did, at the best."""
+        finalists, others = dict[Point, dict[Candidate, Accuracy]](), dict[Candidate, Accuracy]()
+        for one, heads in self._alike.items():
+            ended = self._ended(one)
+            for probe in ended or ([self._standing(one)] if one in self._probes else []):
+                for head, accuracy in self.by_head(probe).items():
+                    known = replace(accuracy, finalist=bool(ended), curve=self._curve(probe.trial, head))
+                    candidates = dict.fromkeys(heads.get(head, ()), known)
+                    if ended:
+                        finalists[self._point(one, known, head)] = candidates
+                    else:
+                        others |= candidates
+        return finalists, others
+
+    def _unended(self) -> list[Candidate]:
+        """Those that are no finalists."""
+        return [
+            candidate
+            for one, heads in self._alike.items()
+            if not self._ended(one)
+            for candidate in chain(*heads.values())
+        ]
 
     def failures(self, otherwise: str) -> dict[Candidate, str]:
         """Why a candidate has no accuracy: `otherwise` of those that were not tried."""
@@ -188,23 +231,20 @@ class Findings:
         """All that is raced, in plain values."""
         return [[one.id, *map(str, self._alike[one])] for one in self.costs]
 
-    def _accuracies(self) -> dict[Candidate, Accuracy]:
-        longest, found = self.longest(), {}
-        for one in self._probes:
-            for head, accuracy in self.by_head(self._standing(one)).items():
-                finalist = accuracy.learning_rate is None or accuracy.updates == longest
-                curve = self._curve(one, accuracy.learning_rate, head)
-                for candidate in self._alike[one].get(head, ()):
-                    found[candidate] = replace(accuracy, finalist=finalist, curve=curve)
-        return found
+    def _ended(self, training: Candidate) -> list[Probe]:
+        """At each learning rate what was trained for as long as any, or needs no training."""
+        longest = self.longest()
+        return [
+            probe
+            for probe in self._furthest(training)
+            if probe.trial.learning_rate is None or probe.trial.updates == longest
+        ]
 
-    def _curve(
-        self, training: Candidate, rate: float | None, head: Features | None
-    ) -> tuple[CurvePoint, ...]:
+    def _curve(self, of: Trial, head: Features | None) -> tuple[CurvePoint, ...]:
         """What it got right after each length that it was trained for at this learning rate."""
-        if rate is None:
+        if of.learning_rate is None:
             return ()
-        trained = [probe for probe in self._probes[training] if probe.trial.learning_rate == rate]
+        trained = [p for p in self._furthest(of.candidate) if p.trial.learning_rate == of.learning_rate]
         by_length = {probe.trial.updates: self.by_head(probe) for probe in trained}
         return tuple(
             CurvePoint(updates, by_head[head].mean)
@@ -213,8 +253,8 @@ class Findings:
         )
 
     def _standing(self, training: Candidate) -> Probe:
-        """The one that the training is judged by: of the longest, that at the best learning rate."""
-        return max(self._probes[training], key=lambda probe: (probe.trial.updates, self.best_mean(probe)))
+        """The one that tells of the training: of the longest, that at the best learning rate."""
+        return max(self._furthest(training), key=lambda probe: (probe.trial.updates, self.best_mean(probe)))
 
     def _forgets(self, training: Candidate) -> bool:
         """Whether it was seen to be surely below the least accuracy on the old data."""
@@ -228,11 +268,6 @@ class Findings:
         """Where in the picture the accuracy is."""
         rate = accuracy.learning_rate
         return Point(training, rate, 1.0 if rate is None else accuracy.updates / self._updates, head)
-
-    def _want(self, candidate: Candidate, wanted: dict[Point, list[Candidate]]) -> None:
-        one = training_of(candidate, self._census)
-        for point in whole(one, _head_in(one, candidate)) if one not in self._failures else ():
-            wanted.setdefault(point, []).append(candidate)
 
 
 def _head_in(training: Candidate, candidate: Candidate) -> Features | None:

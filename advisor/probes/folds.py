@@ -1,11 +1,11 @@
-"""Cross-validation where there are too few images to hold a part of them out."""
+"""Cross-validation: every image can be held out once, where a part of them tells too little apart."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cached_property
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -13,31 +13,37 @@ import torch
 from torch import nn
 
 from advisor.data.loading import Dataset, LabelledImages
+from advisor.methods import Trainable
 from advisor.probes.scenarios import imprint
-from advisor.probes.train import Answers, Probe, Trainer, Trial
+from advisor.probes.train import MOST_KEPT, Answers, Kept, Probe, Trainer, Trial, is_reestimated
 from advisor.records import Candidate, Census
+from advisor.training.loop import FrontOutputs
 
-_FEW = 300  # images: of fewer, 30 % tell too little apart
-_FOLDS = 5
+_FEW, _MANY = 300, 1500  # images: of fewer, one part tells nothing apart; of more, one tells enough
+_FOLDS, _PARTS = 5, 4  # of few; of more
 
 
 def fold_count(dataset: Dataset) -> int:
-    """Of how many parts each is to be held out once; 1: the split is good as it is.
+    """Into how many parts the images go, each to be held out once; 1: the split is good as it is.
 
     A split that came with the data is kept, however small it is.
     """
-    if not dataset.is_split_drawn or len(dataset.train) + len(dataset.validation) >= _FEW:
+    count = len(dataset.train) + len(dataset.validation)
+    if not dataset.is_split_drawn or count >= _MANY:
         return 1
     images = LabelledImages.joined(dataset.train, dataset.validation)
     groups = [len(_groups(images, label).unique()) for label in images.labels.unique().tolist()]
-    return min(_FOLDS, *groups)
+    if count < _FEW:
+        return min(_FOLDS, *groups)
+    return _PARTS if min(groups) > 1 else 1  # every class is left in training
 
 
 class CrossValidation(Trainer):
-    """Judges on every image, each time by a network that was trained on the other folds.
+    """Judges each image by a network that was trained on the other folds.
 
-    To the race it is a trainer: a trial is one training for each fold, and its answers are those of all
-    folds put together.
+    To the race it is a trainer: the held-out images are those of the first fold, then of the second, and so
+    on, and a trial is as many trainings as it takes to judge so many of them. Of few images no less than all
+    tell anything; of more, the first fold's do at first (`steps`).
     """
 
     def __init__(
@@ -56,85 +62,139 @@ class CrossValidation(Trainer):
             imprinted_from: the first of the head's rows that were imprinted from this data, if any were:
                 they are imprinted anew for each fold, from images that it doesn't hold out.
         """
-        images, self._fold_of = _spread(dataset, folds)
+        images, fold_of = _spread(dataset, folds)
         self._folds, self._imprinted_from = folds, imprinted_from
-        self._parts = []
-        for fold in range(folds):
-            own = self._fold_of == fold
+        self._images, self._fronts = images, dict[Any, Any]()
+        self._own = [(fold_of == fold).nonzero()[:, 0] for fold in range(folds)]
+        self._others = [(fold_of != fold).nonzero()[:, 0] for fold in range(folds)]
+        sizes = [len(own) for own in self._own]
+        self._parts, begin = [], 0
+        for own, others in zip(self._own, self._others, strict=True):
             old = dataset.retained
-            if old is not None:  # each fold's network is judged on its share
-                old = old.those(torch.arange(len(old)) % folds == fold)
+            if old is not None:  # each fold's network is judged on as many old images as on new ones
+                old = old.those(torch.arange(begin, min(begin + len(own), len(old))))
+                begin += len(old)
                 old = old if len(old) else None
             self._parts.append(
-                replace(dataset, train=images.those(~own), validation=images.those(own), retained=old)
+                replace(dataset, train=images.those(others), validation=images.those(own), retained=old)
             )
         whole = replace(self._parts[0], validation=images, retained=dataset.retained)
         super().__init__(model, census, whole, batch_size)
+        self.steps = (len(images),) if len(images) < _FEW else tuple(accumulate(sizes))
+        self._sizes = sizes
+        self._trainers: dict[int, Trainer] = {}
+        self._answered: dict[tuple[int, Trial], Probe] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        assert self._trainers  # noqa: S101 - made here: elsewhere they would come out otherwise by rounding
-        return super().__getstate__()
+        for fold in range(self._folds):  # made here: elsewhere they would come out otherwise by rounding
+            self._trainer(fold)
+        return super().__getstate__() | {"_answered": {}, "_fronts": {}}
 
-    @cached_property
-    def _trainers(self) -> list[Trainer]:
-        """Each fold's, made when one is needed: imprinting looks at the images."""
-        trainers = []
-        for part in self._parts:
-            base = self.model
+    def _trainer(self, fold: int) -> Trainer:
+        """The fold's, made when it is needed: imprinting looks at the images."""
+        if fold not in self._trainers:
+            base, part = self.model, self._parts[fold]
             if self._imprinted_from is not None and self.census.head is not None:
                 base = copy.deepcopy(self.model)
                 imprint(base, self.census.head, self._imprinted_from, part)
-            trainers.append(Trainer(base, self.census, part, self.batch_size))
-        return trainers
+            self._trainers[fold] = _Fold(base, self.census, part, self.batch_size, self, fold)
+        return self._trainers[fold]
+
+    def front(self, trainable: Trainable, fold: int) -> tuple[FrontOutputs, FrontOutputs]:
+        """What a frozen front makes of the fold's images to train on, and of those held out.
+
+        It is run once for the images of all folds.
+        """
+        if trainable.front not in self._fronts:
+            self._fronts[trainable.front] = FrontOutputs.of(
+                self._images, trainable, self.dataset.normalisation, self.census
+            )
+        every = self._fronts[trainable.front]
+        return every.those(self._others[fold]), every.those(self._own[fold])
 
     def key(self) -> dict[str, Any]:
         """All that a probe's result depends on, besides its trial."""
         return super().key() | {"folds": self._folds}
 
+    def trainings(self, samples: int) -> int:
+        """How many networks it takes to judge the first held-out samples."""
+        return len(self._shares(samples))
+
     def probe(self, trial: Trial) -> Probe:
-        """Train as many copies as there are folds; the first held-out images are of all folds."""
+        """Train a copy of the model for each fold that holds out some of the images to judge.
+
+        Of the seconds of parts, the average over those that were trained now.
+        """
         answers: list[list[Answers]] = []  # of each fold: of the network as trained, then with each head
-        spent = [0.0] * 4
-        for trainer, samples in zip(self._trainers, self._shares(trial.samples), strict=True):
-            found = trainer.probe(replace(trial, samples=samples))
-            taken = found.seconds, found.setup_seconds, found.update_seconds, found.judging_seconds
-            spent = [*map(sum, zip(spent, taken, strict=True))]
+        ran: list[Probe] = []
+        for fold, samples in enumerate(self._shares(trial.samples)):
+            of_fold = fold, replace(trial, samples=samples)
+            found = self._answered.get(of_fold)
+            if found is None:
+                found = self._trainer(fold).probe(of_fold[1])
+                ran.append(found)
             if found.correct is None:
-                return Probe(trial, None, spent[0], found.failure)
+                return Probe(trial, None, sum(each.seconds for each in ran), found.failure)
+            self._answered[of_fold] = found
             answers.append([Answers(found.correct, found.retained), *found.solved])
-        own, *solved = (
-            Answers(
-                self._joined([a.correct for a in each]), self._joined_retained([a.retained for a in each])
-            )
-            for each in zip(*answers, strict=True)
-        )
-        return Probe(trial, own.correct, spent[0], "", own.retained, tuple(solved), *spent[1:])
+        own, *solved = map(_joined, zip(*answers, strict=True))
+        spent = [
+            sum(getattr(each, part) for each in ran) / max(len(ran), 1)
+            for part in ("setup_seconds", "update_seconds", "judging_seconds")
+        ]
+        seconds = sum(each.seconds for each in ran)
+        return Probe(trial, own.correct, seconds, "", own.retained, tuple(solved), *spent)
 
     def judge_base(self, samples: int) -> bytes:
         """Which of the first held-out samples the model classifies right as it is."""
-        shares = zip(self._trainers, self._shares(samples), strict=True)
-        return self._joined([trainer.judge_base(share) for trainer, share in shares])
-
-    def _shares(self, samples: int) -> list[int]:
-        """How many of the first held-out images are of each fold."""
-        shown = self._fold_of[:samples]
-        return [int((shown == fold).sum()) for fold in range(self._folds)]
-
-    def _joined(self, answers: Sequence[bytes]) -> bytes:
-        each = [iter(of_fold) for of_fold in answers]
-        return bytes(next(each[fold]) for fold in self._fold_of[: sum(map(len, answers))].tolist())
-
-    def _joined_retained(self, answers: Sequence[bytes | None]) -> bytes | None:
-        return None if self.dataset.retained is None else b"".join(each or b"" for each in answers)
+        shares = enumerate(self._shares(samples))
+        return b"".join(self._trainer(fold).judge_base(share) for fold, share in shares)
 
     def time_updates(self, candidate: Candidate) -> tuple[float, float]:
-        """Of all folds together."""
-        setup, each = self._trainers[0].time_updates(candidate)
-        return setup * len(self._trainers), each * len(self._trainers)
+        """Of one fold."""
+        return self._trainer(0).time_updates(candidate)
+
+    def _shares(self, samples: int) -> list[int]:
+        """Of the first held-out images, how many are of each fold."""
+        ends = accumulate(self._sizes)
+        shares = (min(size, samples - end + size) for size, end in zip(self._sizes, ends, strict=True))
+        return [share for share in shares if share > 0]
+
+
+class _Fold(Trainer):
+    """Trains on all folds but one. What is frozen runs once for all of them."""
+
+    def __init__(
+        self, model: nn.Module, census: Census, part: Dataset, batch_size: int, of: CrossValidation, fold: int
+    ) -> None:
+        super().__init__(model, census, part, batch_size)
+        self._of, self._number = of, fold
+        self._kept = Kept(MOST_KEPT // of.trainings(len(of.dataset.validation)))
+
+    def fronts(self, trainable: Trainable, candidate: Candidate) -> tuple[FrontOutputs, ...]:
+        """Of images to train on, held-out and old ones: what the front makes of them."""
+        train = self.images_for(candidate)
+        if is_reestimated(candidate) or train is not self.dataset.train:
+            return super().fronts(trainable, candidate)
+        old = [] if self.dataset.retained is None else [self.dataset.retained]
+        normalisation = self.dataset.normalisation
+        return (
+            *self._of.front(trainable, self._number),
+            *(FrontOutputs.of(part, trainable, normalisation, self.census) for part in old),
+        )
+
+
+def _joined(answers: Sequence[Answers]) -> Answers:
+    """Of all folds, one after the other."""
+    old = [each.retained for each in answers if each.retained is not None]
+    return Answers(b"".join(each.correct for each in answers), b"".join(old) if old else None)
 
 
 def _spread(dataset: Dataset, folds: int) -> tuple[LabelledImages, torch.Tensor]:
-    """All images, so that any first part holds the classes in proportion, and each one's fold."""
+    """All images, one fold after the other, and each one's fold.
+
+    Any first part of a fold holds the classes in proportion.
+    """
     images = LabelledImages.joined(dataset.train, dataset.validation)
     labels = images.labels
     place, fold_of = torch.zeros(len(labels)), torch.zeros(len(labels), dtype=torch.int64)
@@ -147,7 +207,7 @@ def _spread(dataset: Dataset, folds: int) -> tuple[LabelledImages, torch.Tensor]
     if images.groups is not None:  # one that spans classes stays whole: it goes where its first image goes
         _, first, groups = np.unique(images.groups.numpy(), return_index=True, return_inverse=True)
         fold_of = fold_of[torch.from_numpy(first)][torch.from_numpy(groups)]
-    order = place.argsort(stable=True)
+    order = torch.from_numpy(np.lexsort((place.numpy(), fold_of.numpy())))
     return images.those(order), fold_of[order]
 
 

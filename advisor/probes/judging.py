@@ -166,6 +166,7 @@ def by_class(
         judged_in_groups(accuracy, groups),
         balanced=replace(judged_in_groups(balanced, groups), correct=b"", weights=None),
         recalls=tuple(round(float(own.mean()), 4) if len(own) else None for own in each),
+        samples_by_class=tuple(map(len, each)),
         known_classes=float(old.mean()) if len(old) else None,
         new_classes=float(new.mean()) if len(new) else None,
     )

@@ -123,7 +123,7 @@ class Seen:
 
     point: Point
     accuracy: float
-    samples: int  # that it was judged on, the same for all
+    samples: int  # that it was judged on: the first so many of the same
 
 
 class Picture:
@@ -152,29 +152,24 @@ class Picture:
         import numpy as np
         from scipy.linalg import solve_triangular
 
-        if not seen:
-            none = np.zeros((len(self.points), 0))
-            return Belief(
-                self._expected, self._variances, self._scaled, none, self.prior, frozenset(), 0.0, -math.inf
-            )
-        rows = [self.rows[each.point] for each in seen]
-        answers = floored(np.array([logit(s.accuracy, s.samples) for s in seen]))
+        rows = np.array([self.rows[each.point] for each in seen], dtype=np.int64)
+        samples = np.array([each.samples for each in seen], dtype=float)
         variances = np.array([sampling_variance(s.accuracy, s.samples) for s in seen])
-        noise = (1 - self.prior.shared) * variances + self.prior.noise**2
-        covariances = np.stack([self._covariances(row) for row in rows])
-        factor = np.linalg.cholesky(covariances[:, rows] + np.diag(noise))
+        answers = floored(np.array([logit(s.accuracy, s.samples) for s in seen]))
+        judged = _Judged(rows, samples, samples * variances)
+        covariances = np.reshape([self._covariances(row) for row in rows.tolist()], (-1, len(self.points)))
+        factor = np.linalg.cholesky(covariances[:, rows] + _noise(judged, judged, self.prior))
         told = solve_triangular(factor, covariances, lower=True).T
         gaps = solve_triangular(factor, answers - self._expected[rows], lower=True)
         return Belief(
             means=self._expected + told @ gaps,
             variances=np.maximum(self._variances - np.sum(told**2, 1), 0.0),
-            scaled=self._scaled,
-            told=told,
             prior=self.prior,
-            seen=frozenset(rows),
-            # What the images that judge have in common is nothing that all their answers could tell.
-            in_common=self.prior.shared * float(np.median(variances)),
-            floor=float(answers.max()) - _WORSE,
+            floor=float(answers.max()) - _WORSE if len(seen) else -math.inf,
+            _scaled=self._scaled,
+            _told=told,
+            _factor=factor,
+            _judged=judged,
         )
 
     def _covariances(self, row: int) -> Any:
@@ -184,33 +179,70 @@ class Picture:
 
 
 @dataclass(frozen=True, slots=True)
+class _Judged:
+    """What was, or will be, answered on images."""
+
+    rows: Any  # (A,) of the points
+    samples: Any  # (A,) images: the first so many of the same
+    spreads: Any  # (A,) variance of the answer to a single image
+
+
+def _noise(some: _Judged, others: _Judged, prior: Prior) -> Any:
+    """Covariances of answers around what they are of: (some, others).
+
+    Each was judged on the first so many images, so two share as many as the one judged on fewer. What is hard
+    about an image is so for all; the rest, and the luck of a training, only the same training shares: in so
+    far as it was judged on the same images, by the same networks.
+    """
+    import numpy as np
+
+    most = np.maximum.outer(some.samples, others.samples)
+    is_same = np.equal.outer(some.rows, others.rows)
+    sampled = np.sqrt(np.outer(some.spreads, others.spreads)) / most
+    luck = prior.noise**2 * np.minimum.outer(some.samples, others.samples) / most
+    return np.where(is_same, sampled + luck, prior.shared * sampled)
+
+
+@dataclass(frozen=True, slots=True)
 class Belief:
-    """Of P points what is known of each, and how one would change what is known of another."""
+    """Of P points what is known of each, and how an answer would change that."""
 
     means: Any  # (P,)
     variances: Any  # (P,), of what can be known of them
-    scaled: Any  # (P, effects)
-    told: Any  # (P, what was seen)
     prior: Prior
-    seen: frozenset[int]
-    in_common: float  # variance that all accuracies share, on the images that judge
     floor: float  # below it nothing was told apart
+    _scaled: Any  # (P, effects)
+    _told: Any  # (P, what was seen)
+    _factor: Any  # (what was seen, what was seen), of the answers' covariances
+    _judged: _Judged
 
-    def covariances(self, some: Sequence[int], others: Sequence[int]) -> Any:
-        """(some, others)"""
-        return self.scaled[some] @ self.scaled[others].T - self.told[some] @ self.told[others].T
+    def moves(self, points: Sequence[int], asked: Sequence[tuple[int, int]]) -> Any:
+        """How far an answer that is a standard deviation off would move the means: (points, asked).
 
-    def noise(self, row: int, samples: int) -> float:
-        """Variance of a probe's answer around what it is of, judged on so many images."""
-        sampled = sampling_variance(expit(self.means[row]), samples)
-        return (1 - self.prior.shared) * sampled + self.prior.noise**2
+        Args:
+            asked: the point that is answered, and on how many images.
+        """
+        import numpy as np
+        from scipy.linalg import solve_triangular
+
+        rows = np.array([row for row, _ in asked], dtype=np.int64)
+        samples = np.array([count for _, count in asked], dtype=float)
+        variances = [sampling_variance(expit(self.means[row]), count) for row, count in asked]
+        new = _Judged(rows, samples, samples * np.array(variances))
+        told = self._told[rows].T + solve_triangular(
+            self._factor, _noise(self._judged, new, self.prior), lower=True
+        )
+        covariances = self._scaled[list(points)] @ self._scaled[rows].T - self._told[list(points)] @ told
+        known = self._told[rows] ** 2  # of each point's variance, what is no longer open
+        before = self.variances[rows] + known.sum(1) + np.array(variances) + self.prior.noise**2
+        return covariances / np.sqrt(np.maximum(before - np.sum(told**2, 0), 1e-12))
 
     def estimate(self, row: int) -> Estimate:
-        """What it would come to, on images like those that judged, with a 95 % interval."""
+        """What it would come to, on any images like those that judged, with a 95 % interval."""
         mean = float(self.means[row])
-        away = _Z95 * math.sqrt(self.variances[row] + self.prior.noise**2 + self.in_common)
+        away = _Z95 * math.sqrt(self.variances[row] + self.prior.noise**2)
         # What was not seen and is that bad may fail altogether.
-        below = away if row in self.seen or mean - away > self.floor else _FURTHER * away
+        below = away if row in self._judged.rows or mean - away > self.floor else _FURTHER * away
         return Estimate(expit(mean), expit(mean - below), expit(mean + away))
 
 

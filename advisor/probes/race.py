@@ -34,21 +34,22 @@ from advisor.probes.findings import Findings
 from advisor.probes.judging import ACCURACY, Metric
 from advisor.probes.picture import Picture, Seen, expit
 from advisor.probes.train import Answers, Probe, Trainer, Trial
-from advisor.records import Accuracy, Candidate, Cost, Estimate
+from advisor.records import NOT_PROBED, Accuracy, Candidate, Cost, Estimate
 from advisor.store import Store
 from advisor.training.loop import head_of
 from advisor.training.update import reestimation_updates
 
 _log = logging.getLogger(__name__)
 Report = Callable[[float, str], None]  # fraction done, what is running
+Lead = Callable[[Candidate, Estimate], None]
 
 _LEAST_UPDATES = 12  # a probe of fewer says nothing
 _PART, _PARTS = 4, 3  # trainings run for a sixteenth, a quarter, all of the longest
 _LONGEST_SHARE = 0.5  # of the time, that the quickest may take to be trained for the longest
 _JUDGING_SHARE = 0.1  # of all time, at most, for one network's held-out images
 _LEAST_SAMPLES = 40  # judged on fewer, nothing can be told apart
-_NO_TIME = "--probe-time is too short for every candidate"
-_NO_PROMISE = "by what was probed it would hardly be better"
+_NO_TIME = "allow more --probe-time"
+_NO_PROMISE = "by what was tried it would hardly be better"
 _TIMES = ("setup_seconds", "update_seconds", "judging_seconds")  # of a probe
 _TIMED = 3  # trainings, beforehand; what others take is told from FLOPs, then from their probes
 
@@ -82,6 +83,7 @@ def race(
     key: Mapping[str, Any] | None = None,
     executor: Executor | None = None,
     report: Report = lambda fraction, running: None,
+    lead: Lead = lambda candidate, estimate: None,
 ) -> RaceResult:
     """Probe the candidates for about `seconds` of wall clock.
 
@@ -97,12 +99,14 @@ def race(
         key: of the model, the data and the environment, in the store.
         executor: what runs the probes; None: this process.
         report: called before each probe.
+        lead: called with what would be chosen if nothing else were probed, and what it would come to.
 
     Raises:
         DataError: every probe of every candidate diverged.
     """
     racing = _Race(
-        trainer, costs, seconds, updates, seed, metric, min_retained, store, key or {}, executor, report
+        *(trainer, costs, seconds, updates, seed, metric, min_retained, store, key or {}, executor),
+        *(report, lead),
     )
     return racing.run(judge_base, unaffordable)
 
@@ -121,10 +125,12 @@ class _Race:
         key: Mapping[str, Any],
         executor: Executor | None,
         report: Report,
+        lead: Lead,
     ) -> None:
         self._trainer, self._updates, self._seed = trainer, updates, seed
         self._store, self._key = store or Store(None), dict(key)
-        self._executor, self._report = executor or InProcess(trainer, lambda _: False), report
+        self._executor = executor or InProcess(trainer, lambda _: False)
+        self._report, self._lead = report, lead
         self._found = Findings(costs, trainer.census, trainer.batch_size, updates, metric, min_retained)
         self._race_key = {
             "race": self._found.key(),
@@ -135,7 +141,13 @@ class _Race:
             "min_retained": min_retained,
         }
         self._metric = metric
-        self._clock = Clock(seconds, self._found.costs, trainer.batch_size, len(trainer.dataset.train))
+        self._clock = Clock(
+            seconds,
+            self._found.costs,
+            trainer.batch_size,
+            len(trainer.dataset.train),
+            trainer.trainings,
+        )
         self._ended = _NO_TIME  # why no more was tried
         self._warnings: list[str] = []
         self._probes_run = self._probes_recalled = 0
@@ -144,9 +156,10 @@ class _Race:
         base = None
         try:
             with stoppable():
-                correct, retained = self._base()
-                base = self._found.judged(correct, retained) if judge_base else None
-                self._run_trials(len(correct))
+                steps = self._steps()
+                if judge_base:
+                    base = self._base(steps[-1])
+                self._run_trials(steps)
         except KeyboardInterrupt:
             self._warnings.append("interrupted: what was found until then is all that is known")
         self._warnings += self._executor.losses
@@ -166,18 +179,18 @@ class _Race:
             base,
             accuracies,
             predicted,
-            self._found.failures(f"not probed: {self._ended}"),
+            self._found.failures(f"{NOT_PROBED}{self._ended}"),
             self._clock.spent,
             tuple(self._warnings),
             self._probes_run,
             self._probes_recalled,
         )
 
-    def _base(self) -> tuple[bytes, bytes | None]:
-        """Which held-out, and old, images the model classifies right: of as many as all are judged on."""
+    def _steps(self) -> tuple[int, ...]:
+        """On how many of the held-out images probes may be judged: at first, and where more is worth it."""
         parts = 1 if self._trainer.dataset.retained is None else 2
 
-        def judged() -> dict[str, Any]:
+        def timed() -> dict[str, Any]:
             self._tell("the model as it is")
             few = min(32, len(self._trainer.dataset.validation))
             fastest = float("inf")
@@ -188,31 +201,41 @@ class _Race:
                     fastest = min(fastest, parts * (time.perf_counter() - start))
             affordable = int(_JUDGING_SHARE * self._clock.seconds * few / fastest)
             least = self._metric.least_samples(_LEAST_SAMPLES)
-            samples = min(len(self._trainer.dataset.validation), max(affordable, least))
-            right = self._trainer.judge_base(samples)
-            retained = self._trainer.judge_base_retained(samples)
-            return {"seconds_per_image": fastest / few, "correct": right.hex(), "retained": _hex(retained)}
+            most = max(affordable, least)
+            steps = [step for step in self._trainer.steps if step <= most]
+            return {"seconds_per_image": fastest / few, "steps": steps or [min(most, self._trainer.steps[0])]}
 
         key = {"seconds": self._clock.seconds, "metric": self._metric.name}
-        found = self._remembered("base", key, judged)
+        found = self._remembered("steps", key, timed)
         self._clock.seconds_per_image = found["seconds_per_image"]
-        return bytes.fromhex(found["correct"]), _bytes(found.get("retained"))
+        return tuple(found["steps"])
 
-    def _run_trials(self, samples: int) -> None:
+    def _base(self, samples: int) -> Accuracy:
+        """The model as it is."""
+
+        def judged() -> dict[str, Any]:
+            right = self._trainer.judge_base(samples)
+            return {"correct": right.hex(), "retained": _hex(self._trainer.judge_base_retained(samples))}
+
+        found = self._remembered("base", {"samples": samples}, judged)
+        return self._found.judged(bytes.fromhex(found["correct"]), _bytes(found["retained"]))
+
+    def _run_trials(self, steps: Sequence[int]) -> None:
         """What needs no training, then one training after the other, for as long as they are worth it."""
-        self._judge_untrained(samples)
-        if not any(map(learning_rates, self._found.costs)):
-            return
-        lengths = self._planned_lengths(samples)
-        if lengths[-1] < min(_LEAST_UPDATES, self._updates):
+        self._judge_untrained(steps[0])
+        lengths = self._planned_lengths(steps[0])
+        if lengths and lengths[-1] < min(_LEAST_UPDATES, self._updates):
             self._warnings.append(
                 f"--probe-time allows fewer than {_LEAST_UPDATES} updates a probe: "
                 "the accuracies say little; allow more time"
             )
         picture = self._found.picture(lengths)
         for step in itertools.count():
+            leading = self._found.leading(picture)
+            if leading is not None:
+                self._lead(*leading)
             plan = self._remembered(
-                "step", self._race_key | {"step": step}, partial(self._next, picture, lengths, samples)
+                "step", self._race_key | {"step": step}, partial(self._next, picture, lengths, steps)
             )
             self._ended = _NO_PROMISE if plan["in_time"] else _NO_TIME
             if not plan["trials"]:
@@ -222,6 +245,8 @@ class _Race:
 
     def _planned_lengths(self, samples: int) -> list[int]:
         """For how many updates trainings may run: the most that there is time for, and parts of them."""
+        if not any(map(learning_rates, self._found.costs)):
+            return []
 
         def planned() -> dict[str, Any]:
             self._time()
@@ -244,41 +269,44 @@ class _Race:
             for one in self._clock.timed
         )
 
-    def _next(self, picture: Picture, lengths: Sequence[int], samples: int) -> dict[str, Any]:
+    def _next(self, picture: Picture, lengths: Sequence[int], steps: Sequence[int]) -> dict[str, Any]:
         """For each worker a training; what is under way is taken to answer what is expected of it."""
         seen, trials = self._found.seen(), list[Trial]()
         finals = [picture.rows[point] for point in self._found.finals()]
-        options = self._options(picture, lengths, samples)
+        options = self._options(picture, lengths, steps)
         # There is always something to be told.
-        left = self._clock.left if self._found.trained_any else math.inf
+        left = self._clock.left if self._found.trained_any or not lengths else math.inf
         while len(trials) < self._executor.workers:
             belief = picture.given(seen)
-            option = chosen(belief, options, finals, samples, left)
+            option = chosen(belief, options, finals, left)
             if option is None:
                 break
             trials.append(option.name)
             options.remove(option)
             seen += [
-                Seen(picture.points[row], expit(float(belief.means[row])), samples) for row in option.rows
+                Seen(picture.points[row], expit(float(belief.means[row])), option.name.samples)
+                for row in option.rows
             ]
         in_time = any(option.seconds <= self._clock.left for option in options)
         return {"trials": [_trial_key(trial) for trial in trials], "in_time": in_time}
 
-    def _options(self, picture: Picture, lengths: Sequence[int], samples: int) -> list[Option]:
-        """All trainings that can be run now, each for longer than it was."""
+    def _options(self, picture: Picture, lengths: Sequence[int], steps: Sequence[int]) -> list[Option]:
+        """All trials that can be run now: each is for longer than what was run, or judged on more images."""
         found = []
         for one in self._found.costs:
-            done = {probe.trial.learning_rate: probe.trial.updates for probe in self._found.probes(one)}
             heads = self._found.heads(one)
-            for rate in learning_rates(one):
+            for rate in learning_rates(one) or (None,):
+                done = self._found.last(one, rate)
+                if done is None if rate is None else self._found.fails_at(one, rate):
+                    continue
                 ends = picture.rows_of(one, rate, 1.0, heads)
-                for updates in lengths:
-                    if updates <= done.get(rate, 0) or self._found.fails_at(one, rate):
-                        continue
+                for updates, samples in _further(done, lengths, steps):
                     trial = Trial(one, rate, updates, samples, self._seed, heads)
-                    rows = picture.rows_of(one, rate, updates / self._updates, heads)
+                    rows = picture.rows_of(one, rate, updates / self._updates if rate else 1.0, heads)
                     seconds, work = self._clock.expected(trial), self._clock.work(trial)
-                    found.append(Option(trial, rows, ends, seconds, work, is_last=updates == lengths[-1]))
+                    is_longest = bool(lengths) and updates == lengths[-1]
+                    is_last = is_longest and (done is None or done.updates < updates)
+                    found.append(Option(trial, rows, ends, seconds, work, is_last, samples))
         return found
 
     def _judge_untrained(self, samples: int) -> None:
@@ -290,7 +318,7 @@ class _Race:
             return reestimation_updates(len(self._trainer.images_for(candidate)), self._trainer.batch_size)
 
         trials = [
-            Trial(candidate, None, updates(candidate), samples, 0, self._found.heads(candidate))
+            Trial(candidate, None, updates(candidate), samples, self._seed, self._found.heads(candidate))
             for candidate in self._found.costs
             if not learning_rates(candidate)
         ]
@@ -404,6 +432,17 @@ def _trial_key(trial: Trial) -> dict[str, Any]:
 
 def _trial_of(key: Mapping[str, Any]) -> Trial:
     return Trial(**dict(key) | {"candidate": Candidate.parse(key["candidate"]), "heads": tuple(key["heads"])})
+
+
+def _further(done: Trial | None, lengths: Sequence[int], steps: Sequence[int]) -> list[tuple[int, int]]:
+    """For how many updates, and judged on how many images, a training can be run that came so far."""
+    rest = [step for step in steps if done is not None and step > done.samples][:1]
+    if done is not None and done.learning_rate is None:
+        return [(done.updates, step) for step in rest]
+    longer = [(updates, steps[0]) for updates in lengths if done is None or updates > done.updates]
+    if done is not None and not longer:
+        return [(done.updates, step) for step in rest]
+    return longer
 
 
 def _named(trial: Trial) -> str:

@@ -45,7 +45,7 @@ from advisor.training.loop import (
 
 _log = logging.getLogger(__name__)
 _TIMED_UPDATES, _TIMING_SECONDS = 8, 0.5  # of each candidate: enough to plan with
-_MOST_KEPT = 2**29  # bytes of states to go on from
+MOST_KEPT = 2**29  # bytes of states to go on from
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,8 +121,10 @@ class Trainer:
         self.as_advised = as_advised
         self._recalibrated: nn.Module | None = None
         self._features: dict[tuple[tuple[str, ...], bool, bool], tuple[Images, ...]] = {}
-        self._kept = _Kept(_MOST_KEPT)
+        self._kept = Kept(MOST_KEPT)
         self._without_labels: LabelledImages | None = None
+        # How many of the held-out images a trial may be judged on: each step is another training.
+        self.steps: tuple[int, ...] = (len(dataset.validation),)
 
     @property
     def pass_size(self) -> int:
@@ -131,12 +133,16 @@ class Trainer:
 
     def __getstate__(self) -> dict[str, Any]:
         forgotten: dict[str, Any] = {"_recalibrated": None, "_features": {}, "_without_labels": None}
-        return self.__dict__ | forgotten | {"_kept": _Kept(_MOST_KEPT)}
+        return self.__dict__ | forgotten | {"_kept": Kept(MOST_KEPT)}
 
     def key(self) -> dict[str, Any]:
         """All that a probe's result depends on, besides its trial: to find it in a store."""
         data = self.dataset
         return key_of(self.model, data.normalisation, *_parts(data)) | {"batch_size": self.batch_size}
+
+    def trainings(self, samples: int) -> int:  # noqa: ARG002 - it matters where there are folds
+        """How many networks it takes to judge the first held-out samples."""
+        return 1
 
     def probe(self, trial: Trial) -> Probe:
         """Train a copy of the model, and classify the first held-out samples.
@@ -216,7 +222,7 @@ class Trainer:
 
     def copy_of_base(self, candidate: Candidate) -> nn.Module:
         """What the candidate starts from: the model, with its statistics re-estimated if it wants that."""
-        if not _is_reestimated(candidate):
+        if not is_reestimated(candidate):
             return copy.deepcopy(self.model)
         if self._recalibrated is None:
             self._recalibrated = reestimated(
@@ -244,13 +250,18 @@ class Trainer:
         parts = (train, *_judged_on(self.dataset))
         if trainable.levers.cached_prefix == "no":
             return parts
-        key = trainable.front, _is_reestimated(candidate), train is self.dataset.train
+        key = trainable.front, is_reestimated(candidate), train is self.dataset.train
         if key not in self._features:
-            normalisation = self.dataset.normalisation
-            self._features[key] = tuple(
-                FrontOutputs.of(part, trainable, normalisation, self.census, self.pass_size) for part in parts
-            )
+            self._features[key] = self.fronts(trainable, candidate)
         return self._features[key]
+
+    def fronts(self, trainable: Trainable, candidate: Candidate) -> tuple[FrontOutputs, ...]:
+        """Of images to train on, held-out and old ones: what the candidate's frozen front makes of them."""
+        normalisation = self.dataset.normalisation
+        parts = (self.images_for(candidate), *_judged_on(self.dataset))
+        return tuple(
+            FrontOutputs.of(part, trainable, normalisation, self.census, self.pass_size) for part in parts
+        )
 
 
 class FineTune(Training):
@@ -335,7 +346,7 @@ def training_key(trial: Trial) -> tuple[Any, ...]:
     return trial.candidate, trial.learning_rate, trial.seed
 
 
-class _Kept:
+class Kept:
     """States of trainings, the ones used last, within so many bytes."""
 
     def __init__(self, most_bytes: int) -> None:
@@ -343,6 +354,7 @@ class _Kept:
         self._states: dict[tuple[Any, ...], tuple[int, dict[str, Any]]] = {}
 
     def get(self, key: tuple[Any, ...]) -> dict[str, Any] | None:
+        """The one that was kept, if it still is."""
         found = self._states.pop(key, None)
         if found is None:
             return None
@@ -436,5 +448,6 @@ def training_of(candidate: Candidate, census: Census) -> Candidate:
     return trained_as(without_head(candidate), census)
 
 
-def _is_reestimated(candidate: Candidate) -> bool:
+def is_reestimated(candidate: Candidate) -> bool:
+    """Whether its statistics are those of the new images before anything is trained."""
     return candidate.levers.statistics == "reestimated"

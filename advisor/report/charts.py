@@ -15,13 +15,11 @@ from typing import Literal
 
 from markupsafe import Markup
 
-from advisor.report.drawing import line, linear_ticks, number, text_at
+from advisor.report.drawing import CHARACTER, LINE, line, linear_ticks, number, text_at
 
 WIDTH, HEIGHT = 620, 350
 LEFT, RIGHT, TOP, BOTTOM = 46, 14, 14, 36
 RUG = 26  # height of the strip for candidates whose y is unknown
-CHARACTER = 6.3  # a label's width for each of its characters, at 11 units
-LINE = 12.0
 NAMED = 12  # up to so many points, each is labelled with its name
 WIDE = 8  # from so many times on between the least and the most, an axis is logarithmic
 

@@ -7,6 +7,8 @@ from collections.abc import Callable
 
 from markupsafe import Markup
 
+CHARACTER, LINE = 6.3, 12.0  # a label's width for each of its characters, and its height, at 11 units
+
 
 def line(kind: str, x1: float, y1: float, x2: float, y2: float) -> Markup:
     """A straight line."""

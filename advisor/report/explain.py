@@ -90,7 +90,9 @@ def asked(recommendation: Recommendation) -> list[tuple[str, str]]:
         limits.append(f"{what} {least}{taken}{' (told, not held to)' * (name in budget.warn)}")
     lines.append(("Limits", "; ".join(limits) or "none"))
     cheapest = f"the {LEAST[budget.prefer]}"
-    goal = f"the highest {budget.measure}; within {view.points_text(budget.tolerance)} of it, {cheapest}"
+    within = f"within {view.points_text(budget.tolerance)} of it"
+    within += ", of what doesn't surely forget more than others" if data and data.retain else ""
+    goal = f"the highest {budget.measure}; {within}, {cheapest}"
     lines.append(("Wanted", goal if data else cheapest))
     return lines
 

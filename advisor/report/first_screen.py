@@ -132,7 +132,7 @@ def _accuracy_tile(recommendation: Recommendation, accuracy: Accuracy) -> Tile:
     base = data.base_accuracy if data else None
     notes = [f"95 % interval {view.interval_text(accuracy)}"]
     if data:
-        notes.append(view.held_out_text(data))
+        notes.append(view.held_out_text(data, accuracy))
     by_class = view.by_class_text(accuracy, recommendation)
     notes += [by_class] if by_class else []
     notes += [f"at least {view.percent(least)} asked for"] if least is not None else []
@@ -230,7 +230,7 @@ def evidence(recommendation: Recommendation) -> list[tuple[str, str]]:
     lines.append(("tried", text + (f"; {predicted:,} predicted from those" if predicted else "")))
     untried = view.untried_methods(recommendation)
     if tried and untried:
-        lines.append(("never tried", f"{', '.join(untried)}: allow more --probe-time"))
+        lines.append(("never tried", f"{', '.join(untried)}: {view.why_untried(recommendation)}"))
     lines.append(("images", f"{data.train_samples:,} to train, {view.held_out_text(data)}"))
     independent = {accuracy.effective_samples for accuracy in whole if accuracy.effective_samples}
     if independent:

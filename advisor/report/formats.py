@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from pathlib import Path
 from typing import Any
 
 from advisor.errors import InputError, first_line
-from advisor.files import write_whole
+from advisor.files import parse_json, read_text, write_whole
 from advisor.names import missing_report
 from advisor.plain import decode, encode, shortened
 from advisor.records import Recommendation
@@ -63,8 +62,8 @@ def dumps(recommendation: Recommendation) -> str:
 def loads(text: str) -> Recommendation:
     """The recommendation in JSON text. Raises InputError."""
     try:
-        document = json.loads(text, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
+        document = parse_json(text, parse_constant=_refuse_constant)
+    except ValueError as error:
         raise _not_ours(f"it is not JSON ({first_line(error)})") from error
     return from_json(document)
 
@@ -77,7 +76,7 @@ def write_json(recommendation: Recommendation, path: str | os.PathLike[str]) -> 
 def read_json(path: str | os.PathLike[str]) -> Recommendation:
     """The recommendation in a file that `write_json` wrote. Raises InputError."""
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = read_text(path)
     except FileNotFoundError as error:
         raise InputError(missing_report(str(path))) from error
     except OSError as error:

@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from advisor.report import view
-from advisor.report.drawing import line, linear_ticks, number, text_at
+from advisor.report.drawing import CHARACTER, LINE, line, linear_ticks, number, text_at
 
 _WIDTH, _HEIGHT = 420, 220
 _LEFT, _TOP, _BOTTOM = 40, 20, 36
 _NAMES = (70, 190)  # room for them, on the right, at least and at most
-_LINE, _CHARACTER = 12.0, 6.3
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +39,7 @@ def lines(
         ticks: places on the x axis, with what stands there; the first and the last are its ends.
         bounds: of the y axis.
     """
-    longest = max(len(each.name) for each in series) * _CHARACTER + 10
+    longest = max(len(each.name) for each in series) * CHARACTER + 10
     right, bottom = _WIDTH - min(max(longest, _NAMES[0]), _NAMES[1]), _HEIGHT - _BOTTOM
     first, last = ticks[0][0], ticks[-1][0]
 
@@ -58,7 +57,7 @@ def lines(
         ]
     end = -1.0
     for place, words in ticks:  # as many names as there is room for
-        half = len(words) * _CHARACTER / 2
+        half = len(words) * CHARACTER / 2
         parts.append(line("grid", across(place), bottom, across(place), bottom + 4))
         if across(place) - half > end:
             parts.append(text_at("tick middle", across(place), bottom + 16, words))
@@ -97,6 +96,6 @@ def _free(wanted: float, taken: Sequence[float]) -> float | None:
     """The nearest place for a name, not far from where its line ends."""
     for shift in (0, 4, -4, 8, -8, 12, -12):
         spot = wanted + shift
-        if _TOP - 6 <= spot <= _HEIGHT - _BOTTOM + 4 and all(abs(spot - other) >= _LINE for other in taken):
+        if _TOP - 6 <= spot <= _HEIGHT - _BOTTOM + 4 and all(abs(spot - other) >= LINE for other in taken):
             return spot
     return None

@@ -14,14 +14,13 @@ from markupsafe import Markup
 
 from advisor.records import Evaluation, Held, Moment, Recommendation, Timeline
 from advisor.report import view
-from advisor.report.drawing import line, linear_ticks, number, text_at
+from advisor.report.drawing import CHARACTER, line, linear_ticks, number, text_at
 from advisor.report.ledger import memory_colour
 from advisor.solver import allowed_memory
 from advisor.units import format_bytes
 
 _WIDTH, _HEIGHT = 620, 300
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 10, 22, 26
-_CHARACTER = 6.3
 _Up = Callable[[float], float]
 _ONE_SCALE = 3.0  # up to so many times as high, two charts have the same axis
 _PHASES = {
@@ -202,7 +201,7 @@ def _phases(moments: Sequence[Moment], step: float) -> list[Markup]:
         start, end = _LEFT + place * step, _LEFT + (place + count) * step
         place += count
         words = _PHASES[phase]
-        if end - start >= len(words) * _CHARACTER + 4:
+        if end - start >= len(words) * CHARACTER + 4:
             parts.append(text_at("tick middle", (start + end) / 2, _HEIGHT - _BOTTOM + 16, words))
             parts.append(line("phase", start, _TOP, start, _HEIGHT - _BOTTOM + 6))
     return parts

@@ -69,7 +69,7 @@ def answer_lines(recommendation: Recommendation, width: int) -> Lines:
         unsure = f"  accuracy  unknown, as {unknown}: of all that fit, the {least}"
         return [*lines, Text(cut(unsure, width))]
     base = data.base_accuracy if data else None
-    held_out = f", {view.held_out_text(data)}" if data else ""
+    held_out = f", {view.held_out_text(data, chosen.accuracy)}" if data else ""
     metric = recommendation.budget.metric_kind
     lines.append(_change(metric, base, chosen.accuracy, held_out, width))
     below = cheaper_text(chosen, recommendation.evaluations)

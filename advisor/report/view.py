@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from advisor.records import (
     LAYER_TYPES,
     MULTIPLY_ADD_TYPES,
+    NOT_PROBED,
     Accuracy,
     Budget,
     Candidate,
@@ -151,11 +152,13 @@ def count_unit(values: Iterable[float]) -> Unit:
     return _unit(values, ("",), 1)
 
 
-def held_out_text(data: DataSummary) -> str:
-    """`250 held out`, or how every image came to be."""
-    if data.folds == 1:
-        return f"{data.validation_samples:,} held out"
-    return f"each of {data.validation_samples:,} held out once in {data.folds} folds"
+def held_out_text(data: DataSummary, accuracy: Accuracy | None = None) -> str:
+    """`250 held out`, or how every image came to be; of the accuracy, where one is given."""
+    every = data.validation_samples
+    judged = (sum(accuracy.samples_by_class) if accuracy else 0) or every
+    if data.folds > 1 and judged == every:
+        return f"each of {every:,} held out once in {data.folds} folds"
+    return f"{judged:,} held out"
 
 
 def accuracy_text(accuracy: Accuracy | Estimate | None) -> str:
@@ -211,10 +214,10 @@ def by_class_text(accuracy: Accuracy, recommendation: Recommendation) -> str:
 
 
 def worst_class(accuracy: Accuracy, data: DataSummary | None) -> tuple[str, float, int] | None:
-    """The class of which the least is right: its name, that share, and how many of it were held out."""
+    """The class of which the least is right: its name, that share, and how many of it were judged."""
     if data is None or len(accuracy.recalls) != len(data.data_classes):
         return None
-    each = zip(data.data_classes, accuracy.recalls, data.held_out_by_class, strict=False)
+    each = zip(data.data_classes, accuracy.recalls, accuracy.samples_by_class, strict=False)
     known = [(name, share, count) for name, share, count in each if share is not None]
     return min(known, key=lambda found: found[1], default=None) if len(known) > 1 else None
 
@@ -392,7 +395,14 @@ def evidence_text(recommendation: Recommendation) -> str:
     if not count or not untried:
         return ""
     names = ", ".join(untried)
-    return f"{count} of {len(fitting)} candidates were tried, none of {names}: allow more --probe-time"
+    return f"{count} of {len(fitting)} candidates were tried, none of {names}: {why_untried(recommendation)}"
+
+
+def why_untried(recommendation: Recommendation) -> str:
+    """What stood against the candidates that fit and were not tried."""
+    reasons = (e.probe_failure for e in recommendation.evaluations if e.fits and e.accuracy is None)
+    found = [reason.removeprefix(NOT_PROBED) for reason in reasons if reason.startswith(NOT_PROBED)]
+    return found[0] if found else "their training failed"
 
 
 def multiply_add_flops_per_sample(evaluation: Evaluation, batch_size: int) -> float | None:

@@ -59,6 +59,7 @@ def facts(recommendation: Recommendation, numbers: dict[str, int]) -> dict[str, 
                 "values": [each[name] for name in names],
                 "failed": evaluation.measured is not None and not evaluation.measured.survived,
                 "accuracy": evaluation.accuracy.mean if evaluation.accuracy else None,
+                "retained": _retained(evaluation.accuracy),
                 "finalist": evaluation.accuracy is not None and evaluation.accuracy.finalist,
                 "sure": evaluation.accuracy is not None
                 and data is not None
@@ -70,6 +71,12 @@ def facts(recommendation: Recommendation, numbers: dict[str, int]) -> dict[str, 
         "losses": list(_losses(evaluations, budget)),
         "base": _base(base, data, recommendation) if base and data else None,
     }
+
+
+def _retained(accuracy: Accuracy | None) -> tuple[float, float] | None:
+    """The accuracy on old data, and the most that it may be."""
+    old = accuracy.retained if accuracy else None
+    return (old.mean, old.high) if old else None
 
 
 def _order(recommendation: Recommendation, prefer: Preference) -> list[int]:

@@ -43,8 +43,10 @@ def has_floor(budget: Budget) -> bool:
 def _first_choice(cheapest: Sequence[Evaluation], budget: Budget) -> Evaluation:
     """Of candidates in order of cost, the cheapest that is as good as the most accurate.
 
-    One that is less accurate than a cheaper one doesn't count, however unsure its accuracy is. So more to
-    choose from never makes the choice both dearer and less accurate, and what is beaten changes nothing.
+    Where it is known what they forget, what surely forgets more than another that is as good isn't. One
+    that is less accurate than a cheaper one doesn't count, however unsure its accuracy is. So more to choose
+    from never makes the choice dearer and less accurate, but for what it forgets, and what is beaten changes
+    nothing.
     """
     stairs: list[Evaluation] = []
     for evaluation in cheapest:
@@ -52,7 +54,9 @@ def _first_choice(cheapest: Sequence[Evaluation], budget: Budget) -> Evaluation:
             stairs.append(evaluation)
     best = stairs[-1].accuracy
     assert best is not None  # noqa: S101 - the caller ranks only those that have one
-    return next(e for e in stairs if e.accuracy is not None and is_as_good(e.accuracy, best, budget))
+    good = [e for e in stairs if e.accuracy is not None and is_as_good(e.accuracy, best, budget)]
+    most = max((old.mean for e in good if (old := _retained(e)) is not None), default=0.0)
+    return next(e for e in good if (old := _retained(e)) is None or old.high >= most)
 
 
 def cheapest_first(evaluations: Sequence[Evaluation], budget: Budget) -> list[Evaluation]:
@@ -144,6 +148,10 @@ def _costs(evaluation: Evaluation) -> tuple[float, ...]:
         cost.trainable_parameters,
         cost.inference_flops_ratio,
     )
+
+
+def _retained(evaluation: Evaluation) -> Accuracy | None:
+    return evaluation.accuracy.retained if evaluation.accuracy is not None else None
 
 
 def _mean(evaluation: Evaluation) -> float:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, BinaryIO, cast
 
 import torch
 
 from advisor.errors import InputError, first_line
-from advisor.files import replacing
+from advisor.files import opened, replacing
 from advisor.records import Candidate
 from advisor.training.loop import Training, head_of
 
@@ -45,17 +45,29 @@ class Length:
         return self.epochs * self.updates_per_epoch
 
 
+def _read(file: BinaryIO) -> Any:
+    return torch.load(file, map_location="cpu", weights_only=True)
+
+
 class Epochs:
     """A training's epochs, with a checkpoint after each."""
 
-    def __init__(self, training: Training, length: Length, key: Mapping[str, Any], path: Path) -> None:
+    def __init__(
+        self,
+        training: Training,
+        length: Length,
+        key: Mapping[str, Any],
+        path: Path,
+        read: Callable[[BinaryIO], Any] = _read,
+    ) -> None:
         """Ready for the first epoch.
 
         Args:
             key: in words, what must be equal for a checkpoint to be this one's.
             path: the checkpoint's.
+            read: what a file holds that `torch.save` wrote, without running code.
         """
-        self.training, self.length = training, length
+        self.training, self.length, self._read = training, length, read
         self._key, self._path = dict(key), path
         self.epochs_run = 0
         self.diverged = False
@@ -83,7 +95,7 @@ class Epochs:
             )
         progress("train", 1.0, "")
         if self.diverged:
-            self.training.restore(_read_checkpoint(self._path)["state"])
+            self.training.restore(self._saved()["state"])
         if self.training.trainable.examples is None:
             self.training.finish()
 
@@ -91,7 +103,7 @@ class Epochs:
         """Go on from the folder's checkpoint, if there is one. Raises InputError."""
         if not self._path.exists():
             return
-        saved = _read_checkpoint(self._path)
+        saved = self._saved()
         differing = [
             f"{name} {_short(saved['key'].get(name))}, now {_short(value)}"
             for name, value in self._key.items()
@@ -130,21 +142,21 @@ class Epochs:
                 "make room, and give the same command again"
             ) from error
 
+    def _saved(self) -> dict[str, Any]:
+        try:
+            with opened(self._path) as file:
+                saved = self._read(file)
+            if saved["format"] != _FORMAT or not isinstance(saved["key"], dict):
+                raise ValueError("another format")
+            if missing := _KEYS - saved.keys():
+                raise ValueError(f"without {missing}")
+        except Exception as error:  # whatever the file may hold
+            raise InputError(
+                f"{self._path}: is no checkpoint of a fine-tune, or a damaged one; give another --output, "
+                "or --restart to have it replaced"
+            ) from error
+        return cast(dict[str, Any], saved)
+
 
 def _short(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _read_checkpoint(path: Path) -> dict[str, Any]:
-    try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-        if saved["format"] != _FORMAT or not isinstance(saved["key"], dict):
-            raise ValueError("another format")
-        if missing := _KEYS - saved.keys():
-            raise ValueError(f"without {missing}")
-    except Exception as error:  # whatever the file may hold
-        raise InputError(
-            f"{path}: is no checkpoint of a fine-tune, or a damaged one; give another --output, or --restart "
-            "to have it replaced"
-        ) from error
-    return cast(dict[str, Any], saved)

@@ -251,7 +251,8 @@ def evaluate(
 class FrontOutputs:
     """What a frozen front makes of images: computed once."""
 
-    outputs: torch.Tensor  # (N, ...)
+    outputs: torch.Tensor  # (M, ...): of these images, and perhaps of others
+    places: torch.Tensor  # (N,) int64: where in them each image's are
     labels: torch.Tensor  # (N,) int64
     folder: tempfile.TemporaryDirectory[str] | None  # of the file that holds the outputs, if one does
     pooled: dict[Block, torch.Tensor]  # of the front's blocks, for a head in closed form
@@ -292,13 +293,17 @@ class FrontOutputs:
                 else:
                     outputs = made.new_empty(shape)
             outputs[positions] = made
-        return cls(
-            outputs, images.labels, folder, {block: torch.cat(parts) for block, parts in pooled.items()}
-        )
+        joined = {block: torch.cat(parts) for block, parts in pooled.items()}
+        return cls(outputs, torch.arange(len(images)), images.labels, folder, joined)
+
+    def those(self, indices: torch.Tensor) -> FrontOutputs:
+        """Of the images at these indices."""
+        pooled = {block: of_block[indices] for block, of_block in self.pooled.items()}
+        return FrontOutputs(self.outputs, self.places[indices], self.labels[indices], self.folder, pooled)
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def batch(self, indices: torch.Tensor, _: Normalisation) -> tuple[torch.Tensor, torch.Tensor]:
         """What the front made of those at `indices`, and their labels."""
-        return self.outputs[indices], self.labels[indices]
+        return self.outputs[self.places[indices]], self.labels[indices]

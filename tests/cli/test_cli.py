@@ -337,3 +337,10 @@ def test_the_module_is_the_command(tmp_path):
     done = run_command("--help", cwd=tmp_path, fresh=True)
     assert done.returncode == 0
     assert "recommend" in done.stdout
+
+
+def test_what_a_terminal_would_obey_is_not_said(tell):
+    code, out, err = tell("profile", "a\n\x1b[31mb\x9b.pt")
+    assert (code, out) == (2, "")
+    assert r"a\n\x1b[31mb\x9b.pt: does not exist" in err
+    assert err.count("\n") == 1

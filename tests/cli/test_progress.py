@@ -44,6 +44,16 @@ def test_bar_elapsed_and_time_left_are_always_there(width, running):
         assert all("[red]" in line for line in lines)
 
 
+def test_what_leads_is_told_above_the_bars_and_not_too_often():
+    text = io.StringIO()
+    bars = ProgressBars(Console(file=text, force_terminal=True, width=80, color_system=None))
+    for lead in ("ridge, about 70%", "norm, about 71%"):  # the second follows at once
+        bars("lead", 0.0, lead)
+    assert [line for line in text.getvalue().splitlines() if "far" in line] == [
+        "So far: ridge, about 70%; Ctrl-C takes it"
+    ]
+
+
 @pytest.fixture
 def seen(tmp_path):
     """What `profile` of a network of 14 parameters shows in a terminal of 80 columns."""

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image, features
 
 from advisor.data.loading import load_data
+from advisor.data.pixels import pixels
 from advisor.data.sources import find
 from advisor.records import Framing
 
@@ -144,3 +145,13 @@ def test_a_wide_image_squashed_keeps_what_lies_at_its_sides(tmp_path):
     root = folder(tmp_path, save)
     assert read(root).max() == 0
     assert read(root, framing=Framing(mode="squash"))[:, 0].min() > 200
+
+
+def test_an_image_of_very_many_pixels_is_halved_first_and_shows_the_same():
+    wide = Image.new("L", (9000, 5000))
+    wide.paste(255, (0, 0, 4500, 5000))
+    found = pixels(wide, 3)
+    assert found.shape == (3, 2500, 4500)
+    assert (found[:, :, :2249] == 255).all()
+    assert (found[:, :, 2251:] == 0).all()
+    assert pixels(Image.new("L", (40_000, 1000)), 1).shape == (1, 1000, 40_000)  # nothing to spare

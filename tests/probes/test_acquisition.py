@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -25,7 +23,7 @@ SAMPLES = 200
 
 def option(training, rate, share, seconds=1.0, work=1.0):
     rows, ends = ((PICTURE.rows[Point(training, rate, part)],) for part in (share, 1.0))
-    return Option((training, rate, share), rows, ends, seconds, work, is_last=share == 1.0)
+    return Option((training, rate, share), rows, ends, seconds, work, share == 1.0, SAMPLES)
 
 
 def some_belief():
@@ -37,26 +35,29 @@ def test_the_knowledge_gradient_is_the_mean_gain_over_the_answers(asked):
     """Against answers drawn at random, each of them taken into the picture."""
     belief = some_belief()
     random, draws = np.random.default_rng(0), 200_000
-    noise = belief.noise(asked, SAMPLES)
-    moves = belief.covariances(FINALS, [asked])[:, 0] / math.sqrt(belief.variances[asked] + noise)
+    moves = belief.moves(FINALS, [(asked, SAMPLES)])[:, 0]
     means = belief.means[FINALS]
     raised = (means[:, None] + moves[:, None] * random.standard_normal(draws)).max(0).mean() - means.max()
     share = expit(means.max())
-    [gain] = knowledge_gradients(belief, [asked], FINALS, SAMPLES)
+    [gain] = knowledge_gradients(belief, [(asked, SAMPLES)], FINALS)
     assert gain == pytest.approx(raised * share * (1 - share), rel=0.1, abs=2e-4)
 
 
-def test_an_answer_moves_what_is_believed_as_far_as_was_expected():
-    """The move that the knowledge gradient reckons with is the one that the answer brings about."""
+@pytest.mark.parametrize(("asked", "samples"), [(6, SAMPLES), (6, 4 * SAMPLES), (0, 4 * SAMPLES)])
+def test_an_answer_moves_what_is_believed_as_far_as_was_expected(asked, samples):
+    """The move that the knowledge gradient reckons with is the one that the answer brings about.
+
+    Of an answer on more of the same images, the part is known that was seen before.
+    """
     seen = [Seen(POINTS[0], 0.8, SAMPLES), Seen(POINTS[4], 0.8, SAMPLES)]
-    belief, asked, answer = PICTURE.given(seen), 6, 0.85
-    after = PICTURE.given([*seen, Seen(POINTS[asked], answer, SAMPLES)])
-    gap = math.log((answer * SAMPLES + 0.5) / ((1 - answer) * SAMPLES + 0.5)) - belief.means[asked]
-    # The noise is that of the answer that came, not of the one that was expected.
-    noise = belief.noise(asked, SAMPLES)
-    moved = belief.covariances(range(len(POINTS)), [asked])[:, 0] / (belief.variances[asked] + noise) * gap
-    assert after.means - belief.means == pytest.approx(moved, rel=0.2, abs=0.01)
-    assert all(after.variances <= belief.variances + 1e-9)
+    every, belief = range(len(POINTS)), PICTURE.given(seen)
+    one, other = (PICTURE.given([*seen, Seen(POINTS[asked], right, samples)]) for right in (0.79, 0.81))
+    [expected] = belief.moves(every, [(asked, samples)]).T
+    # Two answers, apart by so much in log odds, move the means apart in proportion.
+    moved = other.means - one.means
+    assert moved / np.linalg.norm(moved) == pytest.approx(expected / np.linalg.norm(expected), abs=0.02)
+    left = belief.variances - one.variances
+    assert left == pytest.approx(expected**2, rel=0.05, abs=1e-4)
 
 
 @given(
@@ -66,13 +67,14 @@ def test_an_answer_moves_what_is_believed_as_far_as_was_expected():
 def test_to_know_more_is_never_worth_less_than_nothing(accuracies, samples):
     seen = [Seen(point, accuracy, samples) for point, accuracy in zip(POINTS, accuracies, strict=False)]
     belief = PICTURE.given(seen)
-    assert (knowledge_gradients(belief, range(len(POINTS)), FINALS, samples) >= -1e-6).all()
+    asked = [(row, samples) for row in range(len(POINTS))]
+    assert (knowledge_gradients(belief, asked, FINALS) >= -1e-6).all()
     assert (belief.variances >= 0).all()
 
 
 def test_of_two_that_tell_the_same_the_one_with_less_work_is_chosen():
     options = [option(NORM, 0.005, 1.0, work=2.0), option(NORM, 0.005, 1.0, work=1.0)]
-    assert chosen(some_belief(), options, FINALS, SAMPLES, 100.0) == options[1]
+    assert chosen(some_belief(), options, FINALS, 100.0) == options[1]
 
 
 def test_what_is_unknown_and_may_be_the_best_comes_before_what_is_known():
@@ -84,7 +86,7 @@ def test_what_is_unknown_and_may_be_the_best_comes_before_what_is_known():
         ]
     )
     options = [option(t, rate, 1.0) for t in (NORM, FROZEN, SSF) for rate in RATES[t]]
-    picked = chosen(belief, options, FINALS, SAMPLES, 100.0)
+    picked = chosen(belief, options, FINALS, 100.0)
     assert picked is not None
     assert picked.name[0] == SSF
 
@@ -94,19 +96,19 @@ def test_time_is_kept_for_what_leads():
     leader = POINTS[max(FINALS, key=lambda row: belief.means[row])]
     ending = option(leader.training, leader.rate, 1.0, seconds=5.0, work=100.0)
     other = option(FROZEN, 0.005, 0.25, seconds=1.0, work=1e-3)
-    assert chosen(belief, [ending, other], FINALS, SAMPLES, 6.0) == other
-    assert chosen(belief, [ending, other], FINALS, SAMPLES, 5.9) == ending
-    assert chosen(belief, [ending, other], FINALS, SAMPLES, 4.0) == other  # then it can't be had anyway
-    assert chosen(belief, [ending, other], FINALS, SAMPLES, 0.5) is None
+    assert chosen(belief, [ending, other], FINALS, 6.0) == other
+    assert chosen(belief, [ending, other], FINALS, 5.9) == ending
+    assert chosen(belief, [ending, other], FINALS, 4.0) == other  # then it can't be had anyway
+    assert chosen(belief, [ending, other], FINALS, 0.5) is None
 
 
 def test_where_nothing_is_worth_its_time_the_leader_is_still_trained_to_its_end():
     seen = [Seen(point, 0.9 if point.training == FULL else 0.1, 10**6) for point in POINTS]
     belief = PICTURE.given(seen)
     ending, other = option(FULL, 0.0005, 1.0), option(NORM, 0.005, 1.0)
-    assert chosen(belief, [other, ending], FINALS, SAMPLES, 100.0) == ending
-    assert chosen(belief, [other], FINALS, SAMPLES, 100.0) is None
-    assert chosen(belief, [], FINALS, SAMPLES, 100.0) is None
+    assert chosen(belief, [other, ending], FINALS, 100.0) == ending
+    assert chosen(belief, [other], FINALS, 100.0) is None
+    assert chosen(belief, [], FINALS, 100.0) is None
 
 
 def test_contenders_are_those_that_may_be_the_best():

@@ -16,7 +16,7 @@ from advisor.data.loading import LabelledImages
 from advisor.models.layers import take_census
 from advisor.probes.folds import CrossValidation, fold_count
 from advisor.probes.train import Trainer, Trial
-from advisor.records import Candidate
+from advisor.records import Candidate, Levers
 from tests.probes.test_train import SIZE, dataset, network
 
 
@@ -24,10 +24,16 @@ def few(count, drawn=True):
     return replace(dataset(samples=count), is_split_drawn=drawn)
 
 
-def test_only_few_images_without_a_split_of_their_own_are_cross_validated():
+def cross_validation(data, folds, model=None, **given):
+    model = network() if model is None else model
+    return CrossValidation(model, take_census(model, SIZE), data, 4, folds, **given)
+
+
+def test_images_without_a_split_of_their_own_are_cross_validated_unless_there_are_many():
     assert fold_count(few(50)) == 5
-    assert fold_count(few(50, drawn=False)) == 1
-    assert fold_count(few(400)) == 1
+    assert fold_count(few(400)) == 4
+    assert fold_count(few(1600)) == 1
+    assert fold_count(few(50, drawn=False)) == fold_count(few(400, drawn=False)) == 1
     data = few(50)
     lonely = LabelledImages(data.train.images[:3], torch.tensor([0, 0, 1]))
     assert fold_count(replace(data, train=lonely, validation=lonely)) == 2  # two images of class 1
@@ -38,7 +44,7 @@ def test_only_few_images_without_a_split_of_their_own_are_cross_validated():
 def test_every_image_is_held_out_once_and_classes_are_spread(count, folds, seed):
     data = dataset(samples=count, seed=seed)
     trainer = CrossValidation(network(), take_census(network(), SIZE), data, 4, folds)
-    parts = [one.dataset for one in trainer._trainers]
+    parts = [trainer._trainer(fold).dataset for fold in range(folds)]
     assert sum(len(part.validation) for part in parts) == len(trainer.dataset.validation)
     for part in parts:
         assert len(part.train) + len(part.validation) == len(data.train) + len(data.validation)
@@ -47,17 +53,48 @@ def test_every_image_is_held_out_once_and_classes_are_spread(count, folds, seed)
             assert abs(share - int((trainer.dataset.validation.labels == label).sum())) < folds
 
 
-@pytest.mark.parametrize("samples", [1, 7, 60])  # of one, two folds judge none
-def test_a_probe_puts_the_folds_answers_in_the_images_order(samples):
-    data = few(60)
-    trainer = CrossValidation(network(), take_census(network(), SIZE), data, 4, 3)
+@pytest.mark.parametrize(("samples", "trainings"), [(1, 1), (20, 1), (27, 2), (60, 3)])
+def test_a_probe_trains_as_many_networks_as_its_images_need(samples, trainings):
+    trainer = cross_validation(few(60), 3)
     trial = Trial(Candidate("full"), 1e-2, 12, samples, 0)
     found = trainer.probe(trial)
     assert len(found.correct) == len(trainer.judge_base(samples)) == samples
-    fold_of = trainer._fold_of[:samples].tolist()
-    for fold, own in enumerate(trainer._trainers):
-        mine = [byte for byte, of in zip(found.correct, fold_of, strict=True) if of == fold]
-        assert bytes(mine) == own.probe(replace(trial, samples=len(mine))).correct
+    assert trainer.trainings(samples) == trainings
+    for fold in range(trainings):
+        mine = found.correct[20 * fold : 20 * (fold + 1)]
+        assert mine == trainer._trainer(fold).probe(replace(trial, samples=len(mine))).correct
+
+
+def test_few_images_are_all_judged_from_the_start_and_more_of_them_fold_by_fold():
+    assert cross_validation(few(60), 3).steps == (60,)
+    assert cross_validation(few(400), 4).steps == (100, 200, 300, 400)
+
+
+def test_what_a_fold_has_answered_is_not_trained_again():
+    trainer, trial = cross_validation(few(400), 4), Trial(Candidate("full"), 1e-2, 4, 100, 0)
+    first = trainer.probe(trial)
+    trained = []
+    for fold in range(4):
+        own = trainer._trainer(fold)
+        own.probe = lambda trial, own=own, fold=fold: trained.append(fold) or Trainer.probe(own, trial)
+    found = trainer.probe(replace(trial, samples=300))
+    assert trained == [1, 2]
+    assert found.correct[:100] == first.correct
+
+
+@pytest.mark.parametrize("statistics", ["own", "reestimated"])
+def test_what_is_frozen_runs_once_for_all_folds_and_nothing_else_comes_out(statistics):
+    """Unless its statistics are re-estimated: then it is another one in each fold."""
+    data, levers = few(60), Levers(statistics=statistics)
+    trial = Trial(Candidate("head", levers=levers), 1e-2, 6, 60, 0)
+    trainer = cross_validation(data, 3)
+    found = trainer.probe(trial)
+    assert len(trainer._fronts) == (statistics == "own")
+    alone = [
+        Trainer(trainer.model, trainer.census, part, 4).probe(replace(trial, samples=len(part.validation)))
+        for part in trainer._parts
+    ]
+    assert found.correct == b"".join(each.correct for each in alone)
 
 
 def test_old_images_are_judged_once_each():
@@ -80,13 +117,12 @@ def test_new_rows_are_imprinted_without_the_images_held_out():
     model = nn.Sequential(nn.Flatten(), nn.Linear(36, 2))
     adapted = copy.deepcopy(model)
     trainer = CrossValidation(adapted, take_census(adapted, SIZE), data, 4, 3, imprinted_from=0)
-    rows = [one.model[1].weight for one in trainer._trainers]
+    rows = [trainer._trainer(fold).model[1].weight for fold in range(3)]
     assert not torch.equal(rows[0], rows[1])
     assert not torch.equal(rows[0], model[1].weight)
     # Each fold's own network judges what it held out.
-    correct = trainer.judge_base(len(trainer.dataset.validation))
-    first = [right for right, fold in zip(correct, trainer._fold_of.tolist(), strict=True) if fold == 0]
-    assert bytes(first) == trainer._trainers[0].judge_base(len(first))
+    own = [trainer._trainer(fold).judge_base(10) for fold in range(3)]
+    assert trainer.judge_base(30) == b"".join(own)
 
 
 def test_its_key_is_told_without_imprinting(monkeypatch):
@@ -98,16 +134,16 @@ def test_its_key_is_told_without_imprinting(monkeypatch):
     assert trainer.key() == CrossValidation(*given_).key()
     assert not made
     trainer.judge_base(3)
-    assert len(made) == 3
+    assert len(made) == 1
     there = pickle.loads(pickle.dumps(trainer))
-    there.judge_base(3)
+    there.judge_base(30)
     assert len(made) == 3  # sent with it
 
 
 def test_folds_start_from_the_head_that_is_shipped_where_nothing_was_imprinted():
     model = nn.Sequential(nn.Flatten(), nn.Linear(36, 2))
     trainer = CrossValidation(model, take_census(model, SIZE), few(30), 4, 3)
-    assert all(torch.equal(one.model[1].weight, model[1].weight) for one in trainer._trainers)
+    assert all(torch.equal(trainer._trainer(fold).model[1].weight, model[1].weight) for fold in range(3))
 
 
 def test_the_folds_are_part_of_what_a_probe_depends_on():

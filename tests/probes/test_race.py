@@ -16,6 +16,7 @@ from advisor.errors import DataError
 from advisor.methods import get_method, registered
 from advisor.models.layers import take_census
 from advisor.paired import paired_gap
+from advisor.probes import CrossValidation
 from advisor.probes.judging import ACCURACY
 from advisor.probes.race import race
 from advisor.probes.train import Trainer, trained_as
@@ -23,6 +24,7 @@ from advisor.records import Candidate, Levers
 from advisor.store import Store
 from advisor.training import loop
 from advisor.training.loop import level_updates
+from tests.probes.test_folds import few
 from tests.probes.test_train import SIZE, dataset, network
 
 CANDIDATES = [
@@ -257,3 +259,25 @@ def test_what_is_told_of_the_luckiest_is_less_than_what_was_seen():
     found = run([Candidate.of("lora", {"rank": rank}, Levers()) for rank in (1, 2, 4)], images=90, updates=48)
     best = max((a for a in found.accuracies.values() if a.finalist), key=lambda accuracy: accuracy.seen)
     assert best.low < best.mean < best.seen == sum(best.correct) / len(best.correct)
+
+
+def test_what_leads_is_told_all_along_and_led_in_the_end():
+    leads = []
+    found = run(updates=24, lead=lambda candidate, told: leads.append((candidate, told)))
+    assert len(leads) > 1
+    leader, told = leads[-1]
+    assert found.accuracies[leader].mean == pytest.approx(told.mean)
+    assert told.mean == pytest.approx(max(a.mean for a in found.accuracies.values() if a.finalist))
+
+
+def test_of_few_hundred_images_what_leads_is_judged_on_more_than_the_first_fold():
+    """And nothing is judged on more than it was worth: not all candidates are."""
+    model, census = network(), take_census(network(), SIZE)
+    simulator = Simulator(model, census, images=300)
+    costs = {one: simulator.cost(one, 8) for one in CANDIDATES}
+    trainer = CrossValidation(model, census, few(400), 8, folds=4)
+    found = race(trainer, costs, seconds=AMPLE, updates=24, seed=0)
+    judged = [len(accuracy.correct) for accuracy in found.accuracies.values()]
+    assert min(judged) == trainer.steps[0] < max(judged)
+    best = max((a for a in found.accuracies.values() if a.finalist), key=lambda accuracy: accuracy.mean)
+    assert len(best.correct) == max(judged)

@@ -23,9 +23,9 @@ from advisor.models.layers import take_census
 from advisor.probes.judging import ACCURACY
 from advisor.probes.train import (
     FineTune,
+    Kept,
     Trainer,
     Trial,
-    _Kept,
     in_quick_layout,
     trained_as,
     without_head,
@@ -274,7 +274,7 @@ def test_a_longer_training_repeats_only_what_it_must(monkeypatch):
 
 
 def test_states_are_kept_within_so_many_bytes():
-    kept = _Kept(1000)
+    kept = Kept(1000)
     for number in range(4):
         kept.put((number,), {"model": torch.zeros(100), "done": number})
     assert [kept.get((number,)) is None for number in range(4)] == [True, True, False, False]

@@ -56,6 +56,20 @@ def test_what_forgets_too_much_does_not_fit():
     assert "70.0%" in answer(None, [lost], Budget(min_retained=0.8), None)
 
 
+def test_of_those_as_good_what_surely_forgets_more_is_no_choice():
+    def remembering(name, right, memory):
+        made = evaluation(name, right=950, memory=memory)
+        return replace(made, accuracy=replace(made.accuracy, retained=accuracy(right)))
+
+    cheap, dear = remembering("head", 650, memory=10), remembering("ridge", 760, memory=20)
+    dear = replace(dear, accuracy=replace(dear.accuracy, mean=0.951))
+    assert rank([cheap, dear], Budget(tolerance=0.01)) == [dear, cheap]
+    near = replace(cheap, accuracy=replace(cheap.accuracy, retained=accuracy(740)))
+    assert rank([near, dear], Budget(tolerance=0.01)) == [near, dear]  # that may be chance
+    better = replace(dear, accuracy=replace(dear.accuracy, mean=0.99))  # no longer as good
+    assert rank([cheap, better], Budget(tolerance=0.01)) == [better, cheap]
+
+
 def test_the_runtimes_footprint_comes_off_the_memory():
     assert violations(Budget(ram_bytes=120, runtime_overhead_bytes=30), cost())
     assert not violations(Budget(ram_bytes=120, runtime_overhead_bytes=20), cost())

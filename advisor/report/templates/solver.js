@@ -32,8 +32,8 @@ function rank(data, budget, fitting) {
   return ranked;
 }
 
-// Of candidates in order of cost, the cheapest that is as good as the most accurate; one that is less
-// accurate than a cheaper one doesn't count.
+// Of candidates in order of cost, the cheapest that is as good as the most accurate, and doesn't surely forget
+// more than another that is; one that is less accurate than a cheaper one doesn't count.
 function firstChoice(data, cheapest, tolerance) {
   const accuracy = (n) => data.candidates[n].accuracy;
   const stairs = [];
@@ -41,8 +41,11 @@ function firstChoice(data, cheapest, tolerance) {
     if (!stairs.length || accuracy(n) > accuracy(stairs.at(-1))) stairs.push(n);
   }
   const best = stairs.at(-1);
-  return stairs.find((n) => accuracy(best) - accuracy(n) <= tolerance
+  const good = stairs.filter((n) => accuracy(best) - accuracy(n) <= tolerance
     || lossesOf(data, best).get(n) <= tolerance);
+  const retained = (n) => data.candidates[n].retained;
+  const most = Math.max(...good.filter(retained).map((n) => retained(n)[0]));
+  return good.find((n) => !retained(n) || retained(n)[1] >= most);
 }
 
 function weigh(data, budget, ranked) {
