@@ -19,7 +19,6 @@ from advisor.costs.passes import pass_size
 from advisor.data import Normalisation
 from advisor.delivery import CHECKPOINT, check_folder, deliver
 from advisor.errors import InputError
-from advisor.files import opened
 from advisor.kept_sums import KeptSums, marks_of
 from advisor.methods import learning_rates
 from advisor.models.pickles import read_data
@@ -127,13 +126,8 @@ class _Run(Epochs):
             "data": known["data"][:12],
         }
         super().__init__(
-            FineTune(trainer, candidate, rate, length.updates, seed), length, key, path, _read_plainly
+            FineTune(trainer, candidate, rate, length.updates, seed), length, key, path, read_data
         )
-
-
-def _read_plainly(path: Path) -> Any:
-    with opened(path) as file:
-        return read_data(file)
 
 
 def verdict(applied: Applied) -> str:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, BinaryIO, cast
 
 import torch
 
 from advisor.errors import InputError, first_line
-from advisor.files import replacing
+from advisor.files import opened, replacing
 from advisor.records import Candidate
 from advisor.training.loop import Training, head_of
 
@@ -46,6 +45,10 @@ class Length:
         return self.epochs * self.updates_per_epoch
 
 
+def _read(file: BinaryIO) -> Any:
+    return torch.load(file, map_location="cpu", weights_only=True)
+
+
 class Epochs:
     """A training's epochs, with a checkpoint after each."""
 
@@ -55,18 +58,17 @@ class Epochs:
         length: Length,
         key: Mapping[str, Any],
         path: Path,
-        read: Callable[[Path], Any] | None = None,
+        read: Callable[[BinaryIO], Any] = _read,
     ) -> None:
         """Ready for the first epoch.
 
         Args:
             key: in words, what must be equal for a checkpoint to be this one's.
             path: the checkpoint's.
-            read: what torch.save wrote of tensors and plain values; None: torch's own reader.
+            read: what a file holds that `torch.save` wrote, without running code.
         """
-        self.training, self.length = training, length
+        self.training, self.length, self._read = training, length, read
         self._key, self._path = dict(key), path
-        self._read = read or partial(torch.load, map_location="cpu", weights_only=True)
         self.epochs_run = 0
         self.diverged = False
 
@@ -93,7 +95,7 @@ class Epochs:
             )
         progress("train", 1.0, "")
         if self.diverged:
-            self.training.restore(self._read_checkpoint()["state"])
+            self.training.restore(self._saved()["state"])
         if self.training.trainable.examples is None:
             self.training.finish()
 
@@ -101,7 +103,7 @@ class Epochs:
         """Go on from the folder's checkpoint, if there is one. Raises InputError."""
         if not self._path.exists():
             return
-        saved = self._read_checkpoint()
+        saved = self._saved()
         differing = [
             f"{name} {_short(saved['key'].get(name))}, now {_short(value)}"
             for name, value in self._key.items()
@@ -140,17 +142,18 @@ class Epochs:
                 "make room, and give the same command again"
             ) from error
 
-    def _read_checkpoint(self) -> dict[str, Any]:
+    def _saved(self) -> dict[str, Any]:
         try:
-            saved = self._read(self._path)
+            with opened(self._path) as file:
+                saved = self._read(file)
             if saved["format"] != _FORMAT or not isinstance(saved["key"], dict):
                 raise ValueError("another format")
             if missing := _KEYS - saved.keys():
                 raise ValueError(f"without {missing}")
         except Exception as error:  # whatever the file may hold
             raise InputError(
-                f"{self._path}: is no checkpoint of a fine-tune, or a damaged one; give another --output, or "
-                "--restart to have it replaced"
+                f"{self._path}: is no checkpoint of a fine-tune, or a damaged one; give another --output, "
+                "or --restart to have it replaced"
             ) from error
         return cast(dict[str, Any], saved)
 

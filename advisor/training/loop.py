@@ -293,9 +293,8 @@ class FrontOutputs:
                 else:
                     outputs = made.new_empty(shape)
             outputs[positions] = made
-        places = torch.arange(len(images))
         joined = {block: torch.cat(parts) for block, parts in pooled.items()}
-        return cls(outputs, places, images.labels, folder, joined)
+        return cls(outputs, torch.arange(len(images)), images.labels, folder, joined)
 
     def those(self, indices: torch.Tensor) -> FrontOutputs:
         """Of the images at these indices."""
