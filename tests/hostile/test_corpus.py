@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import shutil
 import statistics
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -40,12 +41,21 @@ def cases():
 
 def tried(cases, folder):
     """What became of each, by name."""
-    for number, (name, case) in enumerate(cases.items()):
-        home, work = folder / str(number), folder / f"{number}-work"
-        home.mkdir()
+
+    def one(home, name, path):
+        work = home.with_name(f"{home.name}-work")
         work.mkdir()
-        yield name, opened(case.kind, *case.options, case.write(home), home=work)
+        outcome = opened(cases[name].kind, *cases[name].options, path, home=work)
         shutil.rmtree(home)
+        return name, outcome
+
+    with ThreadPoolExecutor(2) as pool:
+        found = []
+        for number, (name, case) in enumerate(cases.items()):
+            home = folder / str(number)
+            home.mkdir()
+            found.append(pool.submit(one, home, name, case.write(home)))
+        return dict(each.result() for each in found)
 
 
 def test_what_was_found_and_a_sample(cases, tmp_path):
@@ -55,13 +65,13 @@ def test_what_was_found_and_a_sample(cases, tmp_path):
     slow = ("command: ", "unlabelled: ", "answer: value", "model: program", "model: hub: ")
     quick = [name for name in cases if not name.startswith(slow)]
     chosen = {name: cases[name] for name in (*FOUND, *quick[::EACH])}
-    found = dict(tried(chosen, tmp_path))
+    found = tried(chosen, tmp_path)
     assert {name: each.faults for name, each in found.items() if each.faults} == {}
 
 
 @pytest.mark.long
 def test_all_of_the_corpus(cases, tmp_path, figure):
-    found = dict(tried(cases, tmp_path))
+    found = tried(cases, tmp_path)
     kinds = collections.Counter(case.kind for case in cases.values())
     faults = {name: each.faults for name, each in found.items() if each.faults}
     seconds = [each.seconds for each in found.values()]
