@@ -23,7 +23,11 @@ FOUND = (
     "model: hub: adapters, nested",
     *("model: hub: distributed, huge", "data: image folder with a pipe", "data: data.npz is a pipe"),
     *("data: arrays: a huge shape", "data: arrays: a huge element", "data: arrays: a pickle"),
-    *("data: list: state of a dataset, nested", "answer: advice.json is a pipe"),
+    *(
+        "data: list: state of a dataset, nested",
+        "data: list: a cell of a megabyte",
+        "answer: advice.json is a pipe",
+    ),
     *("answer: advice.json is a link to a device without an end", "answer: advice.json is 64 GiB of nothing"),
     *("baseline: baseline.json is a pipe", "store: store: a view in place of the table"),
     *("store: store: other columns", "adapter: adapter: a huge head", "adapter: adapter: a huge input"),
