@@ -12,7 +12,7 @@ from typing import Literal
 
 from advisor.data.files import images_below
 from advisor.data.parts import one_form, part_of
-from advisor.errors import DataError
+from advisor.errors import DataError, first_line
 from advisor.files import parse_json, read_text
 from advisor.names import listed
 
@@ -191,10 +191,13 @@ def _csv(path: Path, images: _Images) -> Table:
     delimiter = max(",;\t", key=lines[0].count)
     if lines[0].count(delimiter) == 0:
         delimiter = " "
-    rows = [
-        [cell.strip() for cell in row]
-        for row in csv.reader(lines, delimiter=delimiter, skipinitialspace=True)
-    ]
+    try:
+        rows = [
+            [cell.strip() for cell in row]
+            for row in csv.reader(lines, delimiter=delimiter, skipinitialspace=True)
+        ]
+    except csv.Error as error:
+        raise DataError(f"{path} can't be read as a table: {first_line(error)}; mend it") from error
     width = len(rows[0])
     ragged = next((number for number, row in enumerate(rows) if len(row) != width), None)
     if ragged is not None:
