@@ -48,10 +48,6 @@ PRIOR = Path(picturing.__file__).parent / "prior.json"
 RESULTS = Path(__file__).parent / "results" / "prior.json"
 _USUAL, _PULL = 0.15, 0.5  # a standard deviation in log odds, and how much says that it is so
 _ANY_TASK = 2.0  # standard deviation in log odds: users' tasks lie further apart than the study's
-# How much further another task lies from these than they from each other: what few tasks tell of that is too
-# little (real photos gain three standard deviations more by long training), and what is thought to be known
-# is never tried. On tasks left out 1.5 leaves the mean error as it is, and intervals hold for 97 %.
-_APART = 1.5
 _POINTS = 260  # of each task, drawn at random: what a fit takes grows with their cube
 _PROBED = ((8, 0), (4, 1), (1, 2))  # so many trainings for a sixteenth, a quarter, all of the updates
 
@@ -173,8 +169,7 @@ def fitted(tasks: Sequence[Task], steps: int) -> Prior:
     spreads, named = {}, {}
     for number, group in enumerate(groups):
         of_group = group_of == number
-        spread = math.sqrt(float(variances[of_group].mean()))
-        spreads[group] = round(spread if group == "task" else _APART * spread, 4)
+        spreads[group] = round(math.sqrt(float(variances[of_group].mean())), 4)
         if not group.startswith("training"):
             named[group] = {
                 name: round(float(means[at]), 4) for at, (of, name) in enumerate(columns) if of == group
