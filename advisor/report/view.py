@@ -400,9 +400,11 @@ def evidence_text(recommendation: Recommendation) -> str:
 
 def why_untried(recommendation: Recommendation) -> str:
     """What stood against the candidates that fit and were not tried."""
-    reasons = (e.probe_failure for e in recommendation.evaluations if e.fits and e.accuracy is None)
+    reasons = [e.probe_failure for e in recommendation.evaluations if e.fits and e.accuracy is None]
     found = [reason.removeprefix(NOT_PROBED) for reason in reasons if reason.startswith(NOT_PROBED)]
-    return found[0] if found else "their training failed"
+    if not found and all(reasons):
+        return "their training failed"
+    return found[0] if found else "allow more --probe-time"
 
 
 def multiply_add_flops_per_sample(evaluation: Evaluation, batch_size: int) -> float | None:

@@ -286,9 +286,11 @@ def _sums(path):
 
 
 def _checkpoint(path):
-    from advisor.apply import _read_checkpoint
+    from advisor.models.pickles import read_data
+    from advisor.training.epochs import Epochs, Length
 
-    _read_checkpoint(Path(path))
+    # It is read and held against the run's own before anything is done with it.
+    Epochs(None, Length(1, 1), {"candidate": "norm"}, Path(path), read_data).resume()
 
 
 def _command(*arguments):
