@@ -302,7 +302,8 @@ def budget_lines(recommendation: Recommendation) -> list[BudgetLine]:
         memory_remark = f"{memory_remark}; {taken}".removeprefix("; ")
     flops_remark = by(least_flops)
     if budget.fewest_flops and choice and choice.accuracy:
-        flops_remark = f"fewest within {points_text(budget.tolerance)} of the best"
+        good = f"within {points_text(budget.tolerance)} of the best"
+        flops_remark = f"fewest {'of those as good, old data included' if choice.accuracy.retained else good}"
     elif budget.fewest_flops and choice:
         flops_remark = "fewest wanted"
     accuracy = best.accuracy if best else None
