@@ -42,12 +42,8 @@ def command(
         str | None,
         typer.Option(metavar="IMAGES", help="Images without labels; default: those of the report."),
     ] = None,
-    candidate: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Another candidate of the report than its choice.")
-    ] = None,
-    learning_rate: Annotated[
-        float | None, typer.Option(metavar="RATE", help="Default: the best one of the candidate's probes.")
-    ] = None,
+    candidate: options.Candidate = None,
+    learning_rate: options.LearningRate = None,
     epochs: Annotated[
         int, typer.Option(help="At most; three without a better one end the training, too.")
     ] = 10,

@@ -37,12 +37,8 @@ def command(
         str | None,
         typer.Option(metavar="DATA", help="The images that the split is told of; default: the report's."),
     ] = None,
-    candidate: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Another candidate of the report than its choice.")
-    ] = None,
-    learning_rate: Annotated[
-        float | None, typer.Option(metavar="RATE", help="Default: the best one of the candidate's probes.")
-    ] = None,
+    candidate: options.Candidate = None,
+    learning_rate: options.LearningRate = None,
     epochs: Annotated[int, typer.Option(help="Of the fine-tune on the board.")] = 10,
     arch: options.Arch = None,
     trust: options.Trust = False,

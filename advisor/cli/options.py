@@ -36,6 +36,12 @@ Arch = Annotated[
         "FILE.py:FUNCTION or package.module:factory.",
     ),
 ]
+Candidate = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Another candidate of the report than its choice.")
+]
+LearningRate = Annotated[
+    float | None, typer.Option(metavar="RATE", help="Default: the best one of the candidate's probes.")
+]
 Trust = Annotated[
     bool,
     typer.Option(

@@ -10,7 +10,7 @@ from typing import Any
 
 from advisor.methods import learning_rates
 from advisor.probes.judging import ACCURACY, Metric
-from advisor.probes.picture import Picture, Point, Seen, pictured, shipped_prior, whole
+from advisor.probes.picture import Belief, Picture, Point, Seen, pictured, shipped_prior, whole
 from advisor.probes.train import Answers, Probe, Trial, training_of
 from advisor.records import FEATURES, Accuracy, Candidate, Census, Cost, CurvePoint, Estimate, Features
 from advisor.training.loop import head_of
@@ -150,8 +150,8 @@ class Findings:
 
     def longest(self) -> int:
         """Updates of what was trained for the longest; 0: nothing was."""
-        probes = [self._standing(one) for one in self._probes]
-        return max((p.trial.updates for p in probes if p.trial.learning_rate is not None), default=0)
+        trials = (probe.trial for probe in chain(*self._probes.values()))
+        return max((trial.updates for trial in trials if trial.learning_rate is not None), default=0)
 
     def told(
         self, unaffordable: Sequence[Candidate]
@@ -184,12 +184,11 @@ class Findings:
                     predicted[candidate] = told
         return accuracies, predicted
 
-    def leading(self, picture: Picture) -> tuple[Candidate, Estimate] | None:
-        """The best of the finalists, and what it would come to; None: there is none."""
+    def leading(self, picture: Picture, belief: Belief) -> tuple[Candidate, Estimate] | None:
+        """The best of the finalists, by what is believed, and what it would come to; None: there is none."""
         rows = {picture.rows[point]: found for point, found in self._judged()[0].items() if found}
         if not rows:
             return None
-        belief = picture.given(self.seen())
         best = max(rows, key=lambda row: belief.means[row])
         return next(iter(rows[best])), belief.estimate(best)
 

@@ -15,7 +15,17 @@ from torch import nn
 from advisor.data.loading import Dataset, LabelledImages
 from advisor.methods import Trainable
 from advisor.probes.scenarios import imprint
-from advisor.probes.train import MOST_KEPT, Answers, Kept, Probe, Trainer, Trial, is_reestimated
+from advisor.probes.train import (
+    MOST_KEPT,
+    TIMES,
+    Answers,
+    Kept,
+    Probe,
+    Trainer,
+    Trial,
+    is_reestimated,
+    judged_on,
+)
 from advisor.records import Candidate, Census
 from advisor.training.loop import FrontOutputs
 
@@ -63,11 +73,10 @@ class CrossValidation(Trainer):
                 they are imprinted anew for each fold, from images that it doesn't hold out.
         """
         images, fold_of = _spread(dataset, folds)
-        self._folds, self._imprinted_from = folds, imprinted_from
-        self._images, self._fronts = images, dict[Any, Any]()
+        self.folds, self._imprinted_from = folds, imprinted_from
+        self._fronts: dict[tuple[str, ...], FrontOutputs] = {}
         self._own = [(fold_of == fold).nonzero()[:, 0] for fold in range(folds)]
         self._others = [(fold_of != fold).nonzero()[:, 0] for fold in range(folds)]
-        sizes = [len(own) for own in self._own]
         self._parts, begin = [], 0
         for own, others in zip(self._own, self._others, strict=True):
             old = dataset.retained
@@ -80,13 +89,12 @@ class CrossValidation(Trainer):
             )
         whole = replace(self._parts[0], validation=images, retained=dataset.retained)
         super().__init__(model, census, whole, batch_size)
-        self.steps = (len(images),) if len(images) < _FEW else tuple(accumulate(sizes))
-        self._sizes = sizes
+        self.steps = (len(images),) if len(images) < _FEW else tuple(accumulate(self._sizes))
         self._trainers: dict[int, Trainer] = {}
         self._answered: dict[tuple[int, Trial], Probe] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        for fold in range(self._folds):  # made here: elsewhere they would come out otherwise by rounding
+        for fold in range(self.folds):  # made here: elsewhere they would come out otherwise by rounding
             self._trainer(fold)
         return super().__getstate__() | {"_answered": {}, "_fronts": {}}
 
@@ -100,21 +108,19 @@ class CrossValidation(Trainer):
             self._trainers[fold] = _Fold(base, self.census, part, self.batch_size, self, fold)
         return self._trainers[fold]
 
-    def front(self, trainable: Trainable, fold: int) -> tuple[FrontOutputs, FrontOutputs]:
+    def front_of(self, trainable: Trainable, fold: int) -> tuple[FrontOutputs, FrontOutputs]:
         """What a frozen front makes of the fold's images to train on, and of those held out.
 
         It is run once for the images of all folds.
         """
         if trainable.front not in self._fronts:
-            self._fronts[trainable.front] = FrontOutputs.of(
-                self._images, trainable, self.dataset.normalisation, self.census
-            )
+            self._fronts[trainable.front] = self.front(trainable, self.dataset.validation)
         every = self._fronts[trainable.front]
         return every.those(self._others[fold]), every.those(self._own[fold])
 
     def key(self) -> dict[str, Any]:
         """All that a probe's result depends on, besides its trial."""
-        return super().key() | {"folds": self._folds}
+        return super().key() | {"folds": self.folds}
 
     def trainings(self, samples: int) -> int:
         """How many networks it takes to judge the first held-out samples."""
@@ -138,10 +144,7 @@ class CrossValidation(Trainer):
             self._answered[of_fold] = found
             answers.append([Answers(found.correct, found.retained), *found.solved])
         own, *solved = map(_joined, zip(*answers, strict=True))
-        spent = [
-            sum(getattr(each, part) for each in ran) / max(len(ran), 1)
-            for part in ("setup_seconds", "update_seconds", "judging_seconds")
-        ]
+        spent = [sum(getattr(each, part) for each in ran) / max(len(ran), 1) for part in TIMES]
         seconds = sum(each.seconds for each in ran)
         return Probe(trial, own.correct, seconds, "", own.retained, tuple(solved), *spent)
 
@@ -153,6 +156,10 @@ class CrossValidation(Trainer):
     def time_updates(self, candidate: Candidate) -> tuple[float, float]:
         """Of one fold."""
         return self._trainer(0).time_updates(candidate)
+
+    @property
+    def _sizes(self) -> list[int]:
+        return [len(own) for own in self._own]
 
     def _shares(self, samples: int) -> list[int]:
         """Of the first held-out images, how many are of each fold."""
@@ -169,19 +176,16 @@ class _Fold(Trainer):
     ) -> None:
         super().__init__(model, census, part, batch_size)
         self._of, self._number = of, fold
-        self._kept = Kept(MOST_KEPT // of.trainings(len(of.dataset.validation)))
+        self._kept = Kept(MOST_KEPT // of.folds)
 
     def fronts(self, trainable: Trainable, candidate: Candidate) -> tuple[FrontOutputs, ...]:
         """Of images to train on, held-out and old ones: what the front makes of them."""
         train = self.images_for(candidate)
         if is_reestimated(candidate) or train is not self.dataset.train:
             return super().fronts(trainable, candidate)
-        old = [] if self.dataset.retained is None else [self.dataset.retained]
-        normalisation = self.dataset.normalisation
-        return (
-            *self._of.front(trainable, self._number),
-            *(FrontOutputs.of(part, trainable, normalisation, self.census) for part in old),
-        )
+        _, *old = judged_on(self.dataset)
+        own = self._of.front_of(trainable, self._number)
+        return (*own, *(self.front(trainable, part) for part in old))
 
 
 def _joined(answers: Sequence[Answers]) -> Answers:

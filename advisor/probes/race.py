@@ -32,8 +32,8 @@ from advisor.probes.clock import Clock
 from advisor.probes.executor import Executor, InProcess
 from advisor.probes.findings import Findings
 from advisor.probes.judging import ACCURACY, Metric
-from advisor.probes.picture import Picture, Seen, expit
-from advisor.probes.train import Answers, Probe, Trainer, Trial
+from advisor.probes.picture import Belief, Picture, Seen, expit
+from advisor.probes.train import TIMES, Answers, Probe, Trainer, Trial
 from advisor.records import NOT_PROBED, Accuracy, Candidate, Cost, Estimate
 from advisor.store import Store
 from advisor.training.loop import head_of
@@ -50,7 +50,6 @@ _JUDGING_SHARE = 0.1  # of all time, at most, for one network's held-out images
 _LEAST_SAMPLES = 40  # judged on fewer, nothing can be told apart
 _NO_TIME = "allow more --probe-time"
 _NO_PROMISE = "by what was tried it would hardly be better"
-_TIMES = ("setup_seconds", "update_seconds", "judging_seconds")  # of a probe
 _TIMED = 3  # trainings, beforehand; what others take is told from FLOPs, then from their probes
 
 
@@ -231,11 +230,12 @@ class _Race:
             )
         picture = self._found.picture(lengths)
         for step in itertools.count():
-            leading = self._found.leading(picture)
+            belief = picture.given(self._found.seen())
+            leading = self._found.leading(picture, belief)
             if leading is not None:
                 self._lead(*leading)
             plan = self._remembered(
-                "step", self._race_key | {"step": step}, partial(self._next, picture, lengths, steps)
+                "step", self._race_key | {"step": step}, partial(self._next, picture, belief, lengths, steps)
             )
             self._ended = _NO_PROMISE if plan["in_time"] else _NO_TIME
             if not plan["trials"]:
@@ -269,7 +269,9 @@ class _Race:
             for one in self._clock.timed
         )
 
-    def _next(self, picture: Picture, lengths: Sequence[int], steps: Sequence[int]) -> dict[str, Any]:
+    def _next(
+        self, picture: Picture, belief: Belief, lengths: Sequence[int], steps: Sequence[int]
+    ) -> dict[str, Any]:
         """For each worker a training; what is under way is taken to answer what is expected of it."""
         seen, trials = self._found.seen(), list[Trial]()
         finals = [picture.rows[point] for point in self._found.finals()]
@@ -277,7 +279,8 @@ class _Race:
         # There is always something to be told.
         left = self._clock.left if self._found.trained_any or not lengths else math.inf
         while len(trials) < self._executor.workers:
-            belief = picture.given(seen)
+            if trials:
+                belief = picture.given(seen)
             option = chosen(belief, options, finals, left)
             if option is None:
                 break
@@ -344,7 +347,7 @@ class _Race:
             solved = tuple(
                 Answers(bytes.fromhex(right), _bytes(old)) for right, old in found.get("solved", ())
             )
-            times = [found[name] for name in _TIMES]
+            times = [found[name] for name in TIMES]
             probe = Probe(trial, correct, found["seconds"], found["failure"], retained, solved, *times)
             self._clock.learn(probe, now=False)
             yield probe
@@ -363,7 +366,7 @@ class _Race:
                 "solved": [(each.correct.hex(), _hex(each.retained)) for each in probe.solved],
                 "seconds": probe.seconds,
                 "failure": probe.failure,
-            } | {name: getattr(probe, name) for name in _TIMES}
+            } | {name: getattr(probe, name) for name in TIMES}
             # What failed otherwise, for want of memory say, may go better another time.
             if probe.correct is not None or probe.failure == "diverged":
                 self._keep("probe", _trial_key(probe.trial), value)

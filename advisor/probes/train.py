@@ -96,6 +96,9 @@ def key_of(model: nn.Module, normalisation: Normalisation, *images: LabelledImag
     }
 
 
+TIMES = ("setup_seconds", "update_seconds", "judging_seconds")  # what a probe tells of its parts
+
+
 class Trainer:
     """Trains copies of one model on one dataset. What is frozen runs once for all candidates.
 
@@ -247,7 +250,7 @@ class Trainer:
     def inputs(self, trainable: Trainable, candidate: Candidate) -> tuple[Images, ...]:
         """Inputs to train on, held-out and old ones: images, or what a frozen front makes of them."""
         train = self.images_for(candidate)
-        parts = (train, *_judged_on(self.dataset))
+        parts = (train, *judged_on(self.dataset))
         if trainable.levers.cached_prefix == "no":
             return parts
         key = trainable.front, is_reestimated(candidate), train is self.dataset.train
@@ -257,11 +260,12 @@ class Trainer:
 
     def fronts(self, trainable: Trainable, candidate: Candidate) -> tuple[FrontOutputs, ...]:
         """Of images to train on, held-out and old ones: what the candidate's frozen front makes of them."""
-        normalisation = self.dataset.normalisation
-        parts = (self.images_for(candidate), *_judged_on(self.dataset))
-        return tuple(
-            FrontOutputs.of(part, trainable, normalisation, self.census, self.pass_size) for part in parts
-        )
+        parts = (self.images_for(candidate), *judged_on(self.dataset))
+        return tuple(self.front(trainable, part) for part in parts)
+
+    def front(self, trainable: Trainable, images: Images) -> FrontOutputs:
+        """What a frozen front makes of images."""
+        return FrontOutputs.of(images, trainable, self.dataset.normalisation, self.census, self.pass_size)
 
 
 class FineTune(Training):
@@ -380,14 +384,14 @@ def _right(weight: torch.Tensor, bias: torch.Tensor, judged: tuple[torch.Tensor,
     return bytes((answers == labels).to(torch.uint8).tolist())
 
 
-def _judged_on(data: Dataset) -> tuple[LabelledImages, ...]:
+def judged_on(data: Dataset) -> tuple[LabelledImages, ...]:
     """The images held out, and old ones, where there are any."""
     return data.validation, *([data.retained] if data.retained is not None else [])
 
 
 def _parts(data: Dataset) -> tuple[LabelledImages, ...]:
     """All images."""
-    return data.train, *_judged_on(data), *([data.unlabelled] if data.unlabelled is not None else [])
+    return data.train, *judged_on(data), *([data.unlabelled] if data.unlabelled is not None else [])
 
 
 def _decode(data: Dataset) -> None:
