@@ -13,10 +13,9 @@ from advisor.errors import first_line
 from advisor.files import write_whole
 from advisor.methods import get_method
 from advisor.models import LoadedModel
-from advisor.models.layers import logits
+from advisor.models.layers import answers_otherwise, logits
 
 NAMES = ("merged.pt", "merged.safetensors")
-_MOST_DIFFERENCE = 1e-3  # of outputs, against the largest: rounding, not another function
 
 
 def save_merged(
@@ -49,7 +48,7 @@ def save_merged(
         return None, f"no merged model: {method} adds what can't be folded into the layers; use load_adapter"
     with torch.inference_mode():
         found = logits(merged(images))
-    if (expected - found).abs().max() > _MOST_DIFFERENCE * expected.abs().max().clamp_min(1):
+    if answers_otherwise(found, expected):
         return None, f"no merged model: folding {method} into these layers changes outputs; use load_adapter"
     if loaded.form == "module":
         return _pickled(folder / NAMES[0], merged)

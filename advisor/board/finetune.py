@@ -29,7 +29,9 @@ from advisor.data.pixels import Normalisation
 from advisor.errors import AdvisorError
 from advisor.files import write_whole
 from advisor.methods import get_method
+from advisor.models.layers import answers_otherwise
 from advisor.plain import decode
+from advisor.probes.judging import ACCURACY
 from advisor.records import Candidate, Census
 from advisor.training.epochs import Epochs, Length
 from advisor.training.loop import FrontOutputs, Images, Training, evaluate, head_of, reestimated
@@ -37,7 +39,6 @@ from advisor.training.update import attach, head_to_solve
 
 HERE = Path(__file__).resolve().parent
 ADAPTER, RECIPE, MERGED, HISTORY = "adapter.safetensors", "recipe.json", "merged.safetensors", "history.json"
-_ROUNDING = 1e-3  # of outputs, against the largest
 _ALLOWANCE = 4 * 2**20  # bytes: Python and the C library take their heaps in steps
 
 
@@ -136,8 +137,8 @@ def _fine_tune(options: argparse.Namespace) -> None:
             "epochs": length.epochs,
             "epochs_run": epochs.epochs_run,
             "data": str(options.photos),
-            "accuracy": _interval(correct),
-            "base_accuracy": _interval(before),
+            "accuracy": _figures(correct),
+            "base_accuracy": _figures(before),
             "versions": {"torch": torch.__version__},
         }
         some, _ = held_out.batch(torch.arange(min(8, len(held_out))), normalisation)
@@ -208,12 +209,10 @@ def _held(training: Training, cached: list[torch.Tensor]) -> int:
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
-def _interval(correct: bytes) -> dict[str, float | int]:
-    """The share that is right, with Wilson's 95 % interval."""
-    n, share, z = len(correct), sum(correct) / len(correct), 1.96
-    middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z / (1 + z**2 / n) * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
-    return {"mean": share, "low": middle - half, "high": middle + half, "samples": n}
+def _figures(correct: bytes) -> dict[str, float | int]:
+    """The share that is right, with its 95 % interval."""
+    found = ACCURACY.of(correct)
+    return {"mean": found.mean, "low": found.low, "high": found.high, "samples": found.samples}
 
 
 def _write(output: Path, training: Training, recipe: dict[str, Any], images: torch.Tensor) -> None:
@@ -232,8 +231,8 @@ def _write(output: Path, training: Training, recipe: dict[str, Any], images: tor
     if merged.state_dict().keys() != _network().state_dict().keys():
         return
     with torch.inference_mode():
-        differ = (merged(images) - expected).abs().max() > _ROUNDING * expected.abs().max().clamp_min(1)
-    if not differ:
+        found = merged(images)
+    if not answers_otherwise(found, expected):
         write_whole(output / MERGED, packed(merged.state_dict(), {"format": "pt"}), keep_old=True)
 
 

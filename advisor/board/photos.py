@@ -14,11 +14,10 @@ from typing import Any
 
 import torch
 
-from advisor.data.pixels import Frame, Normalisation, fit, read_image
+from advisor.data.pixels import SUFFIXES, Frame, Normalisation, fit, read_image
 from advisor.errors import DataError, first_line
 from advisor.files import write_whole
 
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".gif", ".tif", ".tiff")
 _HELD_OUT = 0.3  # of the photos that nothing is known of
 _MOST_UNREADABLE = 0.05
 
@@ -91,7 +90,7 @@ def _classes(folder: Path, outputs: Mapping[str, int]) -> dict[Path, str]:
     found: dict[Path, str] = {}
     for path in sorted(folder.rglob("*")):
         inner = path.relative_to(folder)
-        if path.suffix.lower() not in _SUFFIXES or any(part.startswith(".") for part in inner.parts):
+        if path.suffix.lower() not in SUFFIXES or any(part.startswith(".") for part in inner.parts):
             continue
         names = [unicodedata.normalize("NFC", part) for part in inner.parts[:-1]]
         known = next((name for name in names if name in outputs), None)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NoReturn
 import numpy as np
 import torch
 
-from advisor.data.pixels import Frame, read_image
+from advisor.data.pixels import SUFFIXES, Frame, read_image
 from advisor.data.pools import Failures, Pool, decoded, digests
 from advisor.data.survey import Source, opened, survey
 from advisor.errors import DataError
@@ -22,10 +22,6 @@ if TYPE_CHECKING:
 
     Labels = npt.NDArray[np.int64]
 
-_SUFFIXES = (
-    *(".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".dib", ".webp", ".ppm", ".pgm", ".pnm"),
-    *(".gif", ".tif", ".tiff"),
-)
 # Pillow opens them where it was built so, or with a package beside it.
 _SOMETIMES = {
     ".avif": "a Pillow with AVIF",
@@ -54,7 +50,7 @@ def suffixes() -> tuple[str, ...]:
     """Of the image files that can be read here, in lower case."""
     from PIL import features
 
-    found = [*_SUFFIXES]
+    found = [*SUFFIXES]
     if features.check("avif"):
         found.append(".avif")
     try:

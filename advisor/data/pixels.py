@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from PIL import Image
 
 Size = tuple[int, int, int]  # (C, H, W)
+SUFFIXES = (  # of image files that any Pillow opens
+    *(".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".dib", ".webp", ".ppm", ".pgm", ".pnm"),
+    *(".gif", ".tif", ".tiff"),
+)
 _MOST_PIXELS, _LEAST_SIDE = 2**25, 1024  # 33 million; more than any input's side
 ORIENTATION = 0x0112  # of EXIF: 1 is upright, from 5 on height and width are exchanged
 

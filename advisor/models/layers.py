@@ -21,6 +21,7 @@ CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 # _NormBase covers every batch and instance normalisation, the lazy and synchronised ones included.
 NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+_ROUNDING = 1e-3  # of outputs, against the largest: rounding, not another function
 _SILENT = (nn.Identity, nn.Dropout, nn.modules.dropout._DropoutNd, nn.Flatten)
 
 
@@ -154,6 +155,12 @@ def logits(output: object) -> torch.Tensor:
     if isinstance(main, torch.Tensor):
         return main
     raise ModelError(f"the model returns {type(output).__name__}, not a (N, classes) tensor")
+
+
+def answers_otherwise(found: torch.Tensor, expected: torch.Tensor) -> bool:
+    """Whether outputs (N, classes) differ by more than rounding, or one is NaN."""
+    difference = (found - expected).abs().max()
+    return not difference <= _ROUNDING * expected.abs().max().clamp_min(1)
 
 
 def _is_norm_by_name(module: nn.Module) -> bool:

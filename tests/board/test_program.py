@@ -74,7 +74,7 @@ def test_what_cannot_be_written_leaves_no_file(tuned, tmp_path, monkeypatch):
         write_program(str(tuned / "model.pt"), tuned, tmp_path / "a.onnx", "onnx")
     # Folded wrongly, it is not what was trained.
     monkeypatch.setattr(type(get_method("lora")), "merge", lambda self, model: network())
-    monkeypatch.setattr("advisor.board.program._DIFFERENCE", -1.0)
+    monkeypatch.setattr("advisor.models.layers._ROUNDING", -1.0)
     with pytest.raises(InputError, match="answers otherwise"):
         write_program(str(tuned / "model.pt"), tuned, tmp_path / "a.pt2", "pt2")
     assert not any(tmp_path.iterdir())
