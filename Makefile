@@ -56,7 +56,7 @@ study-regret: $(VENV)/.installed-studies
 # Likewise; the networks of the study on photos, too.
 study-curves: $(VENV)/.installed-photos
 	$(if $(and $(DATA),$(MODELS)),,$(error give DATA=FOLDER (CIFAR-10 JPEG: train/, test/) and MODELS=FOLDER))
-	$(BIN)/python -m measurements.curves --data $(DATA) --models $(MODELS) $(STUDY)
+	$(BIN)/python -m measurements.curves --data $(DATA) --models $(MODELS) $(if $(PHOTOS),--photos $(PHOTOS)) $(STUDY)
 
 # Likewise.
 study-allocation: $(VENV)/.installed-studies

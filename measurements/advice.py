@@ -79,7 +79,7 @@ class Studied(ABC):
     key: dict[str, Any]  # of all that a training's result depends on, but the training
     dataset: Dataset  # every image given trains, others judge
     held_out: int  # of the images given, by the advisor
-    of_other_visits = 0  # of the images that judge, the first ones; 0: none is of the same as those given
+    of_other_visits = 0  # of the images that judge, the first ones; 0: it is not known of any
     census: Census
     trainer: Trainer
     simulator: Simulator
@@ -97,11 +97,6 @@ class Studied(ABC):
     def updates(self) -> int:
         """Of a training to its end."""
         return self.epochs * max(len(self.dataset.train) // self.size.batch, 1)
-
-    @property
-    def counted(self) -> int:
-        """How many of the images that judge say what a training comes to: the first ones."""
-        return self.of_other_visits or len(self.dataset.validation)
 
     def trial(self, candidate: Candidate, rate: float | None, seed: int, *, heads: bool = False) -> Trial:
         """To the end; with `heads`, judged with each head that can be solved for it, too."""
@@ -124,9 +119,9 @@ class Studied(ABC):
             "cost", key, lambda: costs(self.simulator, candidate, size, is_trained=is_trained)
         )
 
-    def base_accuracy(self) -> float:
-        """Of the network as it is; where it never saw the classes, of the head that it begins with."""
-        return share(self.trainer.judge_base(len(self.dataset.validation))[: self.counted])
+    def judged_base(self) -> bytes:
+        """Which are right with the network as it is; with a new head, where it never saw the classes."""
+        return self.trainer.judge_base(len(self.dataset.validation))
 
 
 def answering(training: Candidate, census: Census) -> tuple[Candidate, ...]:
@@ -166,10 +161,11 @@ def truth(task: Studied, trainings: Sequence[Candidate], executor: Any) -> dict[
     return {
         "reported": task.reported,
         "given": len(task.dataset.train),
-        "judged_on": task.counted,
+        "judged_on": len(task.dataset.validation),
+        "of_other_visits": task.of_other_visits,
         "blocks": len(task.census.blocks),
         "batch": task.size.batch,
-        "base": task.base_accuracy(),
+        "base": share(task.judged_base()),
         "seconds": sum(value["seconds"] for value in found.values()),
         "truth": rows,
     }
@@ -190,10 +186,10 @@ def _found(task: Studied, wanted: Sequence[_Wanted], executor: Any) -> dict[_Wan
             answers = [probe.correct or b"", *answers]
         correct = dict(zip((candidate.id for candidate in candidates), answers, strict=False))
         return {
-            "accuracy": max((share(right[: task.counted]) for right in answers), default=0.0),
+            "accuracy": max(map(share, answers), default=0.0),
             "correct": {name: np.packbits(list(right)).tobytes().hex() for name, right in correct.items()},
-            "accuracies": {name: share(right[: task.counted]) for name, right in correct.items()},
-            "on_the_rest": {name: share(right[task.counted :]) for name, right in correct.items()},
+            "accuracies": {name: share(right) for name, right in correct.items()},
+            "on_other_visits": {n: share(right[: task.of_other_visits]) for n, right in correct.items()},
             "seconds": probe.seconds,
             "judging_seconds": probe.judging_seconds,
             "failure": probe.failure,
@@ -228,8 +224,8 @@ def _tried(
                 "seconds": statistics.fmean(value["seconds"] - value["judging_seconds"] for value in seeds),
             }
             if task.of_other_visits:
-                of_same = [value["on_the_rest"].get(name, 0.0) for value in seeds]
-                row["accuracy_on_same_visits"] = statistics.fmean(of_same)
+                of_others = [value["on_other_visits"].get(name, 0.0) for value in seeds]
+                row["accuracy_on_other_visits"] = statistics.fmean(of_others)
             rows.append(row)
     return rows
 
@@ -348,7 +344,9 @@ def fine_tune_seconds(task: Studied) -> float:
 def _picked(task: Studied, said: Recommendation, executor: Any) -> dict[str, Any]:
     predicted: Accuracy | None
     if said.recommended is None:  # then the network stays as it is
-        name, rate, accuracies = None, None, [task.base_accuracy()]
+        name, rate = None, None
+        base = task.judged_base()
+        accuracies, on_other_visits = [share(base)], [share(base[: task.of_other_visits])]
         predicted = said.data.base_accuracy if said.data else None
     else:
         evaluation = said.evaluation(said.recommended)
@@ -358,17 +356,21 @@ def _picked(task: Studied, said: Recommendation, executor: Any) -> dict[str, Any
         trials = [task.trial(evaluation.candidate, rate, seed) for seed in seeds]
 
         def record(probe: Any) -> dict[str, Any]:
-            accuracy = share((probe.correct or b"")[: task.counted])
-            return {"accuracy": accuracy, "seconds": probe.seconds, "failure": probe.failure}
+            right = probe.correct or b""
+            on_other = share(right[: task.of_other_visits])
+            told = {"accuracy": share(right), "on_other_visits": on_other}
+            return told | {"seconds": probe.seconds, "failure": probe.failure}
 
         found = trained(trials, executor, task.store, task.trial_key, record)
         accuracies = [found[trial]["accuracy"] for trial in trials]
+        on_other_visits = [found[trial]["on_other_visits"] for trial in trials]
     return {
         "outcome": said.outcome,
         "candidate": name,
         "learning_rate": rate,
         "accuracy": statistics.fmean(accuracies),
         "accuracies": accuracies,
+        **({"on_other_visits": statistics.fmean(on_other_visits)} if task.of_other_visits else {}),
         "predicted": [predicted.low, predicted.mean, predicted.high] if predicted else None,
     }
 
@@ -400,7 +402,8 @@ def summarise(tasks: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
                 regrets.append(100 * (case["best"] - said["accuracy"]))
                 cost.append(said["probe_seconds"] / said["full_seconds"])
                 low, _, high = said["predicted"] or (1.0, 1.0, 0.0)
-                covered.append(low <= said["accuracy"] <= high)
+                # What is told holds for images unlike those given, where it is known which belong together.
+                covered.append(low <= said.get("on_other_visits", said["accuracy"]) <= high)
     everywhere = {rule: by_task for rule, by_task in by_rule.items() if by_task.keys() == reported.keys()}
     rules = {rule: statistics.fmean(chain(*by_task.values())) for rule, by_task in everywhere.items()}
     left_out = best_of_others(everywhere)
@@ -432,7 +435,7 @@ def tables(study: str, tasks: Mapping[str, Mapping[str, Any]], summary: Mapping[
 
 
 def _cases_table(tasks: Mapping[str, Mapping[str, Any]]) -> str:
-    heads = ("task", "images given", "judged on", "as it is", "budget", "best that fits", "")
+    heads = ["task", "images given", "judged on", "as it is", "budget", "best that fits", ""]
     rows = []
     for name, task in tasks.items():
         for budget, case in cases(task).items():
@@ -449,10 +452,13 @@ def _cases_table(tasks: Mapping[str, Mapping[str, Any]]) -> str:
             if said is not None:
                 row += [f"`{said['candidate']}`" if said["candidate"] else said["outcome"]]
                 low, mean, high = (f"{100 * value:.1f}" for value in said["predicted"])
-                row += [f"{100 * said['accuracy']:.1f}", f"{mean} ({low} to {high})"]
+                on_other = said.get("on_other_visits")
+                came = f"{100 * said['accuracy']:.1f}"
+                came += "" if on_other is None else f" ({100 * on_other:.1f})"
+                row += [came, f"{mean} ({low} to {high})"]
             rows.append(row)
     if any(len(row) > len(heads) for row in rows):
-        heads += ("picked", "", "predicted")
+        heads += ["picked", "", "predicted"]
     return table(heads, [[*row, *[""] * (len(heads) - len(row))] for row in rows])
 
 

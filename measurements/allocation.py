@@ -33,10 +33,11 @@ from advisor.probes import executor_for
 from advisor.records import Candidate, Levers
 from advisor.solver.allocate import Resource, allocate
 from advisor.store import Store
+from measurements import truth
 from measurements.advice import truth
 from measurements.regret import CifarSize, Prepared, Task
 from measurements.tables import README, table, write_tables
-from measurements.truth import cifar_arguments, say
+from measurements.truth import cifar_parser, say
 
 RESULTS = Path(__file__).parent / "results" / "allocation.json"
 TASKS = (
@@ -114,7 +115,7 @@ def study(
         found.append(
             {
                 "task": task.name,
-                "base": prepared.base_accuracy(),
+                "base": truth.share(prepared.judged_base()),
                 "rows": rows,
                 "cases": cases(rows, [each.id for each in others], planned, ram, flops),
             }
@@ -214,7 +215,7 @@ def _accuracy(task: Mapping[str, Any], candidate: str) -> str:
 
 
 def main() -> None:
-    given = cifar_arguments(__doc__, "allocation")
+    given = cifar_parser(__doc__, "allocation").parse_args()
     with tempfile.TemporaryDirectory() as folder:
         kept = Path(folder) if given.quick else given.kept
         kept.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
 """Study: what short trainings of all kinds of candidates tell of long ones, and of each other.
 
-    python -m measurements.curves --data CIFAR --models CHECKPOINTS   # hours, resumable
+    python -m measurements.curves --data CIFAR --models CHECKPOINTS --photos PHOTOS   # hours, resumable
     python -m measurements.curves --data CIFAR --models CHECKPOINTS --quick   # one small task, < 5 minutes
 
 On tasks that no other study reports on, trainings drawn at random from those that the advisor would
@@ -11,10 +11,11 @@ measurements/prior.py makes what the race expects of candidates that it hasn't t
 
 from __future__ import annotations
 
+import argparse
 import json
 import tempfile
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +26,14 @@ from advisor.advise import cost_all
 from advisor.costs import keep_freed_memory
 from advisor.methods import get_method, learning_rates
 from advisor.parts.closed_form import solvable
-from advisor.probes import Trial, executor_for, head_of, training_of
+from advisor.probes import Trainer, Trial, executor_for, head_of, training_of
 from advisor.probes.train import Probe
 from advisor.records import Budget, Candidate, Census, Features
 from advisor.situation import Request, prepare
 from advisor.store import Store
 from advisor.training.update import reestimation_updates
 from measurements import photo_tasks, regret
-from measurements.truth import cifar_arguments, say, share, trained
+from measurements.truth import cifar_parser, say, share, trained
 
 RESULTS = Path(__file__).parent / "results" / "curves.json"
 SHARES = (1 / 16, 1 / 4, 1)  # of a whole fine-tune's updates
@@ -42,12 +43,18 @@ SEEN = 200  # of the images that judge: as many as an advisor has; the others ar
 @dataclass(frozen=True, slots=True)
 class Task:
     network: str
-    # As the study of regret names them; "photos": other classes, for a network of ImageNet.
+    # As the study of regret names them; "photos": other classes, for a network of ImageNet; "grocery":
+    # five of each of the classes that the study of photos does not report.
     situation: str
     images: int  # given; some of them are held out
     batch: int
     epochs: int
     side: int = 32
+    trainings: int = 20
+
+    @property
+    def is_of_photos(self) -> bool:
+        return self.situation == "grocery"
 
     @property
     def name(self) -> str:
@@ -64,9 +71,10 @@ TASKS = (
     Task("resnet20", "7+3", 960, 32, 6),
     Task("resnet32", "motion-blur:3", 960, 32, 6),
     Task("mobilenet", "5+5", 480, 8, 6),
+    Task("lite0", "grocery", 405, 8, 5, 160, trainings=12),
 )
 QUICK_TASK = Task("resnet20", "gaussian-noise:3", 120, 8, 2)
-TRAININGS, QUICK_TRAININGS = 20, 3
+QUICK_TRAININGS = 3
 JUDGING = 800
 
 
@@ -83,15 +91,23 @@ def drawn(task: Any, request: Request, count: int) -> list[Candidate]:
     return [*untrained, *(Candidate.parse(str(each)) for each in turns[:count])]
 
 
-def prepared(task: Task, data: Path, models: Path, kept: Path, store: Store) -> Any:
+def prepared(task: Task, given: argparse.Namespace, kept: Path, store: Store) -> Any:
     """The task as the other studies have it, judged on fewer images."""
+    size = photo_tasks.PhotoSize(side=task.side, judging=JUDGING, batch=task.batch)
+    if task.is_of_photos:
+        of = photo_tasks.Task(task.network, task.situation, epochs=task.epochs, reported=False)
+        found = photo_tasks.Prepared(of, size, given.photos, kept, store)
+        # Photos of other visits come first: some of them are to be seen, others the truth.
+        mixed = torch.from_numpy(np.random.default_rng(0).permutation(JUDGING))
+        dataset = replace(found.dataset, validation=found.dataset.validation.those(mixed))
+        found.trainer = Trainer(found.trainer.model, found.census, dataset, task.batch)
+        return found
     if task.situation == "photos":
         of = photo_tasks.Task(task.network, "test", given=task.images, epochs=task.epochs, reported=False)
-        size = photo_tasks.PhotoSize(side=task.side, judging=JUDGING, batch=task.batch)
-        return photo_tasks.Prepared(of, size, data, kept, store)
+        return photo_tasks.Prepared(of, size, given.data, kept, store)
     similar = regret.Task(task.network, task.situation, reported=False)
     sized = regret.CifarSize(images=task.images, tests=JUDGING, batch=task.batch, epochs=task.epochs)
-    return regret.Prepared(similar, sized, data, models, kept, store)
+    return regret.Prepared(similar, sized, given.data, given.models, kept, store)
 
 
 def curves(task: Task, of: Any, count: int, executor: Any) -> dict[str, Any]:
@@ -153,7 +169,9 @@ def _record(probe: Probe) -> dict[str, Any]:
 
 
 def main() -> None:
-    given = cifar_arguments(__doc__, "curves")
+    parser = cifar_parser(__doc__, "curves")
+    parser.add_argument("--photos", type=Path, help="the folder of grocery/; without it, only of CIFAR-10")
+    given = parser.parse_args()
     keep_freed_memory()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
@@ -162,11 +180,11 @@ def main() -> None:
         found = json.loads(RESULTS.read_text()) if RESULTS.exists() and not given.quick else {"tasks": {}}
         with Store(kept / "curves.sqlite") as store:
             for task in (QUICK_TASK,) if given.quick else TASKS:
-                if task.name in found["tasks"]:
+                if task.name in found["tasks"] or (task.is_of_photos and given.photos is None):
                     continue
                 say(task.name)
-                of = prepared(task, given.data, given.models, kept, store)
-                count = QUICK_TRAININGS if given.quick else TRAININGS
+                of = prepared(task, given, kept, store)
+                count = QUICK_TRAININGS if given.quick else task.trainings
                 with executor_for("here", of.trainer) as executor:
                     found["tasks"][task.name] = curves(task, of, count, executor)
                 if given.quick:

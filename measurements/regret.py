@@ -34,7 +34,7 @@ from advisor.store import Store
 from measurements.advice import Size, Studied, Training, read, study, tables
 from measurements.cifar_mobilenet import pretrained
 from measurements.tables import README, write_tables
-from measurements.truth import cifar_arguments
+from measurements.truth import cifar_parser
 
 RESULTS = Path(__file__).parent / "results" / "regret.json"
 SIZE = (3, 32, 32)
@@ -197,7 +197,7 @@ def _images(task: Task, size: CifarSize, data: Path, kept: Path) -> tuple[Path, 
 
 
 def main() -> None:
-    given = cifar_arguments(__doc__, "regret")
+    given = cifar_parser(__doc__, "regret").parse_args()
     with tempfile.TemporaryDirectory() as folder:
         kept = Path(folder) if given.quick else given.kept
         kept.mkdir(parents=True, exist_ok=True)

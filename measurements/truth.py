@@ -22,8 +22,8 @@ from advisor.store import Store, default_path
 Row = Mapping[str, Any]  # of one candidate: what it comes to, and what it costs
 
 
-def cifar_arguments(doc: str, name: str) -> argparse.Namespace:
-    """As typed: what the studies on CIFAR-10 take."""
+def cifar_parser(doc: str, name: str) -> argparse.ArgumentParser:
+    """Of what the studies on CIFAR-10 take."""
     parser = argparse.ArgumentParser(description=doc.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="CIFAR-10 JPEG: train/ and test/")
     parser.add_argument("--models", type=Path, required=True, help="the folder of the ResNets' checkpoints")
@@ -31,7 +31,7 @@ def cifar_arguments(doc: str, name: str) -> argparse.Namespace:
     parser.add_argument(
         "--kept", type=Path, default=default_path().parent / name, help="where finished work is kept"
     )
-    return parser.parse_args()
+    return parser
 
 
 def say(text: str) -> None:
