@@ -33,11 +33,10 @@ from advisor.probes import executor_for
 from advisor.records import Candidate, Levers
 from advisor.solver.allocate import Resource, allocate
 from advisor.store import Store
-from measurements import truth
 from measurements.advice import truth
 from measurements.regret import CifarSize, Prepared, Task
 from measurements.tables import README, table, write_tables
-from measurements.truth import cifar_parser, say
+from measurements.truth import cifar_parser, say, share
 
 RESULTS = Path(__file__).parent / "results" / "allocation.json"
 TASKS = (
@@ -115,7 +114,7 @@ def study(
         found.append(
             {
                 "task": task.name,
-                "base": truth.share(prepared.judged_base()),
+                "base": share(prepared.judged_base()),
                 "rows": rows,
                 "cases": cases(rows, [each.id for each in others], planned, ram, flops),
             }
@@ -168,10 +167,10 @@ def solving(name: str) -> dict[str, Any]:
     most_saved = np.where(allowed, costs.saved_bytes[1], 0).max(1).sum() + again.sum()
     most_flops = np.where(allowed, costs.flops[1], 0).max(1).sum()
     seconds = []
-    for share in SHARES:
-        memory = Resource(costs.saved_bytes.astype(float), again, share * most_saved)
+    for part in SHARES:
+        memory = Resource(costs.saved_bytes.astype(float), again, part * most_saved)
         flops = Resource(
-            costs.flops.astype(float), np.zeros_like(again), (1 / 3 + share * 2 / 3) * most_flops
+            costs.flops.astype(float), np.zeros_like(again), (1 / 3 + part * 2 / 3) * most_flops
         )
         for resources in ([memory], [flops], [memory, flops]):
             begun = time.process_time()  # other work on the machine doesn't count
