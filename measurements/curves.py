@@ -68,10 +68,10 @@ TASKS = (
     Task("resnet32", "6+4", 480, 8, 6),
     Task("lite0", "photos", 120, 8, 10, 64),
     Task("mobilenet", "photos", 400, 8, 6, 64),
+    Task("lite0", "grocery", 405, 8, 5, 160, trainings=12),
     Task("resnet20", "7+3", 960, 32, 6),
     Task("resnet32", "motion-blur:3", 960, 32, 6),
     Task("mobilenet", "5+5", 480, 8, 6),
-    Task("lite0", "grocery", 405, 8, 5, 160, trainings=12),
 )
 QUICK_TASK = Task("resnet20", "gaussian-noise:3", 120, 8, 2)
 QUICK_TRAININGS = 3
