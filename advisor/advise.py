@@ -385,7 +385,7 @@ def _probe_all(
                 seconds=_probe_seconds(request, trainer, fitting, risky, updates, store, progress),
                 updates=updates,
                 seed=request.seed,
-                judge_base=not situation.head_replaced,
+                new_head=situation.head_replaced,
                 metric=metric_of(budget.metric, held_out.labels, dataset.class_names, situation.label_map),
                 min_retained=budget.min_retained,
                 unaffordable=[evaluation.candidate for evaluation in evaluations if not evaluation.fits],

@@ -79,6 +79,7 @@ class Studied(ABC):
     key: dict[str, Any]  # of all that a training's result depends on, but the training
     dataset: Dataset  # every image given trains, others judge
     held_out: int  # of the images given, by the advisor
+    new_head = False  # the network knows none of the classes
     of_other_visits = 0  # of the images that judge, the first ones; 0: it is not known of any
     census: Census
     trainer: Trainer
@@ -165,6 +166,7 @@ def truth(task: Studied, trainings: Sequence[Candidate], executor: Any) -> dict[
         "of_other_visits": task.of_other_visits,
         "blocks": len(task.census.blocks),
         "batch": task.size.batch,
+        "new_head": task.new_head,
         "base": share(task.judged_base()),
         "seconds": sum(value["seconds"] for value in found.values()),
         "truth": rows,

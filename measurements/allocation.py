@@ -169,9 +169,7 @@ def solving(name: str) -> dict[str, Any]:
     seconds = []
     for part in SHARES:
         memory = Resource(costs.saved_bytes.astype(float), again, part * most_saved)
-        flops = Resource(
-            costs.flops.astype(float), np.zeros_like(again), (1 / 3 + part * 2 / 3) * most_flops
-        )
+        flops = Resource(costs.flops.astype(float), np.zeros_like(again), (1 / 3 + part * 2 / 3) * most_flops)
         for resources in ([memory], [flops], [memory, flops]):
             begun = time.process_time()  # other work on the machine doesn't count
             allocate(benefit, allowed, costs.leads_to, resources)

@@ -140,6 +140,7 @@ def curves(task: Task, of: Any, count: int, executor: Any) -> dict[str, Any]:
         "batch": task.batch,
         "updates": updates,
         "images": len(trainer.dataset.train),
+        "new_head": task.situation in ("photos", "grocery"),
         "blocks": len(of.census.blocks),
         "base": [share(base[:SEEN]), share(base[SEEN:])],
         "rows": rows,

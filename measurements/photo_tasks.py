@@ -62,6 +62,7 @@ class PhotoSize(Size):
 
 
 _FEW = 5
+PHOTO_FOLDERS = ("clothing", "grocery")
 
 
 class Prepared(Studied):
@@ -87,6 +88,7 @@ class Prepared(Studied):
         # Every photo trains in the end, whichever were held out for the choice.
         train = LabelledImages.joined(story.given.dataset.train, story.given.dataset.validation)
         self.held_out = len(story.given.dataset.validation)
+        self.new_head = story.given.situation.head_replaced
         self.dataset, self.census = replace(story.given.dataset, train=train, validation=judges), story.census
         model = in_quick_layout(story.loaded.module, self.census)
         self.trainer = Trainer(model, self.census, self.dataset, size.batch)

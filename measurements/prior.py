@@ -3,10 +3,11 @@
     python -m measurements.prior           # minutes; reads results/curves.json, results/photos.json
     python -m measurements.prior --quick   # fewer points, printed, nothing written
 
-Of the study of photos only what it does not report is read. Fits how far effects on accuracy differ between
-tasks (maximum marginal likelihood) and what they are on average, and writes advisor/probes/prior.json. Then
-each task is left out in turn: with what the others teach, and what short probes of it tell, all its trainings
-are predicted. Writes results/prior.json, and the table in README.md.
+Fits how far effects on accuracy differ between tasks (maximum marginal likelihood) and what they are on
+average, and writes advisor/probes/prior.json. Then each task is left out in turn, with all others on the same
+photos: with what the rest teaches, and what short probes of it tell, all its trainings are predicted. Writes
+results/prior.json, and the table in README.md. The study of photos asks for advice likewise: of a task, with
+what those on other photos teach.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import torch
 import advisor.probes.picture as picturing
 from advisor.methods import middle_rate
 from advisor.probes.picture import (
+    Conditions,
     Point,
     Prior,
     Seen,
@@ -36,19 +38,22 @@ from advisor.probes.picture import (
     sampling_variance,
     tabled,
 )
-from advisor.probes.train import head_of, without_head
+from advisor.probes.train import without_head
 from advisor.records import Candidate
+from advisor.training.loop import head_of
 from measurements.curves import JUDGING, SEEN, SHARES
 from measurements.curves import RESULTS as CURVES
-from measurements.photos import RESULTS as PHOTOS
+from measurements.photo_tasks import PHOTO_FOLDERS
 from measurements.tables import README, table, write_tables
 from measurements.truth import say
 
 PRIOR = Path(picturing.__file__).parent / "prior.json"
 RESULTS = Path(__file__).parent / "results" / "prior.json"
+PHOTOS = RESULTS.with_name("photos.json")
 _USUAL, _PULL = 0.15, 0.5  # a standard deviation in log odds, and how much says that it is so
 _ANY_TASK = 2.0  # standard deviation in log odds: users' tasks lie further apart than the study's
 _POINTS = 260  # of each task, drawn at random: what a fit takes grows with their cube
+STEPS = 60  # of the fit
 _PROBED = ((8, 0), (4, 1), (1, 2))  # so many trainings for a sixteenth, a quarter, all of the updates
 
 
@@ -64,10 +69,15 @@ class Row:
 @dataclass(frozen=True, slots=True)
 class Task:
     name: str
-    blocks: int
-    batch_size: int
+    under: Conditions
     rows: tuple[Row, ...]
     judged_on: int = JUDGING - SEEN
+
+    @property
+    def images(self) -> str:
+        """What the task has in common with others on the same photos; its own name where there are none."""
+        _, of, *_ = self.name.split(", ")
+        return of if of in PHOTO_FOLDERS else self.name
 
     @property
     def is_seen(self) -> bool:
@@ -78,14 +88,28 @@ class Task:
 def tasks_of(curves: Mapping[str, Any], photos: Mapping[str, Any]) -> list[Task]:
     """From the two studies."""
     found = [
-        Task(name, task["blocks"], task["batch"], tuple(_rows(task["rows"])))
-        for name, task in curves["tasks"].items()
+        Task(name, _conditions(task), tuple(_rows(task["rows"]))) for name, task in curves["tasks"].items()
     ]
     return found + [
-        Task(name, task["blocks"], task["batch"], tuple(_ends(task["truth"])), task["judged_on"])
+        Task(name, _conditions(task), tuple(_ends(task["truth"])), task["judged_on"])
         for name, task in photos.get("tasks", {}).items()
-        if not task["reported"]
+        if "truth" in task
     ]
+
+
+def committed() -> list[Task]:
+    """All that the results hold."""
+    photos = json.loads(PHOTOS.read_text()) if PHOTOS.exists() else {}
+    return tasks_of(json.loads(CURVES.read_text()), photos)
+
+
+def _conditions(task: Mapping[str, Any]) -> Conditions:
+    return Conditions(task["blocks"], task["batch"], task["new_head"])
+
+
+def without(tasks: Sequence[Task], images: str) -> list[Task]:
+    """Those on other photos."""
+    return [task for task in tasks if task.images != images]
 
 
 def _ends(rows: Sequence[Mapping[str, Any]]) -> Iterator[Row]:
@@ -106,14 +130,10 @@ def _rows(rows: Sequence[Mapping[str, Any]]) -> Iterator[Row]:
                 yield Row(Point(training, row["rate"], share, head), seen, true)
 
 
-def fitted(tasks: Sequence[Task], steps: int) -> Prior:
+def fitted(tasks: Sequence[Task], steps: int = STEPS) -> Prior:
     """What the tasks have in common, and how far they lie apart."""
     drawn = [_drawn(task, _POINTS) for task in tasks]
-    found = [
-        effects(row.point, t.blocks, t.batch_size)
-        for t, rows in zip(tasks, drawn, strict=True)
-        for row in rows
-    ]
+    found = [effects(row.point, t.under) for t, rows in zip(tasks, drawn, strict=True) for row in rows]
     columns, weighed = tabled(found)
     every = torch.from_numpy(weighed)
     weights = every.split([len(rows) for rows in drawn])
@@ -229,7 +249,7 @@ def held_out(task: Task, prior: Prior, seeds: int) -> dict[str, float]:
         known = probed(task, seed)
         rest = [row for row in task.rows if row.point.share == 1 and row not in known]
         seen = [Seen(row.point, row.seen, SEEN) for row in known if row.seen is not None]
-        found = pictured(seen, [row.point for row in rest], task.blocks, task.batch_size, prior)
+        found = pictured(seen, [row.point for row in rest], task.under, prior)
         # The truth was judged on a sample, too.
         covered += [(f.low <= row.true <= f.high) for f, row in zip(found, rest, strict=True)]
         errors += [abs(f.mean - row.true) for f, row in zip(found, rest, strict=True)]
@@ -258,13 +278,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="few steps, printed, nothing written")
     given = parser.parse_args()
-    photos = json.loads(PHOTOS.read_text()) if PHOTOS.exists() else {}
-    tasks, steps = tasks_of(json.loads(CURVES.read_text()), photos), 5 if given.quick else 60
+    tasks, steps = committed(), 5 if given.quick else STEPS
     found = {}
     for task in tasks:
         if not task.is_seen:
             continue
-        prior = fitted([other for other in tasks if other is not task], steps)
+        prior = fitted(without(tasks, task.images), steps)
         found[task.name] = held_out(task, prior, seeds=5)
         say(f"{task.name}: {found[task.name]}")
     summary = {

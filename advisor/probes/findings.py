@@ -10,7 +10,7 @@ from typing import Any
 
 from advisor.methods import learning_rates
 from advisor.probes.judging import ACCURACY, Metric
-from advisor.probes.picture import Belief, Picture, Point, Seen, pictured, shipped_prior, whole
+from advisor.probes.picture import Belief, Conditions, Picture, Point, Seen, pictured, shipped_prior, whole
 from advisor.probes.train import Answers, Probe, Trial, training_of
 from advisor.records import FEATURES, Accuracy, Candidate, Census, Cost, CurvePoint, Estimate, Features
 from advisor.training.loop import head_of
@@ -27,9 +27,11 @@ class Findings:
         updates: int,
         metric: Metric,
         min_retained: float | None,
+        new_head: bool,
     ) -> None:
         """`costs`: cheapest first; `updates`: of a whole fine-tune."""
-        self._census, self._batch_size, self._updates = census, batch_size, updates
+        self._census, self._updates = census, updates
+        self._conditions = Conditions(len(census.blocks), batch_size, new_head)
         self._metric, self._min_retained = metric, min_retained
         self._alike: dict[Candidate, dict[Features | None, list[Candidate]]] = {}
         for candidate in costs:
@@ -146,7 +148,7 @@ class Findings:
             for share in (shares if rate is not None else (1.0,))
             for head in (None, *self.heads(one))
         ]
-        return Picture(points, len(self._census.blocks), self._batch_size, shipped_prior())
+        return Picture(points, self._conditions, shipped_prior())
 
     def longest(self) -> int:
         """Updates of what was trained for the longest; 0: nothing was."""
@@ -171,8 +173,8 @@ class Findings:
         seen, predicted = self.seen(), dict[Candidate, Estimate]()
         if not seen:
             return {}, {}
-        points, prior = list(dict.fromkeys([*finalists, *wanted])), shipped_prior()
-        estimates = pictured(seen, points, len(self._census.blocks), self._batch_size, prior)
+        points = list(dict.fromkeys([*finalists, *wanted]))
+        estimates = pictured(seen, points, self._conditions, shipped_prior())
         for point, told in zip(points, estimates, strict=True):
             for candidate, accuracy in finalists.get(point, {}).items():
                 if candidate not in accuracies or told.mean > accuracies[candidate].mean:

@@ -2,9 +2,10 @@
 
 The logit of an accuracy is taken for a sum of effects: of the method, of how much of the network is
 trained, of the statistics, the head, the learning rate, the length of the training, and of the training
-itself. What effects there are on average, and how far tasks differ in them, is the prior, a file that a
-study writes (measurements/prior.py); the probes at hand make it theirs (Bayesian linear regression, Bishop
-2006, 3.3, with a Gaussian prior for each group of effects).
+itself; some of them are others where the classes are new to the network. What effects there are on average,
+and how far tasks differ in them, is the prior, a file that a study writes (measurements/prior.py); the
+probes at hand make it theirs (Bayesian linear regression, Bishop 2006, 3.3, with a Gaussian prior for each
+group of effects).
 """
 
 from __future__ import annotations
@@ -41,6 +42,15 @@ class Point:
 
 
 @dataclass(frozen=True, slots=True)
+class Conditions:
+    """What holds for all trainings of a task."""
+
+    blocks: int  # of the network
+    batch_size: int  # images in an update
+    new_head: bool = False  # the network knows none of the classes
+
+
+@dataclass(frozen=True, slots=True)
 class Prior:
     """What effects are expected, and how far tasks lie apart in them."""
 
@@ -62,16 +72,11 @@ def shipped_prior() -> Prior:
     return Prior.from_plain(json.loads(_PRIOR.read_text()))
 
 
-def effects(point: Point, blocks: int, batch_size: int) -> dict[Effect, float]:
-    """What makes up the point's accuracy, each with its weight.
-
-    Args:
-        blocks: of the network.
-        batch_size: images in an update.
-    """
+def effects(point: Point, under: Conditions) -> dict[Effect, float]:
+    """What makes up the point's accuracy, each with its weight."""
     training, method = point.training, get_method(point.training.method)
-    scope = blocks if method.only_head or training.levers.scope is None else training.levers.scope
-    depth = scope / max(blocks, 1) - 1
+    scope = under.blocks if method.only_head or training.levers.scope is None else training.levers.scope
+    depth = scope / max(under.blocks, 1) - 1
     head = point.head or head_of(training) or "trained"
     # What is trained matters less where the head is solved for it: effects of their own, of another size.
     kind = "trained" if head == "trained" else "solved"
@@ -81,14 +86,18 @@ def effects(point: Point, blocks: int, batch_size: int) -> dict[Effect, float]:
         step = math.log(point.rate / middle_rate(training)) / _STEP
         up, down = max(step, 0.0), max(-step, 0.0)  # too large a rate ruins what too small a one delays
     own = training.levers.statistics
-    policy = (method.statistics if own == "own" else own) + ("/small" if batch_size < SMALL_BATCH else "")
+    small = "/small" if under.batch_size < SMALL_BATCH else ""
+    policy = (method.statistics if own == "own" else own) + small
+    classes = "new" if under.new_head else "known"
     found = {
         ("task", ""): 1.0,
         ("method", method.name): 1.0,
         ("statistics", policy): 1.0,
         ("head", head): 1.0,
         ("statistics by method", f"{method.name} {policy}"): 1.0,
+        ("statistics by classes", f"{policy} {classes}"): 1.0,
         ("head by method", f"{method.name} {head}"): 1.0,
+        ("head by classes", f"{head} {classes}"): 1.0,
         ("training", training.id): 1.0,
         ("training by head", f"{training.id} {head}"): 1.0,
     }
@@ -96,6 +105,7 @@ def effects(point: Point, blocks: int, batch_size: int) -> dict[Effect, float]:
         ("depth", "linear"): depth,
         ("depth", "squared"): depth**2,
         ("depth by method", method.name): depth,
+        ("depth by classes", classes): depth,
         ("rate", "up"): up,
         ("rate", "down"): down,
         ("rate by method", f"{method.name} up"): up,
@@ -129,13 +139,13 @@ class Seen:
 class Picture:
     """What is expected of some points, once others of them were seen; in log odds."""
 
-    def __init__(self, points: Sequence[Point], blocks: int, batch_size: int, prior: Prior) -> None:
-        """`points`: all that will ever be seen or asked for; `blocks`: of the network."""
+    def __init__(self, points: Sequence[Point], under: Conditions, prior: Prior) -> None:
+        """`points`: all that will ever be seen or asked for."""
         import numpy as np
 
         self.points, self.prior = tuple(points), prior
         self.rows = {point: row for row, point in enumerate(self.points)}
-        columns, weights = tabled([effects(point, blocks, batch_size) for point in self.points])
+        columns, weights = tabled([effects(point, under) for point in self.points])
         self._expected = weights @ np.array([prior.means.get(effect, 0.0) for effect in columns])
         self._scaled = weights * np.array([prior.spreads[group] for group, _ in columns])
         self._variances = np.sum(self._scaled**2, 1)
@@ -247,7 +257,7 @@ class Belief:
 
 
 def pictured(
-    seen: Sequence[Seen], wanted: Sequence[Point], blocks: int, batch_size: int, prior: Prior
+    seen: Sequence[Seen], wanted: Sequence[Point], under: Conditions, prior: Prior
 ) -> list[Estimate]:
     """What each of the wanted would come to, on images like those that judged, with 95 % intervals.
 
@@ -257,7 +267,7 @@ def pictured(
     if not seen:
         raise ValueError("without a probe nothing is known of the task")
     points = dict.fromkeys([*(each.point for each in seen), *wanted])
-    picture = Picture(list(points), blocks, batch_size, prior)
+    picture = Picture(list(points), under, prior)
     belief = picture.given(seen)
     return [belief.estimate(picture.rows[point]) for point in wanted]
 

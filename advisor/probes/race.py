@@ -74,7 +74,7 @@ def race(
     seconds: float,
     updates: int,
     seed: int,
-    judge_base: bool = True,
+    new_head: bool = False,
     metric: Metric = ACCURACY,
     min_retained: float | None = None,
     unaffordable: Sequence[Candidate] = (),
@@ -90,7 +90,7 @@ def race(
         costs: of those that the budget admits, cheapest first: of equally accurate ones, the cheaper goes
             before.
         updates: of a whole fine-tune: what the finalists train for, if there is time.
-        judge_base: whether the model's own accuracy on the held-out samples means anything.
+        new_head: the model knows none of the classes: its own accuracy means nothing.
         metric: what counts as accuracy on the held-out samples.
         min_retained: accuracy on the old data; what is surely below it goes no further.
         unaffordable: what the budget doesn't admit: predicted, and never probed.
@@ -104,10 +104,10 @@ def race(
         DataError: every probe of every candidate diverged.
     """
     racing = _Race(
-        *(trainer, costs, seconds, updates, seed, metric, min_retained, store, key or {}, executor),
-        *(report, lead),
+        *(trainer, costs, seconds, updates, seed, metric, min_retained, new_head, store, key or {}),
+        *(executor, report, lead),
     )
-    return racing.run(judge_base, unaffordable)
+    return racing.run(unaffordable)
 
 
 class _Race:
@@ -120,6 +120,7 @@ class _Race:
         seed: int,
         metric: Metric,
         min_retained: float | None,
+        new_head: bool,
         store: Store | None,
         key: Mapping[str, Any],
         executor: Executor | None,
@@ -130,7 +131,10 @@ class _Race:
         self._store, self._key = store or Store(None), dict(key)
         self._executor = executor or InProcess(trainer, lambda _: False)
         self._report, self._lead = report, lead
-        self._found = Findings(costs, trainer.census, trainer.batch_size, updates, metric, min_retained)
+        self._new_head = new_head
+        self._found = Findings(
+            costs, trainer.census, trainer.batch_size, updates, metric, min_retained, new_head
+        )
         self._race_key = {
             "race": self._found.key(),
             "seconds": seconds,
@@ -151,12 +155,12 @@ class _Race:
         self._warnings: list[str] = []
         self._probes_run = self._probes_recalled = 0
 
-    def run(self, judge_base: bool, unaffordable: Sequence[Candidate]) -> RaceResult:
+    def run(self, unaffordable: Sequence[Candidate]) -> RaceResult:
         base = None
         try:
             with stoppable():
                 steps = self._steps()
-                if judge_base:
+                if not self._new_head:
                     base = self._base(steps[-1])
                 self._run_trials(steps)
         except KeyboardInterrupt:

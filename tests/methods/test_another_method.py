@@ -16,7 +16,7 @@ from advisor.methods.base import Method
 from advisor.models.layers import take_census
 from advisor.parts.bypass import reparametrise
 from advisor.probes import Trainer
-from advisor.probes.picture import Point, Seen, pictured, shipped_prior
+from advisor.probes.picture import Conditions, Point, Seen, pictured, shipped_prior
 from advisor.probes.race import race
 from advisor.records import Candidate, Levers
 from advisor.training.update import begin, update
@@ -76,7 +76,7 @@ def test_what_is_expected_of_it_is_what_methods_come_to_and_less_sure():
     known = [Point(Candidate(name), get_method(name).learning_rates[1]) for name in ("norm", "ssf", "full")]
     point = Point(Candidate("vera"), VeRA.learning_rates[1])
     seen = [Seen(each, 0.8, 200) for each in known]
-    *of_others, of_it = pictured(seen, [*known, point], blocks=3, batch_size=16, prior=shipped_prior())
+    *of_others, of_it = pictured(seen, [*known, point], Conditions(blocks=3, batch_size=16), shipped_prior())
     assert of_it.mean == pytest.approx(0.8, abs=0.05)
     assert all(of_it.high - of_it.low > each.high - each.low for each in of_others)
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from advisor.probes.acquisition import Option, chosen, contenders, knowledge_gradients
-from advisor.probes.picture import Picture, Point, Seen, expit, shipped_prior
+from advisor.probes.picture import Conditions, Picture, Point, Seen, expit, shipped_prior
 from advisor.records import Candidate, Levers
 
 NORM, FULL, SSF = Candidate("norm"), Candidate("full"), Candidate("ssf")
@@ -16,7 +16,7 @@ FROZEN = Candidate("norm", levers=Levers(statistics="frozen"))
 TRAININGS = (NORM, FULL, SSF, FROZEN)
 RATES = {NORM: (0.001, 0.005), FULL: (0.0005,), SSF: (0.005,), FROZEN: (0.005,)}
 POINTS = [Point(t, rate, share) for t in TRAININGS for rate in RATES[t] for share in (0.25, 1.0)]
-PICTURE = Picture(POINTS, blocks=5, batch_size=8, prior=shipped_prior())
+PICTURE = Picture(POINTS, Conditions(blocks=5, batch_size=8), shipped_prior())
 FINALS = [row for row, point in enumerate(POINTS) if point.share == 1.0]
 SAMPLES = 200
 

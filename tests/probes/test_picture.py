@@ -12,10 +12,20 @@ from hypothesis import strategies as st
 
 from advisor.methods import learning_rates
 from advisor.probes import picture
-from advisor.probes.picture import Point, Prior, Seen, effects, logit, pictured, shipped_prior, whole
+from advisor.probes.picture import (
+    Conditions,
+    Point,
+    Prior,
+    Seen,
+    effects,
+    logit,
+    pictured,
+    shipped_prior,
+    whole,
+)
 from advisor.records import Candidate, Levers
 
-BLOCKS, BATCH, SAMPLES = 10, 8, 200
+UNDER, SAMPLES = Conditions(blocks=10, batch_size=8), 200
 TRAININGS = [
     Candidate("full"),
     Candidate("full", levers=Levers(scope=5)),
@@ -28,7 +38,7 @@ TRAININGS = [
 
 
 def told(seen, wanted, prior=None):
-    return pictured(seen, wanted, BLOCKS, BATCH, prior or shipped_prior())
+    return pictured(seen, wanted, UNDER, prior or shipped_prior())
 
 
 def seen(training, accuracy, *, step=1, share=1.0, samples=SAMPLES):
@@ -92,13 +102,11 @@ def test_a_method_that_no_study_knows_is_predicted_too(monkeypatch):
 
 def test_it_is_the_posterior_of_the_stated_model():
     """Against the joint Gaussian of all answers, written out."""
-    names = sorted(
-        {group for training in TRAININGS for group, _ in effects(whole(training)[0], BLOCKS, BATCH)}
-    )
+    names = sorted({group for training in TRAININGS for group, _ in effects(whole(training)[0], UNDER)})
     prior = Prior({("method", "norm"): 0.3}, dict.fromkeys([*names, *shipped_prior().spreads], 0.2), 0.1, 0.4)
     known = [seen(TRAININGS[0], 0.7), seen(TRAININGS[4], 0.6, share=0.25, samples=2 * SAMPLES)]
     wanted = Point(TRAININGS[2], learning_rates(TRAININGS[2])[2])
-    rows = [effects(point, BLOCKS, BATCH) for point in [*(s.point for s in known), wanted]]
+    rows = [effects(point, UNDER) for point in [*(s.point for s in known), wanted]]
     kernel = np.array([[sum(0.04 * w * b.get(e, 0.0) for e, w in a.items()) for b in rows] for a in rows])
     means = np.array([0.3 * row.get(("method", "norm"), 0.0) for row in rows])
     one, two = (1 / (p * (1 - p)) for p in (140.5 / 201, 240.5 / 401))  # of a single image
@@ -131,6 +139,6 @@ def test_an_estimate_is_a_share_within_its_interval(accuracies, samples, share):
 
 def test_every_effect_has_its_spread():
     points = [point for training in TRAININGS for point in whole(training, "all")]
-    groups = {group for point in points for group, _ in effects(point, BLOCKS, BATCH)}
+    groups = {group for point in points for group, _ in effects(point, UNDER)}
     assert groups | {"length by rate"} <= shipped_prior().spreads.keys() | {"length by rate"}
     assert picture.shipped_prior().spreads.keys() >= groups
