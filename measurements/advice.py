@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
+from unittest import mock
 
 import numpy as np
 import torch
@@ -28,8 +29,10 @@ from advisor.advise import recommend
 from advisor.costs import Simulator
 from advisor.data.loading import Dataset
 from advisor.methods import get_method, learning_rates
+from advisor.models.fingerprint import fingerprint
 from advisor.parts.closed_form import solvable
-from advisor.probes import FineTune, Trainer, Trial, executor_for, head_of
+from advisor.probes import FineTune, Trainer, Trial, executor_for, findings, head_of
+from advisor.probes.picture import Prior, shipped_prior
 from advisor.probes.train import Probe
 from advisor.records import Accuracy, Candidate, Census, Recommendation
 from advisor.situation import Request
@@ -240,6 +243,7 @@ def study(
     *,
     holding: str = "",
     only: str | None = None,
+    prior_of: Callable[[str], Prior] = lambda _: shipped_prior(),
 ) -> None:
     """Find out each task's truth that the results lack, then what is advised; all of it is written at once.
 
@@ -247,6 +251,7 @@ def study(
         prepared: by name, in the order of the tables.
         holding: only tasks with this in their names.
         only: `truth` or `advice`.
+        prior_of: what the advisor may know of other tasks, by the task's name.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -265,7 +270,8 @@ def study(
                     known = truth(task, [training(blocks) for training in trainings], running)
                     write(results, list(prepared), task.size, {name: known})
                 if only != "truth":
-                    said = advised(task, known["truth"], running, threads)
+                    say("  what other tasks teach")
+                    said = advised(task, known["truth"], running, threads, prior_of(name))
                     write(results, list(prepared), task.size, {name: {"advice": said}})
 
 
@@ -297,13 +303,14 @@ def in_lines(value: Any, levels: int, indent: str = "") -> str:
     return f"{opening}\n{deeper}" + f",\n{deeper}".join(parts) + f"\n{indent}{closing}"
 
 
-def advised(task: Studied, rows: Sequence[Row], executor: Any, threads: int) -> dict[str, Any]:
+def advised(task: Studied, rows: Sequence[Row], executor: Any, threads: int, prior: Prior) -> dict[str, Any]:
     """By budget: what is picked, and what it comes to when it is trained to the end as advised.
 
-    Kept for as long as the advisor's code stays the same.
+    Kept for as long as the advisor's code and what it knows of other tasks stay the same.
     """
     key: dict[str, Any] = task.key | {
         "code": task.trainer.key()["code"],
+        "prior": fingerprint(repr(prior), []),
         "threads": threads,
         "size": asdict(task.size),
     }
@@ -318,7 +325,8 @@ def advised(task: Studied, rows: Sequence[Row], executor: Any, threads: int) -> 
         request = task.request
         if task.size.probe_fine_tunes is not None:
             request = replace(request, probe_seconds=task.size.probe_fine_tunes * full_seconds)
-        said = recommend(task.network(), budget, request)
+        with mock.patch.object(findings, "shipped_prior", return_value=prior):
+            said = recommend(task.network(), budget, request)
         torch.set_num_threads(1)
         assert said.data is not None
         found = _picked(task, said, executor) | {

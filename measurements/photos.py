@@ -7,7 +7,8 @@ A task is a network with ImageNet weights and photos. Its truth: every candidate
 the end at each of its learning rates, and judged on photos that trained nothing, with its own head and with
 heads solved in closed form. Then the advisor, which has seen none of it, gets the network, the photos and a
 budget, and its pick is trained to the end as it advised: regret is the best feasible candidate's accuracy
-less the pick's. Each finished task is written into results/photos.json at once, the tables into README.md.
+less the pick's. What it expects of candidates beforehand, only tasks on other photos have taught (prior.py).
+Each finished task is written into results/photos.json at once, the tables into README.md.
 """
 
 from __future__ import annotations
@@ -16,16 +17,18 @@ import argparse
 import json
 import tempfile
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import torch
 
 from advisor.costs import keep_freed_memory
+from advisor.probes.picture import shipped_prior
 from advisor.records import Candidate, Levers
 from advisor.store import default_path
 from measurements.advice import Training, read, study, tables
 from measurements.photo_tasks import PhotoSize, Prepared, Task
+from measurements.prior import committed, fitted, without
 from measurements.tables import README, write_tables
 
 RESULTS = Path(__file__).parent / "results" / "photos.json"
@@ -85,7 +88,14 @@ def main() -> None:
         tasks = (QUICK_TASK,) if given.quick else TASKS
         size, trainings = (QUICK, QUICK_TRAININGS) if given.quick else (PhotoSize(), TRAININGS)
         prepared = {task.name: partial(Prepared, task, size, given.data, kept) for task in tasks}
-        study(prepared, trainings, kept, results, holding=given.task, only=given.only)
+        photos_of = {task.name: task.photos for task in tasks}
+        priors = cache(lambda photos: fitted(without(committed(), photos)))
+        study(
+            *(prepared, trainings, kept, results),
+            holding=given.task,
+            only=given.only,
+            prior_of=(lambda _: shipped_prior()) if given.quick else (lambda name: priors(photos_of[name])),
+        )
         found = read(results)
     texts = tables("photos", found["tasks"], found["summary"])
     print("\n\n".join(texts.values()))

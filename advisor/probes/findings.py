@@ -31,6 +31,7 @@ class Findings:
     ) -> None:
         """`costs`: cheapest first; `updates`: of a whole fine-tune."""
         self._census, self._updates = census, updates
+        self.prior = shipped_prior()
         self._conditions = Conditions(len(census.blocks), batch_size, new_head)
         self._metric, self._min_retained = metric, min_retained
         self._alike: dict[Candidate, dict[Features | None, list[Candidate]]] = {}
@@ -148,7 +149,7 @@ class Findings:
             for share in (shares if rate is not None else (1.0,))
             for head in (None, *self.heads(one))
         ]
-        return Picture(points, self._conditions, shipped_prior())
+        return Picture(points, self._conditions, self.prior)
 
     def longest(self) -> int:
         """Updates of what was trained for the longest; 0: nothing was."""
@@ -174,7 +175,7 @@ class Findings:
         if not seen:
             return {}, {}
         points = list(dict.fromkeys([*finalists, *wanted]))
-        estimates = pictured(seen, points, self._conditions, shipped_prior())
+        estimates = pictured(seen, points, self._conditions, self.prior)
         for point, told in zip(points, estimates, strict=True):
             for candidate, accuracy in finalists.get(point, {}).items():
                 if candidate not in accuracies or told.mean > accuracies[candidate].mean:

@@ -27,6 +27,7 @@ import torch
 from advisor.errors import DataError
 from advisor.interrupts import stoppable
 from advisor.methods import learning_rates
+from advisor.models.fingerprint import fingerprint
 from advisor.probes.acquisition import Option, chosen
 from advisor.probes.clock import Clock
 from advisor.probes.executor import Executor, InProcess
@@ -142,6 +143,7 @@ class _Race:
             "seed": seed,
             "metric": metric.name,
             "min_retained": min_retained,
+            "prior": fingerprint(repr(self._found.prior), []),
         }
         self._metric = metric
         self._clock = Clock(
