@@ -38,6 +38,7 @@ from advisor.records import Accuracy, Candidate, Census, Recommendation
 from advisor.situation import Request
 from advisor.store import Store
 from advisor.training.update import reestimation_updates
+from measurements.carried import CarriedStore
 from measurements.tables import table
 from measurements.truth import (
     Row,
@@ -247,6 +248,8 @@ def study(
 ) -> None:
     """Find out each task's truth that the results lack, then what is advised; all of it is written at once.
 
+    Trainings of a truth that is not whole yet lie beside the results: wherever the study goes on, it has them.
+
     Args:
         prepared: by name, in the order of the tables.
         holding: only tasks with this in their names.
@@ -255,7 +258,12 @@ def study(
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    with Store(kept / results.with_suffix(".sqlite").name) as store:
+    kept_in, carried = kept / f"{results.stem}.sqlite", results.with_name(f"{results.stem}_unfinished.json")
+
+    def is_whole(name: str) -> bool:
+        return "truth" in read(results).get("tasks", {}).get(name, {})
+
+    with CarriedStore(kept_in, carried, is_whole) as store:
         for name, prepare in prepared.items():
             if holding not in name:
                 continue
@@ -269,6 +277,7 @@ def study(
                     blocks = len(task.census.blocks)
                     known = truth(task, [training(blocks) for training in trainings], running)
                     write(results, list(prepared), task.size, {name: known})
+                    store.carry()
                 if only != "truth":
                     say("  what other tasks teach")
                     said = advised(task, known["truth"], running, threads, prior_of(name))

@@ -80,8 +80,10 @@ def effects(point: Point, under: Conditions) -> dict[Effect, float]:
     head = point.head or head_of(training) or "trained"
     # What is trained matters less where the head is solved for it: effects of their own, of another size.
     kind = "trained" if head == "trained" else "solved"
-    length = up = down = 0.0
+    length = up = down = gained = 0.0
     if point.rate is not None:
+        # A head that is solved begins with what the network was before, and gains as that is trained.
+        gained = math.sqrt(point.share) if kind == "solved" else 0.0
         length = math.log2(point.share) / _LENGTHS
         step = math.log(point.rate / middle_rate(training)) / _STEP
         up, down = max(step, 0.0), max(-step, 0.0)  # too large a rate ruins what too small a one delays
@@ -98,6 +100,8 @@ def effects(point: Point, under: Conditions) -> dict[Effect, float]:
         ("statistics by classes", f"{policy} {classes}"): 1.0,
         ("head by method", f"{method.name} {head}"): 1.0,
         ("head by classes", f"{head} {classes}"): 1.0,
+        ("gain", ""): gained,
+        ("gain", classes): gained,
         ("training", training.id): 1.0,
         ("training by head", f"{training.id} {head}"): 1.0,
     }

@@ -8,6 +8,7 @@ from advisor.probes import Trial
 from advisor.probes.train import Probe
 from advisor.records import Budget, Candidate
 from advisor.store import Store
+from measurements.carried import CarriedStore
 from measurements.truth import best_of_others, best_that_fits, budgets, fixed_rules, share, trained
 
 
@@ -78,3 +79,18 @@ def test_what_was_trained_before_a_kill_is_not_trained_again(tmp_path):
     again = Executor(9)
     assert [value["accuracy"] for value in run(again).values()] == [0.5] * 3
     assert again.ran == trials[2:]
+
+
+def test_finished_trainings_of_an_unfinished_task_go_to_another_machine(tmp_path):
+    whole, file = set(), tmp_path / "unfinished.json"
+    with CarriedStore(tmp_path / "here.sqlite", file, whole.__contains__) as here:
+        for task in ("a", "b"):
+            here.put("truth", {"task": task}, {"accuracy": 0.5})
+        whole.add("a")
+        here.carry()
+    with CarriedStore(tmp_path / "there.sqlite", file, whole.__contains__) as there:
+        assert there.get("truth", {"task": "b"}) == {"accuracy": 0.5}
+        assert there.get("truth", {"task": "a"}) is None
+        whole.add("b")
+        there.carry()
+    assert not file.exists()
