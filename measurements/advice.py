@@ -248,7 +248,7 @@ def study(
 ) -> None:
     """Find out each task's truth that the results lack, then what is advised; all of it is written at once.
 
-    Trainings of a truth that is not whole yet lie beside the results: wherever the study goes on, it has them.
+    Trainings of a truth that is not whole lie beside the results: wherever the study goes on, it has them.
 
     Args:
         prepared: by name, in the order of the tables.
