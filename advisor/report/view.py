@@ -173,6 +173,7 @@ def figures_text(evaluation: Evaluation) -> str:
     cost, accuracy = evaluation.cost, evaluation.accuracy
     if accuracy:
         known = accuracy_text(accuracy) + ("" if accuracy.finalist else ", trained for less")
+        known += f", {percent(accuracy.retained.mean)} on old data" if accuracy.retained else ""
     else:
         predicted = evaluation.predicted
         known = f"~{accuracy_text(predicted)}, predicted" if predicted else "accuracy unknown"
