@@ -71,7 +71,11 @@ def networks() -> list[Network]:
             family not in smallest or _rank(name) < _rank(smallest[family].name) == len(SMALL)
         ):
             smallest[family] = Network(name, family, size)
-    return sorted((*found, *smallest.values()), key=lambda network: (network.entries, network.name))
+    # Few entries may be large ones: those whose names say that they are small come first.
+    return sorted(
+        (*found, *smallest.values()),
+        key=lambda network: (_rank(network.name) == len(SMALL), network.entries, network.name),
+    )
 
 
 def _rank(name: str) -> int:

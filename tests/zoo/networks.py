@@ -32,7 +32,7 @@ class Odd:
     has: tuple[str, ...] = ("full", "head", "lora")  # methods that it must have
     has_not: tuple[str, ...] = ()
     functions: bool = False  # it computes more than its layers' multiply-adds
-    memory: bool = True  # whether the peak is the allocator's own, at whatever random numbers
+    memory: bool = True  # whether the peak is held against the allocator's own
     close: float = 1e-5  # of outputs
     fidelity: tuple[str, ...] = ("simulated",)
 
@@ -578,7 +578,7 @@ class Replaces(Updates):
         return self.head(x)
 
 
-@odd("keeps what it made")
+@odd("keeps what it made", memory=False)
 def keeps() -> nn.Module:
     class Keeps(Classifier):
         def forward(self, x):
