@@ -49,7 +49,7 @@ def copied(module: nn.Module) -> nn.Module:
     for layer in module.modules():
         for tensor in (*vars(layer).values(), *layer._buffers.values()):
             if isinstance(tensor, nn.parameter.UninitializedBuffer):  # whose copy torch has forgotten
-                memo[id(tensor)] = nn.parameter.UninitializedBuffer(dtype=tensor.dtype)
+                memo[id(tensor)] = nn.parameter.UninitializedBuffer()
             elif isinstance(tensor, torch.Tensor) and not tensor.is_leaf:
                 memo[id(tensor)] = tensor.detach().clone()
     return copy.deepcopy(module, memo)
