@@ -94,7 +94,7 @@ def tried(name: str) -> Iterator[tuple[str, Any]]:
     census = _census(model, loaded.input_size or (3, 224, 224))
     yield "census seconds", time.process_time() - begun
     yield "input size", census.input_size
-    yield "head", census.head
+    yield "classifier", census.head
     yield "blocks", len(census.blocks)
     yield "whole because", census.whole_because
     images = torch.randn(BATCH, *census.input_size)
