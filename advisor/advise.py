@@ -270,6 +270,8 @@ def cost_all(
     Raises:
         ModelError: nothing can be.
     """
+    if not story.census.parameters:
+        raise ModelError(f"{story.loaded.name} has no weights that could be trained")
     proposals = Proposals(
         simulator,
         story.census,

@@ -50,6 +50,23 @@ def test_one_line_where_it_cannot(tmp_path: Path, name: str) -> None:
     assert [item.name for item in tmp_path.iterdir()] == ["file"]
 
 
+@pytest.mark.parametrize("fails", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_what_ends_it_midway_leaves_the_old_file_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: BaseException
+) -> None:
+    path = tmp_path / "report.html"
+    path.write_text("old")
+
+    def end(_: int) -> None:
+        raise fails
+
+    monkeypatch.setattr(os, "fsync", end)
+    with pytest.raises((InputError, KeyboardInterrupt)):
+        write_whole(path, "new", keep_old=True)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names here")
 def test_only_regular_files_are_read_and_nothing_is_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")

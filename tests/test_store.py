@@ -292,6 +292,22 @@ def test_one_that_gets_damaged_while_it_is_open_never_ends_a_run(path):
         store.clear()
 
 
+def test_one_whose_folder_is_removed_while_it_is_open_never_ends_a_run(tmp_path):
+    path = tmp_path / "cache" / "store"
+    path.parent.mkdir()
+    with Store(path) as store:
+        store.put("probe", {"number": 1}, {"found": 1})
+        for file in path.parent.iterdir():
+            file.unlink()
+        path.parent.rmdir()
+        for number in range(50):
+            store.put("probe", {"number": number}, {"found": number})
+            store.get("probe", {"number": number})
+        list(store)
+    with Store(tmp_path / "another") as store:
+        assert list(store) == []
+
+
 def test_a_path_that_cannot_be_written_is_an_input_error(tmp_path):
     (tmp_path / "file").write_text("")
     for path in (tmp_path, tmp_path / "file" / "store"):

@@ -194,6 +194,7 @@ _RULES: dict[Any, Callable[[Sequence[Any], Mapping[str, Any], Any], int | Operat
     aten._native_multi_head_attention: _fused_attention_layer,
     aten._linalg_eigh: _eigenvectors,
     aten._softmax: _times(5),
+    aten._safe_softmax: _times(5),
     aten._log_softmax: _times(5),
     aten._softmax_backward_data: _times(4),
     aten._log_softmax_backward_data: _times(4),
@@ -222,6 +223,7 @@ _RULES: dict[Any, Callable[[Sequence[Any], Mapping[str, Any], Any], int | Operat
     aten._linalg_svd: _svd,
     aten.var_mean: _times(4),
     aten.index_put: lambda args, *_: args[2].numel(),
+    aten.index_put_: lambda args, *_: args[2].numel(),
     aten.index_add: lambda args, *_: args[3].numel(),
 }
 _RULES |= dict.fromkeys(
@@ -302,6 +304,8 @@ _FREE = set(
             "_reshape_alias",
             "_unsafe_index",
         ),
+        *("unsafe_split", "unsafe_split_with_sizes", "transpose_", "t_", "squeeze_", "unsqueeze_", "view_"),
+        *("scatter", "scatter_", "im2col", "linspace", "eye", "tril", "triu"),
         *(
             "slice_backward",
             "select_backward",

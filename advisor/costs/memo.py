@@ -53,7 +53,7 @@ class OperatorMemo:
         """The operator's result on meta tensors, what else is known of such calls, and the tensors it reads.
 
         Raises:
-            DeviceNeededError: attention, which takes another path on the CPU.
+            DeviceNeededError: attention, which takes another path on the CPU, and what runs under autocast.
         """
         read: list[torch.Tensor] = []
         key: list[Any] = [func]
@@ -86,6 +86,8 @@ class OperatorMemo:
     ) -> Known:
         if func.overloadpacket is torch.ops.aten._safe_softmax:
             raise DeviceNeededError("scaled_dot_product_attention is one fused kernel on the CPU")
+        if torch.is_autocast_enabled("cpu"):
+            raise DeviceNeededError("autocast is the device's: it leaves meta tensors as they are")
         behaviour = self._behaviour(func, args, kwargs, read)
         if behaviour is _FIRST:
             result = args[0]

@@ -22,11 +22,7 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-    FakeTensorMode,
-)
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import advisor.costs
 import advisor.methods
@@ -247,7 +243,9 @@ class Simulator:
                 pass
         try:
             return self._cost(candidate, batch_size, "fake")
-        except (DataDependentOutputException, DynamicOutputShapeException):
+        except InputError:
+            raise
+        except Exception:  # noqa: BLE001 - the model's code, or an operator of its own, wants values
             return self._cost(candidate, batch_size, "real")
 
     def forward_flops(self) -> dict[str, int]:
@@ -462,7 +460,7 @@ def shape_copy(model: nn.Module, mode: FakeTensorMode | torch.device) -> nn.Modu
             kind = type(value)
             if kind in _PLAIN:
                 continue
-            if not value and kind in _CONTAINERS:
+            if kind in _CONTAINERS and not value:
                 copied[name] = kind()
             elif name in _REGISTERED:
                 copied[name] = {key: None if item is None else memo[id(item)] for key, item in value.items()}

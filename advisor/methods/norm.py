@@ -25,7 +25,7 @@ class Norm(Method):
 
     def applies(self, census: Census) -> bool:
         """Where there are trainable normalisation layers and a head."""
-        return super().applies(census) and any(layer.has_affine for layer in census.layers)
+        return super().applies(census) and any(layer.has_affine and layer.calls for layer in census.layers)
 
     def train(self, to: Attachment) -> Iterable[nn.Parameter]:
         """The affine parameters and the head; statistics are updated."""

@@ -38,7 +38,7 @@ class Tent(Method):
 
     def applies(self, census: Census) -> bool:
         """Where there are trainable normalisation layers."""
-        return any(layer.has_affine for layer in census.layers)
+        return any(layer.has_affine and layer.calls for layer in census.layers)
 
     def train(self, to: Attachment) -> Iterable[nn.Parameter]:
         """The affine parameters alone; statistics are updated."""

@@ -17,6 +17,7 @@ from advisor.models.blocks import channels, evaluating, is_inside, run_front, wi
 from advisor.records import Block
 
 _MULTIPLY_ADDS = (nn.modules.conv._ConvNd, nn.Linear, nn.MultiheadAttention)
+_NO_GRADIENT = "no gradient flows from its output back to the image"
 _Place = tuple[int, int]  # a tensor and its version: in-place operations change it
 
 
@@ -75,6 +76,10 @@ class CallWatcher:
             len(every),
         )
         elements, after = every[:count], every[count] if count < len(every) else None
+        if not any(_multiply_adds(element.module) for element in elements):
+            return (), ""  # all before the head are functions
+        if output.grad_fn is None:
+            return (), _NO_GRADIENT
         kept_together, why = _same_mode(every, count)
         if why:
             return (), why
@@ -260,7 +265,7 @@ def _groups(elements: Sequence[_Call], cuts: set[Any], kept_together: Container[
 def _unbroken(cuts: set[Any], kept_together: dict[int, str]) -> str:
     """Why a model of several layers is one block."""
     if not cuts:
-        return "no gradient flows from its output back to the image"
+        return _NO_GRADIENT
     if kept_together:
         return f"`{next(iter(kept_together.values()))}` runs all over it, and otherwise in training"
     return "a connection skips every place between two of its layers"

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import torch
+from torch import nn
+from torch.nn.utils import parametrize
 
 from advisor.errors import ModelError
 from advisor.models.printable import shown
@@ -37,6 +40,43 @@ def folded(state: StateDict) -> tuple[StateDict, list[str]]:
             "torch.nn.utils.parametrize.remove_parametrizations on each layer that has some"
         )
     return state, notes
+
+
+def folded_in(module: nn.Module) -> list[str]:
+    """The same for a module's layers, in place: those that compute their weights get them as they are now."""
+    computed: list[str] = []
+    for name, layer in module.named_modules():
+        hooks = [
+            (key, hook)
+            for key, hook in layer._forward_pre_hooks.items()
+            if type(hook).__module__.startswith("torch.nn.utils.") and hasattr(hook, "remove")
+        ]
+        for key, hook in hooks:  # weight and spectral norm, and pruning, of the older kind
+            hook.remove(layer)
+            del layer._forward_pre_hooks[key]
+        if hooks or parametrize.is_parametrized(layer):
+            computed.append(shown(name))
+        if parametrize.is_parametrized(layer):
+            _unparametrise(layer)
+    if not computed:
+        return []
+    more = f" and {len(computed) - 1} more" if len(computed) > 1 else ""
+    how = "by parametrizations, weight or spectral norm"
+    return [f"weights that {computed[0]}{more} computed {how} are plain ones, as they were last"]
+
+
+def _unparametrise(layer: nn.Module) -> None:
+    # Not torch's own way, which changes the class: that is shared with the module that this is a copy of.
+    lists: Any = layer.parametrizations
+    with torch.no_grad():
+        values = {name: getattr(layer, name).detach().clone() for name in lists}
+    del layer._modules["parametrizations"]
+    layer.__class__ = type(layer).__bases__[0]
+    for name, value in values.items():
+        if lists[name]._parameters:
+            layer.register_parameter(name, nn.Parameter(value))
+        else:
+            layer.register_buffer(name, value)
 
 
 def _without_observers(state: StateDict) -> list[str]:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
+from advisor.errors import ModelError
 from advisor.models.blocks import evaluating
 from advisor.models.layers import logits
 
@@ -71,7 +72,11 @@ def with_head(module: nn.Module, features: int, size: tuple[int, ...]) -> nn.Mod
 
 
 def probabilities(module: nn.Module, size: tuple[int, ...]) -> str:
-    """`softmax` or `sigmoid`, where outputs for images of that size are such; "" where they are scores."""
+    """`softmax` or `sigmoid`, where outputs for images of that size are such; "" where they are scores.
+
+    Raises:
+        ModelError: it doesn't give an output for each of several images.
+    """
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(2, *size, generator=generator)
     try:
@@ -79,6 +84,11 @@ def probabilities(module: nn.Module, size: tuple[int, ...]) -> str:
             outputs = [logits(module(images * scale)) for scale in (1, 1000)]
     except Exception:  # noqa: BLE001 - the user's own code; whether it runs is told elsewhere
         return ""
+    if len(outputs[0]) != 2:
+        raise ModelError(
+            f"{type(module).__name__} returns shape {tuple(outputs[0].shape)} for 2 images; mend its code: "
+            "it has to take any number of images, (N, C, H, W)"
+        )
     if outputs[0].shape[1] < 2 or any(not ((each >= 0) & (each <= 1)).all() for each in outputs):
         return ""
     is_one = all(torch.allclose(each.sum(1), torch.ones(2), atol=1e-4) for each in outputs)

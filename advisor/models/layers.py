@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
+import traceback
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,6 +24,7 @@ TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 # _NormBase covers every batch and instance normalisation, the lazy and synchronised ones included.
 NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 _ROUNDING = 1e-3  # of outputs, against the largest: rounding, not another function
+_WRAP = "for a network that gives other things, too, give a module around it that returns the scores alone"
 _SILENT = (nn.Identity, nn.Dropout, nn.modules.dropout._DropoutNd, nn.Flatten)
 
 
@@ -68,10 +71,11 @@ def take_census(model: nn.Module, input_size: tuple[int, ...]) -> Census:
         watcher.remove()
         for handle in handles:
             handle.remove()
-    if not isinstance(result, torch.Tensor) or result.ndim != 2:
-        got = f"shape {tuple(result.shape)}" if isinstance(result, torch.Tensor) else type(result).__name__
+        _without_graphs(model)
+    if result.ndim != 2 or len(result) != 1:
         raise ModelError(
-            f"the model is not a classifier: for one image it returns {got}, not a (1, classes) tensor"
+            f"{type(model).__name__} is not a classifier: for one image it returns shape "
+            f"{tuple(result.shape)}, not a (1, classes) tensor; {_WRAP}"
         )
     classes = result.shape[1]
 
@@ -146,15 +150,22 @@ def uses_weight_as_is(module: nn.Module) -> bool:
 
 
 def logits(output: object) -> torch.Tensor:
-    """The classifier's (N, classes) output; Inception and GoogLeNet wrap it while training."""
+    """The classifier's (N, classes) output: by itself, as `logits`, or the first of several."""
     if isinstance(output, torch.Tensor):
         return output
-    main = getattr(output, "logits", None)
+    main = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
     if main is None and isinstance(output, tuple | list) and output:
         main = output[0]
     if isinstance(main, torch.Tensor):
         return main
-    raise ModelError(f"the model returns {type(output).__name__}, not a (N, classes) tensor")
+    names = f" of {', '.join(map(str, list(output)[:3]))}" if isinstance(output, Mapping) and output else ""
+    kind = f"{type(output).__name__}{names}"
+    raise ModelError(f"the model is not a classifier: it returns {kind}, not a (N, classes) tensor; {_WRAP}")
+
+
+def has_statistics(module: nn.Module) -> bool:
+    """Whether running statistics follow the batches in training; torchvision's FrozenBatchNorm2d's don't."""
+    return module._buffers.get("running_mean") is not None and hasattr(module, "momentum")
 
 
 def answers_otherwise(found: torch.Tensor, expected: torch.Tensor) -> bool:
@@ -168,22 +179,51 @@ def _is_norm_by_name(module: nn.Module) -> bool:
     return "Norm" in type(module).__name__ and next(module.children(), None) is None
 
 
-def _forward(model: nn.Module, image: torch.Tensor, *, with_gradients: bool = False) -> object:
+def _forward(model: nn.Module, image: torch.Tensor, *, with_gradients: bool = False) -> torch.Tensor:
     try:
         with torch.set_grad_enabled(with_gradients), evaluating(model):
             return logits(model(image))
     except ModelError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         size = "x".join(map(str, image.shape[1:]))
-        mend = "give its size with --input-size CxHxW"
-        if not _may_be_the_size(model, image, error):
-            shape = ", ".join(map(str, image.shape))
-            mend = f"the size is not the cause: run it on torch.zeros({shape}) on the CPU and mend its code"
-        raise ModelError(f"the model can't run on one {size} image: {first_line(error)}; {mend}") from error
+        where = f"{type(model).__name__} can't run on one {size} image"
+        said = f"{_raised_in(model, error)}{first_line(error)}"
+        raise ModelError(f"{where}: {said}; {_mend(model, image, error, with_gradients)}") from error
 
 
-def _may_be_the_size(model: nn.Module, image: torch.Tensor, error: Exception) -> bool:
+def _without_graphs(model: nn.Module) -> None:
+    """What layers keep of a forward pass loses its graph, which could not be copied with them."""
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if isinstance(value, torch.Tensor) and not value.is_leaf:
+                vars(module)[name] = value.detach()
+
+
+def _raised_in(model: nn.Module, error: BaseException) -> str:
+    """The innermost part whose code was running, where there is one."""
+    names = {id(module): name for name, module in model.named_modules() if name}
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    found = [name for frame in frames if (name := names.get(id(frame.f_locals.get("self"))))]
+    return f"in its {found[-1]}: " if found else ""
+
+
+def _mend(model: nn.Module, image: torch.Tensor, error: BaseException, with_gradients: bool) -> str:
+    if with_gradients:  # it has run without
+        return "it can't be trained as it is: run it with gradients, in eval mode, and mend its code"
+    try:
+        inspect.signature(model.forward).bind(image)
+    except (TypeError, ValueError):
+        return "give a module around it whose forward takes one tensor of images, and nothing else"
+    if _may_be_the_size(model, image, error):
+        return "give its size with --input-size CxHxW"
+    shape = ", ".join(map(str, image.shape))
+    return (
+        f"the size is not the cause: run it on torch.zeros({shape}) on the CPU, in float32, and mend its code"
+    )
+
+
+def _may_be_the_size(model: nn.Module, image: torch.Tensor, error: BaseException) -> bool:
     """Whether images of other sizes end otherwise, or the model's own check of its input has failed."""
     if isinstance(error, AssertionError | ValueError | IndexError | ArithmeticError) or image.ndim != 4:
         return True
@@ -192,7 +232,7 @@ def _may_be_the_size(model: nn.Module, image: torch.Tensor, error: Exception) ->
         try:
             with torch.no_grad(), evaluating(model):
                 model(image.new_zeros(1, *other))
-        except Exception as again:  # noqa: BLE001 - a model's own code raises what it likes
+        except (Exception, SystemExit) as again:  # noqa: BLE001 - a model's own code raises what it likes
             if (type(again), first_line(again)) == (type(error), first_line(error)):
                 continue
         return True
@@ -266,7 +306,7 @@ def _describe(
         groups=getattr(module, "groups", 1) if kind not in ("norm", "other") else 1,
         has_bias=isinstance(getattr(module, "bias", None), nn.Parameter),
         has_affine=kind == "norm" and isinstance(weight, nn.Parameter),
-        tracks_statistics=kind == "norm" and getattr(module, "running_mean", None) is not None,
+        tracks_statistics=kind == "norm" and has_statistics(module),
         followed_by=followed_by,
         output_positions=positions,
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -21,14 +20,31 @@ from advisor.models.architectures import (
     stock_architecture,
     stock_input_size,
 )
+from advisor.models.folding import folded_in
 from advisor.models.heads import empty_head
 from advisor.models.images import ImageConfiguration, image_configuration, stem_channels
 from advisor.models.pickles import StandIn, stand_ins, tensors_of
 from advisor.models.printable import first_line, shown
 from advisor.models.rebuild import Rebuilt, rebuild
 from advisor.models.said import Said, class_names, what_is_said
-from advisor.models.weights import check_together, find_weights, is_average, refuse_content, unwrapped, usable
-from advisor.models.whole import class_of, complete, foreign_classes, inner_stand_in, without_auxiliary
+from advisor.models.weights import (
+    check_together,
+    check_trained,
+    find_weights,
+    is_average,
+    refuse_content,
+    usable,
+)
+from advisor.models.whole import (
+    class_of,
+    complete,
+    copied,
+    foreign_classes,
+    inner_stand_in,
+    refuse_unseen,
+    unwrapped,
+    without_auxiliary,
+)
 
 Form = Literal["module", "state_dict", "safetensors", "named"]
 
@@ -104,14 +120,14 @@ def load_module(module: nn.Module) -> LoadedModel:
     """
     name = type(module).__name__
     try:
-        copied = copy.deepcopy(module)
+        own = copied(module)
     except Exception as error:  # a module may hold anything
         raise ModelError(
             f"{name} can't be copied ({first_line(error)}); give a file, or its state dict"
         ) from error
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # as in `load_model`
-        return replace(_loaded(unwrapped(copied), None, name, ({},)), source=name)
+        return replace(_loaded(own, None, name, ({},)), source=name)
 
 
 def _builds_again(named: Architecture, module: nn.Module) -> bool:
@@ -167,7 +183,7 @@ def _of_weights(
     if isinstance(weights, nn.Module) and next(stand_ins(weights), None) is None:
         if given is not None:
             raise ModelError("holds a whole module, not a bare state dict: leave out --arch")
-        loaded = _loaded(unwrapped(weights), None, source, holders)
+        loaded = _loaded(weights, None, source, holders)
         return replace(loaded, form="safetensors") if contents.safetensors else loaded
     form: Form = "safetensors" if contents.safetensors else "state_dict"
     words: tuple[str, ...] = ()
@@ -240,16 +256,22 @@ def _loaded(
     holders: what the file says beside the weights; () for a name, whose weights are random.
     """
     try:
+        module = unwrapped(module)
+        refuse_unseen(module)
         if holders:
             complete(module)
+        folds = folded_in(module)
         held = (*module.named_parameters(), *module.named_buffers())
-        check_together({name: tensor for name, tensor in held if not nn.parameter.is_lazy(tensor)})
+        tensors = {name: tensor for name, tensor in held if not nn.parameter.is_lazy(tensor)}
+        check_together(tensors)
+        check_trained(tensors)
         module = module.cpu().float().eval()
         architecture = architecture or stock_architecture(module)
         own = stock_input_size(module) if architecture is None else architecture.input_size(module)
         images = image_configuration(module)
         said = said or what_is_said(*holders)
         size, default, words = _size(module, own, said, rebuilt)
+        words += folds
         auxiliary = without_auxiliary(module)
         if auxiliary:
             words.append(f"the auxiliary heads {auxiliary} are left out: they serve training alone")

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any, NoReturn
 
 import torch
-from torch import nn
 
 from advisor.errors import ModelError
 from advisor.models.pickles import QUANTISED, StandIn, as_mapping, is_module
@@ -124,6 +123,17 @@ def check_together(tensors: Mapping[str, torch.Tensor]) -> None:
         raise ModelError("has more values than are stored; save its state dict after .contiguous()")
 
 
+def check_trained(tensors: Mapping[str, torch.Tensor]) -> None:
+    """Raises ModelError: weights or statistics hold NaN, as after a training that diverged."""
+    for name, tensor in tensors.items():
+        # The sum takes no memory, and is NaN where any is.
+        if tensor.is_floating_point() and tensor.sum().isnan() and (wrong := int(tensor.isnan().sum())):
+            raise ModelError(
+                f"its entry {shown(name)} holds NaN in {wrong} of {tensor.numel()} places, as after a "
+                "training that diverged; give an earlier checkpoint"
+            )
+
+
 def _problem_of(tensor: torch.Tensor) -> str:
     if tensor.is_quantized or (tensor.dtype in (torch.int8, torch.uint8) and tensor.ndim > 1):
         return QUANTISED
@@ -137,14 +147,3 @@ def _problem_of(tensor: torch.Tensor) -> str:
         # A few stored bytes may claim to be terabytes by repeating themselves.
         return "has more values than are stored; save it after .contiguous()"
     return ""
-
-
-def unwrapped(module: nn.Module) -> nn.Module:
-    """The module inside the wrappers of DataParallel, torch.compile and averaging."""
-    wrappers = {"DataParallel", "DistributedDataParallel", "OptimizedModule", "AveragedModel"}
-    while type(module).__name__ in wrappers:
-        inner = module._modules.get("module") or module._modules.get("_orig_mod")
-        if inner is None:
-            break
-        module = inner
-    return module

@@ -1,16 +1,20 @@
-"""Whole pickled modules: of old versions, of other libraries, with parts that only training needs."""
+"""Whole modules: of old versions, of other libraries, in wrappers, with parts that only training needs."""
 
 from __future__ import annotations
 
+import copy
 import inspect
+import re
 from functools import cache
 from typing import Any
 
 import torch
 from torch import nn
 
+from advisor.errors import ModelError
 from advisor.models.architectures import stock_architecture
-from advisor.models.pickles import StandIn, as_mapping, stand_ins
+from advisor.models.pickles import QUANTISED, StandIn, as_mapping, stand_ins
+from advisor.models.printable import shown
 
 _LIBRARIES = (
     "torch.",
@@ -30,6 +34,53 @@ _WRAPPERS = (
     "AveragedModel",
     "FullyShardedDataParallel",
 )
+
+
+_QUANTISED = re.compile(r"torch\.(ao\.)?nn\.(intrinsic\.)?quantized\.")
+
+
+def copied(module: nn.Module) -> nn.Module:
+    """A deep copy, also of what was run before: what it keeps of that is copied without its graph.
+
+    Raises:
+        Exception: whatever what it holds raises when it is copied.
+    """
+    memo: dict[int, Any] = {}
+    for layer in module.modules():
+        for tensor in (*vars(layer).values(), *layer._buffers.values()):
+            if isinstance(tensor, nn.parameter.UninitializedBuffer):  # whose copy torch has forgotten
+                memo[id(tensor)] = nn.parameter.UninitializedBuffer()
+            elif isinstance(tensor, torch.Tensor) and not tensor.is_leaf:
+                memo[id(tensor)] = tensor.detach().clone()
+    return copy.deepcopy(module, memo)
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """The module, and its parts, outside of the wrappers of DataParallel, torch.compile and averaging."""
+    while (inner := _wrapped(module)) is not None:
+        module = inner
+    for layer in module.modules():
+        vars(layer).pop("_compiled_call_impl", None)
+        for name, child in layer._modules.items():
+            if child is not None and _wrapped(child) is not None:
+                layer._modules[name] = unwrapped(child)
+    return module
+
+
+def _wrapped(module: nn.Module) -> nn.Module | None:
+    if type(module).__name__ not in _WRAPPERS:
+        return None
+    return module._modules.get("module") or module._modules.get("_orig_mod")
+
+
+def refuse_unseen(module: nn.Module) -> None:
+    """Raises ModelError: a layer is none that could be looked into, or trained."""
+    for name, layer in module.named_modules():
+        where = f"its {shown(name)} " if name else ""
+        if isinstance(layer, torch.jit.ScriptModule):
+            raise ModelError(f"{where}is TorchScript, whose layers can't be seen; give what it was made of")
+        if _QUANTISED.match(type(layer).__module__):
+            raise ModelError(where + QUANTISED)
 
 
 def complete(module: nn.Module) -> None:

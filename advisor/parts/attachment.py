@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from advisor.errors import InputError
-from advisor.models.layers import is_whole
+from advisor.models.layers import has_statistics, is_whole
 from advisor.parts.bypass import LayerModule
 from advisor.parts.closed_form import Examples
 from advisor.records import LAYER_TYPES, Census, Features, Layer, Levers, SettingValue
@@ -55,7 +55,7 @@ class Trainable:
         return [
             (name, module)
             for name, module in self.model.named_modules()
-            if module._buffers.get("running_mean") is not None and id(module) not in frozen
+            if has_statistics(module) and id(module) not in frozen
         ]
 
     def train_mode(self) -> None:
@@ -108,10 +108,11 @@ class Attachment:
         return head_parameters(self.model, self.census)
 
     def norms(self) -> list[nn.Parameter]:
-        """Scale and shift of every normalisation layer."""
+        """Scale and shift of every normalisation layer that a forward pass calls."""
         return [
             parameter
             for layer in self.census.of_type("norm")
+            if layer.calls
             for parameter in self.model.get_submodule(layer.name).parameters(recurse=False)
         ]
 

@@ -139,7 +139,10 @@ def one_hot(labels: torch.Tensor, classes: int) -> torch.Tensor:
 def scales(sizes: Sequence[int], spread: torch.Tensor) -> torch.Tensor:
     """What features are multiplied by, so that each varies alike, and each group as much as any other."""
     shares = [torch.full((s,), s**-0.5, dtype=spread.dtype, device=spread.device) for s in sizes]
-    return torch.cat(shares) / spread.clamp_min(_LEAST_SPREAD * spread.max())
+    least = _LEAST_SPREAD * spread.max()
+    return torch.cat(shares) / spread.clamp_min(
+        least + (least == 0)
+    )  # features that all are constant stay so
 
 
 def unscaled(

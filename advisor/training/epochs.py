@@ -136,9 +136,10 @@ class Epochs:
         try:
             with replacing(self._path) as temporary:
                 torch.save(saved, temporary)
-        except (OSError, RuntimeError) as error:  # torch says RuntimeError where the disk is full
+        except (OSError, RuntimeError) as error:  # torch says RuntimeError, of its own code, on a full disk
+            reason = first_line(error) if isinstance(error, OSError) else "the disk seems to be full"
             raise InputError(
-                f"{self._path}: the checkpoint can't be written ({first_line(error)}); "
+                f"{self._path}: the checkpoint can't be written ({reason}); "
                 "make room, and give the same command again"
             ) from error
 

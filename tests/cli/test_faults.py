@@ -8,15 +8,16 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from contextlib import contextmanager
 
 import pytest
 
+from advisor.store import Store
+from tests.cli.test_cli import one_line
 from tests.processes import ROOT
 
-pytestmark = [
-    pytest.mark.long,
-    pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs a mount namespace"),
-]
+resource = pytest.importorskip("resource")
+
 ASKED = ("--input-size", "1x8x8", "--methods", "head,norm,lora", "--ranks", "2", "--ram", "3MB")
 ASKED = (*ASKED, "--epochs", "2", "--probe-time", "20s")
 
@@ -51,6 +52,8 @@ def on_a_small_disk(folder, size, mode, *command, cwd):
     return json.loads(done.stdout)
 
 
+@pytest.mark.long
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs a mount namespace")
 @pytest.mark.parametrize("mode", ["full", "ro"])
 @pytest.mark.parametrize("size", ["16k", "64k", "256k", "1m"])
 def test_disk_full_or_read_only(folder, tmp_path, size, mode, figure):
@@ -75,3 +78,53 @@ def test_disk_full_or_read_only(folder, tmp_path, size, mode, figure):
         0,
         of=len(left),
     )
+
+
+@contextmanager
+def files_of_at_most(size):
+    """While it lasts, writing more to a file fails, as on a disk that is full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+COSTS = ("--input-size", "1x8x8", "--methods", "head", "--no-verify", "--data", "new-data.npz")
+COSTS = (*COSTS, "--no-probe", "--ram", "3MB")
+
+
+def test_what_there_was_outlives_a_disk_that_is_full(run, tmp_path):
+    asked = ("recommend", "model.pt", *COSTS, "--report", tmp_path / "r.html")
+    assert run(*asked, "--no-store")[0] == 0
+    before = (tmp_path / "r.html").read_bytes()
+    with files_of_at_most(60_000):  # the store's first pages fit, neither the report nor the advice does
+        more = ("--methods", "norm,head", "--json", tmp_path / "o.json", "--store", tmp_path / "store.sqlite")
+        code, stdout, err = run(*asked, *more)
+    assert code == 2
+    errors = [line for line in err.splitlines() if "error: " in line]
+    assert len(errors) == 2
+    assert all("can't be written (File too large)" in line for line in errors)
+    assert "Use " in stdout  # the answer is given all the same
+    assert "! the store " in stdout
+    assert (tmp_path / "r.html").read_bytes() == before
+    names = {path.name for path in tmp_path.iterdir()}
+    assert {name for name in names if not name.startswith("store.sqlite")} == {"r.html"}
+    with Store(tmp_path / "store.sqlite") as store:
+        assert not store.trouble
+        list(store)
+
+
+def test_training_on_a_full_disk_says_so_and_goes_on_once_there_is_room(run, tmp_path):
+    assert run("recommend", "model.pt", *COSTS, "--no-store", "--json", tmp_path / "o.json")[0] == 0
+    out = tmp_path / "tuned"
+    asked = ("apply", "model.pt", tmp_path / "o.json", "--output", out, "--epochs", 1)
+    with files_of_at_most(3000):
+        code, _, err = run(*asked)
+    assert code == 2
+    assert "the checkpoint can't be written (the disk seems to be full); make room" in one_line(err)
+    assert not list(out.glob("*"))
+    assert not list(out.glob(".*"))
+    assert run(*asked)[0] == 0
+    assert (out / "adapter.safetensors").exists()

@@ -123,6 +123,17 @@ def test_before_anything_is_priced_it_ends_the_run(terminal, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_while_candidates_are_priced_it_ends_the_run(terminal, folder, tmp_path):
+    before = set(folder.iterdir())
+    running = terminal(*ASKED, "10m", *outputs(tmp_path))
+    running.wait_for("Costing every candidate")
+    running.press_ctrl_c()
+    assert running.ended() == 130
+    assert "Traceback" not in running.seen
+    assert not list(tmp_path.iterdir())
+    assert set(folder.iterdir()) == before
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_no_process_outlives_one_that_is_killed(terminal, tmp_path):
     running = terminal(*ASKED, "10m", "--executor", "local:2", fresh=True)  # all children are its own

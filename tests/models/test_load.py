@@ -533,6 +533,16 @@ def test_tensors_that_cant_be_trained(tmp_path, value, problem):
         assert re.search(rf"odd .*{problem}", refusal(tmp_path / "m.pt"))
 
 
+@pytest.mark.parametrize("whole", [True, False])
+def test_weights_that_are_not_numbers(tmp_path, whole):
+    model = torchvision.models.resnet18(weights=None)
+    model.layer1[0].bn1.running_var[3] = float("nan")
+    torch.save(model if whole else model.state_dict(), tmp_path / "m.pt")
+    said = refusal(tmp_path / "m.pt")
+    assert "its entry layer1.0.bn1.running_var holds NaN in 1 of 64 places" in said
+    assert "earlier checkpoint" in said
+
+
 def test_whole_numbers_where_weights_belong(tmp_path):
     state = {name: value.to(torch.int64) for name, value in stock().state_dict().items()}
     torch.save(state, tmp_path / "s.pt")
