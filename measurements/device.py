@@ -27,7 +27,6 @@ from torch import nn
 
 from advisor.costs.process import give_back_freed_memory
 from advisor.costs.simulate import Simulator
-from advisor.device.lean import leave_compiler_out
 from advisor.device.profile import Clock, read_profile
 from advisor.device.program import program
 from advisor.models import load_model, take_census
@@ -107,7 +106,6 @@ def fastest_update(module: nn.Module, side: int, batch_size: int, candidate: Can
 def study(threads: int, results: dict[str, Any], *, quick: bool) -> None:
     """Of one thread count, in a process of its own; kept after every update."""
     torch.set_num_threads(threads)
-    leave_compiler_out()
     give_back_freed_memory()
     own = results.setdefault(str(threads), {"updates": []})
     if "profile" not in own:

@@ -3,7 +3,8 @@
 It needs PyTorch, and nothing else; where Pillow is there, what it takes is counted in. Operators are run as
 a bundle's finetune.py runs them: without the compiler, freed memory going back to the kernel at once. Each
 is timed at several shapes, the fastest of its repetitions, and so many seconds a call, FLOP and byte are
-fitted to that. With one thread the clock is the processor's own, so other programs hardly matter.
+fitted to that. In an update they take longer than alone: how much, whole updates of small networks tell.
+With one thread the clock is the processor's own, so other programs hardly matter.
 """
 
 from __future__ import annotations
@@ -29,7 +30,12 @@ from torch.nn import functional
 
 from advisor.costs.energy import count_joules
 from advisor.costs.figures import FIGURES, convolution_figures, convolution_kind
-from advisor.costs.process import give_back_freed_memory, process_bytes, return_freed_memory
+from advisor.costs.process import (
+    end_with_parent,
+    give_back_freed_memory,
+    process_bytes,
+    return_freed_memory,
+)
 from advisor.device.lean import leave_compiler_out
 
 SCHEMA_VERSION = 1
@@ -78,6 +84,7 @@ def main() -> int:
     leave_compiler_out()
     give_back_freed_memory()
     if options.runtime:
+        end_with_parent()  # which asked for it, and may be interrupted
         print(json.dumps({"runtime_bytes": runtime_bytes()}))
     else:
         print(json.dumps(measured(_runtime_of_another_process()), indent=1))
@@ -139,6 +146,11 @@ def measured(runtime: int) -> dict[str, Any]:
         samples.append(sample)
         if len(samples) % 40 == 0:
             print(f"{len(samples)} operators timed", file=sys.stderr, flush=True)
+    operators = fitted(samples)
+    calls, work = in_context(operators)
+    for each in operators:
+        for name in _PER:
+            each[f"seconds_per_{name}"] *= calls if name == "call" else work
     last, used = _reference(), joules()
     took = time.perf_counter() - began
     return {
@@ -151,7 +163,8 @@ def measured(runtime: int) -> dict[str, Any]:
         "watts": used / took if used is not None else None,
         "slowdown": last / first,
         "measuring_seconds": took,
-        "operators": fitted(samples),
+        "in_context": {"calls": calls, "work": work},
+        "operators": operators,
         "samples": [
             {"kind": kind, "phase": phase, **dict(zip(FIGURES, figures, strict=True)), "seconds": seconds}
             for kind, phase, figures, seconds in samples
@@ -175,6 +188,110 @@ def fitted(samples: Sequence[Sample]) -> list[dict[str, Any]]:
 
 
 _PER = ("call", "flop", "flop_in_8s", "flop_in_16s", "byte")
+
+
+def in_context(operators: Sequence[dict[str, Any]]) -> tuple[float, float]:
+    """How many times as long calls, and their work, take in whole updates: caches and kernels are shared."""
+    prices = {
+        (each["kind"], each["phase"]): [each[f"seconds_per_{name}"] for name in _PER] for each in operators
+    }
+    shares = []
+    for network, batch, side in _networks():
+        x, labels = torch.rand(batch, 3, side, side), torch.zeros(batch, dtype=torch.int64)
+        calls, work = prices["update", "forward"][0], 0.0
+        for kind, phase, figures in _work_of(network, x):
+            call, *others = (
+                price * figure for price, figure in zip(prices[kind, phase], figures, strict=True)
+            )
+            calls, work = calls + call, work + sum(others)
+        seconds = _fastest(_update_of(network, x, labels), 1)
+        shares.append([calls / seconds, work / seconds])
+    found = _not_negative(torch.tensor(shares, dtype=torch.float64)).tolist()
+    longest = max(found)
+    # What these networks don't tell apart takes as much longer as the other.
+    return found[0] or longest, found[1] or longest
+
+
+def _networks() -> Iterator[tuple[nn.Module, int, int]]:
+    """Of the usual layers, with the batch and the side of its images; large ones and small ones."""
+    for batch, side, width in ((8, 48, 32), (8, 12, 16)):
+        yield _of_blocks([_separable(width) for _ in range(3)], width), batch, side
+        yield _of_blocks([_plain(width) for _ in range(4)], width), batch, side
+
+
+def _of_blocks(blocks: Sequence[nn.Module], width: int) -> nn.Module:
+    stem = (nn.Conv2d(3, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
+    return nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 10)).train()
+
+
+def _plain(width: int) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
+
+
+def _separable(width: int) -> nn.Module:
+    inside = 4 * width
+    widen = (nn.Conv2d(width, inside, 1, bias=False), nn.BatchNorm2d(inside), nn.ReLU())
+    depthwise = nn.Conv2d(inside, inside, 3, padding=1, groups=inside, bias=False)
+    narrow = (nn.Conv2d(inside, width, 1, bias=False), nn.BatchNorm2d(width))
+    return nn.Sequential(*widen, depthwise, nn.BatchNorm2d(inside), nn.ReLU(), *narrow)
+
+
+def _work_of(network: nn.Module, x: torch.Tensor) -> list[tuple[str, str, tuple[int, ...]]]:
+    """Kind, phase and figures of what an update with Adam does in the layers that we have."""
+    found: list[tuple[str, str, tuple[int, ...]]] = []
+
+    def seen(layer: Any, inputs: Any, y: torch.Tensor) -> None:
+        given = inputs[0]
+        size = given.nbytes + y.nbytes
+        if isinstance(layer, nn.BatchNorm2d):
+            forward, backward = _norm_figures(given.numel(), layer.num_features, training=True)
+            found.extend((("norm", "forward", forward), ("norm", "input_gradient", backward)))
+        elif isinstance(layer, nn.ReLU):
+            found.append(("elementwise", "forward", (1, 0, 0, 0, size)))
+            found.append(("elementwise", "input_gradient", (1, 0, 0, 0, size + y.nbytes)))
+        elif isinstance(layer, nn.Conv2d | nn.Linear):
+            kind, figures = _product_figures(layer, y, size + layer.weight.nbytes)
+            phases = ["forward", "weight_gradient", *(["input_gradient"] if given is not x else [])]
+            found.extend((kind, phase, figures) for phase in phases)
+
+    handles = [layer.register_forward_hook(seen) for layer in network.modules()]
+    with torch.no_grad():
+        network(x)
+    for handle in handles:
+        handle.remove()
+    steps = [("adam", "forward", (1, 0, 0, 0, 7 * each.nbytes)) for each in network.parameters()]
+    return [*found, *steps]
+
+
+def _product_figures(layer: Any, y: torch.Tensor, size: int) -> tuple[str, tuple[int, ...]]:
+    if isinstance(layer, nn.Linear):
+        count = 2 * y.numel() * layer.in_features
+        return "linear", (1, count, count, count, size)
+    taps, inputs, outputs = layer.kernel_size[0] ** 2, layer.in_channels, layer.out_channels
+    figures = convolution_figures(y.numel() // outputs, inputs, outputs, taps, layer.groups, size)
+    return convolution_kind(inputs, taps, layer.groups), (1, *figures)
+
+
+def _update_of(network: nn.Module, x: torch.Tensor, labels: torch.Tensor) -> Callable[[], None]:
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-6, foreach=False)
+
+    def run() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        functional.cross_entropy(network(x), labels).backward()
+        optimizer.step()
+
+    return run
+
+
+def _norm_figures(elements: int, channels: int, *, training: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Of the forward pass, and of all gradients."""
+    own = 4 * channels  # bytes of one of its vectors
+    saved = 2 * own if training else 0
+    forward, backward = elements * (6 if training else 2), elements * (8 if training else 5)
+    return (
+        (1, forward, forward, forward, 8 * elements + 4 * own + saved),
+        (1, backward, backward, backward, 12 * elements + 5 * own + saved),
+    )
 
 
 def _not_negative(shares: torch.Tensor) -> torch.Tensor:
@@ -217,10 +334,12 @@ def _samples() -> Iterator[Sample]:
     for shape in _CONVOLUTIONS:
         yield from _convolution(*shape)
     for rows, inputs, outputs in _LINEAR:
-        count, size = 2 * rows * inputs * outputs, 4 * (rows * inputs + inputs * outputs + rows * outputs)
         x, layer = torch.rand(rows, inputs), nn.Linear(inputs, outputs)
+        with torch.no_grad():
+            y = layer(x)
+        kind, figures = _product_figures(layer, y, x.nbytes + y.nbytes + layer.weight.nbytes)
         for phase, seconds in _phases(layer, x):
-            yield "linear", phase, (1, count, count, count, size), seconds
+            yield kind, phase, figures, seconds
     for batch, channels, side in _NORMS:
         for training in (True, False):
             yield from _norm(batch, channels, side, training=training)
@@ -230,7 +349,9 @@ def _samples() -> Iterator[Sample]:
         yield from _optimizers(elements)
     x = torch.rand(8, 8, requires_grad=True)
     yield "view", "forward", (1, 0, 0, 0, 0), _fastest(lambda: [x.view(64) for _ in range(100)], 100)
-    yield "update", "forward", (1, 0, 0, 0, 0), _fastest(_smallest_update(), 1)
+    smallest = nn.Linear(4, 2)
+    run = _update_of(smallest, torch.rand(2, 4), torch.tensor([0, 1]))
+    yield "update", "forward", (1, 0, 0, 0, 0), _fastest(run, 1)
 
 
 def _copies(layer: nn.Module, x: torch.Tensor) -> list[tuple[nn.Module, torch.Tensor]]:
@@ -266,30 +387,20 @@ def _convolution(
     x = torch.rand(batch, inputs, side, side)
     with torch.no_grad():
         y = layer(x)
-    positions, size = y.numel() // outputs, x.nbytes + y.nbytes + layer.weight.nbytes
-    figures = convolution_figures(positions, inputs, outputs, kernel**2, groups, size)
-    kind = convolution_kind(inputs, kernel**2, groups)
+    kind, figures = _product_figures(layer, y, x.nbytes + y.nbytes + layer.weight.nbytes)
     for phase, seconds in _phases(layer, x):
-        yield kind, phase, (1, *figures), seconds
+        yield kind, phase, figures, seconds
 
 
 def _norm(batch: int, channels: int, side: int, *, training: bool) -> Iterator[Sample]:
     pairs = _copies(nn.BatchNorm2d(channels).train(training), torch.rand(batch, channels, side, side))
-    elements = prod(pairs[0][1].shape)
-    own = 4 * channels
-    saved = 2 * own if training else 0
-    flops = elements * (6 if training else 2)
-    size = 8 * elements + 4 * own + saved
-    yield (
-        *("norm", "forward", (1, flops, flops, flops, size)),
-        _fastest(lambda: [one(given) for one, given in pairs], len(pairs)),
-    )
+    forward, backward = _norm_figures(prod(pairs[0][1].shape), channels, training=training)
+    seconds = _fastest(lambda: [one(given) for one, given in pairs], len(pairs))
+    yield "norm", "forward", forward, seconds
     xs = [x.requires_grad_(True) for _, x in pairs]
     wanted = [*xs, *(each for one, _ in pairs for each in one.parameters())]
-    flops = elements * (8 if training else 5)
-    size = 12 * elements + 5 * own + saved
     seconds = _fastest(_backward([one(given) for one, given in pairs], wanted), len(pairs))
-    yield "norm", "input_gradient", (1, flops, flops, flops, size), seconds
+    yield "norm", "input_gradient", backward, seconds
 
 
 def _elementwise(elements: int) -> Iterator[Sample]:
@@ -302,7 +413,8 @@ def _elementwise(elements: int) -> Iterator[Sample]:
         yield "elementwise", "forward", (1, *work, 2 * size), seconds
         run = _backward([function(x) for x in xs], xs)
         yield "elementwise", "input_gradient", (1, *work, 3 * size), _fastest(run, count)
-    seconds = _fastest(lambda: [x + x for x in pairs], count)
+    others = [torch.rand(elements).requires_grad_(True) for _ in pairs]
+    seconds = _fastest(lambda: [x + y for x, y in zip(pairs, others, strict=True)], count)
     yield "elementwise", "forward", (1, 0, 0, 0, 3 * size), seconds
     seconds = _fastest(lambda: [x.relu_() for x in pairs], count)
     yield "in_place", "forward", (1, 0, 0, 0, 2 * size), seconds
@@ -322,16 +434,3 @@ def _optimizers(elements: int) -> Iterator[Sample]:
             optimizer = torch.optim.SGD(weights, lr=1e-6, momentum=0.9 * states, foreach=False)
         size = 4 * elements * (3 + 2 * states)
         yield name, "forward", (1, 0, 0, 0, size), _fastest(optimizer.step, count)
-
-
-def _smallest_update() -> Callable[[], None]:
-    """What every update takes, whatever the network."""
-    layer, x, labels = nn.Linear(4, 2), torch.rand(2, 4), torch.tensor([0, 1])
-    optimizer = torch.optim.SGD(layer.parameters(), lr=1e-6, foreach=False)
-
-    def run() -> None:
-        optimizer.zero_grad(set_to_none=True)
-        functional.cross_entropy(layer(x), labels).backward()
-        optimizer.step()
-
-    return run

@@ -468,7 +468,8 @@ def time_of(evaluation: Evaluation, recommendation: Recommendation) -> tuple[str
     step, total = budget.step_seconds, budget.total_seconds
     of_step = f"of {format_seconds(step)} " if step is not None else ""
     if forecast is not None and recommendation.target is not None:
-        parts = [f"{of_step}on {recommendation.target.name}, predicted"]
+        name = recommendation.target.name
+        parts = [f"{of_step}{'here' if name == 'here' else f'on {name}'}, predicted"]
         if forecast.tune_seconds is not None:
             of_total = f" of {format_seconds(total)}" if total is not None else ""
             parts.append(f"the fine-tune {format_seconds(forecast.tune_seconds)}{of_total}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import jsonschema
@@ -16,6 +17,8 @@ from torch import nn
 import advisor.device
 from advisor import Request, profile, recommend
 from advisor.costs import Simulator
+from advisor.costs.figures import FIGURES
+from advisor.device import measure
 from advisor.device.profile import Clock, read_profile
 from advisor.device.program import program
 from advisor.errors import InputError
@@ -82,47 +85,26 @@ def _prices(price):
     return [getattr(price, name) for name in type(price).__slots__ if name.startswith("seconds")]
 
 
-def test_the_work_of_one_layer_is_what_the_program_counts():
-    """Both have a convolution's figures from one place; bytes and batch norm's they count themselves."""
-    from advisor.device import measure
-
-    shapes = {
-        "standard": (2, 6, 12, 8, 3, 2, 1),
-        "depthwise": (2, 6, 6, 8, 3, 1, 6),
-        "pointwise": (2, 6, 9, 8, 1, 1, 1),
-    }
-    for kind, shape in shapes.items():
-        batch, inputs, outputs, side, kernel, stride, groups = shape
-        conv = nn.Conv2d(
-            inputs, outputs, kernel, stride=stride, padding=kernel // 2, groups=groups, bias=False
-        )
-        # A first layer, so that the second has an input gradient, too.
-        first = nn.Conv2d(inputs, inputs, 1, bias=False)
-        middle = (conv, nn.BatchNorm2d(outputs))
-        work = _work(nn.Sequential(first, *middle, *_end(outputs)), inputs, side, batch)
-        less = _work(nn.Sequential(first, *_end(inputs)), inputs, side, batch)
-        own = {(w.kind, w.phase): w for w in work}
-        others = {(w.kind, w.phase): w for w in less}
-        for found, phase, figures, _ in measure._convolution(*shape):
-            assert found == kind
-            told = own[kind, phase]
-            base = others.get((kind, phase))
-            for place, name in enumerate(("calls", "flops", "flops_in_8s", "flops_in_16s", "bytes")):
-                known = getattr(base, name) if base and kind == "pointwise" else 0
-                assert getattr(told, name) - known == figures[place], (kind, phase, name)
-        side = 8 if stride == 1 else 4
-        for found, phase, figures, _ in measure._norm(batch, outputs, side, training=True):
-            assert own[found, phase].flops == figures[1]
-            assert own[found, phase].bytes == figures[4]
+def test_the_program_counts_its_own_networks_as_updates_are_counted():
+    for network, batch, side in measure._networks():
+        told = Counter()
+        for kind, phase, figures in measure._work_of(network, torch.rand(batch, 3, side, side)):
+            told += Counter({(kind, phase, n): figure for n, figure in enumerate(figures)})
+        found = Simulator(network, take_census(network, (3, side, side))).cost(Candidate("full"), batch).work
+        own = {(w.kind, w.phase, n): getattr(w, name) for w in found for n, name in enumerate(FIGURES)}
+        kinds = {"standard", "pointwise", "depthwise", "norm", "adam"}
+        assert kinds - {"pointwise", "depthwise"} < {kind for kind, *_ in told}
+        for place, amount in told.items():
+            if place[0] in kinds or (place[0] == "linear" and place[2] < 2):  # its bias is read besides
+                assert own[place] == amount, place
 
 
-def _end(channels):
-    return nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 2)
-
-
-def _work(model, channels, side, batch):
-    census = take_census(model, (channels, side, side))
-    return Simulator(model, census).cost(Candidate("full"), batch).work
+def test_calls_and_work_that_take_longer_in_whole_updates_are_told_apart():
+    """Of prices that are half of the truth, both factors must come out as 2."""
+    shares = torch.tensor([[0.4, 0.1], [0.05, 0.45], [0.25, 0.25]], dtype=torch.float64)
+    assert measure._not_negative(shares).tolist() == pytest.approx([2, 2])
+    # What only adds noise stays out, and nothing is below 0.
+    assert measure._not_negative(torch.tensor([[1.0, 2.0], [1.0, 3.0]], dtype=torch.float64))[1] == 0
 
 
 def test_seconds_add_up_from_calls_and_flops(target):

@@ -12,9 +12,10 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from advisor.records import Budget, Recommendation, Runtime
-from advisor.report import print_recommendation, read_json
+from advisor.records import Budget, Forecast, Recommendation, Runtime, Target
+from advisor.report import dumps, loads, print_recommendation, read_json, redacted, render_html
 from advisor.report.screen import LINES, screen
+from advisor.report.text_tables import render_csv
 
 REPORTS = Path(__file__).parents[2] / "reports"
 SAVED = "advice.json"
@@ -111,6 +112,25 @@ def test_the_whole_memory_is_said_first(
     budget = Budget(ram_bytes=ram and ram * 10**6, runtime_overhead_bytes=counted * 10**6)
     lines = lines_of(replace(samples["with_data"], budget=budget), 80)
     assert f"  memory    {told}" in lines[:5]
+
+
+def test_on_a_target_every_candidate_has_its_predicted_time(samples: dict[str, Recommendation]) -> None:
+    base = samples["with_data"]
+    timed = tuple(replace(e, forecast=Forecast(0.5, 600.0, 2.5, 3000.0)) for e in base.evaluations)
+    target = Target("pi4", "Linux aarch64", 4, "2.10.0")
+    found = replace(base, evaluations=timed, target=target)
+    lines = lines_of(found, 80)
+    assert "time per update      500 ms  on pi4, predicted; the fine-tune 10.0 min; 2.5 J" in lines
+    assert all("500 ms" in row for row in rows(lines))
+    limited = replace(found, budget=replace(base.budget, step_seconds=1.0, total_seconds=1200.0))
+    (time,) = (line for line in lines_of(limited, 80) if line.startswith("time per update"))
+    assert "of 1.00 s on pi4, predicted; the fine-tune 10.0 min of 20.0 min" in time
+    page = render_html(found)
+    assert "500 ms on pi4, predicted" in page
+    assert page.count("10.0 min in all") == len(timed)
+    assert loads(dumps(found)) == found
+    assert "pi4" not in dumps(redacted(found))
+    assert render_csv(found).splitlines()[1].split(",")[-3:-1] == ["0.5", "600.0"]
 
 
 def test_a_targets_runtime_is_told_by_its_name(samples: dict[str, Recommendation]) -> None:
