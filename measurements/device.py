@@ -17,7 +17,9 @@ import os
 import platform
 import subprocess
 import sys
+import tempfile
 import time
+from dataclasses import astuple
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -30,7 +32,7 @@ from advisor.costs.simulate import Simulator
 from advisor.device.profile import Clock, read_profile
 from advisor.device.program import program
 from advisor.models import load_model, take_census
-from advisor.records import Candidate
+from advisor.records import Candidate, Work
 from advisor.training.update import begin, update
 from measurements.tables import README, table, write_tables
 
@@ -106,15 +108,14 @@ def fastest_update(module: nn.Module, side: int, batch_size: int, candidate: Can
 def study(threads: int, results: dict[str, Any], *, quick: bool) -> None:
     """Of one thread count, in a process of its own; kept after every update."""
     torch.set_num_threads(threads)
+    torch.set_flush_denormal(
+        True
+    )  # random weights lead to such numbers, which take longer; trained ones don't
     give_back_freed_memory()
     own = results.setdefault(str(threads), {"updates": []})
     if "profile" not in own:
         own["profile"] = measured(threads)
         keep(results)
-    path = RESULTS.with_suffix(".profile.json")
-    path.write_text(json.dumps(own["profile"]))
-    clock = Clock(read_profile(str(path)))
-    path.unlink()
     known = {(each["network"], each["candidate"]) for each in own["updates"]}
     for name, side, batch_size, candidates in UPDATES[: QUICK if quick else None]:
         wanted = [each for each in candidates if (name, each) not in known]
@@ -125,22 +126,33 @@ def study(threads: int, results: dict[str, Any], *, quick: bool) -> None:
         for text in wanted:
             candidate = Candidate.parse(text)
             assert simulator is not None
-            forecast = clock.forecast(simulator.cost(candidate, batch_size))
+            work = simulator.cost(candidate, batch_size).work
             found = {
                 "network": name,
                 "candidate": text,
                 "side": side,
                 "batch_size": batch_size,
-                "predicted_seconds": forecast.update_seconds,
+                "work": [list(astuple(each)) for each in work],
                 "measured_seconds": fastest_update(network(name), side, batch_size, candidate),
             }
             own["updates"].append(found)
+            predict(own)
             keep(results)
             print(f"{threads} {name} {text}: {_off(found):+.0%}", flush=True)
 
 
+def predict(own: dict[str, Any]) -> None:
+    """The seconds of every update that was priced, from the profile as it is."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "here.json")
+        path.write_text(json.dumps(own["profile"]))
+        clock = Clock(read_profile(str(path)))
+    for each in own["updates"]:
+        each["predicted_seconds"] = clock.update_seconds(Work(*values) for values in each["work"])
+
+
 def keep(results: dict[str, Any]) -> None:
-    """Write all that is known, without what the profile was fitted to."""
+    """Write all that is known."""
     RESULTS.write_text(json.dumps(results, indent=1) + "\n")
 
 
@@ -216,6 +228,7 @@ def main() -> None:
     results = json.loads(RESULTS.read_text())
     for threads in map(str, THREADS):
         if threads in results:
+            predict(results[threads])
             results[threads]["summary"] = summary(results[threads]["updates"])
             results[threads]["profile"].pop("samples", None)
     results["machine"] = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"

@@ -20,11 +20,12 @@ def measure(
 ) -> None:
     """Print the profile of this machine: seconds by kind of operator, and what the runtime takes.
 
-    It takes a minute or two, in which the machine should do nothing else.
+    It takes a minute or two, in which the machine should do nothing else. Then
+    peft-advisor recommend MODEL --target here.json predicts the seconds of every candidate.
 
     Examples:
         peft-advisor device measure > here.json
-        peft-advisor recommend model.pt --ram 512MB --target here.json
+        peft-advisor device measure --threads 1 > one-thread.json
     """
     if threads is not None and threads < 1:
         raise InputError(f"--threads {threads} must be at least 1")
@@ -44,9 +45,10 @@ def measure(
 def program() -> None:
     """Print the program that measures, one file that needs PyTorch alone: to be copied to a board.
 
+    There, python measure_device.py > board.json does what device measure does here.
+
     Examples:
         peft-advisor device program > measure_device.py
-        scp measure_device.py board: && ssh board python measure_device.py > board.json
     """
     from advisor.device.program import program
 

@@ -42,7 +42,8 @@ SCHEMA_VERSION = 1
 KIND = "peft-advisor device"
 _SECONDS = 0.06  # that an operator's repetitions take
 _FEWEST, _MOST_SECONDS = 4, 0.5  # repetitions; of one operator
-_APART, _MOST_COPIES = 48 * 2**20, 12  # bytes of tensors that take turns: an update's are not in a cache
+# Bytes of tensors that take turns, and how many do: in an update, nothing is in the nearest caches.
+_APART, _MOST_COPIES = 48 * 2**20, 64
 
 # (batch, channels in, channels out, side, kernel, stride, groups)
 _CONVOLUTIONS = (
@@ -147,10 +148,11 @@ def measured(runtime: int) -> dict[str, Any]:
         if len(samples) % 40 == 0:
             print(f"{len(samples)} operators timed", file=sys.stderr, flush=True)
     operators = fitted(samples)
-    calls, work = in_context(operators)
+    factor, more = in_context(operators)
     for each in operators:
         for name in _PER:
-            each[f"seconds_per_{name}"] *= calls if name == "call" else work
+            each[f"seconds_per_{name}"] *= factor
+        each["seconds_per_call"] += 0.0 if each["kind"] in _NOT_WORK else more
     last, used = _reference(), joules()
     took = time.perf_counter() - began
     return {
@@ -163,7 +165,7 @@ def measured(runtime: int) -> dict[str, Any]:
         "watts": used / took if used is not None else None,
         "slowdown": last / first,
         "measuring_seconds": took,
-        "in_context": {"calls": calls, "work": work},
+        "in_context": {"factor": factor, "seconds_per_call": more},
         "operators": operators,
         "samples": [
             {"kind": kind, "phase": phase, **dict(zip(FIGURES, figures, strict=True)), "seconds": seconds}
@@ -191,32 +193,34 @@ _PER = ("call", "flop", "flop_in_8s", "flop_in_16s", "byte")
 
 
 def in_context(operators: Sequence[dict[str, Any]]) -> tuple[float, float]:
-    """How many times as long calls, and their work, take in whole updates: caches and kernels are shared."""
+    """How many times as long operators take in whole updates, and how much longer each call.
+
+    Weights, tensors and code have to come from farther away than where an operator is repeated.
+    """
     prices = {
         (each["kind"], each["phase"]): [each[f"seconds_per_{name}"] for name in _PER] for each in operators
     }
     shares = []
     for network, batch, side in _networks():
         x, labels = torch.rand(batch, 3, side, side), torch.zeros(batch, dtype=torch.int64)
-        calls, work = prices["update", "forward"][0], 0.0
-        for kind, phase, figures in _work_of(network, x):
-            call, *others = (
-                price * figure for price, figure in zip(prices[kind, phase], figures, strict=True)
-            )
-            calls, work = calls + call, work + sum(others)
+        work = _work_of(network, x)
+        alone = prices["update", "forward"][0]
+        for kind, phase, figures in work:
+            alone += sum(price * figure for price, figure in zip(prices[kind, phase], figures, strict=True))
         seconds = _fastest(_update_of(network, x, labels), 1)
-        shares.append([calls / seconds, work / seconds])
-    found = _not_negative(torch.tensor(shares, dtype=torch.float64)).tolist()
-    longest = max(found)
-    # What these networks don't tell apart takes as much longer as the other.
-    return found[0] or longest, found[1] or longest
+        shares.append([alone / seconds, len(work) / seconds])
+    factor, more = _not_negative(torch.tensor(shares, dtype=torch.float64)).tolist()
+    return factor or 1.0, more
+
+
+_NOT_WORK = ("view", "update")
 
 
 def _networks() -> Iterator[tuple[nn.Module, int, int]]:
     """Of the usual layers, with the batch and the side of its images; large ones and small ones."""
-    for batch, side, width in ((8, 48, 32), (8, 12, 16)):
-        yield _of_blocks([_separable(width) for _ in range(3)], width), batch, side
-        yield _of_blocks([_plain(width) for _ in range(4)], width), batch, side
+    for batch, side, width, depth in ((8, 32, 24, 4), (8, 8, 48, 8), (2, 4, 16, 12)):
+        yield _of_blocks([_separable(width) for _ in range(depth)], width), batch, side
+        yield _of_blocks([_plain(width) for _ in range(depth)], width), batch, side
 
 
 def _of_blocks(blocks: Sequence[nn.Module], width: int) -> nn.Module:
@@ -356,7 +360,8 @@ def _samples() -> Iterator[Sample]:
 
 def _copies(layer: nn.Module, x: torch.Tensor) -> list[tuple[nn.Module, torch.Tensor]]:
     """So many that their tensors are not all in the processor's caches, as in an update."""
-    count = min(max(_APART // (3 * x.nbytes), 2), _MOST_COPIES)
+    size = 3 * x.nbytes + 2 * sum(each.nbytes for each in layer.parameters())
+    count = min(max(_APART // size, 2), _MOST_COPIES)
     return [(copy.deepcopy(layer), x.clone()) for _ in range(count)]
 
 

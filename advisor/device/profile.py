@@ -152,6 +152,10 @@ class Clock:
         """That operators take; of that phase alone, where one is given."""
         return sum(self._price(each).seconds(each) for each in work if phase in ("", each.phase))
 
+    def update_seconds(self, work: Iterable[Work]) -> float:
+        """Of an update that is so much work."""
+        return self.seconds(work) + self._prices["update", "forward"].seconds_per_call
+
     def forecast(
         self, cost: Cost, *, updates: int | None = None, batch_size: int = 1, judged: int = 0
     ) -> Forecast:
@@ -162,8 +166,7 @@ class Clock:
             batch_size: images of an update.
             judged: images that run forward only, over all epochs: those held out, after each.
         """
-        once = self._prices["update", "forward"].seconds_per_call
-        update = self.seconds(cost.work) + once
+        update = self.update_seconds(cost.work)
         of_optimizers = ("adam", "momentum", "sgd")
         forward = self.seconds([each for each in cost.work if each.kind not in of_optimizers], "forward")
         watts = self._profile.watts

@@ -17,7 +17,7 @@ def profile(**more):
         "watts": None,
         "slowdown": 1.0,
         "measuring_seconds": 60.0,
-        "in_context": {"calls": 1.0, "work": 1.0},
+        "in_context": {"factor": 1.0, "seconds_per_call": 0.0},
         "operators": [operator(kind, phase) for kind, phase in _NEEDED],
         "samples": [],
     } | more

@@ -99,7 +99,7 @@ def test_the_program_counts_its_own_networks_as_updates_are_counted():
                 assert own[place] == amount, place
 
 
-def test_calls_and_work_that_take_longer_in_whole_updates_are_told_apart():
+def test_what_takes_longer_in_whole_updates_is_told_from_what_each_call_takes_more():
     """Of prices that are half of the truth, both factors must come out as 2."""
     shares = torch.tensor([[0.4, 0.1], [0.05, 0.45], [0.25, 0.25]], dtype=torch.float64)
     assert measure._not_negative(shares).tolist() == pytest.approx([2, 2])

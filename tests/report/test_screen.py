@@ -83,7 +83,7 @@ def test_a_limit_on_time_stands_beside_the_time(samples: dict[str, Recommendatio
     base = samples["with_data"]
     limited = replace(base, budget=replace(base.budget, step_seconds=0.5))
     (time,) = (line for line in lines_of(limited, 80) if line.startswith("time per update"))
-    assert time.endswith("412 ms of 500 ms")
+    assert "412 ms  of 500 ms on this machine" in time
     assert not any(" of 500 ms" in line for line in lines_of(base, 80))
 
 
