@@ -136,8 +136,12 @@ def _numbers(price: Price) -> Iterable[tuple[str, float]]:
 
 def target_of(path: str, profile: DeviceProfile) -> Target:
     """What an answer says of it: its file's name without the suffix is its own."""
-    name = "".join(c if c.isprintable() else "?" for c in Path(path).stem)[:24] or "the target"
-    return Target(name, shortened(profile.machine), profile.threads, shortened(profile.torch))
+    name = _plain(Path(path).stem) or "the target"
+    return Target(name, _plain(profile.machine), profile.threads, _plain(profile.torch))
+
+
+def _plain(text: str) -> str:
+    return "".join(character if character.isprintable() else "?" for character in text[:24])
 
 
 class Clock:

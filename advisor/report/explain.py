@@ -117,7 +117,7 @@ def _forecasts(recommendation: Recommendation) -> tuple[str, str, str]:
         "predicted",
         (
             f"Each operator of an update was counted, and costs what operators of its kind were measured to "
-            f"take a call, a FLOP and a byte on {target.name} ({target.machine}, {target.threads} "
+            f"take a call, a FLOP and a byte {view.on_target(target)} ({target.machine}, {target.threads} "
             f"thread{'s' * (target.threads > 1)}, PyTorch {target.torch}); joules are those seconds at the "
             "power that the processor took meanwhile, where the device tells."
         ),

@@ -21,6 +21,7 @@ from advisor.records import (
     Evaluation,
     Levers,
     Recommendation,
+    Target,
     Violation,
 )
 from advisor.solver import LIMIT, allowed_memory, figures_of, lever_words, limits_of
@@ -468,8 +469,7 @@ def time_of(evaluation: Evaluation, recommendation: Recommendation) -> tuple[str
     step, total = budget.step_seconds, budget.total_seconds
     of_step = f"of {format_seconds(step)} " if step is not None else ""
     if forecast is not None and recommendation.target is not None:
-        name = recommendation.target.name
-        parts = [f"{of_step}{'here' if name == 'here' else f'on {name}'}, predicted"]
+        parts = [f"{of_step}{on_target(recommendation.target)}, predicted"]
         if forecast.tune_seconds is not None:
             of_total = f" of {format_seconds(total)}" if total is not None else ""
             parts.append(f"the fine-tune {format_seconds(forecast.tune_seconds)}{of_total}")
@@ -479,6 +479,11 @@ def time_of(evaluation: Evaluation, recommendation: Recommendation) -> tuple[str
     if run is None or not run.survived:
         return None
     return format_seconds(run.update_seconds), f"{of_step}on this machine"
+
+
+def on_target(target: Target) -> str:
+    """`on pi4`, or `here`, where the profile's file is called so."""
+    return "here" if target.name == "here" else f"on {target.name}"
 
 
 def printable(text: str) -> str:
