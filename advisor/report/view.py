@@ -469,10 +469,10 @@ def time_of(evaluation: Evaluation, recommendation: Recommendation) -> tuple[str
     step, total = budget.step_seconds, budget.total_seconds
     of_step = f"of {format_seconds(step)} " if step is not None else ""
     if forecast is not None and recommendation.target is not None:
-        parts = [f"{of_step}{on_target(recommendation.target)}, predicted"]
+        parts = [f"{of_step}{on_target(recommendation.target)} (predicted)"]
         if forecast.tune_seconds is not None:
             of_total = f" of {format_seconds(total)}" if total is not None else ""
-            parts.append(f"the fine-tune {format_seconds(forecast.tune_seconds)}{of_total}")
+            parts.append(f"{format_seconds(forecast.tune_seconds)}{of_total} in all")
         if forecast.update_joules is not None:
             parts.append(f"{forecast.update_joules:.3g} J")
         return format_seconds(forecast.update_seconds), "; ".join(parts)
