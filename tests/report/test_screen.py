@@ -124,7 +124,7 @@ def test_on_a_target_every_candidate_has_its_predicted_time(samples: dict[str, R
     assert all("500 ms" in row for row in rows(lines))
     limited = replace(found, budget=replace(base.budget, step_seconds=1.0, total_seconds=1200.0))
     (time,) = (line for line in lines_of(limited, 80) if line.startswith("time per update"))
-    assert time.endswith("of 1.00 s on pi4; 10.0 min of 20.0 min in all; 2.5 J")
+    assert "of 1.00 s on pi4; 10.0 min of 20.0 min in all" in time
     page = render_html(found)
     assert "500 ms on pi4 (predicted)" in page
     assert page.count("10.0 min in all</small>") == len(timed)
