@@ -397,7 +397,8 @@ class Cost:
     # Of the few candidates that are shown closely.
     by_layer: tuple[LayerCost, ...] = ()  # in the order of the forward pass, then what no layer does
     timeline: Timeline | None = None
-    work: tuple[Work, ...] = ()  # until seconds are predicted from it
+    # Until seconds are predicted from it. Real tensors' optimizers run operators that others stand for.
+    work: tuple[Work, ...] = field(default=(), compare=False)
 
     @property
     def peak_memory_bytes(self) -> int:
