@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-long test-browser lint study-memory study-flops study-layer-types study-pricing study-peers study-regret study-curves study-prior study-allocation study-photos study-check study-files study-lookalikes study-zoos clean
+.PHONY: demo test test-long test-browser lint study-memory study-flops study-layer-types study-pricing study-peers study-regret study-curves study-prior study-allocation study-photos study-check study-files study-lookalikes study-zoos study-device clean
 
 demo: $(VENV)/.installed
 	$(BIN)/peft-advisor demo
@@ -47,6 +47,10 @@ study-files: $(VENV)/.installed-studies
 
 study-check: $(VENV)/.installed-studies
 	$(BIN)/python -m measurements.check_costs $(STUDY)
+
+# Of this machine: nothing else should run meanwhile.
+study-device: $(VENV)/.installed-studies
+	$(BIN)/python -m measurements.device $(STUDY)
 
 # DATA: a folder with CIFAR-10 as JPEG files in train/ and test/. MODELS: one with the ResNets' checkpoints.
 study-regret: $(VENV)/.installed-studies

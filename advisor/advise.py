@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import platform
 import time
@@ -27,6 +28,8 @@ from advisor.costs import (
     without_collector,
 )
 from advisor.costs.measure import measure
+from advisor.device.profile import Clock, DeviceProfile, read_profile, target_of
+from advisor.device.runtime import HereRuntime
 from advisor.errors import AdvisorError, InputError, ModelError, first_line
 from advisor.interrupts import stoppable
 from advisor.methods import get_method, learning_rates, methods
@@ -53,11 +56,13 @@ from advisor.records import (
     Cost,
     DataSummary,
     Evaluation,
+    Forecast,
     LayerTypeSummary,
     Levers,
     MethodCard,
     ModelSummary,
     Recommendation,
+    Runtime,
 )
 from advisor.situation import Progress, Request, Story, Task, prepare, versions
 from advisor.solver import (
@@ -74,6 +79,7 @@ from advisor.solver import (
     violations,
 )
 from advisor.store import Store
+from advisor.training.epochs import Length
 from advisor.units import format_bytes, format_flops, format_seconds
 
 _log = logging.getLogger(__name__)
@@ -103,7 +109,9 @@ def recommend(
         ram: most memory of an update, such as `512MB` (10^6) or `512MiB` (2^20), or a number of bytes.
         flops: most FLOPs of an update, such as `2GFLOPs`, or a number; `fewest`: no limit, but the fewest.
         storage: most bytes to ship.
-        step_time: most time of an update on this machine, such as `50ms`, or a number of seconds.
+        step_time: most time of an update on the target, or else on this machine, such as `50ms`, or a number
+            of seconds.
+        total_time: most time of the whole fine-tune on the target.
         max_trainable: most parameters that are trained, such as `100k`.
         max_overhead: most FLOPs that an inference may take more once merged, in percent; `merge`: none.
         metric: what is to be high: `accuracy`, `balanced` or `recall:CLASS`.
@@ -113,6 +121,7 @@ def recommend(
         prefer: which cost decides then: `ram`, `flops`, `storage` or `time`.
         warn: limits that are told where they are broken, and exclude nothing.
         runtime_overhead: what the runtime takes of `ram`.
+        ram_includes_runtime: whether that is found out, and counted within `ram`; by default with a target.
         data: images of the new world, with their classes: `(images, labels)`, arrays or tensors (N, H, W),
             (N, H, W, C) or (N, C, H, W), bytes or floats in [0, 1]; a Dataset; a dict with either for `train`
             and `val`; a folder's path or whatever else `--data` takes. None: costs alone.
@@ -134,6 +143,7 @@ def recommend(
         train_images: to train on at most.
         input_size: (channels, height, width); None: the model's own, or the images'.
         batch_size: images of an update.
+        target: the profile of the device that the advice is for, which `device measure` wrote.
         arch: the network, where the model's file holds weights alone.
         trust: whether a model's file may run code.
         methods: their names; None: all.
@@ -161,7 +171,7 @@ def recommend(
             with suppress(OSError):  # verification will tell why
                 waiting = WaitingChild(early=True)
                 cleanup.callback(waiting.stop)
-        return _recommend(model, budget, request, progress, waiting)
+        return _recommend(model, budget, request, progress, waiting, cleanup)
 
 
 def _recommend(
@@ -170,21 +180,39 @@ def _recommend(
     request: Request,
     progress: Progress,
     waiting: WaitingChild | None,
+    cleanup: ExitStack,
 ) -> Recommendation:
     if request.data is None and budget.metric != "accuracy":
         raise InputError("--metric is how answers on images are judged: give --data, too")
+    device = read_profile(str(request.target)) if request.target is not None else None
+    if budget.ram_includes_runtime is None and device is not None and not budget.runtime_overhead_bytes:
+        budget = replace(budget, ram_includes_runtime=budget.ram_bytes is not None)
+    if budget.total_seconds is not None and (device is None or request.data is None):
+        raise InputError(
+            "--total-time is told from a device's profile and the data: give --target and --data"
+        )
     with Store(request.store) as store:
+        lean = None
+        is_given = device is not None or budget.runtime_overhead_bytes
+        if not is_given and (budget.ram_includes_runtime or request.verify):
+            lean = HereRuntime(store)
+            cleanup.callback(lean.stop)
         story = prepare(model, request, progress, store)
         if story.task is not None:
             class_of_recall(budget.metric, story.task.dataset.class_names)  # a mistyped one costs no time
+        runtime = None
+        if budget.ram_includes_runtime:
+            budget, runtime = _with_runtime(budget, _runtime(lean, device, budget, story, request))
         simulator = simulator_for(story)
-        evaluations = cost_all(story, request, simulator, budget, progress, store)
+        evaluations = cost_all(story, request, simulator, budget, progress, store, device)
         story.base_forward_flops = simulator.forward_flops()
         data_summary = None
         if story.task is not None:
             evaluations, data_summary = _probe_all(
                 story, story.task, evaluations, budget, request, progress, store
             )
+        with suppress(AdvisorError):  # it was not asked for
+            runtime = runtime or _runtime(lean, device, budget, story, request)
         story.warnings += [store.trouble] if store.trouble else []
     chosen, evaluations, verdict = _verify(
         story, evaluations, budget, data_summary, request, progress, waiting
@@ -193,22 +221,49 @@ def _recommend(
         story.warnings[:0] = [
             f"{chosen.candidate.short}: {violation.reason}" for violation in chosen.violations
         ]
-        if budget.step_seconds is not None and chosen.measured is None:
+        if budget.step_seconds is not None and chosen.update_seconds is None:
             story.warnings.insert(0, "whether --step-time is met is unknown: the choice was not run")
     found = replace(
         _summary(story, evaluations, request),
         budget=budget,
         data=data_summary,
+        runtime=runtime,
+        target=target_of(str(request.target), device) if device is not None else None,
         recommended=chosen.candidate.id if chosen else None,
         outcome=verdict.outcome if chosen or not verdict.choices else "none",
         answer=_first_said(data_summary)
-        + (verdict.reason or answer(chosen, evaluations, budget, data_summary)),
+        + (verdict.reason or answer(chosen, evaluations, budget, data_summary, runtime)),
         front=tuple(e.candidate.id for e in pareto_front([e for e in evaluations if e.fits])),
         # Where nothing is worth using although it fits, no limit stands in the way.
         relaxations=() if verdict.reason else relaxations(chosen, evaluations, budget, data_summary),
         warnings=tuple(story.warnings),
     )
     return _seen_closely(found, simulator)
+
+
+def _runtime(
+    lean: HereRuntime | None, device: DeviceProfile | None, budget: Budget, story: Story, request: Request
+) -> Runtime | None:
+    """What is resident besides the update. Raises AdvisorError where it can't be measured."""
+    if budget.runtime_overhead_bytes:
+        return Runtime(budget.runtime_overhead_bytes, "")
+    on_their_way = request.batch_size * math.prod(story.census.input_size)  # images, a byte a channel
+    if device is not None:
+        return Runtime(device.runtime_bytes + on_their_way, target_of(str(request.target), device).name)
+    return Runtime(lean.bytes() + on_their_way, "here") if lean is not None else None
+
+
+def _with_runtime(budget: Budget, runtime: Runtime | None) -> tuple[Budget, Runtime]:
+    """The budget with the runtime's part taken off its RAM. Raises InputError where that leaves nothing."""
+    assert runtime is not None  # noqa: S101 - it was asked for
+    if runtime.bytes >= (budget.ram_bytes or 0):
+        where = runtime.where if runtime.where == "here" else f"on {runtime.where}"
+        raise InputError(
+            f"the runtime alone (Python, PyTorch, Pillow) takes {format_bytes(runtime.bytes)} {where}, more "
+            f"than --ram {format_bytes(budget.ram_bytes or 0)}: no update fits beside it; give more --ram, "
+            "or a leaner runtime's figure with --target or --runtime-overhead"
+        )
+    return replace(budget, runtime_overhead_bytes=runtime.bytes), runtime
 
 
 def profile(
@@ -222,14 +277,20 @@ def profile(
         InputError: the model or the request can't be used.
     """
     request = replace(request or Request(), data=None)
+    device = read_profile(str(request.target)) if request.target is not None else None
     with Store(request.store) as store:
         story = prepare(model, request, progress, store)
         simulator = simulator_for(story)
-        evaluations = cost_all(story, request, simulator, Budget(), progress, store)
+        evaluations = cost_all(story, request, simulator, Budget(), progress, store, device)
         story.warnings += [store.trouble] if store.trouble else []
     story.base_forward_flops = simulator.forward_flops()
     front = tuple(evaluation.candidate.id for evaluation in pareto_front(evaluations))
-    found = replace(_summary(story, evaluations, request), front=front, warnings=tuple(story.warnings))
+    found = replace(
+        _summary(story, evaluations, request),
+        front=front,
+        warnings=tuple(story.warnings),
+        target=target_of(str(request.target), device) if device is not None else None,
+    )
     return _seen_closely(found, simulator)
 
 
@@ -262,10 +323,12 @@ def cost_all(
     budget: Budget,
     progress: Progress = lambda stage, fraction, running: None,
     store: Store | None = None,
+    device: DeviceProfile | None = None,
 ) -> list[Evaluation]:
     """Price what is worth pricing of every method asked for, with the limits that each breaks.
 
-    What can't be priced goes into the story, with the reason.
+    With a device's profile each has its seconds there, too. What can't be priced goes into the story,
+    with the reason.
 
     Raises:
         ModelError: nothing can be.
@@ -284,10 +347,17 @@ def cost_all(
     unseen = story.task is not None and story.task.situation.scenario == "new-classes"
     names = tuple(methods()) if request.methods is None else request.methods
     evaluations: dict[Candidate, Evaluation] = {}
+    clock = Clock(device) if device is not None else None
+    if device is not None and device.warning:
+        story.warnings.append(f"--target {request.target}: {device.warning}")
 
     def keep(proposed: Iterable[tuple[Candidate, Cost]], done: float) -> None:
         for candidate, cost in proposed:
-            evaluations[candidate] = Evaluation(candidate, cost, violations=violations(budget, cost))
+            forecast = _forecast(clock, candidate, cost, story, request) if clock is not None else None
+            broken = violations(budget, cost, forecast=forecast)
+            evaluations[candidate] = Evaluation(
+                candidate, replace(cost, work=()), violations=broken, forecast=forecast
+            )
             progress("cost", done, candidate.id)
             flops, memory = format_flops(cost.flops.total), format_bytes(cost.peak_memory_bytes)
             _log.debug("priced %s: %s, %s per update", candidate.id, memory, flops)
@@ -346,6 +416,18 @@ def _plans(
 
     known = store.remembered("plans", key, found) if store is not None else found()
     return [Candidate.parse(name) for name in known["ids"]]
+
+
+def _forecast(clock: Clock, candidate: Candidate, cost: Cost, story: Story, request: Request) -> Forecast:
+    """Its seconds on the target; of the whole fine-tune where there is data."""
+    if story.task is None:
+        return clock.forecast(cost)
+    images, held_out = len(story.task.dataset.train), len(story.task.dataset.validation)
+    rate = 1.0 if learning_rates(candidate) else None  # only whether there is one matters
+    length = Length.of(candidate, rate, images, request.batch_size, request.epochs)
+    # The held-out ones are judged before the first epoch, and after each.
+    judged = (1 + length.epochs) * held_out
+    return clock.forecast(cost, updates=length.updates, batch_size=request.batch_size, judged=judged)
 
 
 def _by_reason(faults: Mapping[str, str]) -> list[tuple[str, str]]:
@@ -414,7 +496,12 @@ def _probe_all(
                 accuracy=told(result.accuracies.get(evaluation.candidate)),
                 predicted=result.predicted.get(evaluation.candidate),
                 probe_failure=result.failures.get(evaluation.candidate, ""),
-                violations=violations(budget, evaluation.cost, result.accuracies.get(evaluation.candidate)),
+                violations=violations(
+                    budget,
+                    evaluation.cost,
+                    result.accuracies.get(evaluation.candidate),
+                    forecast=evaluation.forecast,
+                ),
             )
             for evaluation in evaluations
         ]
@@ -538,7 +625,8 @@ def _verify(
     if not request.verify:
         return (verdict.choices[0] if verdict.choices else None), judged(evaluations, budget), verdict
     allowed = enforced_memory(budget)
-    to_time = list(verdict.choices[:_TIMED]) if budget.prefer == "time" else []
+    is_timed_here = budget.prefer == "time" and request.target is None
+    to_time = list(verdict.choices[:_TIMED]) if is_timed_here else []
     told: list[str] = []
     tried = 0
     chosen: Evaluation | None = None
@@ -594,10 +682,14 @@ def _verify(
 
 def _too_slow(evaluations: Sequence[Evaluation]) -> list[str]:
     """Which would have been chosen before, but for their seconds, in one line."""
-    slow = [e for e in evaluations if any(v.limit == "step_time" and v.hard for v in e.violations)]
+    slow = [
+        e
+        for e in evaluations
+        if e.forecast is None and any(v.limit == "step_time" and v.hard for v in e.violations)
+    ]
     if not slow:
         return []
-    quickest = min(slow, key=lambda e: e.measured.update_seconds if e.measured else 0.0)
+    quickest = min(slow, key=lambda e: e.update_seconds or 0.0)
     reason = next(v.reason for v in quickest.violations if v.limit == "step_time")
     many = f"{len(slow)} candidates were run and are too slow, the quickest of them " if len(slow) > 1 else ""
     return [f"{many}{quickest.candidate.short}: {reason}"]

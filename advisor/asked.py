@@ -28,6 +28,7 @@ class Limits(TypedDict, total=False):
     flops: str | float
     storage: Size
     step_time: str | float
+    total_time: str | float
     max_trainable: str | int
     max_overhead: str | float
     metric: str
@@ -37,6 +38,7 @@ class Limits(TypedDict, total=False):
     prefer: Preference
     warn: str | Sequence[str]
     runtime_overhead: Size
+    ram_includes_runtime: bool
 
 
 class Asked(Limits, total=False):
@@ -61,6 +63,7 @@ class Asked(Limits, total=False):
     train_images: int
     input_size: str | Sequence[int] | None
     batch_size: int
+    target: str | os.PathLike[str] | None
     arch: str | None
     trust: bool
     methods: str | Sequence[str] | None
@@ -106,7 +109,7 @@ def _budget(limits: Mapping[str, Any]) -> Budget:
 _UNITS = {
     **dict.fromkeys(("ram", "storage", "runtime_overhead"), "B"),
     "flops": "FLOP",
-    "step_time": "s",
+    **dict.fromkeys(("step_time", "total_time"), "s"),
     "max_trainable": "",
     "max_overhead": "%",
 }
@@ -121,6 +124,8 @@ def _as_typed(name: str, value: Any) -> Any:
         if not _is_number(value):
             raise _wrong(name, value, "a number such as 0.8")
         return float(value)
+    if name == "ram_includes_runtime":
+        return _flag(name, value)
     return _texts(name, value) if name == "warn" else _text(name, value)
 
 
@@ -254,7 +259,7 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "ranks": _wholes,
     "optimizer": _word(*OPTIMIZERS),
     "probe_seconds": _or_none(_seconds),
-    "store": _or_none(_path),
+    **dict.fromkeys(("store", "target"), _or_none(_path)),
     "executor": _executor,
     "seed": _whole(0),
     "command": _text,

@@ -19,7 +19,7 @@ from advisor.methods import Method, Setting
 from advisor.models.blocks import has_replaceable_front, trained_part
 from advisor.parts.closed_form import solvable
 from advisor.plain import decode, encode
-from advisor.records import SMALL_BATCH, Candidate, Census, Cost, Features, Levers, StatisticsPolicy
+from advisor.records import SMALL_BATCH, Candidate, Census, Cost, Features, Levers, StatisticsPolicy, Work
 from advisor.store import Store
 
 _log = logging.getLogger(__name__)
@@ -297,9 +297,10 @@ class Proposals:
         key = self._key | {"candidate": candidate.id}
         known = self._store.get("cost", key)
         if known is not None:
-            return decode(Cost, known)
+            work = tuple(decode(Work, each) for each in known["work"])
+            return replace(decode(Cost, known), work=work)
         cost = self._simulator.cost(candidate, self._batch_size)
-        self._store.put("cost", key, encode(cost))
+        self._store.put("cost", key, encode(cost) | {"work": encode(cost.work)})
         return cost
 
 

@@ -4,7 +4,8 @@ Within a schema version keys are only ever added, so a reader takes what it know
 record has a default may be missing. Totals and `fits` are written for scripts and worked out again
 when read. Bytes - the held-out samples' own results, without which a saved answer's candidates could
 not be told apart as the solver did - are deflated and in base64; in a metric in which samples count
-differently they are not written, nor how much each counts. Pictures of the user's images are not written.
+differently they are not written, nor how much each counts. Pictures of the user's images, and the work
+that seconds are predicted from, are not written.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ _DERIVED: dict[type, tuple[str, ...]] = {
     Evaluation: ("fits",),
     Budget: ("fewest_flops",),
 }
-_NOT_WRITTEN = {(Accuracy, "weights"), (Finding, "pictures")}
+_NOT_WRITTEN = {(Accuracy, "weights"), (Finding, "pictures"), (Cost, "work")}
 _MOST_BYTES = 2**24  # that a text of them may come to: more held-out samples than anybody judges
 
 

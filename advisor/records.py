@@ -365,6 +365,19 @@ class Timeline:
 
 
 @dataclass(frozen=True, slots=True)
+class Work:
+    """What an update asks of a device in operators of one kind and phase."""
+
+    kind: str  # standard, pointwise, depthwise, grouped, linear, norm, elementwise, in_place, ...
+    phase: str  # forward, input_gradient, weight_gradient
+    calls: int
+    flops: int  # of elementwise ones those alone that take more than their bytes
+    flops_in_8s: int  # of convolutions whose channels are done eight at a time, the idle ones included
+    flops_in_16s: int
+    bytes: int  # read and written
+
+
+@dataclass(frozen=True, slots=True)
 class Cost:
     """What one update costs."""
 
@@ -384,6 +397,8 @@ class Cost:
     # Of the few candidates that are shown closely.
     by_layer: tuple[LayerCost, ...] = ()  # in the order of the forward pass, then what no layer does
     timeline: Timeline | None = None
+    # Until seconds are predicted from it. Real tensors' optimizers run operators that others stand for.
+    work: tuple[Work, ...] = field(default=(), compare=False)
 
     @property
     def peak_memory_bytes(self) -> int:
@@ -458,8 +473,44 @@ class Estimate:
     high: float
 
 
+@dataclass(frozen=True, slots=True)
+class Runtime:
+    """What is resident besides an update where a bundle's finetune.py runs."""
+
+    bytes: int  # Python, PyTorch, Pillow, and the images of a batch on their way
+    where: str  # it was measured: `here`, or the target's name; empty: it was given
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The device that the advice is for, where its profile was given."""
+
+    name: str
+    machine: str  # system and processor type
+    threads: int
+    torch: str
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """What a candidate is predicted to take on the target."""
+
+    update_seconds: float
+    tune_seconds: float | None  # of the whole fine-tune; None: without data its length is unknown
+    update_joules: float | None = None  # None: the device doesn't tell
+    tune_joules: float | None = None
+
+
 LimitName = Literal[
-    "ram", "flops", "storage", "step_time", "max_trainable", "max_overhead", "min_accuracy", "min_retained"
+    "ram",
+    "flops",
+    "storage",
+    "step_time",
+    "total_time",
+    "max_trainable",
+    "max_overhead",
+    "min_accuracy",
+    "min_retained",
 ]
 LIMITS: tuple[LimitName, ...] = get_args(LimitName)
 
@@ -490,8 +541,12 @@ class Budget:
     min_retained: float | None = None  # accuracy on the old data
     tolerance: float = 0.005  # of accuracy, as a fraction: within it of the best, the cheapest wins
     runtime_overhead_bytes: int = 0  # taken off ram_bytes
+    # Whether the runtime's part is found out, and taken off; None: with a target.
+    ram_includes_runtime: bool | None = None
     prefer: Preference = "ram"
-    step_seconds: float | None = None  # of one update, judged on those that were run on this machine
+    # Of one update: as predicted of the target, or of those that were run on this machine.
+    step_seconds: float | None = None
+    total_seconds: float | None = None  # of the whole fine-tune on the target
     max_trainable: int | None = None  # parameters
     max_overhead: float | None = None  # of an inference once merged, in FLOPs, as a fraction; 0: none
     warn: tuple[LimitName, ...] = ()  # limits that are told where they are broken, and exclude nothing
@@ -524,6 +579,14 @@ class Evaluation:
     probe_failure: str = ""  # why there is no accuracy, such as "diverged at every learning rate"
     violations: tuple[Violation, ...] = ()  # hard ones first
     predicted: Estimate | None = None  # of what was not trained to the end, told from what was probed
+    forecast: Forecast | None = None  # None: no target was given
+
+    @property
+    def update_seconds(self) -> float | None:
+        """Of one update: on the target where one was given, else as measured here; None: unknown."""
+        if self.forecast is not None:
+            return self.forecast.update_seconds
+        return self.measured.update_seconds if self.measured is not None else None
 
     @property
     def fits(self) -> bool:
@@ -665,6 +728,8 @@ class Recommendation:
     input_size: tuple[int, ...]
     evaluations: tuple[Evaluation, ...]
     data: DataSummary | None = None
+    runtime: Runtime | None = None  # None: not measured
+    target: Target | None = None
     recommended: str | None = None  # a candidate's id
     outcome: Outcome = ""
     answer: str = ""  # one sentence

@@ -44,6 +44,7 @@ class Request:
 
     batch_size: int = 8
     input_size: tuple[int, int, int] | None = None  # None: that of the architecture
+    target: Path | None = None  # the profile of the device that the advice is for; None: this machine
     arch: str | None = None
     trust: bool = False
     methods: tuple[str, ...] | None = None  # None: all

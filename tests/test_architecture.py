@@ -31,6 +31,7 @@ ORDER = [
     "methods",
     "training",
     "costs",
+    "device",
     "probes",
     "solver",
     "candidates",

@@ -21,11 +21,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from advisor.board.lean import leave_compiler_out
 from advisor.board.photos import Photos, frame_of, read_photos
 from advisor.board.tensors import fill, packed, unpacked
 from advisor.costs.process import data_limit, give_back_freed_memory, process_bytes, return_freed_memory
 from advisor.data.pixels import Normalisation
+from advisor.device.lean import leave_compiler_out
 from advisor.errors import AdvisorError
 from advisor.files import write_whole
 from advisor.methods import get_method

@@ -19,6 +19,7 @@ from advisor.cli import (
     data,
     defaults,
     demo,
+    device,
     diff,
     doctor,
     export,
@@ -85,6 +86,7 @@ app.command("report")(report.command)
 app.command("methods")(methods.command)
 app.command("demo")(demo.command)
 app.command("doctor")(doctor.command)
+app.add_typer(device.app, name="device")
 app.add_typer(store.app, name="store")
 
 

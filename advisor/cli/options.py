@@ -108,6 +108,14 @@ BatchSize = Annotated[int, typer.Option(help="Images in one update.")]
 Ram = Annotated[
     str | None, typer.Option(metavar="SIZE", help="Most that one update may hold, such as 512MB, 64MiB.")
 ]
+RamIncludesRuntime = Annotated[
+    bool | None,
+    typer.Option(
+        "--ram-includes-runtime/--ram-without-runtime",
+        help="Whether --ram holds what Python, PyTorch and Pillow take besides the update, the target's or "
+        "as measured here; default: with --target.",
+    ),
+]
 FlopsBudget = Annotated[
     str | None,
     typer.Option(
@@ -120,7 +128,20 @@ Storage = Annotated[str | None, typer.Option(metavar="SIZE", help="Most bytes to
 StepTime = Annotated[
     str | None,
     typer.Option(
-        metavar="TIME", help="Longest that one update may take on this machine, such as 50ms, when run."
+        metavar="TIME",
+        help="Longest that one update may take, such as 50ms: on the target, or on this machine, when run.",
+    ),
+]
+TotalTime = Annotated[
+    str | None,
+    typer.Option(metavar="TIME", help="Longest that the fine-tune may take on the target, such as 20m."),
+]
+Target = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE.json",
+        help="The device that the advice is for: what `peft-advisor device measure` printed there. Predicts "
+        "seconds.",
     ),
 ]
 MaxTrainable = Annotated[

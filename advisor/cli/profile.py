@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
@@ -15,6 +16,7 @@ from advisor.errors import InputError
 
 def command(
     model: options.Model,
+    target: options.Target = None,
     input_size: options.InputSize = None,
     batch_size: options.BatchSize = 8,
     arch: options.Arch = None,
@@ -53,6 +55,7 @@ def command(
     request = Request(
         batch_size=batch_size,
         input_size=size,
+        target=Path(target) if target is not None else None,
         arch=arch,
         trust=trust,
         methods=known_methods or ((BASELINE,) if by == "layer-type" else None),

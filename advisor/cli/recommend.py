@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
@@ -29,9 +30,11 @@ def command(
         ),
     ] = None,
     ram: options.Ram = None,
+    ram_includes_runtime: options.RamIncludesRuntime = None,
     flops_budget: options.FlopsBudget = None,
     storage: options.Storage = None,
     step_time: options.StepTime = None,
+    total_time: options.TotalTime = None,
     max_trainable: options.MaxTrainable = None,
     max_overhead: options.MaxOverhead = None,
     metric: Annotated[
@@ -72,6 +75,7 @@ def command(
         str | None,
         typer.Option(metavar="SIZE", help="The runtime's own footprint, taken off --ram."),
     ] = None,
+    target: options.Target = None,
     input_size: options.InputSize = None,
     batch_size: options.BatchSize = 8,
     arch: options.Arch = None,
@@ -155,6 +159,7 @@ def command(
         flops=flops_budget,
         storage=storage,
         step_time=step_time,
+        total_time=total_time,
         max_trainable=max_trainable,
         max_overhead=max_overhead,
         metric=metric,
@@ -164,6 +169,7 @@ def command(
         prefer=prefer,
         warn=options.parse_names(warn) or (),
         runtime_overhead=runtime_overhead,
+        ram_includes_runtime=ram_includes_runtime,
     )
     scenario = one_of("--scenario", scenario, SCENARIOS)
     if batch_size < 1:
@@ -193,6 +199,7 @@ def command(
     request = Request(
         batch_size=batch_size,
         input_size=size,
+        target=Path(target) if target is not None else None,
         arch=arch,
         trust=trust,
         methods=known_methods,

@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from advisor.costs.flops import OperatorFlops, operator_flops
+from advisor.costs.work import Piece, work_of
 from advisor.costs.workspace import OPERATORS, Call, call_of
 
 _Template = tuple[torch.Size, tuple[int, ...], torch.dtype]
@@ -37,6 +38,7 @@ class Known:
     behaviour: Any  # its result, without the values; or how to get it
     flops: OperatorFlops | None
     call: Call | None  # where it may need workspace
+    work: tuple[Piece, ...] = ()
 
 
 class OperatorMemo:
@@ -96,7 +98,8 @@ class OperatorMemo:
         else:
             result = _made(behaviour)
         call = call_of(func, args, kwargs) if func.overloadpacket in OPERATORS else None
-        return Known(behaviour, operator_flops(func, args, kwargs, result), call)
+        flops = operator_flops(func, args, kwargs, result)
+        return Known(behaviour, flops, call, work_of(func, args, result, read, tensors_in(result), flops))
 
     def _behaviour(
         self,

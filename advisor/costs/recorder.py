@@ -6,7 +6,7 @@ import weakref
 from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import accumulate, groupby
 from operator import itemgetter
@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from advisor.costs.flops import NONE, OperatorFlops, operator_flops
 from advisor.costs.memo import OperatorMemo, UncompiledMode, tensors_in
 from advisor.costs.steps import Step, known_step
+from advisor.costs.work import Piece, summed, work_of
 from advisor.costs.workspace import OPERATORS, Call, Workspace, call_of
 from advisor.methods import Trainable
 from advisor.models.blocks import run_front
@@ -48,6 +49,8 @@ class Recording:
     micro_batch: Mapping[str, Flops]  # of the second of several micro-batches alone, by group
     held: Mapping[tuple[str, str], int]  # bytes at the peak, by purpose and group
     moments: tuple[Moment, ...] = ()  # where they were asked for: of every stretch that one group runs
+    work: Mapping[tuple[str, str, str], int] = field(default_factory=dict)  # by kind, phase and figure
+    work_again: Mapping[tuple[str, str, str], int] = field(default_factory=dict)  # of the second micro-batch
 
 
 class _ForwardCall(NamedTuple):
@@ -175,7 +178,7 @@ class Recorder(UncompiledMode):
         node = torch._C._current_autograd_node()
         phase = self._phase(node)
         before = len(self._log)
-        result, flops, call, tensors = self._run(func, args, kwargs)
+        result, flops, call, tensors, work = self._run(func, args, kwargs)
         ids, weights = self._ids, self._weights
         # None: a tensor from before the recording that is no weight, such as the model's constants.
         read = [ids.get(tensor.untyped_storage()._cdata) for tensor in tensors]
@@ -190,6 +193,8 @@ class Recorder(UncompiledMode):
         else:
             group = next((self._made_by[i] for i in read if i is not None), "other")
 
+        for piece in work:
+            self._work[piece, phase] += 1
         results = (result,) if isinstance(result, torch.Tensor) else tensors_in(result)
         made = [self._follow(tensor, group) for tensor in results]
         if weights_only:
@@ -209,15 +214,16 @@ class Recorder(UncompiledMode):
 
     def _run(
         self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[Any, OperatorFlops | None, Call | None, Sequence[torch.Tensor]]:
-        """The operator's result, its FLOPs, where it may need workspace, and the tensors it reads."""
+    ) -> tuple[Any, OperatorFlops | None, Call | None, Sequence[torch.Tensor], tuple[Piece, ...]]:
+        """The operator's result, its FLOPs, where it may need workspace, the tensors it reads, its work."""
         if self._memo is not None:
             result, known, tensors = self._memo.run(func, args, kwargs)
-            return result, known.flops, known.call, tensors
+            return result, known.flops, known.call, tensors, known.work
         call = call_of(func, args, kwargs) if func.overloadpacket in OPERATORS else None
         tensors = tensors_in((args, kwargs))
         result = args[0] if writes_in_place_only(func, args) else func(*args, **kwargs)
-        return result, operator_flops(func, args, kwargs, result), call, tensors
+        flops = operator_flops(func, args, kwargs, result)
+        return result, flops, call, tensors, work_of(func, args, result, tensors, tensors_in(result), flops)
 
     def _phase(self, node: Any) -> str:
         """Of the operator that is about to run."""
@@ -226,7 +232,7 @@ class Recorder(UncompiledMode):
         if node is None or torch.is_grad_enabled():  # the latter: a checkpointed block runs again
             if node is None and not self._went_forward:
                 self._went_forward = True
-                self._at_starts.append(self._flops.copy())
+                self._at_starts.append((self._flops.copy(), self._work.copy()))
             return "forward"
         if self._went_forward:
             self._went_forward = False
@@ -267,6 +273,9 @@ class Recorder(UncompiledMode):
                     continue
                 group = self._made_by[self._ids[_key(parameter)]]
                 self._flops[group, "optimizer"] += parameter.numel() * step.flops_per_element + step.flops
+                # The weight, its gradient and the state are read, and all but the gradient are written.
+                size = parameter.nbytes * (3 + 2 * len(step.states))
+                self._work[(step.name, "forward", 0, 0, 0, size), "optimizer"] += 1
                 made = [self._allocate(parameter.nbytes, group) for _ in range(step.temporaries)]
                 for temporary in (*made[:-1], lingering):
                     if temporary is not None:
@@ -366,7 +375,10 @@ class Recorder(UncompiledMode):
         for storage in after_forward:
             if purpose_of[storage] == "activations":
                 saved[groups[storage]] += sizes[storage]
-        second = self._flops - self._at_starts[1] if len(self._at_starts) > 1 else Counter()
+        second, again = Counter[tuple[str, str]](), Counter[tuple[Piece, str]]()
+        if len(self._at_starts) > 1:
+            flops, work = self._at_starts[1]
+            second, again = self._flops - flops, self._work - work
         recording = Recording(
             _by_group(self._flops, Flops.__slots__),
             replace(memory(live), workspace=workspace),
@@ -378,6 +390,8 @@ class Recorder(UncompiledMode):
             _by_group(second, ("forward", "input_gradient", "weight_gradient")),
             at_peak,
             tuple(self._moments(log, peak, workspace, purpose_of)),
+            summed(self._work),
+            summed({key: count for key, count in again.items() if key[1] != "optimizer"}),
         )
         self._reset()
         return recording
@@ -436,7 +450,9 @@ class Recorder(UncompiledMode):
         self._stepping = 0  # optimizer steps begun and not ended
         self._went_forward = False  # since the last backward pass
         self._forward_ends: list[int] = []  # positions in the log
-        self._at_starts: list[Counter[tuple[str, str]]] = []  # FLOPs when each forward pass began
+        # FLOPs, and work, when each forward pass began.
+        self._at_starts: list[tuple[Counter[tuple[str, str]], Counter[tuple[Piece, str]]]] = []
+        self._work: Counter[tuple[Piece, str]] = Counter()  # calls, by what they do and in which phase
         self._stack: list[str] = []
         self._call_numbers: list[int] = []  # ascending, one for each of _calls
         self._calls: list[_ForwardCall] = []

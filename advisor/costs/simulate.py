@@ -34,6 +34,7 @@ from advisor.costs.closely import NO_LAYER, Stage, layer_costs, timeline, with_s
 from advisor.costs.memo import DeviceNeededError, OperatorMemo, Remembering
 from advisor.costs.recorder import Recorder, Recording, SkippingWrites, optimizers_in
 from advisor.costs.steps import known_step, make_state
+from advisor.costs.work import as_work
 from advisor.costs.workspace import Workspace
 from advisor.errors import InputError
 from advisor.methods import Method, Trainable, get_method
@@ -354,6 +355,7 @@ class Simulator:
             tensor_peak_bytes=tensor_peak_bytes,
             by_layer=layer_costs(self._census, trainable, own, by_layer_type) if self._closely else (),
             timeline=timeline(recording, stages) if self._closely else None,
+            work=as_work(self._work(recording, micro_batches, with_gradients=optimizer is not None)),
         )
 
     def _flops(self, recording: Recording, micro_batches: int, *, with_gradients: bool) -> dict[str, Flops]:
@@ -362,6 +364,16 @@ class Simulator:
         if not with_gradients and more:  # without a backward pass nothing parts one pass from the next
             return {kind: Flops(recording.flops[kind].forward // 2 * micro_batches) for kind in self._kinds}
         return {kind: recording.flops[kind] + recording.micro_batch[kind] * more for kind in self._kinds}
+
+    def _work(
+        self, recording: Recording, micro_batches: int, *, with_gradients: bool
+    ) -> dict[tuple[str, str, str], int]:
+        """Likewise."""
+        more = max(micro_batches - 2, 0)
+        if not with_gradients and more:
+            return {key: count // 2 * micro_batches for key, count in recording.work.items()}
+        again = recording.work_again
+        return {key: count + more * again.get(key, 0) for key, count in recording.work.items()}
 
     def _copy(self, tensors: Tensors) -> tuple[nn.Module, AbstractContextManager[object]]:
         """A copy of the model to run on such tensors, and the context to run it in."""
@@ -542,6 +554,14 @@ def _over_a_period(usual: Recording, rare: Recording, period: int) -> Recording:
         max(usual, rare, key=lambda recording: held(recording).total)
         for held in (attrgetter("memory"), attrgetter("of_tensors"))
     )
+    work = {
+        key: usual.work.get(key, 0) + (rare.work.get(key, 0) - usual.work.get(key, 0)) // period
+        for key in usual.work.keys() | rare.work.keys()
+    }
     return replace(
-        higher, flops=flops, of_tensors=of_tensors.of_tensors, uncounted=usual.uncounted | rare.uncounted
+        higher,
+        flops=flops,
+        of_tensors=of_tensors.of_tensors,
+        uncounted=usual.uncounted | rare.uncounted,
+        work=work,
     )

@@ -22,6 +22,7 @@ from advisor.costs.flops import operator_flops
 class Step:
     """One parameter's step."""
 
+    name: str  # of the work that it is
     states: tuple[str, ...]  # tensors of the parameter's size that are kept
     counts: bool  # a step counter is kept, a scalar
     temporaries: int  # tensors of the parameter's size, the last of which lives until the next's is made
@@ -34,11 +35,11 @@ def known_step(optimizer: torch.optim.Optimizer) -> Step | None:
     kind: Any = type(optimizer)
     if kind in (torch.optim.Adam, torch.optim.AdamW):
         # The root of the second moment, then the quotient with its correction: torch's `denom`.
-        return Step(("exp_avg", "exp_avg_sq"), True, 2, *_flops_of(kind, 0.0))
+        return Step("adam", ("exp_avg", "exp_avg_sq"), True, 2, *_flops_of(kind, 0.0))
     if kind is torch.optim.SGD:
         momentum = optimizer.defaults["momentum"]
         states = ("momentum_buffer",) if momentum else ()
-        return Step(states, False, 0, *_flops_of(kind, momentum))
+        return Step("momentum" if momentum else "sgd", states, False, 0, *_flops_of(kind, momentum))
     return None
 
 

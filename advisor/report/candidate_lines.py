@@ -12,7 +12,7 @@ from rich.text import Text
 from advisor.records import Evaluation, Recommendation
 from advisor.report import view
 from advisor.report.fitted import elided
-from advisor.units import format_bytes, format_count, format_flops
+from advisor.units import format_bytes, format_count, format_flops, format_seconds
 
 LEGEND = {"*": "* trained for less", "~": "~ not tried, predicted", "x": "x doesn't fit"}
 _LEAST_NAME = 20
@@ -85,10 +85,12 @@ def _columns(evaluations: Sequence[Evaluation], recommendation: Recommendation) 
         columns.append(_Column(f"{recommendation.budget.metric_kind} ", _accuracy))
     if any(item.accuracy and item.accuracy.retained for item in evaluations):
         columns.append(_Column("old data", _old))
+    time = [_Column("time", _time)] if any(item.forecast for item in evaluations) else []
     return [
         *columns,
         _Column("memory", lambda item: format_bytes(item.cost.peak_memory_bytes)),
         _Column("FLOPs", lambda item: format_flops(item.cost.flops.total).removesuffix("FLOP").rstrip()),
+        *time,
         _Column("to ship", lambda item: format_bytes(item.cost.delta_bytes)),
     ]
 
@@ -109,6 +111,10 @@ def _more(evaluations: Sequence[Evaluation], recommendation: Recommendation) -> 
 def _accuracy(item: Evaluation) -> str:
     text = view.known_mean_text(item)
     return text if text.endswith("*") else f"{text} "
+
+
+def _time(item: Evaluation) -> str:
+    return format_seconds(item.forecast.update_seconds) if item.forecast else "-"
 
 
 def _old(item: Evaluation) -> str:

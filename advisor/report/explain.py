@@ -104,8 +104,24 @@ def sources(recommendation: Recommendation) -> list[tuple[str, str, str]]:
         _check(recommendation),
         _accuracy(recommendation),
         *_runs(recommendation),
-        ("energy per update", "unknown", "Not measured."),
+        _forecasts(recommendation),
     ]
+
+
+def _forecasts(recommendation: Recommendation) -> tuple[str, str, str]:
+    target = recommendation.target
+    if target is None:
+        return ("energy per update", "unknown", "Not measured.")
+    return (
+        "time and energy on the target",
+        "predicted",
+        (
+            f"Each operator of an update was counted, and costs what operators of its kind were measured to "
+            f"take a call, a FLOP and a byte {view.on_target(target)} ({target.machine}, {target.threads} "
+            f"thread{'s' * (target.threads > 1)}, PyTorch {target.torch}); joules are those seconds at the "
+            "power that the processor took meanwhile, where the device tells."
+        ),
+    )
 
 
 def _base(recommendation: Recommendation) -> str:

@@ -11,7 +11,7 @@ from advisor.names import achieved_text
 from advisor.records import WEIGHTS, Accuracy, Evaluation, Finding, Recommendation
 from advisor.report import view
 from advisor.report.next_steps import next_steps
-from advisor.solver import LEAST, describe
+from advisor.solver import LEAST, describe, whole_memory
 from advisor.units import format_seconds
 
 
@@ -64,6 +64,8 @@ def headline(recommendation: Recommendation) -> Headline:
     badge = "fits, and was run" if choice.measured and choice.measured.survived else "fits"
     words = describe(choice)
     below = [*wrong, words] if words != choice.candidate.short else [*wrong]
+    if recommendation.runtime is not None:
+        below.append(f"Memory: {whole_memory(choice, recommendation.budget, recommendation.runtime)}.")
     if choice.accuracy is None:
         least = LEAST[recommendation.budget.prefer]
         unknown = "no data was given" if data is None else "nothing was probed"
@@ -116,8 +118,8 @@ def tiles(recommendation: Recommendation) -> list[Tile]:
     if choice:
         run = choice.measured
         ran = "not run" if run is None else "run within the limit" if run.cap_bytes else "run without a limit"
-    run = choice.measured if choice else None
-    timed = f"{format_seconds(run.update_seconds)} on this machine" if run and run.survived else ""
+    time = view.time_of(choice, recommendation) if choice else None
+    timed = " ".join(time) if time else ""
     found = [
         _cost_tile(memory, costs.peak_memory_bytes if costs else None, ran),
         _cost_tile(flops, costs.flops.total if costs else None, timed),

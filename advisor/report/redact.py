@@ -34,12 +34,17 @@ def redacted(recommendation: Recommendation) -> Recommendation:
         arch=None,
         fingerprint="",
     )
+    target, runtime = recommendation.target, recommendation.runtime
+    if runtime is not None and target is not None and runtime.where == target.name:
+        runtime = replace(runtime, where="the target")
     kind, colon, called = recommendation.budget.metric.partition(":")
     return replace(
         recommendation,
         model=model,
         budget=replace(recommendation.budget, metric=f"{kind}{colon}{told(called)}"),
         data=_without_names(data, told) if data else None,
+        target=replace(target, name="the target") if target is not None else None,
+        runtime=runtime,
         answer=told(recommendation.answer),
         warnings=of_all(recommendation.warnings),
         assumed=of_all(recommendation.assumed),
@@ -81,6 +86,8 @@ def _names(recommendation: Recommendation) -> Iterator[tuple[str, str]]:
     yield model.name, "the network"
     if model.arch:
         yield model.arch, "the network"
+    if recommendation.target is not None:
+        yield recommendation.target.name, "the target"
     if data is None:
         return
     typed = (("the data", data.source), ("the old data", data.retain), ("unlabelled images", data.unlabelled))

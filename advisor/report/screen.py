@@ -14,14 +14,14 @@ from advisor.report import view
 from advisor.report.candidate_lines import candidate_lines, legend
 from advisor.report.fitted import cut, folded, shell_lines
 from advisor.report.next_steps import next_steps
-from advisor.solver import LEAST, cheaper_text, describe
-from advisor.units import format_seconds
+from advisor.solver import LEAST, cheaper_text, describe, whole_memory
 
 LINES = 24
 BEST = 5  # candidates shown
 OBVIOUS = (BASELINE, "lora")  # methods that everybody asks about
 _COMMAND_LINES = 3
 _ANSWER_LINES = 5
+_FEWEST_LINES = 4  # of candidates and warnings
 _BAR = 14
 _APART = (2, 1, 5, 3, 4)  # sections with an empty line before them, as far as there is room
 
@@ -40,6 +40,9 @@ def screen(recommendation: Recommendation, width: int, saved: str | None = None)
     steps = _steps(recommendation, width, saved)
     warnings = _warnings(recommendation)
     room = LINES - sum(map(len, (answer, budgets, why, steps)))
+    while why and room < _FEWEST_LINES:  # the choice and its kind go before what was not chosen
+        why.pop()
+        room += 1
     candidates = _candidates(recommendation, width, room - min(len(warnings), 2))
     told = _told(warnings, width, room - len(candidates))
     sections = (answer, budgets, candidates, why, told, steps)
@@ -58,6 +61,7 @@ def answer_lines(recommendation: Recommendation, width: int) -> Lines:
         first, *rest = folded(recommendation.answer or "No answer was worked out.", width, _ANSWER_LINES)
         return [Text(first, style), *map(Text, rest)]
     name, words = chosen.candidate.short, describe(chosen)
+    whole = _whole_memory(chosen, recommendation, width)
     wrong = data.error if data else None
     before = folded(f"First of all: {wrong.text}", width, _ANSWER_LINES) if wrong else []
     lines = [Text(line, "bold red") for line in before]
@@ -67,7 +71,7 @@ def answer_lines(recommendation: Recommendation, width: int) -> Lines:
         least = LEAST[recommendation.budget.prefer]
         unknown = "no data was given" if data is None else "nothing was probed"
         unsure = f"  accuracy  unknown, as {unknown}: of all that fit, the {least}"
-        return [*lines, Text(cut(unsure, width))]
+        return [*lines, *whole, Text(cut(unsure, width))]
     base = data.base_accuracy if data else None
     held_out = f", {view.held_out_text(data, chosen.accuracy)}" if data else ""
     metric = recommendation.budget.metric_kind
@@ -83,7 +87,14 @@ def answer_lines(recommendation: Recommendation, width: int) -> Lines:
         is_lost = old and old.mean > chosen.accuracy.retained.mean
         remedy = "; see --min-retained" if is_lost and recommendation.budget.min_retained is None else ""
         lines.append(_change("old data", old, chosen.accuracy.retained, remedy, width))
-    return lines
+    return lines + whole
+
+
+def _whole_memory(chosen: Evaluation, recommendation: Recommendation, width: int) -> Lines:
+    if recommendation.runtime is None:
+        return []
+    told = whole_memory(chosen, recommendation.budget, recommendation.runtime)
+    return [Text(cut(f"  {'memory':<8}  {told}", width))]
 
 
 def budget_lines(recommendation: Recommendation, width: int) -> Lines:
@@ -112,12 +123,9 @@ def budget_lines(recommendation: Recommendation, width: int) -> Lines:
             bar = f"{view.percent(share, 0):>6}  {'#' * filled:-<{_BAR}}"
             text += f"of {line.allowed_text:<{limit_width}}{bar}  {remark}"
         made.append(Text(cut(text.rstrip(), width), "red" if over else ""))
-    run = chosen.measured if chosen else None
-    if run and run.survived:
-        allowed = recommendation.budget.step_seconds
-        beside = " on this machine" if allowed is None else f"of {format_seconds(allowed)}"
-        text = f"{'time per update':<16} {format_seconds(run.update_seconds):>10} {beside}; "
-        made.append(Text(cut(text + view.runtime_text(run), width)))
+    time = view.time_of(chosen, recommendation) if chosen else None
+    if time is not None:
+        made.append(Text(cut(f"{'time per update':<16} {time[0]:>10}  {time[1]}", width)))
     return made
 
 

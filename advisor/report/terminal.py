@@ -17,7 +17,7 @@ from advisor.records import Evaluation, Recommendation
 from advisor.report import view
 from advisor.report.candidate_lines import candidate_lines, legend
 from advisor.report.screen import answer_lines, budget_lines, screen
-from advisor.units import format_bytes, format_count, format_flops
+from advisor.units import format_bytes, format_count, format_flops, format_seconds
 
 UNITS_LINE = "1 multiply-add = 2 FLOPs; MB = 10^6 bytes."
 NAMES_SHOWN = 4  # of candidates that share a reason
@@ -105,6 +105,7 @@ def _print_costs(recommendation: Recommendation, console: Console) -> None:
     headers = (
         *("candidate", "peak\nmemory", "% of\nfull", "FLOPs per\nupdate", "% of\nfull"),
         *("params\ntrained", "to\nship"),
+        *((f"time on\n{recommendation.target.name}",) if recommendation.target else ()),
     )
     rows: list[Row] = []
     for item in _main_ones_as_priced(recommendation):
@@ -117,6 +118,7 @@ def _print_costs(recommendation: Recommendation, console: Console) -> None:
             _of_full(flops, full.cost.flops.total if full else None),
             format_count(item.cost.trainable_parameters),
             format_bytes(item.cost.delta_bytes),
+            *((format_seconds(item.forecast.update_seconds),) if item.forecast else ()),
         )
         rows.append(("", cells))
     _print_table(headers, rows, console)

@@ -11,6 +11,7 @@ from advisor.errors import InputError
 from advisor.records import Evaluation, Recommendation
 from advisor.report import view
 from advisor.report.first_screen import evidence, headline, ranked_findings
+from advisor.solver import figures_of
 from advisor.units import format_bytes, format_flops
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ _COLUMNS = (
     "delta_bytes",
     "trainable_parameters",
     "update_seconds",
+    "tune_seconds",
     "reasons",
 )
 
@@ -109,7 +111,8 @@ def _cells(item: Evaluation, recommendation: Recommendation) -> Sequence[object]
         cost.flops.total,
         cost.delta_bytes,
         cost.trainable_parameters,
-        item.measured.update_seconds if item.measured and item.measured.survived else None,
+        figures_of(item)["step_time"],
+        figures_of(item)["total_time"],
         "; ".join(view.reason(violation) for violation in item.violations),
     )
 

@@ -20,8 +20,8 @@ from advisor.records import (
     Estimate,
     Evaluation,
     Levers,
-    Measurement,
     Recommendation,
+    Target,
     Violation,
 )
 from advisor.solver import LIMIT, allowed_memory, figures_of, lever_words, limits_of
@@ -32,6 +32,7 @@ BROKEN_LIMIT = {
     "flops": "over FLOPs",
     "storage": "over storage",
     "step_time": "too slow",
+    "total_time": "takes too long",
     "max_trainable": "trains too much",
     "max_overhead": "slows inference",
     "min_accuracy": "too inaccurate",
@@ -453,19 +454,37 @@ def measured_text(evaluation: Evaluation, budget: Budget) -> str:
         return ""
     held = run.cap_bytes is not None and allowed is not None
     if not run.survived:
-        limit = f"the limit of {format_bytes(allowed)}" if held and allowed else "no limit"
+        limit = f"{format_bytes(allowed)} for the update" if held and allowed else "no memory limit"
         return f"did not survive a run under {limit}: {run.failure or 'the process ended'}"
-    under = f"within the limit of {format_bytes(allowed)}" if held and allowed else "under no memory limit"
+    under = f"given {format_bytes(allowed)} for the update" if held and allowed else "without a memory limit"
     return (
-        f"ran {under}: {format_bytes(run.peak_memory_bytes)} at its peak, "
-        f"{format_seconds(run.update_seconds)} per update; {runtime_text(run)}, "
-        f"the whole process {format_bytes(run.peak_resident_bytes)}"
+        f"ran, {under}: {format_bytes(run.peak_memory_bytes)} at its peak, "
+        f"{format_seconds(run.update_seconds)} per update; the process that ran it took "
+        f"{format_bytes(run.runtime_bytes)} besides, as it loads all of peft-advisor"
     )
 
 
-def runtime_text(run: Measurement) -> str:
-    """What the runtime takes, which no limit on an update counts."""
-    return f"the runtime (Python, PyTorch) takes {format_bytes(run.runtime_bytes)} besides"
+def time_of(evaluation: Evaluation, recommendation: Recommendation) -> tuple[str, str] | None:
+    """An update's seconds, and what is to be known of them; None: unknown."""
+    budget, forecast, run = recommendation.budget, evaluation.forecast, evaluation.measured
+    step, total = budget.step_seconds, budget.total_seconds
+    of_step = f"of {format_seconds(step)} " if step is not None else ""
+    if forecast is not None and recommendation.target is not None:
+        parts = [f"{of_step}{on_target(recommendation.target)} (predicted)"]
+        if forecast.tune_seconds is not None:
+            of_total = f" of {format_seconds(total)}" if total is not None else ""
+            parts.append(f"{format_seconds(forecast.tune_seconds)}{of_total} in all")
+        if forecast.update_joules is not None:
+            parts.append(f"{forecast.update_joules:.3g} J")
+        return format_seconds(forecast.update_seconds), "; ".join(parts)
+    if run is None or not run.survived:
+        return None
+    return format_seconds(run.update_seconds), f"{of_step}on this machine"
+
+
+def on_target(target: Target) -> str:
+    """`on pi4`, or `here`, where the profile's file is called so."""
+    return "here" if target.name == "here" else f"on {target.name}"
 
 
 def printable(text: str) -> str:

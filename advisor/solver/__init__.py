@@ -2,7 +2,7 @@
 
 from advisor.solver.budget import parse_budget
 from advisor.solver.choose import cheapest_first, expected_loss, pareto_front, rank
-from advisor.solver.explain import LEAST, answer, cheaper_text, describe, lever_words
+from advisor.solver.explain import LEAST, answer, cheaper_text, describe, lever_words, whole_memory
 from advisor.solver.limits import (
     LIMIT,
     allowed_memory,
@@ -37,4 +37,5 @@ __all__ = [
     "relaxations",
     "solve",
     "violations",
+    "whole_memory",
 ]

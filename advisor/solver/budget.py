@@ -23,6 +23,7 @@ def parse_budget(
     flops: str | None = None,
     storage: str | None = None,
     step_time: str | None = None,
+    total_time: str | None = None,
     max_trainable: str | None = None,
     max_overhead: str | None = None,
     metric: str = "accuracy",
@@ -32,6 +33,7 @@ def parse_budget(
     prefer: str | None = None,
     warn: Sequence[str] = (),
     runtime_overhead: str | None = None,
+    ram_includes_runtime: bool | None = None,
 ) -> Budget:
     """The limits as typed.
 
@@ -44,6 +46,8 @@ def parse_budget(
         tolerance_points: in percentage points.
         prefer: which cost comes first; RAM by default.
         warn: limits that exclude nothing.
+        runtime_overhead: what the runtime takes out of `ram`.
+        ram_includes_runtime: whether that is to be found out; None: with a target.
 
     Raises:
         UnitError: a size or a count can't be parsed, or is not positive.
@@ -60,6 +64,10 @@ def parse_budget(
             f"--runtime-overhead {runtime_overhead} leaves nothing of --ram {ram}; "
             "it is what the runtime itself takes out of it"
         )
+    if ram_includes_runtime and runtime_overhead is not None:
+        raise InputError("--runtime-overhead tells what --ram-includes-runtime would find out; give one")
+    if ram_includes_runtime and ram_bytes is None:
+        raise InputError("--ram-includes-runtime counts the runtime within --ram: give it, too")
     first = _PREFERENCES[0] if prefer is None else one_of("--prefer", prefer, _PREFERENCES)
     if flops == FEWEST:
         if prefer is not None and first != "flops":
@@ -76,8 +84,10 @@ def parse_budget(
         min_retained=_fraction("--min-retained", min_retained),
         tolerance=tolerance_points / 100,
         runtime_overhead_bytes=overhead,
+        ram_includes_runtime=ram_includes_runtime,
         prefer=first,  # type: ignore[arg-type]
         step_seconds=_named("--step-time", parse_seconds, step_time),
+        total_seconds=_named("--total-time", parse_seconds, total_time),
         max_trainable=_named("--max-trainable", parse_count, max_trainable),
         max_overhead=_overhead(max_overhead),
         warn=tuple(dict.fromkeys(_limit(word) for word in warn)),

@@ -62,13 +62,13 @@ def _first_choice(cheapest: Sequence[Evaluation], budget: Budget) -> Evaluation:
 def cheapest_first(evaluations: Sequence[Evaluation], budget: Budget) -> list[Evaluation]:
     """By the cost that is preferred, then by the others; names decide ties.
 
-    Of seconds those that were run are known: they come first, the others follow by FLOPs.
+    Without a target, the seconds of those that were run are known: they come first, others follow by FLOPs.
     """
     return sorted(evaluations, key=lambda evaluation: _in_order(evaluation, budget.prefer))
 
 
 def _in_order(evaluation: Evaluation, prefer: Preference) -> tuple[float | str, ...]:
-    cost, measured = evaluation.cost, evaluation.measured
+    cost, seconds = evaluation.cost, evaluation.update_seconds
     ram, flops = cost.peak_memory_bytes, cost.flops.total
     rest = (cost.delta_bytes, cost.trainable_parameters, cost.inference_flops_ratio, evaluation.candidate.id)
     if prefer == "flops":
@@ -76,7 +76,7 @@ def _in_order(evaluation: Evaluation, prefer: Preference) -> tuple[float | str, 
     if prefer == "storage":
         return (cost.delta_bytes, ram, flops, *rest[1:])
     if prefer == "time":
-        return (measured.update_seconds if measured else float("inf"), flops, ram, *rest)
+        return (seconds if seconds is not None else float("inf"), flops, ram, *rest)
     return (ram, flops, *rest)
 
 
@@ -129,7 +129,8 @@ def _beats(one: Evaluation, other: Evaluation) -> bool:
     first, second = _costs(one), _costs(other)
     if any(a > b for a, b in zip(first, second, strict=True)) or _mean(one) < _mean(other):
         return False
-    if other.measured and not (one.measured and one.measured.update_seconds <= other.measured.update_seconds):
+    its, own = other.update_seconds, one.update_seconds
+    if its is not None and not (own is not None and own <= its):
         return False
     if one.accuracy is None or other.accuracy is None:
         return first != second

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from advisor.names import answered
 from advisor.paired import paired_error
-from advisor.records import Budget, DataSummary, Evaluation, Levers, LimitName
+from advisor.records import Budget, DataSummary, Evaluation, Levers, LimitName, Runtime
 from advisor.solver.limits import LIMIT, allowed_memory, figures_of, limits_of
 from advisor.units import format_bytes, format_flops
 
@@ -22,7 +22,8 @@ _LEAST: dict[LimitName, str] = {
     "ram": "the least memory that any candidate needs is",
     "flops": "the fewest FLOPs of an update are",
     "storage": "the fewest bytes to ship are",
-    "step_time": "the quickest update that was run takes",
+    "step_time": "the quickest update that is known takes",
+    "total_time": "the quickest fine-tune takes",
     "max_trainable": "the fewest trained parameters are",
     "max_overhead": "the least inference overhead is",
     "min_accuracy": "the best accuracy found is",
@@ -35,6 +36,7 @@ def answer(
     evaluations: Sequence[Evaluation],
     budget: Budget,
     data: DataSummary | None,
+    runtime: Runtime | None = None,
 ) -> str:
     """One sentence that stands alone, of the choice, or where there is none, of what would fit."""
     if chosen is None:
@@ -45,7 +47,8 @@ def answer(
     flops = f"{format_flops(cost.flops.total)} per update" + (
         f" of {format_flops(budget.flops)}" if budget.flops else ""
     )
-    costs = f"{memory} at its peak, {flops}, {format_bytes(cost.delta_bytes)} to ship"
+    besides = f" and {format_bytes(runtime.bytes)} for the runtime" if runtime else ""
+    costs = f"{memory} at its peak{besides}, {flops}, {format_bytes(cost.delta_bytes)} to ship"
     ran = _ran(chosen, budget)
     if accuracy is None:
         why = LEAST[budget.prefer]
@@ -71,6 +74,24 @@ def answer(
         f"Use {describe(chosen)}: {answered(f'{accuracy.mean:.1%}', accuracy.samples, budget.metric)} "
         f"({interval}){gained}{below}{kept}, {costs}{ran}."
     )
+
+
+def whole_memory(chosen: Evaluation, budget: Budget, runtime: Runtime) -> str:
+    """`112 MB for the update; the runtime 190 MB more: 302 of 512 MB`."""
+    update, ram = chosen.cost.peak_memory_bytes, budget.ram_bytes
+    total = update + runtime.bytes
+    where = f" on {runtime.where}" if runtime.where not in ("", "here") else ""
+    besides = f"; the runtime {format_bytes(runtime.bytes)} more{where}"
+    if budget.runtime_overhead_bytes:
+        besides = f" and {format_bytes(runtime.bytes)} for the runtime{where}"
+    said = f"{format_bytes(update)} for the update{besides}"
+    if ram is None:
+        return f"{said}: {format_bytes(total)} in all"
+    if total > ram:
+        return f"{said}, over --ram in all"
+    number, unit = format_bytes(total).split()
+    allowed = format_bytes(ram)
+    return f"{said}: {number}{'' if allowed.endswith(f' {unit}') else f' {unit}'} of {allowed}"
 
 
 def describe(evaluation: Evaluation) -> str:

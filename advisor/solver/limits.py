@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from advisor.records import Accuracy, Budget, Cost, Evaluation, LimitName, Measurement, Violation
+from advisor.records import Accuracy, Budget, Cost, Evaluation, Forecast, LimitName, Measurement, Violation
 from advisor.units import (
     format_bytes,
     format_count,
@@ -68,7 +68,9 @@ class Limit:
 
 def _seconds(value: float) -> str:
     """In ms or s alone, to three digits: minutes would be too coarse to be typed again."""
-    return format_seconds(value) if value < 1 else f"{value:.3g} s"
+    if value < 1:
+        return format_seconds(value)
+    return f"{value:.3g} s" if value < 999.5 else f"{value:.0f} s"
 
 
 def _share(value: float) -> str:
@@ -84,6 +86,9 @@ LIMIT: Mapping[LimitName, Limit] = {
     "flops": Limit("--flops-budget", "FLOPs per update", format_flops, "flops", parse_flops, 1),
     "storage": Limit("--storage", "to ship", format_bytes, "storage_bytes", parse_bytes, 1),
     "step_time": Limit("--step-time", "time per update", _seconds, "step_seconds", parse_seconds, 1e-5),
+    "total_time": Limit(
+        "--total-time", "time of the fine-tune", _seconds, "total_seconds", parse_seconds, 1e-5
+    ),
     "max_trainable": Limit(
         "--max-trainable", "trained params", format_count, "max_trainable", parse_count, 1, zero=True
     ),
@@ -104,16 +109,21 @@ LIMIT: Mapping[LimitName, Limit] = {
 
 
 def figures(
-    cost: Cost, accuracy: Accuracy | None = None, measured: Measurement | None = None
+    cost: Cost,
+    accuracy: Accuracy | None = None,
+    measured: Measurement | None = None,
+    forecast: Forecast | None = None,
 ) -> dict[LimitName, float | None]:
     """What a candidate has of each that is limited; None: unknown."""
     retained = accuracy.retained if accuracy is not None else None
+    here = measured.update_seconds if measured is not None and measured.survived else None
     return {
         # What a run took counts where it is more: operators' workspace differs.
         "ram": max(cost.peak_memory_bytes, measured.peak_memory_bytes if measured is not None else 0),
         "flops": cost.flops.total,
         "storage": cost.delta_bytes,
-        "step_time": measured.update_seconds if measured is not None and measured.survived else None,
+        "step_time": forecast.update_seconds if forecast is not None else here,
+        "total_time": forecast.tune_seconds if forecast is not None else None,
         "max_trainable": cost.trainable_parameters,
         "max_overhead": cost.inference_flops_ratio - 1,
         "min_accuracy": accuracy.mean if accuracy is not None else None,
@@ -123,7 +133,7 @@ def figures(
 
 def figures_of(evaluation: Evaluation) -> dict[LimitName, float | None]:
     """Likewise, of all that is known of it."""
-    return figures(evaluation.cost, evaluation.accuracy, evaluation.measured)
+    return figures(evaluation.cost, evaluation.accuracy, evaluation.measured, evaluation.forecast)
 
 
 def limits_of(budget: Budget) -> dict[LimitName, float]:
@@ -156,11 +166,15 @@ def enforced_memory(budget: Budget) -> int | None:
 
 
 def violations(
-    budget: Budget, cost: Cost, accuracy: Accuracy | None = None, measured: Measurement | None = None
+    budget: Budget,
+    cost: Cost,
+    accuracy: Accuracy | None = None,
+    measured: Measurement | None = None,
+    forecast: Forecast | None = None,
 ) -> tuple[Violation, ...]:
     """Every limit that the candidate breaks, in numbers, hard ones first. What is unknown breaks none."""
     found: list[Violation] = []
-    values = figures(cost, accuracy, measured)
+    values = figures(cost, accuracy, measured, forecast)
     for name, allowed in limits_of(budget).items():
         value, hard = values[name], name not in budget.warn
         if value is None or LIMIT[name].is_met(value, allowed):
@@ -183,7 +197,7 @@ def violations(
 def judged(evaluations: Sequence[Evaluation], budget: Budget) -> list[Evaluation]:
     """Each with the limits of this budget that it breaks."""
     return [
-        replace(each, violations=violations(budget, each.cost, each.accuracy, each.measured))
+        replace(each, violations=violations(budget, each.cost, each.accuracy, each.measured, each.forecast))
         for each in evaluations
     ]
 
@@ -197,5 +211,6 @@ def _reason(name: LimitName, value: float, allowed: float, measure: str) -> str:
     if name == "max_overhead" and allowed == 0:
         return f"can't be merged: an inference takes {limit.show(value)} more FLOPs"
     what = {"flops": "one update takes", "storage": "to ship:", "step_time": "one update takes"}
+    what |= {"total_time": "the fine-tune takes"}
     said = f"{what.get(name, limit.what)} {limit.show(value)}"
     return f"{said}, {limit.show(value - allowed)} over the {limit.show(allowed)} allowed"

@@ -256,7 +256,9 @@ def _effect(
 def _untimed(to: Evaluation | None, budget: Budget) -> str:
     """That nothing says whether the limit on seconds is met."""
     is_limited = budget.step_seconds is not None and "step_time" not in budget.warn
-    return ", if it is quick enough: it was not run" if is_limited and to and not to.measured else ""
+    return (
+        ", if it is quick enough: it was not run" if is_limited and to and to.update_seconds is None else ""
+    )
 
 
 def _told_apart(evaluation: Evaluation, evaluations: Sequence[Evaluation]) -> str:

@@ -18,7 +18,8 @@ from tests.cli.test_cli import one_line
 from tests.processes import run_command
 
 ROOT = typer.main.get_command(app)
-COMMANDS = [(name,) for name in ROOT.commands] + [("store", name) for name in ROOT.commands["store"].commands]
+GROUPED = [(group, name) for group in ("store", "device") for name in ROOT.commands[group].commands]
+COMMANDS = [(name,) for name in ROOT.commands] + GROUPED
 
 
 @pytest.fixture
@@ -41,7 +42,7 @@ def test_help_has_examples_groups_and_fits(tell, monkeypatch, name):
     assert out.startswith(f"Usage: {' '.join(('peft-advisor', *name))} [OPTIONS]")
     for option in ("-q, --quiet", "-v, --verbose", "-h, --help"):
         assert option in out
-    if name != ("store",):
+    if name not in (("store",), ("device",)):
         examples = out.partition("\nExamples:\n")[2].partition("\n\n")[0].splitlines()
         assert examples
         assert all(line.startswith(f"  {' '.join(('peft-advisor', *name))}") for line in examples)
@@ -149,14 +150,15 @@ def test_a_mistyped_value_has_a_suggestion(tell, network, arguments, said):
 
 
 def test_every_option_has_a_variable_and_no_two_the_same():
-    for command in [*ROOT.commands.values(), *ROOT.commands["store"].commands.values()]:
+    inner = (*ROOT.commands["store"].commands.values(), *ROOT.commands["device"].commands.values())
+    for command in (*ROOT.commands.values(), *inner):
         if hasattr(command, "commands"):
             continue
         options = [param for param in command.params if param.param_type_name == "option"]
         variables = [param.envvar for param in options]
         assert len(set(variables)) == len(variables)
         assert all(re.fullmatch(r"PEFT_ADVISOR_[A-Z_]+", name) for name in variables)
-    assert commands.variable_of(ROOT.commands["recommend"].params[4]) == "PEFT_ADVISOR_STORAGE"
+    assert commands.variable_of(ROOT.commands["recommend"].params[5]) == "PEFT_ADVISOR_STORAGE"
 
 
 def test_the_environment_counts_and_is_told(tell, network, monkeypatch):

@@ -23,6 +23,7 @@ from advisor.records import (
     ModelSummary,
     Recommendation,
     Relaxation,
+    Runtime,
     Violation,
 )
 
@@ -274,6 +275,7 @@ def with_data() -> Recommendation:
         )
     return Recommendation(
         model=MODEL,
+        runtime=Runtime(190_000_000, "here"),
         budget=Budget(ram_bytes=640_000_000, prefer="flops", storage_bytes=2_000_000, min_accuracy=0.5),
         batch_size=8,
         input_size=(3, 224, 224),
@@ -313,6 +315,7 @@ def without_data() -> Recommendation:
     )
     return Recommendation(
         model=MODEL,
+        runtime=Runtime(190_000_000, "here"),
         budget=Budget(ram_bytes=peak, prefer="flops"),
         batch_size=8,
         input_size=(3, 224, 224),
