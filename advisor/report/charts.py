@@ -3,7 +3,8 @@
 Geometry is in a box 620 units wide that scales with the page. The axes are fitted to what was tried;
 what lies outside is drawn at the edge, as an arrow. Labels are placed greedily, the chosen
 candidate's first, each at the first spot around its point that is free. A name that finds none gives
-way to the candidate's number in the table; every point that was tried is a link to its row there.
+way to the candidate's number in the table; where many were tried, what was not trained to the end has
+no label. Every point that was tried is a link to its row there.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from advisor.report.drawing import CHARACTER, LINE, line, linear_ticks, number, 
 WIDTH, HEIGHT = 620, 350
 LEFT, RIGHT, TOP, BOTTOM = 46, 14, 14, 36
 RUG = 26  # height of the strip for candidates whose y is unknown
-NAMED = 12  # up to so many points, each is labelled with its name
+NAMED, NUMBERED = 12, 30  # up to so many points, each is labelled with its name; with its number
+_GAP = 4  # between two labels
 WIDE = 8  # from so many times on between the least and the most, an axis is logarithmic
 
 
@@ -294,7 +296,9 @@ def _labels(
     for point in order:
         important = point.kind == "chosen" or point.number in leading
         names = [point.label] if important or len(points) <= NAMED else []
-        for words in (*names, str(point.number)):
+        if names or point.known == "whole" or len(points) <= NUMBERED:
+            names.append(str(point.number))
+        for words in names:
             width = len(words) * CHARACTER * (1.1 if point.kind == "chosen" else 1.0)  # bold is wider
             spot = _free_spot(width, places[point.number], taken)
             if spot:
@@ -316,7 +320,7 @@ def _free_spot(width: float, place: tuple[float, float], taken: Sequence[Box]) -
         *((side, y - 6 + shift) for side in (right, left) for shift in (-20, 20, -30, 30)),
     ]
     for at_x, at_y in spots:
-        box = (at_x, at_y, at_x + width, at_y + LINE)
+        box = (at_x, at_y, at_x + width + _GAP, at_y + LINE)
         inside = (
             at_x >= LEFT and box[2] <= WIDTH - RIGHT + 4 and at_y >= TOP - 2 and box[3] <= HEIGHT - BOTTOM
         )
