@@ -118,6 +118,7 @@ class Planner:
         best: Candidate | None = None
         low, high = 0.0, float(most) if levers.checkpoint or ram == math.inf else float(ram - held)
         allowance, most_flops = high, flops
+        last, less = None, 0.0
         for _ in range(_TRIES):
             plan = self._allocate(levers, allowance, ram - held, most_flops)
             if plan is None:
@@ -136,9 +137,11 @@ class Planner:
                 high = allowance
             if high - low <= _NEAR * ram:
                 break
-            # Without levers, what is above the limit is as much as has to be saved less.
-            exact = high - over > low and over > 0 and not levers.checkpoint
-            allowance = high - over if exact else (low + high) / 2
+            # Without levers, what is above the limit is as much as has to be saved less; and more than that
+            # where the plan had not saved all that it might.
+            less = 2 * less if candidate == last else float(over)
+            exact = high - less > low and over > 0 and not levers.checkpoint
+            allowance, last = high - less if exact else (low + high) / 2, candidate
         return best
 
     def _trains(self, plan: NDArray[np.int64]) -> bool:

@@ -112,7 +112,8 @@ def _affordable(
     affordable = allowed.copy()
     for resource in resources:
         still, through = np.where(allowed, resource.by_layer, np.inf)
-        least, least_through = still.min(axis=1), through.min(axis=1)
+        least_through = through.min(axis=1)
+        least = np.minimum(still.min(axis=1), least_through)  # others may make gradients flow through it
         others = np.where(leads_to[:, :layers], least_through, least)
         np.fill_diagonal(others, 0.0)
         around = others.sum(axis=1) + flows[:, layers:] @ resource.by_call
