@@ -19,7 +19,7 @@ _Numbers = NDArray[np.float64]
 _GAP = 1e-3  # of the best, that a plan may be short of it
 _ROUGH = 1e-2  # likewise of a plan that only shows where to look
 _MARGIN = 1e-5  # of a limit, that is left: HiGHS takes what is above it by 1e-6 for within
-_FAILED = 4  # milp's status
+_INFEASIBLE, _FAILED = 2, 4  # milp's status
 _SECONDS = 10.0  # a plan found by then is taken as it is
 
 
@@ -240,7 +240,8 @@ class _Programme:
 
         made = np.full(len(self._worth), np.nan) if fixed is None else fixed
         found = None
-        for presolve in (True, False):  # which now and then ends in numerical trouble
+        # Presolving now and then ends in numerical trouble, or finds infeasible what isn't.
+        for presolve in (True, False):
             found = milp(
                 -self._worth,
                 integrality=np.ones(len(self._worth)) if whole is None else whole.astype(int),
@@ -252,6 +253,6 @@ class _Programme:
                     "presolve": presolve,
                 },
             )
-            if found.status != _FAILED:
+            if found.status not in (_INFEASIBLE, _FAILED):
                 break
         return None if found is None else found.x
