@@ -565,7 +565,8 @@ def stand_ins(value: Any) -> Iterator[StandIn]:
 def tensors_of(module: StandIn | nn.Module, prefix: str = "") -> Iterator[tuple[str, torch.Tensor]]:
     """The state dict of a module, or of the stand-in for one, as far as it is intact."""
     held = vars(module) if isinstance(module, nn.Module) else as_mapping(module)
-    passing = held.get("_non_persistent_buffers_set", ())
+    passing = held.get("_non_persistent_buffers_set")
+    passing = passing if isinstance(passing, set) else ()
     for group in ("_parameters", "_buffers"):
         for name, value in as_mapping(held.get(group)).items():
             if isinstance(value, torch.Tensor) and name not in (passing if group == "_buffers" else ()):
