@@ -50,6 +50,7 @@ class HereRuntime:
                     stdout=subprocess.PIPE,
                     stderr=subprocess.DEVNULL,
                     text=True,
+                    start_new_session=True,  # a Ctrl-C is for the run, which ends it
                 )
 
     def bytes(self) -> int:
