@@ -140,7 +140,7 @@ def curves(task: Task, of: Any, count: int, executor: Any) -> dict[str, Any]:
         "batch": task.batch,
         "updates": updates,
         "images": len(trainer.dataset.train),
-        "new_head": task.situation in ("photos", "grocery"),
+        "new_head": of.new_head,
         "blocks": len(of.census.blocks),
         "base": [share(base[:SEEN]), share(base[SEEN:])],
         "rows": rows,
