@@ -136,6 +136,8 @@ def recommend(
         orientation: images are turned as their EXIF says (`exif`), or left as they are `stored`.
         look_over: tell where the model reads images otherwise than in its training.
         strict: what is wrong with the data is an error.
+        augment: train on images as they are (`none`), on their mirror images, too (`flip`), or on random
+            crops and their mirror images (`standard`).
         rehearse: corrupt the images first, such as `fog:3`.
         retain: old data, to tell what is forgotten.
         unlabelled: more new images, for methods that look at no labels.
@@ -313,7 +315,14 @@ def _seen_closely(found: Recommendation, simulator: Simulator) -> Recommendation
 
 def simulator_for(story: Story) -> Simulator:
     """What prices candidates of the story's model."""
-    return Simulator(story.loaded.module, story.census, _images(story), unlabelled=_unlabelled(story))
+    augment = story.task.dataset.augment if story.task is not None else "none"
+    return Simulator(
+        story.loaded.module,
+        story.census,
+        _images(story),
+        unlabelled=_unlabelled(story),
+        augment=augment,
+    )
 
 
 def cost_all(
@@ -529,6 +538,7 @@ def _probe_all(
         groups=request.groups,
         findings=dataset.findings,
         unreadable_samples=dataset.unreadable,
+        augment=dataset.augment,
         rehearse=request.rehearse,
         retain=request.retain,
         unlabelled=request.unlabelled,

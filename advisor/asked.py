@@ -11,9 +11,9 @@ from typing import Any, Literal, TypedDict
 from advisor.data import Normalisation
 from advisor.errors import InputError
 from advisor.methods import get_method
-from advisor.names import OPTIMIZERS, SCENARIOS, check_executor, did_you_mean, one_of
+from advisor.names import AUGMENTS, OPTIMIZERS, SCENARIOS, check_executor, did_you_mean, one_of
 from advisor.plain import shortened
-from advisor.records import Budget, Framing, Preference
+from advisor.records import Augment, Budget, Framing, Preference
 from advisor.situation import Request
 from advisor.solver import parse_budget
 from advisor.units import parse_input_size, parse_seconds
@@ -56,6 +56,7 @@ class Asked(Limits, total=False):
     orientation: Literal["exif", "stored"]
     look_over: bool
     strict: bool
+    augment: Augment
     rehearse: str | None
     retain: str | None
     unlabelled: str | None
@@ -253,6 +254,7 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "resize": _or_none(_word("center", "squash", "border")),
     "channel_order": _word("rgb", "bgr"),
     "orientation": _word("exif", "stored"),
+    "augment": _word(*AUGMENTS),
     "scenario": _word(*SCENARIOS),
     "input_size": _or_none(_size),
     "methods": _or_none(_methods),

@@ -21,6 +21,7 @@ NAMED_FORMS = "torchvision:NAME, timm:NAME, FILE.py:FUNCTION or package.module:f
 OPTIMIZERS = ("adam", "adamw", "momentum", "sgd")
 RESIZES = {"crop": "center", "squash": "squash", "pad": "border"}  # as typed -> as a `Framing` has it
 METRICS = ("accuracy", "balanced", "recall:CLASS")
+AUGMENTS = ("none", "flip", "standard")
 SCENARIOS = ("auto", "shift", "new-classes")
 EXECUTORS = ("here", "local", "local:", "dask://", "ray", "ray://")  # as they begin
 _EXECUTOR = re.compile(r"here|local(:0*[1-9]\d*)?|dask://.*|ray(://.*)?")

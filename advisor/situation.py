@@ -29,7 +29,7 @@ from advisor.names import listed
 from advisor.probes import Situation, adapt_head, imprint_where_better, key_of, relabel, situate
 from advisor.probes.lookalikes import held_out_together
 from advisor.probes.pipeline import misread
-from advisor.records import Census, Finding, Framing
+from advisor.records import Augment, Census, Finding, Framing
 from advisor.store import Store
 
 Progress = Callable[[str, float, str], None]  # stage, fraction of it done, what is running
@@ -63,6 +63,7 @@ class Request:
     resize: Literal["center", "squash", "border"] | None = None  # that part of it; None: as it says
     channel_order: Literal["rgb", "bgr"] = "rgb"
     orientation: Literal["exif", "stored"] = "exif"  # images are turned as theirs says, or not
+    augment: Augment = "none"  # what is trained on: images as they are, mirrored too, or random crops
     rehearse: str | None = None  # a corruption of the images, see `parse_corruption`
     retain: str | None = None  # old data, to tell what is forgotten
     unlabelled: str | None = None  # more images of the new world, for methods that look at no labels
@@ -201,7 +202,7 @@ def _read(found: Found, images: Images, request: Request, store: Store | None) -
         dataset = replace(dataset, unlabelled=more, warnings=(*dataset.warnings, *unread))
     if request.rehearse is not None:
         dataset = corrupt(dataset, parse_corruption(request.rehearse), request.seed)
-    return dataset
+    return replace(dataset, augment=request.augment)
 
 
 def _of_weights(loaded: LoadedModel) -> list[str]:

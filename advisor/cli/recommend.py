@@ -116,6 +116,7 @@ def command(
         int,
         typer.Option(help="Of a whole fine-tune: the best candidates train for as long, if there is time."),
     ] = 10,
+    augment: options.Augment = "none",
     no_probe: Annotated[bool, typer.Option("--no-probe", help="Don't train: rank on cost alone.")] = False,
     no_verify: Annotated[bool, typer.Option("--no-verify", help="Don't run the choice under --ram.")] = False,
     store: options.StorePath = None,
@@ -187,7 +188,7 @@ def command(
     optimizer, known_methods = options.parse_optimizer(optimizer), options.parse_methods(methods)
     normalisation = options.parse_normalisation(mean, std)
     mode, order = options.parse_resize(resize), options.parse_channels(channels)
-    turning = options.parse_orientation(orientation)
+    turning, augmentation = options.parse_orientation(orientation), options.parse_augment(augment)
     outputs = Outputs({"--json": json, "--report": report}, form)
     store_path = options.usable_store(store, no_store=no_store)
 
@@ -214,6 +215,7 @@ def command(
         channel_order=order,
         orientation=turning,
         strict=strict,
+        augment=augmentation,
         rehearse=rehearse,
         retain=retain,
         unlabelled=unlabelled,

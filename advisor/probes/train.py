@@ -35,13 +35,13 @@ from advisor.records import FEATURES, Block, Candidate, Census, Features
 from advisor.training.loop import (
     PASS,
     FrontOutputs,
-    Images,
     Training,
     evaluate,
     head_of,
     level_updates,
     reestimated,
 )
+from advisor.training.views import CACHED_VIEWS, Images, View, Views
 
 _log = logging.getLogger(__name__)
 _TIMED_UPDATES, _TIMING_SECONDS = 8, 0.5  # of each candidate: enough to plan with
@@ -123,7 +123,7 @@ class Trainer:
         self.model, self.census, self.dataset, self.batch_size = model, census, dataset, batch_size
         self.as_advised = as_advised
         self._recalibrated: nn.Module | None = None
-        self._features: dict[tuple[tuple[str, ...], bool, bool], tuple[Images, ...]] = {}
+        self._features: dict[tuple[Any, ...], tuple[FrontOutputs, ...]] = {}
         self._kept = Kept(MOST_KEPT)
         self._without_labels: LabelledImages | None = None
         # How many of the held-out images a trial may be judged on: each step is another training.
@@ -141,7 +141,8 @@ class Trainer:
     def key(self) -> dict[str, Any]:
         """All that a probe's result depends on, besides its trial: to find it in a store."""
         data = self.dataset
-        return key_of(self.model, data.normalisation, *_parts(data)) | {"batch_size": self.batch_size}
+        how = {"batch_size": self.batch_size, "augment": data.augment}
+        return key_of(self.model, data.normalisation, *_parts(data)) | how
 
     def trainings(self, samples: int) -> int:  # noqa: ARG002 - it matters where there are folds
         """How many networks it takes to judge the first held-out samples."""
@@ -247,25 +248,45 @@ class Trainer:
             self._without_labels = LabelledImages.joined(train, more)
         return self._without_labels
 
-    def inputs(self, trainable: Trainable, candidate: Candidate) -> tuple[Images, ...]:
-        """Inputs to train on, held-out and old ones: images, or what a frozen front makes of them."""
+    def inputs(
+        self, trainable: Trainable, candidate: Candidate, seed: int
+    ) -> tuple[Views, *tuple[Images, ...]]:
+        """Views to train on, held-out images and old ones, or what a frozen front makes of them."""
         train = self.images_for(candidate)
-        parts = (train, *judged_on(self.dataset))
+        views = Views.of(train, candidate, self.census, self.dataset.augment, seed)
         if trainable.levers.cached_prefix == "no":
-            return parts
+            return (views, *judged_on(self.dataset))
         key = trainable.front, is_reestimated(candidate), train is self.dataset.train
         if key not in self._features:
             self._features[key] = self.fronts(trainable, candidate)
-        return self._features[key]
+        plain, *judged = self._features[key]
+
+        def made(view: Images) -> FrontOutputs:
+            if not isinstance(view, View):
+                return plain
+            own = (*key, view.seed, view.number)
+            if own not in self._features:
+                self._features[own] = (self.front_of_view(trainable, candidate, view),)
+            return self._features[own][0]
+
+        return (views.run_through(made), *judged)
 
     def fronts(self, trainable: Trainable, candidate: Candidate) -> tuple[FrontOutputs, ...]:
         """Of images to train on, held-out and old ones: what the candidate's frozen front makes of them."""
         parts = (self.images_for(candidate), *judged_on(self.dataset))
         return tuple(self.front(trainable, part) for part in parts)
 
+    def front_of_view(self, trainable: Trainable, candidate: Candidate, view: View) -> FrontOutputs:
+        """What the candidate's frozen front makes of a view of the images to train on."""
+        del candidate
+        return self.front(trainable, view)
+
     def front(self, trainable: Trainable, images: Images) -> FrontOutputs:
         """What a frozen front makes of images."""
-        return FrontOutputs.of(images, trainable, self.dataset.normalisation, self.census, self.pass_size)
+        views = 1 if self.dataset.augment == "none" else CACHED_VIEWS
+        return FrontOutputs.of(
+            images, trainable, self.dataset.normalisation, self.census, self.pass_size, views=views
+        )
 
 
 class FineTune(Training):
@@ -285,7 +306,7 @@ class FineTune(Training):
             batch_size=trainer.batch_size,
             seed=seed,
             normalisation=trainer.dataset.normalisation,
-            inputs=partial(trainer.inputs, candidate=own),
+            inputs=partial(trainer.inputs, candidate=own, seed=seed),
             pass_size=trainer.pass_size,
         )
 

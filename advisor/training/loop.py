@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
@@ -23,25 +24,11 @@ from advisor.parts.attachment import Trainable
 from advisor.parts.closed_form import feature_blocks, pooled_outputs
 from advisor.records import Block, Candidate, Census, Features
 from advisor.training.update import begin, reestimation_updates, solve_head, update
+from advisor.training.views import Images, Views
 
 PASS = 64  # images that run at once where no gradient is needed
-_MOST_IN_MEMORY = 2**30  # bytes of one front's outputs; more go into a file
+_MOST_IN_MEMORY = 2**30  # bytes of one front's outputs for all views; more go into files
 _COOL_DOWN = 0.2  # of the updates, at the end
-
-
-class Images(Protocol):
-    """Labelled images, or what a frozen front made of them."""
-
-    @property
-    def labels(self) -> torch.Tensor:
-        """(N,) int64."""
-        ...
-
-    def __len__(self) -> int: ...
-
-    def batch(self, indices: torch.Tensor, normalisation: Normalisation) -> tuple[torch.Tensor, torch.Tensor]:
-        """Inputs (B, ...) and labels (B,) of those at `indices` (B,)."""
-        ...
 
 
 class Training:
@@ -51,7 +38,7 @@ class Training:
     square root of the part of them that is done (arXiv 2405.18392): a longer training is the same as a
     shorter one until that one begins to cool down, so what was trained can go on from there.
 
-    Every candidate sees the same batches for the same seed.
+    Every candidate sees the same batches for the same seed. An epoch is as many batches as the images fill.
     """
 
     def __init__(
@@ -65,7 +52,7 @@ class Training:
         batch_size: int,
         seed: int,
         normalisation: Normalisation,
-        inputs: Callable[[Trainable], Sequence[Images]],
+        inputs: Callable[[Trainable], tuple[Views, *tuple[Images, ...]]],
         pass_size: int = PASS,
     ) -> None:
         """Attach the candidate, ready for the first update.
@@ -73,8 +60,8 @@ class Training:
         Args:
             model: where the candidate wants it so, with its statistics re-estimated already.
             updates: after which the learning rate is zero.
-            inputs: images to train on, held-out ones, and others to judge on, for the attached candidate:
-                with a cached prefix, what its front makes of them.
+            inputs: images to train on in their views, held-out ones, and others to judge on, for the
+                attached candidate: with a cached prefix, what its front makes of them.
             pass_size: how many images run at once where no gradient is needed.
         """
         self.done = 0
@@ -89,7 +76,8 @@ class Training:
             self._schedule = torch.optim.lr_scheduler.LambdaLR(
                 self.optimizer, partial(_share_of_rate, updates=updates)
             )
-        self._train, self._held_out, *self._others = inputs(self.trainable)
+        self._views, self._held_out, *self._others = inputs(self.trainable)
+        self._train = self._views.plain
         self._batches = _batches(len(self._train), batch_size, seed)
 
     def run(self, until: int) -> bool:
@@ -97,7 +85,8 @@ class Training:
         with self._own_random_numbers():
             self.trainable.train_mode()
             while self.done < until:
-                images, labels = self._train.batch(next(self._batches), self._normalisation)
+                epoch, indices = next(self._batches)
+                images, labels = self._views.batch(indices, epoch, self._normalisation)
                 loss = update(self.trainable, self.optimizer, images, labels)
                 if loss is not None:
                     self.losses.append(loss.item())
@@ -191,7 +180,7 @@ def reestimated(
         batch_size=batch_size,
         seed=0,
         normalisation=normalisation,
-        inputs=lambda _: (images, images),
+        inputs=lambda _: (Views.alone(images), images),
         pass_size=pass_size,
     )
     training.run(updates)
@@ -209,14 +198,17 @@ def _share_of_rate(done: int, updates: int) -> float:
     return 1.0 if done <= level else max(1 - math.sqrt((done - level) / (updates - level)), 0.0)
 
 
-def _batches(samples: int, batch_size: int, seed: int) -> Iterator[torch.Tensor]:
-    """Batches of indices without end; every epoch in a new order, an incomplete last batch left out."""
+def _batches(samples: int, batch_size: int, seed: int) -> Iterator[tuple[int, torch.Tensor]]:
+    """Epoch, from 0 on, and indices of batches without end.
+
+    Every epoch is in a new order, an incomplete last batch is left out.
+    """
     generator = torch.Generator().manual_seed(seed)
     size = min(batch_size, samples)
-    while True:
+    for epoch in itertools.count():
         for indices in torch.randperm(samples, generator=generator).split(size):
             if len(indices) == size:
-                yield indices
+                yield epoch, indices
 
 
 def head_of(candidate: Candidate) -> Features | None:
@@ -267,12 +259,14 @@ class FrontOutputs:
         pass_size: int = PASS,
         in_file: bool = False,
         beside: Path | None = None,
+        views: int = 1,
     ) -> FrontOutputs:
         """Run the front on all images.
 
         Args:
             in_file: whether the outputs are kept in a file, however few they are.
             beside: the folder for that file; None: that of temporary files.
+            views: of the images, that together take no more memory than is allowed for one.
         """
         outputs, folder = torch.empty(0), None
         blocks = [b for b in feature_blocks(census, "all") if b.modules[-1] in trainable.front]
@@ -285,7 +279,7 @@ class FrontOutputs:
             if not outputs.numel():
                 shape = (len(images), *made.shape[1:])
                 size = math.prod(shape) * made.element_size()
-                if in_file or size > _MOST_IN_MEMORY:
+                if in_file or views * size > _MOST_IN_MEMORY:
                     folder = tempfile.TemporaryDirectory(prefix="peft-advisor-", dir=beside)
                     path = str(Path(folder.name, "front"))
                     flat = torch.from_file(path, shared=True, size=math.prod(shape), dtype=made.dtype)
