@@ -11,7 +11,7 @@ from typing import Any, Literal, TypedDict
 from advisor.data import Normalisation
 from advisor.errors import InputError
 from advisor.methods import get_method
-from advisor.names import AUGMENTS, OPTIMIZERS, SCENARIOS, check_executor, did_you_mean, one_of
+from advisor.names import AUGMENTS, OPTIMIZERS, SCENARIOS, check_device, check_executor, did_you_mean, one_of
 from advisor.plain import shortened
 from advisor.records import Augment, Budget, Framing, Preference
 from advisor.situation import Request
@@ -74,6 +74,7 @@ class Asked(Limits, total=False):
     epochs: int
     store: str | os.PathLike[str] | None
     executor: str
+    device: str
     verify: bool
     seed: int
     command: str
@@ -263,6 +264,7 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "probe_seconds": _or_none(_seconds),
     **dict.fromkeys(("store", "target"), _or_none(_path)),
     "executor": _executor,
+    "device": lambda name, value: check_device(_text(name, value)),
     "seed": _whole(0),
     "command": _text,
 }

@@ -678,6 +678,7 @@ class DataSummary:
     mean: tuple[float, ...] = ()  # of the images in [0, 1] that the model was given, by channel
     std: tuple[float, ...] = ()
     augment: Augment = "none"  # what is trained on
+    device: str = "cpu"  # that probes trained on, such as cuda:0 (NVIDIA H200, bfloat16)
     rehearse: str | None = None  # the corruption that the images were given, such as fog:3
     retain: str | None = None  # the old data, as typed
     unlabelled: str | None = None  # images without labels, as typed

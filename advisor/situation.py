@@ -31,6 +31,7 @@ from advisor.probes.lookalikes import held_out_together
 from advisor.probes.pipeline import misread
 from advisor.records import Augment, Census, Finding, Framing
 from advisor.store import Store
+from advisor.training.accelerator import accelerator_for
 
 Progress = Callable[[str, float, str], None]  # stage, fraction of it done, what is running
 
@@ -73,6 +74,7 @@ class Request:
     epochs: int = 10  # of a whole fine-tune: what the race's finalists train for, if there is time
     store: Path | None = None  # where finished probes and costs are kept; None: nowhere
     executor: str = "here"  # what runs the probes, see `executor_for`
+    device: str = "cpu"  # what they train on, see `accelerator_for`; costs are not its
     verify: bool = True
     seed: int = 0
     command: str = ""  # as typed, for the report
@@ -295,6 +297,7 @@ def _tensors(text: str) -> dict[str, torch.Tensor]:
 
 def _check(request: Request) -> None:
     """What can be told before anything is loaded."""
+    accelerator_for(request.device)
     if request.rehearse is not None:
         parse_corruption(request.rehearse)
     if request.batch_size < 1:

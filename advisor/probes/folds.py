@@ -27,6 +27,7 @@ from advisor.probes.train import (
     judged_on,
 )
 from advisor.records import Candidate, Census
+from advisor.training.accelerator import CPU, Accelerator
 from advisor.training.loop import FrontOutputs
 from advisor.training.views import View
 
@@ -65,6 +66,7 @@ class CrossValidation(Trainer):
         batch_size: int,
         folds: int,
         imprinted_from: int | None = None,
+        accelerator: Accelerator = CPU,
     ) -> None:
         """Ready to judge.
 
@@ -89,7 +91,7 @@ class CrossValidation(Trainer):
                 replace(dataset, train=images.those(others), validation=images.those(own), retained=old)
             )
         whole = replace(self._parts[0], validation=images, retained=dataset.retained)
-        super().__init__(model, census, whole, batch_size)
+        super().__init__(model, census, whole, batch_size, accelerator=accelerator)
         self.steps = (len(images),) if len(images) < _FEW else tuple(accumulate(self._sizes))
         self._trainers: dict[int, Trainer] = {}
         self._answered: dict[tuple[int, Trial], Probe] = {}
@@ -181,7 +183,7 @@ class _Fold(Trainer):
     def __init__(
         self, model: nn.Module, census: Census, part: Dataset, batch_size: int, of: CrossValidation, fold: int
     ) -> None:
-        super().__init__(model, census, part, batch_size)
+        super().__init__(model, census, part, batch_size, accelerator=of.accelerator)
         self._of, self._number = of, fold
         self._kept = Kept(MOST_KEPT // of.folds)
 

@@ -24,7 +24,6 @@ import advisor.probes
 import advisor.training
 from advisor.data.loading import Dataset, LabelledImages
 from advisor.data.pixels import Normalisation
-from advisor.errors import first_line
 from advisor.methods import Trainable, get_method
 from advisor.methods.recalibrate import reestimation
 from advisor.models.blocks import evaluating, front_modules, has_replaceable_front
@@ -32,6 +31,7 @@ from advisor.models.fingerprint import code_fingerprint, fingerprint
 from advisor.models.layers import logits
 from advisor.parts.closed_form import Examples, feature_blocks, feature_sizes, inputs_of, pooled_outputs
 from advisor.records import FEATURES, Block, Candidate, Census, Features
+from advisor.training.accelerator import CPU, Accelerator, host
 from advisor.training.loop import (
     PASS,
     FrontOutputs,
@@ -112,6 +112,7 @@ class Trainer:
         dataset: Dataset,
         batch_size: int,
         as_advised: int | None = None,
+        accelerator: Accelerator = CPU,
     ) -> None:
         """Prepare to train.
 
@@ -119,7 +120,9 @@ class Trainer:
             dataset: its labels are the model's outputs (`scenarios.relabel`).
             as_advised: every lever is pulled as on the device, where so many images run at once when no
                 gradient is needed; None: training runs in the quickest way that comes out the same.
+            accelerator: what trains, and judges.
         """
+        self.accelerator = accelerator
         self.model, self.census, self.dataset, self.batch_size = model, census, dataset, batch_size
         self.as_advised = as_advised
         self._recalibrated: nn.Module | None = None
@@ -141,7 +144,11 @@ class Trainer:
     def key(self) -> dict[str, Any]:
         """All that a probe's result depends on, besides its trial: to find it in a store."""
         data = self.dataset
-        how = {"batch_size": self.batch_size, "augment": data.augment}
+        how = {
+            "batch_size": self.batch_size,
+            "augment": data.augment,
+            "device": self.accelerator.described,
+        }
         return key_of(self.model, data.normalisation, *_parts(data)) | how
 
     def trainings(self, samples: int) -> int:  # noqa: ARG002 - it matters where there are folds
@@ -172,7 +179,7 @@ class Trainer:
                 failure = "diverged"
         except Exception as error:  # noqa: BLE001 - what one candidate breaks must not end the others
             _log.debug("training %s failed", trial.candidate.id, exc_info=True)
-            failure = first_line(error)
+            failure = self.accelerator.failure(error)
         end = time.perf_counter()
         each = max(trained - begun, 0.0) / max(run_now, 1)
         return Probe(
@@ -204,13 +211,20 @@ class Trainer:
 
     def judge_base(self, samples: int) -> bytes:
         """Which of the first held-out samples the model classifies right as it is."""
-        return evaluate(self.model, self.dataset.validation, self.dataset.normalisation, samples)
+        return self._judged(self.dataset.validation, samples)
 
     def judge_base_retained(self, samples: int) -> bytes | None:
         """Likewise of the old data; None where there is none."""
         if self.dataset.retained is None:
             return None
-        return evaluate(self.model, self.dataset.retained, self.dataset.normalisation, samples)
+        return self._judged(self.dataset.retained, samples)
+
+    def _judged(self, images: LabelledImages, samples: int) -> bytes:
+        """Of the model as it is; elsewhere than here it is a copy that is classified with."""
+        model, on = self.model, self.accelerator
+        if on != CPU:
+            model = on.place(copy.deepcopy(model))
+        return evaluate(model, images, self.dataset.normalisation, samples, accelerator=on)
 
     def time_updates(self, candidate: Candidate) -> tuple[float, float]:
         """Wall clock before the candidate's first update, and of one on average, in seconds."""
@@ -236,6 +250,7 @@ class Trainer:
                 self.batch_size,
                 self.dataset.normalisation,
                 self.pass_size,
+                self.accelerator,
             )
         return copy.deepcopy(self._recalibrated)
 
@@ -285,7 +300,13 @@ class Trainer:
         """What a frozen front makes of images."""
         views = 1 if self.dataset.augment == "none" else CACHED_VIEWS
         return FrontOutputs.of(
-            images, trainable, self.dataset.normalisation, self.census, self.pass_size, views=views
+            images,
+            trainable,
+            self.dataset.normalisation,
+            self.census,
+            self.pass_size,
+            views=views,
+            accelerator=self.accelerator,
         )
 
 
@@ -308,6 +329,7 @@ class FineTune(Training):
             normalisation=trainer.dataset.normalisation,
             inputs=partial(trainer.inputs, candidate=own, seed=seed),
             pass_size=trainer.pass_size,
+            accelerator=trainer.accelerator,
         )
 
     def judge_retained(self, samples: int) -> bytes | None:
@@ -353,12 +375,13 @@ class FineTune(Training):
                 inputs_of(model.get_submodule(census.head or "")) as head,
                 pooled_outputs(model, missing) as outputs,
                 torch.inference_mode(),
+                self._precision.forward(),
             ):
                 for indices in torch.arange(count).split(PASS):
-                    model(part.batch(indices, self._normalisation)[0])
-                    inputs.append(head[0])
+                    model(*self._accelerator.placed(part.batch(indices, self._normalisation)[0]))
+                    inputs.append(host(head[0]))
                     for block in missing:
-                        made[block].append(outputs[block])
+                        made[block].append(host(outputs[block]))
             pooled |= {block: torch.cat(parts) for block, parts in made.items()}
             found.append(
                 (torch.cat([torch.cat(inputs), *map(pooled.__getitem__, blocks)], 1), part.labels[:count])

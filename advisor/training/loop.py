@@ -23,6 +23,8 @@ from advisor.models.layers import logits
 from advisor.parts.attachment import Trainable
 from advisor.parts.closed_form import feature_blocks, pooled_outputs
 from advisor.records import Block, Candidate, Census, Features
+from advisor.training.accelerator import CPU, Accelerator, host
+from advisor.training.step_at_once import StepAtOnce
 from advisor.training.update import begin, reestimation_updates, solve_head, update
 from advisor.training.views import Images, Views
 
@@ -54,6 +56,7 @@ class Training:
         normalisation: Normalisation,
         inputs: Callable[[Trainable], tuple[Views, *tuple[Images, ...]]],
         pass_size: int = PASS,
+        accelerator: Accelerator = CPU,
     ) -> None:
         """Attach the candidate, ready for the first update.
 
@@ -63,14 +66,18 @@ class Training:
             inputs: images to train on in their views, held-out ones, and others to judge on, for the
                 attached candidate: with a cached prefix, what its front makes of them.
             pass_size: how many images run at once where no gradient is needed.
+            accelerator: what trains; the model is moved there.
         """
         self.done = 0
         self.losses: list[float] = []  # of the updates, where something is trained
         self._census, self._candidate, self._normalisation = census, candidate, normalisation
         self._pass_size = pass_size
-        self._random = torch.Generator().manual_seed(seed).get_state()
+        self._accelerator = accelerator
+        self._random = accelerator.random_states(seed)
         with self._own_random_numbers():
+            model = accelerator.place(model)
             self.trainable, self.optimizer = begin(model, census, candidate, learning_rate or 0.0)
+        self._precision = accelerator.precision(may_scale=not isinstance(self.optimizer, StepAtOnce))
         self._schedule = None
         if self.optimizer is not None:
             self._schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -87,7 +94,8 @@ class Training:
             while self.done < until:
                 epoch, indices = next(self._batches)
                 images, labels = self._views.batch(indices, epoch, self._normalisation)
-                loss = update(self.trainable, self.optimizer, images, labels)
+                images, labels = self._accelerator.placed(images, labels)
+                loss = update(self.trainable, self.optimizer, images, labels, self._precision)
                 if loss is not None:
                     self.losses.append(loss.item())
                     if not math.isfinite(self.losses[-1]):
@@ -105,15 +113,20 @@ class Training:
         if self.optimizer is not None:
             self.optimizer.zero_grad(set_to_none=True)  # nothing is held that the next update doesn't need
         with self._without_front():
-            return evaluate(self.trainable.model, images, self._normalisation, samples, self._pass_size)
+            return evaluate(
+                self.trainable.model, images, self._normalisation, samples, self._pass_size, self._accelerator
+            )
 
     def finish(self) -> None:
         """What follows training: a head in closed form is solved, and takes its place."""
         if head_of(self._candidate) is None:
             return
         every = torch.arange(len(self._train)).split(self._pass_size)
-        with self._without_front():
-            batches = (self._train.batch(indices, self._normalisation) for indices in every)
+        with self._without_front(), self._precision.forward():
+            batches = (
+                self._accelerator.placed(*self._train.batch(indices, self._normalisation))
+                for indices in every
+            )
             solve_head(self.trainable, self._census, batches)
 
     def state(self) -> dict[str, Any]:
@@ -150,10 +163,9 @@ class Training:
     @contextmanager
     def _own_random_numbers(self) -> Iterator[None]:
         """Dropout's and the initialisations' random numbers neither take from others' nor depend on them."""
-        with torch.random.fork_rng(devices=[]):
-            torch.set_rng_state(self._random)
+        with self._accelerator.random_numbers(self._random) as reached:
             yield
-            self._random = torch.get_rng_state()
+        self._random = tuple(reached)
 
     def _without_front(self) -> AbstractContextManager[None]:
         if self.trainable.levers.cached_prefix == "no":
@@ -168,6 +180,7 @@ def reestimated(
     batch_size: int,
     normalisation: Normalisation,
     pass_size: int = PASS,
+    accelerator: Accelerator = CPU,
 ) -> nn.Module:
     """The model, in eval mode, with its statistics re-estimated on the images, in place."""
     updates = reestimation_updates(len(images), batch_size)
@@ -182,6 +195,7 @@ def reestimated(
         normalisation=normalisation,
         inputs=lambda _: (Views.alone(images), images),
         pass_size=pass_size,
+        accelerator=accelerator,
     )
     training.run(updates)
     return model.eval()
@@ -222,19 +236,22 @@ def evaluate(
     normalisation: Normalisation,
     samples: int | None = None,
     pass_size: int = PASS,
+    accelerator: Accelerator = CPU,
 ) -> bytes:
     """Which of the first `samples` images the model classifies right: one byte each, 1 = right.
 
-    `samples`: None: all; of none, nothing.
+    Args:
+        samples: None: all; of none, nothing.
+        accelerator: where the model is.
     """
     count = len(images) if samples is None else min(samples, len(images))
     if not count:
         return b""
     model.eval()
     right: list[torch.Tensor] = []
-    with torch.inference_mode():
+    with torch.inference_mode(), accelerator.precision().forward():
         for indices in torch.arange(count).split(pass_size):
-            inputs, labels = images.batch(indices, normalisation)
+            inputs, labels = accelerator.placed(*images.batch(indices, normalisation))
             right.append(logits(model(inputs)).argmax(1) == labels)
     return bytes(torch.cat(right).to(torch.uint8).tolist())
 
@@ -260,6 +277,7 @@ class FrontOutputs:
         in_file: bool = False,
         beside: Path | None = None,
         views: int = 1,
+        accelerator: Accelerator = CPU,
     ) -> FrontOutputs:
         """Run the front on all images.
 
@@ -267,15 +285,17 @@ class FrontOutputs:
             in_file: whether the outputs are kept in a file, however few they are.
             beside: the folder for that file; None: that of temporary files.
             views: of the images, that together take no more memory than is allowed for one.
+            accelerator: where the model is; what comes of it is kept in the host's memory.
         """
         outputs, folder = torch.empty(0), None
         blocks = [b for b in feature_blocks(census, "all") if b.modules[-1] in trainable.front]
         pooled: dict[Block, list[torch.Tensor]] = {block: [] for block in blocks}
         for positions in torch.arange(len(images)).split(pass_size):
-            with pooled_outputs(trainable.model, blocks) as of_blocks:
-                made = run_front(trainable.model, trainable.front, images.batch(positions, normalisation)[0])
+            inputs = accelerator.placed(images.batch(positions, normalisation)[0])[0]
+            with pooled_outputs(trainable.model, blocks) as of_blocks, accelerator.precision().forward():
+                made = run_front(trainable.model, trainable.front, inputs).cpu()
             for block in blocks:
-                pooled[block].append(of_blocks[block])
+                pooled[block].append(host(of_blocks[block]))
             if not outputs.numel():
                 shape = (len(images), *made.shape[1:])
                 size = math.prod(shape) * made.element_size()
