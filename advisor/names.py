@@ -98,9 +98,8 @@ def check_device(text: str) -> str:
     """What `--device` names, as torch does. Raises InputError where it can be no device."""
     word = text.strip().lower()
     if not _DEVICE.fullmatch(word):
-        raise InputError(
-            f"--device {text!r} is not known{did_you_mean(text, DEVICES)}; use auto, cpu, cuda, cuda:N or mps"
-        )
+        meant = did_you_mean(text, DEVICES)
+        raise InputError(f"--device {text!r} is not known{meant or '; use auto, cpu, cuda, cuda:N or mps'}")
     return word
 
 

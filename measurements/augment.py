@@ -1,12 +1,13 @@
 """Study: what augmentation is worth in short fine-tunes on few images.
 
-    python -m measurements.augment --data CIFAR --models CHECKPOINTS --photos PHOTOS   # half an hour, resumable
+    python -m measurements.augment --data CIFAR --models CHECKPOINTS --photos PHOTOS   # half an hour
     python -m measurements.augment --data CIFAR --models CHECKPOINTS --quick   # one small task, < 2 minutes
 
 Candidates are trained on images as they are, on their mirror images, too, and on random crops (`--augment`),
 for a short and for a long time, at their middle learning rate, and judged on images that trained nothing:
 with their own heads, and with heads solved in closed form on images as they are. Where the front is frozen,
-each image has but a few views, as it is cached. Writes results/augment.json and the tables in README.md.
+each image has but a few views, as it is cached. Finished work is kept, so it
+can be interrupted. Writes results/augment.json and the tables in README.md.
 """
 
 from __future__ import annotations

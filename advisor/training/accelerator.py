@@ -64,6 +64,8 @@ class MixedPrecision(Precision):
             return
         self._scaler.step(optimizer)
         self._scaler.update()
+        # That one was left out is no mistake in the order of calls, of which a schedule would warn.
+        optimizer._opt_called = True  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True, slots=True)

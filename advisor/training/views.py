@@ -68,7 +68,7 @@ class View:
     images: Images
     augment: Augment
     seed: int
-    number: int  # 0: as they are
+    number: int  # from 1 on; 0 would be the images as they are
 
     @property
     def labels(self) -> torch.Tensor:
@@ -87,8 +87,6 @@ class View:
 
     def change(self, image: torch.Tensor, index: int) -> None:
         """Make of an image (C, H, W), normalised, its view, in place."""
-        if self.number == 0:
-            return
         if self.augment == "flip":
             image.copy_(image.flip(2))
             return
@@ -126,24 +124,23 @@ class Views:
         self, indices: torch.Tensor, epoch: int, normalisation: Normalisation
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Inputs (B, ...) and labels (B,) of those at `indices` (B,), as that epoch shows them, from 0 on."""
-        if self.count is None:
-            return self._of(epoch + 1).batch(indices, normalisation)
         if self.count == 1:
             return self.plain.batch(indices, normalisation)
-        numbers = torch.tensor([self._shown(index, epoch) for index in indices.tolist()])
-        inputs = labels = torch.empty(0)
-        for number in numbers.unique().tolist():
-            chosen = numbers == number
-            some, theirs = self._of(number).batch(indices[chosen], normalisation)
-            if not inputs.numel():
-                inputs, labels = some.new_empty(len(indices), *some.shape[1:]), theirs.new_empty(len(indices))
-            inputs[chosen], labels[chosen] = some, theirs
-        return inputs, labels
+        inputs = torch.empty(0)
+        for place, index in enumerate(indices.tolist()):  # beside the batch, one image is held at a time
+            [image], _ = self._shown(index, epoch).batch(indices[place : place + 1], normalisation)
+            if place == 0:
+                inputs = image.new_empty(len(indices), *image.shape)
+            inputs[place] = image
+        return inputs, self.plain.labels[indices]
 
-    def _shown(self, index: int, epoch: int) -> int:
-        """The views take turns, and where an image begins is drawn."""
-        first = random.Random(f"{self._seed}, {index}").randrange(self.count or 1)  # noqa: S311 - no secret
-        return (first + epoch) % (self.count or 1)
+    def _shown(self, index: int, epoch: int) -> Images:
+        """The view that holds what the epoch shows of an image."""
+        if self.count is None:
+            return self._of(epoch + 1)
+        # They take turns, and where an image begins is drawn.
+        first = random.Random(f"{self._seed}, {index}").randrange(self.count)  # noqa: S311 - no secret
+        return self._of((first + epoch) % self.count)
 
 
 def _shifted(image: torch.Tensor, drawn: random.Random) -> torch.Tensor:
