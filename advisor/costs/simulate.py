@@ -95,6 +95,7 @@ class Simulator:
         self._memo = OperatorMemo()
         self._forward_flops: dict[str, int] | None = None
         self._known: dict[tuple[Method, Candidate, int, Tensors | None], Cost] = {}
+        self._fronts: dict[tuple[tuple[str, ...], bool, torch.Size], tuple[int, torch.Tensor]] = {}
         self._needs_device = False  # known once a candidate could not run on meta tensors
         self._closely = False
 
@@ -300,8 +301,8 @@ class Simulator:
             if levers.cached_prefix != "no":
                 views = view_count(candidate, self._census, self._augment) or 1
                 cached = views * (self._images + (0 if method.learns_classes else self._unlabelled))
-                setup_flops = cached * _forward(recorder.record_front(trainable, images[:1]))
-                images = run_front(trainable.model, trainable.front, images)
+                each, images = self._through_front(trainable, recorder, images, tensors)
+                setup_flops = cached * each
                 cache_bytes = cached * images[0].numel() * images.element_size()
             self._make_optimizer_state(trainable, optimizer, tensors)
             recording = _recorded(recorder, trainable, optimizer, images, labels)
@@ -334,7 +335,7 @@ class Simulator:
             memory = max(memory, end, key=lambda held: held.total)
             stages.append(("after", end, None))
         if levers.statistics == "reestimated":
-            before = self._cost(reestimation(levers.micro_batch), batch_size, tensors)
+            before = self._priced(reestimation(levers.micro_batch), batch_size, tensors)
             memory = max(memory, before.memory, key=lambda held: held.total)
             stages.insert(0, ("before", before.memory, before.timeline))
             tensor_peak_bytes = max(tensor_peak_bytes, before.tensor_peak_bytes or 0)
@@ -368,6 +369,20 @@ class Simulator:
             timeline=timeline(recording, stages) if self._closely else None,
             work=as_work(self._work(recording, micro_batches, with_gradients=optimizer is not None)),
         )
+
+    def _through_front(
+        self, trainable: Trainable, recorder: Recorder, images: torch.Tensor, tensors: Tensors
+    ) -> tuple[int, torch.Tensor]:
+        """FLOPs of the frozen front for one image, and what it makes of all of them."""
+        key = trainable.front, trainable.levers.fuse, images.shape
+        if tensors == "meta" and key in self._fronts:
+            flops, made = self._fronts[key]
+            return flops, torch.empty_like(made)
+        flops = _forward(recorder.record_front(trainable, images[:1]))
+        made = run_front(trainable.model, trainable.front, images)
+        if tensors == "meta":  # of all candidates' images it makes the same
+            self._fronts[key] = flops, made
+        return flops, made
 
     def _flops(self, recording: Recording, micro_batches: int, *, with_gradients: bool) -> dict[str, Flops]:
         """Of all micro-batches, of which two at most were recorded."""

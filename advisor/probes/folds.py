@@ -14,7 +14,7 @@ from torch import nn
 
 from advisor.data.loading import Dataset, LabelledImages
 from advisor.methods import Trainable
-from advisor.probes.scenarios import imprint
+from advisor.probes.scenarios import features_before, imprint
 from advisor.probes.train import (
     MOST_KEPT,
     TIMES,
@@ -78,6 +78,7 @@ class CrossValidation(Trainer):
         images, fold_of = _spread(dataset, folds)
         self.folds, self._imprinted_from = folds, imprinted_from
         self._fronts: dict[tuple[Any, ...], FrontOutputs] = {}
+        self._before_head: torch.Tensor | None = None
         self._own = [(fold_of == fold).nonzero()[:, 0] for fold in range(folds)]
         self._others = [(fold_of != fold).nonzero()[:, 0] for fold in range(folds)]
         self._parts, begin = [], 0
@@ -99,7 +100,7 @@ class CrossValidation(Trainer):
     def __getstate__(self) -> dict[str, Any]:
         for fold in range(self.folds):  # made here: elsewhere they would come out otherwise by rounding
             self._trainer(fold)
-        return super().__getstate__() | {"_answered": {}, "_fronts": {}}
+        return super().__getstate__() | {"_answered": {}, "_fronts": {}, "_before_head": None}
 
     def _trainer(self, fold: int) -> Trainer:
         """The fold's, made when it is needed: imprinting looks at the images."""
@@ -107,9 +108,17 @@ class CrossValidation(Trainer):
             base, part = self.model, self._parts[fold]
             if self._imprinted_from is not None and self.census.head is not None:
                 base = copy.deepcopy(self.model)
-                imprint(base, self.census.head, self._imprinted_from, part)
+                features = self._features_before(self.census.head)[self._others[fold]]
+                imprint(base, self.census.head, self._imprinted_from, features, part.train.labels)
             self._trainers[fold] = _Fold(base, self.census, part, self.batch_size, self, fold)
         return self._trainers[fold]
+
+    def _features_before(self, head: str) -> torch.Tensor:
+        """(N, F) of the images of all folds: the head is no part of what makes them."""
+        if self._before_head is None:
+            images = self.dataset.validation
+            self._before_head = features_before(self.model, head, images, self.dataset.normalisation)
+        return self._before_head
 
     def front_of(self, trainable: Trainable, how: tuple[Any, ...] = ()) -> FrontOutputs:
         """What a frozen front makes of the images of all folds, for which it is run once.
