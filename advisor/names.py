@@ -98,8 +98,7 @@ def check_device(text: str) -> str:
     """What `--device` names, as torch does. Raises InputError where it can be no device."""
     word = text.strip().lower()
     if not _DEVICE.fullmatch(word):
-        meant = did_you_mean(text, DEVICES)
-        raise InputError(f"--device {text!r} is not known{meant or '; use auto, cpu, cuda, cuda:N or mps'}")
+        raise InputError(f"--device {text!r} is not known; use auto, cpu, cuda, cuda:N or mps")
     return word
 
 

@@ -99,10 +99,10 @@ def _fine_tune(options: argparse.Namespace) -> None:
 
     cached: list[torch.Tensor] = []  # in memory
 
-    def inputs(trainable: Any) -> tuple[Views, *tuple[Images, ...]]:
+    def inputs(trainable: Any) -> tuple[Views, list[Images]]:
         views = Views.of(train, candidate, census, recipe["augment"], recipe["seed"])
         if trainable.levers.cached_prefix == "no":
-            return views, held_out
+            return views, [held_out]
         made = partial(FrontOutputs.of, pass_size=passes, beside=work)
         on_disk = candidate.levers.cached_prefix == "disk"
 
@@ -113,7 +113,7 @@ def _fine_tune(options: argparse.Namespace) -> None:
             return fronts
 
         # No memory was promised for those that are held out.
-        return views.run_through(of_view), made(held_out, trainable, normalisation, census, in_file=True)
+        return views.run_through(of_view), [made(held_out, trainable, normalisation, census, in_file=True)]
 
     training = Training(
         network,

@@ -68,7 +68,7 @@ class _Run:
 
     def update(self) -> None:
         """One update."""
-        update(self._trainable, self._optimizer, *self._batch, self._precision)
+        update(self._trainable, self._optimizer, *self._batch, precision=self._precision)
 
     def update_at_most(self) -> None:
         """One update of the costliest kind."""

@@ -289,14 +289,12 @@ class Trainer:
             self._without_labels = LabelledImages.joined(train, more)
         return self._without_labels
 
-    def inputs(
-        self, trainable: Trainable, candidate: Candidate, seed: int
-    ) -> tuple[Views, *tuple[Images, ...]]:
-        """Views to train on, held-out images and old ones, or what a frozen front makes of them."""
+    def inputs(self, trainable: Trainable, candidate: Candidate, seed: int) -> tuple[Views, Sequence[Images]]:
+        """Views to train on, and held-out images and old ones, or what a frozen front makes of them."""
         train = self.images_for(candidate)
         views = Views.of(train, candidate, self.census, self.dataset.augment, seed)
         if trainable.levers.cached_prefix == "no":
-            return (views, *judged_on(self.dataset))
+            return views, judged_on(self.dataset)
         key = trainable.front, is_reestimated(candidate), train is self.dataset.train
         if key not in self._features:
             self._features[key] = self.fronts(trainable, candidate)
@@ -310,7 +308,7 @@ class Trainer:
                 self._features[own] = (self.front_of_view(trainable, candidate, view),)
             return self._features[own][0]
 
-        return (views.run_through(made), *judged)
+        return views.run_through(made), judged
 
     def fronts(self, trainable: Trainable, candidate: Candidate) -> tuple[FrontOutputs, ...]:
         """Of images to train on, held-out and old ones: what the candidate's frozen front makes of them."""
@@ -404,7 +402,7 @@ class FineTune(Training):
                 self._precision.forward(),
             ):
                 for indices in torch.arange(count).split(PASS):
-                    model(*self._accelerator.placed(part.batch(indices, self._normalisation)[0]))
+                    model(self._accelerator.placed(part.batch(indices, self._normalisation)[0]))
                     inputs.append(host(head[0]))
                     for block in missing:
                         made[block].append(host(outputs[block]))

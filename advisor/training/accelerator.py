@@ -106,9 +106,13 @@ class Accelerator:
         """The model on the device, in place."""
         return model.to(self.device)
 
-    def placed(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """The tensors on the device."""
-        return tuple(tensor.to(self.device) for tensor in tensors)
+    def placed(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The tensor on the device."""
+        return tensor.to(self.device)
+
+    def batch(self, inputs: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """A batch on the device."""
+        return self.placed(inputs), self.placed(labels)
 
     def random_states(self, seed: int) -> tuple[torch.Tensor, ...]:
         """Of the random numbers of the processor, and of the device where it is another, for that seed."""

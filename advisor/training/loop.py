@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -54,7 +54,7 @@ class Training:
         batch_size: int,
         seed: int,
         normalisation: Normalisation,
-        inputs: Callable[[Trainable], tuple[Views, *tuple[Images, ...]]],
+        inputs: Callable[[Trainable], tuple[Views, Sequence[Images]]],
         pass_size: int = PASS,
         accelerator: Accelerator = CPU,
     ) -> None:
@@ -63,8 +63,8 @@ class Training:
         Args:
             model: where the candidate wants it so, with its statistics re-estimated already.
             updates: after which the learning rate is zero.
-            inputs: images to train on in their views, held-out ones, and others to judge on, for the
-                attached candidate: with a cached prefix, what its front makes of them.
+            inputs: images to train on in their views, and to judge on, held-out ones and others, for
+                the attached candidate: with a cached prefix, what its front makes of them.
             pass_size: how many images run at once where no gradient is needed.
             accelerator: what trains; the model is moved there.
         """
@@ -83,7 +83,8 @@ class Training:
             self._schedule = torch.optim.lr_scheduler.LambdaLR(
                 self.optimizer, partial(_share_of_rate, updates=updates)
             )
-        self._views, self._held_out, *self._others = inputs(self.trainable)
+        self._views, judged_on = inputs(self.trainable)
+        self._held_out, *self._others = judged_on
         self._train = self._views.plain
         self._batches = _batches(len(self._train), batch_size, seed)
 
@@ -94,7 +95,7 @@ class Training:
             while self.done < until:
                 epoch, indices = next(self._batches)
                 images, labels = self._views.batch(indices, epoch, self._normalisation)
-                images, labels = self._accelerator.placed(images, labels)
+                images, labels = self._accelerator.batch(images, labels)
                 loss = update(self.trainable, self.optimizer, images, labels, self._precision)
                 if loss is not None:
                     self.losses.append(loss.item())
@@ -124,8 +125,7 @@ class Training:
         every = torch.arange(len(self._train)).split(self._pass_size)
         with self._without_front(), self._precision.forward():
             batches = (
-                self._accelerator.placed(*self._train.batch(indices, self._normalisation))
-                for indices in every
+                self._accelerator.batch(*self._train.batch(indices, self._normalisation)) for indices in every
             )
             solve_head(self.trainable, self._census, batches)
 
@@ -193,7 +193,7 @@ def reestimated(
         batch_size=batch_size,
         seed=0,
         normalisation=normalisation,
-        inputs=lambda _: (Views.alone(images), images),
+        inputs=lambda _: (Views.alone(images), [images]),
         pass_size=pass_size,
         accelerator=accelerator,
     )
@@ -251,7 +251,7 @@ def evaluate(
     right: list[torch.Tensor] = []
     with torch.inference_mode(), accelerator.precision().forward():
         for indices in torch.arange(count).split(pass_size):
-            inputs, labels = accelerator.placed(*images.batch(indices, normalisation))
+            inputs, labels = accelerator.batch(*images.batch(indices, normalisation))
             right.append(logits(model(inputs)).argmax(1) == labels)
     return bytes(torch.cat(right).to(torch.uint8).tolist())
 
@@ -291,7 +291,7 @@ class FrontOutputs:
         blocks = [b for b in feature_blocks(census, "all") if b.modules[-1] in trainable.front]
         pooled: dict[Block, list[torch.Tensor]] = {block: [] for block in blocks}
         for positions in torch.arange(len(images)).split(pass_size):
-            inputs = accelerator.placed(images.batch(positions, normalisation)[0])[0]
+            inputs = accelerator.placed(images.batch(positions, normalisation)[0])
             with pooled_outputs(trainable.model, blocks) as of_blocks, accelerator.precision().forward():
                 made = run_front(trainable.model, trainable.front, inputs).cpu()
             for block in blocks:

@@ -139,7 +139,6 @@ def test_a_wrong_command_line_is_one_line(tell, arguments, said):
         ("--rehearse gausian-noise --data digits", "did you mean gaussian-noise?"),
         ("--executor locl", "did you mean local?"),
         ("--augment flop", "did you mean flip?"),
-        ("--device cdua", "did you mean cuda?"),
     ],
 )
 def test_a_mistyped_value_has_a_suggestion(tell, network, arguments, said):

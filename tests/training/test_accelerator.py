@@ -86,7 +86,7 @@ def test_folds_are_probed_there_too(elsewhere):
 
 
 def test_that_would_be_noticed(elsewhere, monkeypatch):
-    monkeypatch.setattr(Accelerator, "placed", lambda _, *tensors: tensors)
+    monkeypatch.setattr(Accelerator, "placed", lambda _, tensor: tensor)
     found = trainer(accelerator=elsewhere).probe(trial(Candidate("full")))
     assert "device" in found.failure
 
@@ -146,7 +146,7 @@ def test_what_is_brought_back_is_in_single_precision():
 @pytest.mark.parametrize(
     ("typed", "told"),
     [
-        ("gpu", r"--device 'gpu' is not known.*use auto, cpu, cuda, cuda:N or mps"),
+        ("gpu", r"--device 'gpu' is not known; use auto, cpu, cuda, cuda:N or mps"),
         ("cuda:x", r"--device 'cuda:x' is not known"),
         ("cuda:-1", r"--device 'cuda:-1' is not known"),
         ("", r"--device '' is not known"),
