@@ -37,12 +37,12 @@ def allocator_peak(
         return _cuda_peak(trainable, optimizer, images, labels, precision)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         make_costliest_next(optimizer)
-        update(trainable, optimizer, images, labels, precision)
+        update(trainable, optimizer, images, labels, precision=precision)
         gc.collect()  # garbage of the first update would go in the second, but isn't counted as held
         held = held_bytes(trainable, optimizer, images, labels, *also_held)
         make_costliest_next(optimizer)
         with record_function(_WATCHED):
-            update(trainable, optimizer, images, labels, precision)
+            update(trainable, optimizer, images, labels, precision=precision)
     return held + _highest(profiler)
 
 
@@ -88,6 +88,6 @@ def _cuda_peak(
 ) -> int:
     make_costliest_next(optimizer)
     torch.cuda.reset_peak_memory_stats(images.device)
-    update(trainable, optimizer, images, labels, precision)
+    update(trainable, optimizer, images, labels, precision=precision)
     torch.cuda.synchronize(images.device)
     return torch.cuda.max_memory_allocated(images.device)

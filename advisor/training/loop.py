@@ -96,7 +96,7 @@ class Training:
                 epoch, indices = next(self._batches)
                 images, labels = self._views.batch(indices, epoch, self._normalisation)
                 images, labels = self._accelerator.batch(images, labels)
-                loss = update(self.trainable, self.optimizer, images, labels, self._precision)
+                loss = update(self.trainable, self.optimizer, images, labels, precision=self._precision)
                 if loss is not None:
                     self.losses.append(loss.item())
                     if not math.isfinite(self.losses[-1]):

@@ -129,6 +129,7 @@ def update(
     optimizer: torch.optim.Optimizer | None,
     images: torch.Tensor,
     labels: torch.Tensor,
+    *,
     precision: Precision | None = None,
 ) -> torch.Tensor | None:
     """Move the trained parameters, and the statistics that the method updates, by one batch.

@@ -119,10 +119,10 @@ def test_gradients_in_float16_are_scaled_and_what_overflows_moves_nothing():
     trainable, optimizer = begin(model, take_census(model, SIZE), Candidate("full"), 0.1)
     images, labels = torch.randn(8, *SIZE), torch.arange(8) % 2
     before = {name: p.detach().clone() for name, p in trainable.parameters.items()}
-    update(trainable, optimizer, images * torch.inf, labels, precision)
+    update(trainable, optimizer, images * torch.inf, labels, precision=precision)
     assert all(torch.equal(before[name], p) for name, p in trainable.parameters.items())
     for _ in range(3):
-        loss = update(trainable, optimizer, images, labels, precision)
+        loss = update(trainable, optimizer, images, labels, precision=precision)
     assert loss.isfinite()
     assert loss < 2  # told without its scale
     assert any(not torch.equal(before[name], p) for name, p in trainable.parameters.items())
