@@ -61,13 +61,13 @@ class Task:
 
 
 TASKS = (
-    Task("resnet20", "jpeg", 500, (4, 12), 32),
     Task("lite0", "clothing", 100, (4, 12), 8, 128),
-    Task("resnet20", "5+5", 500, (4, 12), 32),
-    Task("lite0", "clothing", 250, (3, 9), 8, 128),
+    Task("resnet20", "jpeg", 200, (3, 10), 16),
+    Task("lite0", "clothing", 200, (3, 9), 8, 128),
+    Task("resnet20", "5+5", 200, (3, 10), 16),
 )
-QUICK_TASK = Task("resnet20", "jpeg", 100, (1, 2), 32)
-JUDGING = 1000
+QUICK_TASK = Task("resnet20", "jpeg", 50, (1, 2), 16)
+JUDGING = 600
 
 
 def prepared(task: Task, given: argparse.Namespace, kept: Path, store: Store) -> Any:
