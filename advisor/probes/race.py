@@ -442,7 +442,7 @@ def _further(done: Trial | None, lengths: Sequence[int], steps: Sequence[int]) -
 
 
 def _unpromising(options: Sequence[Option], seconds: float) -> Option | None:
-    """What needs no training, where there is time left for it in the end: whoever asked expects to be told."""
+    """What needs no training, if there is time left in the end: whoever asked expects to be told."""
     able = (each for each in options if each.seconds <= seconds)
     return next((each for each in able if each.is_last and each.name.learning_rate is None), None)
 
