@@ -286,7 +286,7 @@ class _Race:
         while len(trials) < self._executor.workers:
             if trials:
                 belief = picture.given(seen)
-            option = chosen(belief, options, finals, left)
+            option = chosen(belief, options, finals, left) or _unpromising(options, left)
             if option is None:
                 break
             trials.append(option.name)
@@ -439,6 +439,12 @@ def _further(done: Trial | None, lengths: Sequence[int], steps: Sequence[int]) -
     if done is not None and not longer:
         return [(done.updates, step) for step in rest]
     return longer
+
+
+def _unpromising(options: Sequence[Option], seconds: float) -> Option | None:
+    """What needs no training, if there is time left in the end: whoever asked expects to be told."""
+    able = (each for each in options if each.seconds <= seconds)
+    return next((each for each in able if each.is_last and each.name.learning_rate is None), None)
 
 
 def _named(trial: Trial) -> str:
