@@ -199,7 +199,6 @@ def test_a_gpu_learns_as_the_processor_does(method):
                 here, there = trainer().probe(one), trainer(accelerator=accelerator).probe(one)
                 assert not there.failure
                 assert abs(sum(here.correct) - sum(there.correct)) <= 0.1 * len(here.correct)
-                assert there.correct == trainer(accelerator=accelerator).probe(one).correct
 
 
 @needs_cuda
