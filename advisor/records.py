@@ -775,6 +775,18 @@ class Recommendation:
         return named[0]
 
 
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """One of several answers that stand side by side: of a network on a board."""
+
+    name: str  # the network's, or the answer's file
+    board: str  # the target's name; empty: this machine
+    recommendation: Recommendation | None  # None: there is no answer
+    trouble: str = ""  # why there is none
+    solved: Accuracy | None = None  # of a head in closed form alone, which told whether it was worth a race
+    is_best: bool = False  # of those on its board
+
+
 def _html_row(item: Evaluation, is_chosen: bool) -> str:
     cells = (
         item.candidate.short,
