@@ -507,6 +507,7 @@ LimitName = Literal[
     "storage",
     "step_time",
     "total_time",
+    "energy",
     "max_trainable",
     "max_overhead",
     "min_accuracy",
@@ -547,6 +548,7 @@ class Budget:
     # Of one update: as predicted of the target, or of those that were run on this machine.
     step_seconds: float | None = None
     total_seconds: float | None = None  # of the whole fine-tune on the target
+    total_joules: float | None = None  # likewise
     max_trainable: int | None = None  # parameters
     max_overhead: float | None = None  # of an inference once merged, in FLOPs, as a fraction; 0: none
     warn: tuple[LimitName, ...] = ()  # limits that are told where they are broken, and exclude nothing

@@ -46,7 +46,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     ),
     "Limits": (
         *("ram", "ram_includes_runtime", "runtime_overhead", "flops_budget", "storage", "step_time"),
-        "total_time",
+        *("total_time", "energy"),
         *("max_trainable", "max_overhead", "metric", "min_accuracy", "min_retained"),
         *("tolerance", "prefer", "warn", "target"),
     ),

@@ -51,6 +51,7 @@ def command(
     storage: options.Storage = None,
     step_time: options.StepTime = None,
     total_time: options.TotalTime = None,
+    energy: options.Energy = None,
     tolerance: Annotated[
         float,
         typer.Option(metavar="POINTS", help="Percentage points below the best that count as as good."),
@@ -120,6 +121,7 @@ def command(
         storage=storage,
         step_time=step_time,
         total_time=total_time,
+        energy=energy,
         tolerance_points=tolerance,
         prefer=prefer,
         ram_includes_runtime=ram_includes_runtime,

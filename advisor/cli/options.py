@@ -136,6 +136,14 @@ TotalTime = Annotated[
     str | None,
     typer.Option(metavar="TIME", help="Longest that the fine-tune may take on the target, such as 20m."),
 ]
+Energy = Annotated[
+    str | None,
+    typer.Option(
+        metavar="JOULES",
+        help="Most energy that the fine-tune may take on the target, such as 500J or 2Wh, where that tells "
+        "its power.",
+    ),
+]
 Target = Annotated[
     str | None,
     typer.Option(

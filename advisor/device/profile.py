@@ -69,10 +69,13 @@ class DeviceProfile:
     slowdown: float  # of an operator timed again at the end: above 1 it had become slower
     measuring_seconds: float
     operators: tuple[Price, ...]
+    throttled: bool | None = None  # as the device itself tells; None: it doesn't
 
     @property
     def warning(self) -> str:
         """That it was throttled while it was measured; empty where not."""
+        if self.throttled:
+            return "it was throttled while it was measured, so it may be quicker than predicted"
         if self.slowdown < _HOT:
             return ""
         return (

@@ -20,7 +20,7 @@ from advisor.report.fitted import cut, elided, folded
 from advisor.report.html import environment
 from advisor.report.terminal import Output
 from advisor.solver import describe
-from advisor.units import format_bytes, format_flops, format_seconds
+from advisor.units import format_bytes, format_flops, format_joules, format_seconds
 
 _NOT_RUN = (
     "Costs are simulated, and none of these was run: before it recommends one, `peft-advisor recommend` runs "
@@ -62,7 +62,7 @@ class Row:
     def joules(self) -> str:
         """An update's, predicted; empty: unknown."""
         forecast = self.choice.forecast if self.choice else None
-        return f"{forecast.update_joules:.3g} J" if forecast and forecast.update_joules else ""
+        return format_joules(forecast.update_joules) if forecast and forecast.update_joules else ""
 
     @property
     def whole(self) -> str:
