@@ -126,8 +126,6 @@ def _fine_tune(options: argparse.Namespace) -> None:
     correct = _trained(epochs, cached, None if options.no_limit else board["promised_bytes"])
 
     shares = {"before": sum(before) / len(before), "after": sum(correct) / len(correct)}
-    history = {"losses": training.losses} | shares
-    write_whole(options.output / HISTORY, json.dumps(history) + "\n")
     told = f"{sum(correct)} of {len(correct)} held-out photos right, {sum(before)} before"
     if sum(correct) < sum(before):
         print(f"{told}: the old weights are kept")
@@ -144,6 +142,8 @@ def _fine_tune(options: argparse.Namespace) -> None:
         some, _ = held_out.batch(torch.arange(min(8, len(held_out))), normalisation)
         _write(options.output, training, recipe, some)
         print(f"{told}: {options.output / ADAPTER} is written")
+    peak = {"peak_resident_bytes": process_bytes("VmHWM")}
+    write_whole(options.output / HISTORY, json.dumps({"losses": training.losses} | shares | peak) + "\n")
     shutil.rmtree(work)
 
 
