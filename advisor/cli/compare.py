@@ -28,9 +28,8 @@ def command(
     target: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="FILE.json",
-            help="A board: what `peft-advisor device measure` printed there. Again for another one; "
-            "default: this machine.",
+            metavar="FILE.json|NAME",
+            help="A board, as recommend takes it. Again for another one; default: this machine.",
         ),
     ] = None,
     data: Annotated[

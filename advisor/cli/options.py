@@ -147,9 +147,9 @@ Energy = Annotated[
 Target = Annotated[
     str | None,
     typer.Option(
-        metavar="FILE.json",
-        help="The device that the advice is for: what `peft-advisor device measure` printed there. Predicts "
-        "seconds.",
+        metavar="FILE.json|NAME",
+        help="The device that the advice is for: what `peft-advisor device measure` printed there, or a "
+        "shipped profile, such as x86-1-thread. Predicts seconds.",
     ),
 ]
 MaxTrainable = Annotated[

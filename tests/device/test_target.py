@@ -19,7 +19,7 @@ from advisor import Request, profile, recommend
 from advisor.costs import Simulator
 from advisor.costs.figures import FIGURES
 from advisor.device import measure
-from advisor.device.profile import Clock, read_profile
+from advisor.device.profile import Clock, read_profile, shipped
 from advisor.device.program import program
 from advisor.errors import InputError
 from advisor.models import take_census
@@ -198,6 +198,16 @@ def test_a_throttled_device_is_told(tmp_path):
     assert read_profile(str(path)).warning == ""
 
 
+@pytest.mark.parametrize("name", shipped())
+def test_what_is_shipped_is_found_by_its_name_unless_a_file_is_called_so(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = read_profile(name)
+    jsonschema.Draft202012Validator(SCHEMA).validate(json.loads(shipped()[name].read_text()))
+    assert found.warning == ""
+    Path(name).write_text(json.dumps(profiles.profile(threads=3)))
+    assert read_profile(name).threads == 3
+
+
 def _with_operator(**more):
     operators = profiles.profile()["operators"]
     return {"operators": [operators[0] | more, *operators[1:]]}
@@ -227,7 +237,7 @@ def test_a_hostile_or_old_profile_is_refused_in_one_line(tmp_path, change, told)
         read_profile(str(path))
     assert told in str(raised.value)
     assert "\n" not in str(raised.value)
-    assert str(raised.value).endswith("give what `peft-advisor device measure` printed on the device")
+    assert "; give what `peft-advisor device measure` printed on the device, or" in str(raised.value)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b"[" * 100_000, b'{"kind": NaN}'])
