@@ -2,6 +2,7 @@
 
     python -m measurements.resident              # about 10 minutes
     python -m measurements.resident --quick      # the first network alone
+    python -m measurements.resident --tables     # writes those of what is known, and runs nothing
     python -m measurements.resident --python OTHER/bin/python    # with that interpreter's build of PyTorch
 
 Predicted: what the runtime takes there, the update's simulated peak, and the images of a batch on their way.
@@ -209,13 +210,15 @@ def main() -> None:
     """Run it, or what of it is not known."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--tables", action="store_true", help="of what is known, and nothing else")
     parser.add_argument("--anew", action="store_true", help="forget what is known")
     parser.add_argument("--python", default=sys.executable, help="that has PyTorch and Pillow")
     options = parser.parse_args()
     if options.anew:
         RESULTS.unlink(missing_ok=True)
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    study(options.python, results, quick=options.quick)
+    if not options.tables:
+        study(options.python, results, quick=options.quick)
     if not options.quick:
         write_tables(README, tables(results))
 
