@@ -759,7 +759,7 @@ def _summary(story: Story, evaluations: list[Evaluation], request: Request) -> R
             "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "seed": request.seed,
             "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, "
-            f"{torch.get_num_threads()} threads",
+            f"{torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)}",
             "versions": versions(),
         },
     )

@@ -119,7 +119,7 @@ def study(python: str, results: dict[str, Any], *, quick: bool) -> None:
             )
             model = f"torchvision:{name}"
             advice = recommend(model, Budget(), request)
-            simulator = simulator_for(prepare(model, request))
+            simulator = simulator_for(prepare(model, request, lambda *_: None))
             for text in wanted:
                 candidate = Candidate.parse(text)
                 cost = simulator.cost(candidate, batch_size)

@@ -76,8 +76,8 @@ def _root(
 
 app = App(name="peft-advisor", callback=_root)
 app.command("recommend")(recommend.command)
-app.command("compare")(compare.command)
 app.command("profile")(profile.command)
+app.command("compare")(compare.command)
 app.command("data")(data.command)
 app.command("check")(check.command)
 app.command("init")(init.command)

@@ -22,10 +22,7 @@ from advisor.report.terminal import Output
 from advisor.solver import describe
 from advisor.units import format_bytes, format_flops, format_joules, format_seconds
 
-_NOT_RUN = (
-    "Costs are simulated, and none of these was run: before it recommends one, `peft-advisor recommend` runs "
-    "it under the limit."
-)
+_NOT_RUN = "Costs are simulated, and none of these was run: recommend runs what it chooses under the limit."
 _UNKNOWN = "Which network, or which method, adapts best can't be told from costs: --data tells."
 _SOLVED = "not raced: of a head in closed form alone"
 _LEAST_NAME, _LEAST_USE = 12, 16
@@ -169,11 +166,11 @@ def _board_text(rows: Sequence[Row]) -> str:
     if answer is None or answer.target is None:
         return board
     target, ram = answer.target, answer.budget.ram_bytes
-    parts = [f"{target.machine}, {target.threads} thread{'s' * (target.threads > 1)}"]
+    said = f"{board}: {target.machine}, {target.threads} thread{'s' * (target.threads > 1)}"
     if answer.runtime is not None:
         of_ram = f" of {format_bytes(ram)}" if ram is not None else ""
-        parts.append(f"the runtime takes {format_bytes(answer.runtime.bytes)}{of_ram}")
-    return f"{board} ({'; '.join(parts)})"
+        said += f", runtime {format_bytes(answer.runtime.bytes)}{of_ram}"
+    return said
 
 
 def _title(compared: Sequence[Compared]) -> str:
@@ -307,7 +304,8 @@ def _chart(rows: Sequence[Row]) -> Markup | None:
         Point(
             x=choice.cost.peak_memory_bytes,
             y=y,
-            label=view.printable(_label(row, with_board=len(boards) > 1)),
+            # The same network is there more than once: its row tells the board.
+            label=view.printable(f"{row.pair.name} ({row.number})" if len(boards) > 1 else row.pair.name),
             number=row.number,
             text=view.printable(f"{_label(row)}: {choice.candidate.short}: {view.figures_text(choice)}"),
             kind="chosen" if row.pair.is_best else "fits",
@@ -320,5 +318,5 @@ def _chart(rows: Sequence[Row]) -> Markup | None:
     return scatter(points, across, up, title=title, description=f"{title} of each answer's choice.")
 
 
-def _label(row: Row, *, with_board: bool = True) -> str:
-    return f"{row.pair.name}, {row.pair.board}" if row.pair.board and with_board else row.pair.name
+def _label(row: Row) -> str:
+    return f"{row.pair.name}, {row.pair.board}" if row.pair.board else row.pair.name

@@ -73,7 +73,7 @@ def _boards(samples: dict[str, Recommendation]) -> list[Compared]:
 def test_boards_stand_one_after_the_other(samples: dict[str, Recommendation]) -> None:
     text = Page(render_comparison(_boards(samples))).text
     assert "2 networks on 2 boards" in text
-    assert text.index("pi4 (Linux aarch64, 4 threads") < text.index("jetson (Linux aarch64")
+    assert text.index("pi4: Linux aarch64, 4 threads") < text.index("jetson: Linux aarch64")
     for told in ("2.00 s", "500 ms", "6 J", "1.5 J", "nothing fits", "the runtime alone takes 600 MB"):
         assert told in text
     assert "Time against memory of each answer" in render_comparison(_boards(samples)[::2])
