@@ -46,6 +46,7 @@ from advisor.parts.bypass import bypass_of
 from advisor.parts.closed_form import MOST_ROWS, Examples, WideHead, feature_sizes
 from advisor.records import (
     LAYER_TYPES,
+    Augment,
     Candidate,
     Census,
     Cost,
@@ -57,6 +58,7 @@ from advisor.records import (
     Timeline,
 )
 from advisor.training.update import RECALIBRATION_SAMPLES, begin, update
+from advisor.training.views import view_count
 
 # In order of speed. Meta tensors know only shapes; fake ones also stand for the CPU where a model's
 # code asks for a device; real ones have the values that some models' code reads.
@@ -74,6 +76,7 @@ class Simulator:
         images: int = 0,
         *,
         unlabelled: int = 0,
+        augment: Augment = "none",
         workspace: bool = True,
     ) -> None:
         """Prepare to price candidates.
@@ -81,11 +84,12 @@ class Simulator:
         Args:
             images: how many there are to train on, which decides what a cached prefix holds.
             unlabelled: how many more for methods that look at no labels.
+            augment: what of the images is trained on: a cached prefix holds each of their views.
             workspace: whether to count what kernels hold inside one operator, measured on this machine.
         """
         self._workspace = Workspace() if workspace else None
         self._model, self._census = model, census
-        self._images, self._unlabelled = images, unlabelled
+        self._images, self._unlabelled, self._augment = images, unlabelled, augment
         self._groups: Mapping[str, str] = census.types()
         self._kinds: tuple[str, ...] = LAYER_TYPES
         self._memo = OperatorMemo()
@@ -136,7 +140,12 @@ class Simulator:
     def _split_by_layer(self, workspace: Workspace | None) -> Simulator:
         """One whose costs are split by layer, not by layer type."""
         split = Simulator(
-            self._model, self._census, self._images, unlabelled=self._unlabelled, workspace=False
+            self._model,
+            self._census,
+            self._images,
+            unlabelled=self._unlabelled,
+            augment=self._augment,
+            workspace=False,
         )
         split._memo, split._workspace = self._memo, workspace
         split._groups = {name: name for name in self._groups}
@@ -158,6 +167,7 @@ class Simulator:
             "input_size": self._census.input_size,
             "images": self._images,
             "unlabelled": self._unlabelled,
+            "augment": self._augment,
             "workspace": self._workspace is not None,
             "code": code_fingerprint(self._model, *own),
             "torch": torch.__version__,
@@ -289,7 +299,8 @@ class Simulator:
             images, labels = self._batch(min(micro_batches, 2) * size, tensors)
             cache_bytes = setup_flops = 0
             if levers.cached_prefix != "no":
-                cached = self._images + (0 if method.learns_classes else self._unlabelled)
+                views = view_count(candidate, self._census, self._augment) or 1
+                cached = views * (self._images + (0 if method.learns_classes else self._unlabelled))
                 each, images = self._through_front(trainable, recorder, images, tensors)
                 setup_flops = cached * each
                 cache_bytes = cached * images[0].numel() * images.element_size()

@@ -235,7 +235,7 @@ def test_what_surely_forgets_too_much_goes_no_further(method, monkeypatch):
 
 def test_trainings_go_on_from_where_they_were(monkeypatch):
     updates, run_one = [], loop.update
-    monkeypatch.setattr(loop, "update", lambda *args: updates.append(run_one(*args)))
+    monkeypatch.setattr(loop, "update", lambda *args, **more: updates.append(run_one(*args, **more)))
     found = run([Candidate("norm")], updates=100)
     assert found.accuracies[Candidate("norm")].updates == 100
     timed, opened, levels = 8, 3 * 25, [level_updates(25), level_updates(50)]
