@@ -51,6 +51,7 @@ study-check: $(VENV)/.installed-studies
 # Of this machine: nothing else should run meanwhile.
 study-device: $(VENV)/.installed-studies
 	$(BIN)/python -m measurements.device $(STUDY)
+	$(BIN)/python -m measurements.resident $(STUDY)
 
 # DATA: a folder with CIFAR-10 as JPEG files in train/ and test/. MODELS: one with the ResNets' checkpoints.
 study-regret: $(VENV)/.installed-studies

@@ -113,6 +113,7 @@ def recommend(
         step_time: most time of an update on the target, or else on this machine, such as `50ms`, or a number
             of seconds.
         total_time: most time of the whole fine-tune on the target.
+        energy: most energy of it, such as `500J` or `2Wh`, or a number of joules.
         max_trainable: most parameters that are trained, such as `100k`.
         max_overhead: most FLOPs that an inference may take more once merged, in percent; `merge`: none.
         metric: what is to be high: `accuracy`, `balanced` or `recall:CLASS`.
@@ -195,6 +196,13 @@ def _recommend(
     if budget.total_seconds is not None and (device is None or request.data is None):
         raise InputError(
             "--total-time is told from a device's profile and the data: give --target and --data"
+        )
+    if budget.total_joules is not None and (device is None or request.data is None):
+        raise InputError("--energy is told from a device's profile and the data: give --target and --data")
+    if budget.total_joules is not None and device is not None and device.watts is None:
+        raise InputError(
+            f"--energy: the device of --target {request.target} didn't tell its power when it was "
+            "measured, so no joules are known; leave out --energy"
         )
     with Store(request.store) as store:
         lean = None
@@ -772,7 +780,7 @@ def _summary(story: Story, evaluations: list[Evaluation], request: Request) -> R
             "augment": request.augment,
             "device": accelerator_for(request.device).described,
             "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, "
-            f"{torch.get_num_threads()} threads",
+            f"{torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)}",
             "versions": versions(),
         },
     )

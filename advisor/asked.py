@@ -29,6 +29,7 @@ class Limits(TypedDict, total=False):
     storage: Size
     step_time: str | float
     total_time: str | float
+    energy: str | float
     max_trainable: str | int
     max_overhead: str | float
     metric: str
@@ -112,6 +113,7 @@ _UNITS = {
     **dict.fromkeys(("ram", "storage", "runtime_overhead"), "B"),
     "flops": "FLOP",
     **dict.fromkeys(("step_time", "total_time"), "s"),
+    "energy": "J",
     "max_trainable": "",
     "max_overhead": "%",
 }

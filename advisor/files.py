@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import filecmp
 import io
 import json
 import os
@@ -55,7 +56,9 @@ def _without_waiting(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
-def write_whole(path: str | os.PathLike[str], content: str | bytes, *, keep_old: bool = False) -> None:
+def write_whole(
+    path: str | os.PathLike[str], content: str | bytes | Iterator[bytes], *, keep_old: bool = False
+) -> None:
     """Write text, as UTF-8, or bytes through a temporary file beside `path`, so no reader sees half of it.
 
     `-` is stdout. A symbolic link is followed; a device or a pipe is written to directly.
@@ -66,21 +69,23 @@ def write_whole(path: str | os.PathLike[str], content: str | bytes, *, keep_old:
     Raises:
         InputError: the file can't be written.
     """
-    if path == "-":
-        sys.stdout.write(content if isinstance(content, str) else content.decode())
+    if isinstance(content, str) and path == "-":
+        sys.stdout.write(content)
         return
     target = Path(os.path.realpath(path))
     # A path may hold bytes that aren't UTF-8; a report is still worth having then.
     if isinstance(content, str):
         content = content.encode("utf-8", "replace")
+    parts = (content,) if isinstance(content, bytes) else content
     try:
         if target.exists() and not target.is_file() and not target.is_dir():
-            target.write_bytes(content)
+            target.write_bytes(b"".join(parts))
             return
         with replacing(target) as temporary:
-            temporary.write_bytes(content)
+            with temporary.open("wb") as file:
+                file.writelines(parts)
             kept = kept_name(target) if keep_old else None
-            if kept is not None and target.read_bytes() != content:
+            if kept is not None and not filecmp.cmp(target, temporary, shallow=False):
                 with replacing(kept) as copy:
                     shutil.copy2(target, copy)
     except OSError as error:

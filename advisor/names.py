@@ -112,6 +112,12 @@ def one_of(option: str, text: str, known: Sequence[str]) -> str:
     return word
 
 
+def told_apart(texts: Sequence[str]) -> list[str]:
+    """Short names of models or files, such as `resnet18`, or as they were typed where two would be alike."""
+    short = [text.rpartition(":")[2] if ":" in text else Path(text).stem or text for text in texts]
+    return short if len(set(short)) == len(short) else list(texts)
+
+
 def near_files(text: str, suffixes: tuple[str, ...], *, folders: bool = False) -> list[str]:
     """Files beside a missing one whose names are near to its, as they would be typed.
 

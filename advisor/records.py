@@ -509,6 +509,7 @@ LimitName = Literal[
     "storage",
     "step_time",
     "total_time",
+    "energy",
     "max_trainable",
     "max_overhead",
     "min_accuracy",
@@ -549,6 +550,7 @@ class Budget:
     # Of one update: as predicted of the target, or of those that were run on this machine.
     step_seconds: float | None = None
     total_seconds: float | None = None  # of the whole fine-tune on the target
+    total_joules: float | None = None  # likewise
     max_trainable: int | None = None  # parameters
     max_overhead: float | None = None  # of an inference once merged, in FLOPs, as a fraction; 0: none
     warn: tuple[LimitName, ...] = ()  # limits that are told where they are broken, and exclude nothing
@@ -777,6 +779,18 @@ class Recommendation:
         if len(named) != 1:
             raise KeyError(name)
         return named[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """One of several answers that stand side by side: of a network on a board."""
+
+    name: str  # the network's, or the answer's file
+    board: str  # the target's name; empty: this machine
+    recommendation: Recommendation | None  # None: there is no answer
+    trouble: str = ""  # why there is none
+    solved: Accuracy | None = None  # of a head in closed form alone, which told whether it was worth a race
+    is_best: bool = False  # of those on its board
 
 
 def _html_row(item: Evaluation, is_chosen: bool) -> str:

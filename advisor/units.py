@@ -14,6 +14,7 @@ _BYTES |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 _FLOPS = {"FLOP": 1, "KFLOP": 10**3, "MFLOP": 10**6, "GFLOP": 10**9, "TFLOP": 10**12}
 _COUNTS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _SECONDS = {"MS": 1e-3, "S": 1.0, "SEC": 1.0, "M": 60.0, "MIN": 60.0, "H": 3600.0}
+_JOULES = {"mJ": 1e-3, "J": 1.0, "kJ": 1e3, "MJ": 1e6, "mWh": 3.6, "Wh": 3.6e3, "kWh": 3.6e6}
 _NUMBER_AND_UNIT = re.compile(r"\s*([+-]?\d+(?:\.\d*)?(?:e[+-]?\d+)?|[+-]?\.\d+)\s*([a-z]*)\s*", re.I)
 
 
@@ -54,6 +55,16 @@ def parse_seconds(text: str) -> float:
     if number <= 0:
         raise UnitError(f"duration {text!r} must be greater than 0")
     return number * _SECONDS[unit.upper()]
+
+
+def parse_joules(text: str) -> float:
+    """`2kJ` -> 2000.0, `1Wh` -> 3600.0. Raises UnitError; upper and lower case differ: mJ and MJ."""
+    number, unit = _split(text, "an energy", "500J or 1Wh")
+    if unit not in _JOULES:
+        raise UnitError(f"energy {text!r}: {_unit_problem(unit)}; use mJ, J, kJ, mWh or Wh, such as 500J")
+    if number <= 0:
+        raise UnitError(f"energy {text!r} must be greater than 0")
+    return number * _JOULES[unit]
 
 
 def parse_count(text: str) -> int:
@@ -103,6 +114,17 @@ def format_seconds(seconds: float) -> str:
     if seconds < 1:
         return f"{_three(seconds * 1e3)} ms"
     return f"{_three(seconds)} s" if seconds < 120 else f"{seconds / 60:.1f} min"
+
+
+def format_joules(joules: float) -> str:
+    """`0.0125` -> `12.5 mJ`, `1234` -> `1.23 kJ`."""
+    if joules < 1:
+        return f"{_three(joules * 1e3)} mJ"
+    for unit in ("J", "kJ"):
+        if joules < 999.5:
+            return f"{_three(joules)} {unit}"
+        joules /= 1000
+    return f"{_three(joules)} MJ"
 
 
 def _split(text: str, what: str, example: str) -> tuple[float, str]:

@@ -41,6 +41,7 @@ ORDER = [
     "asked",
     "lookover",
     "advise",
+    "compare",
     "check",
     "kept_sums",
     "adapters",

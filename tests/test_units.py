@@ -11,9 +11,11 @@ from advisor.units import (
     format_bytes,
     format_count,
     format_flops,
+    format_joules,
     format_seconds,
     parse_bytes,
     parse_flops,
+    parse_joules,
     parse_seconds,
 )
 
@@ -90,9 +92,21 @@ def test_printed():
     assert format_seconds(0.012) == "12.0 ms"
     assert format_seconds(75) == "75.0 s"
     assert format_seconds(300) == "5.0 min"
+    assert [format_joules(j) for j in (0.0125, 2.5, 1234, 5e6)] == ["12.5 mJ", "2.50 J", "1.23 kJ", "5.00 MJ"]
 
 
 @given(st.integers(1, 10**14))
 def test_what_is_printed_can_be_typed(count):
     assert abs(parse_bytes(format_bytes(count)) - count) <= 0.006 * count
     assert abs(parse_flops(format_flops(count)) - count) <= 0.006 * count
+
+
+@pytest.mark.parametrize(("text", "joules"), [("5 J", 5.0), ("3mJ", 0.003), ("3MJ", 3e6), ("2Wh", 7200.0)])
+def test_energies_are_told_apart_by_case(text, joules):
+    assert parse_joules(text) == pytest.approx(joules)
+
+
+@pytest.mark.parametrize("text", ["5", "5j", "-2J", "0J", "5W"])
+def test_other_energies_are_refused(text):
+    with pytest.raises(UnitError):
+        parse_joules(text)

@@ -14,6 +14,7 @@ import json
 import math
 import shutil
 import sys
+from collections.abc import Set
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from advisor.errors import AdvisorError
 from advisor.files import write_whole
 from advisor.methods import get_method
 from advisor.models.layers import answers_otherwise
+from advisor.parts.attachment import Trainable
 from advisor.plain import decode
 from advisor.probes.judging import ACCURACY
 from advisor.records import Candidate, Census
@@ -93,6 +95,7 @@ def _fine_tune(options: argparse.Namespace) -> None:
     before = _judged(_former(options.output, candidate, census), held_out, normalisation, passes)
 
     network = _network()
+    names_before = network.state_dict().keys()
     if candidate.levers.statistics == "reestimated":
         network = reestimated(network, census, train, batch_size, normalisation, passes)
     length = Length.of(candidate, rate, len(train), batch_size, options.epochs or recipe["epochs"])
@@ -133,9 +136,10 @@ def _fine_tune(options: argparse.Namespace) -> None:
     epochs.resume()
     correct = _trained(epochs, cached, None if options.no_limit else board["promised_bytes"])
 
+    # Only the weights are needed from here on, and what is written must not take more than training did.
+    training.optimizer = None
+    cached.clear()
     shares = {"before": sum(before) / len(before), "after": sum(correct) / len(correct)}
-    history = {"losses": training.losses} | shares
-    write_whole(options.output / HISTORY, json.dumps(history) + "\n")
     told = f"{sum(correct)} of {len(correct)} held-out photos right, {sum(before)} before"
     if sum(correct) < sum(before):
         print(f"{told}: the old weights are kept")
@@ -149,9 +153,11 @@ def _fine_tune(options: argparse.Namespace) -> None:
             "base_accuracy": _figures(before),
             "versions": {"torch": torch.__version__},
         }
-        some, _ = held_out.batch(torch.arange(min(8, len(held_out))), normalisation)
-        _write(options.output, training, recipe, some)
+        some, _ = held_out.batch(torch.arange(min(passes, 8, len(held_out))), normalisation)
+        _write(options.output, training.trainable, recipe, some, names_before)
         print(f"{told}: {options.output / ADAPTER} is written")
+    peak = {"peak_resident_bytes": process_bytes("VmHWM")}
+    write_whole(options.output / HISTORY, json.dumps({"losses": training.losses} | shares | peak) + "\n")
     shutil.rmtree(work)
 
 
@@ -223,20 +229,23 @@ def _figures(correct: bytes) -> dict[str, float | int]:
     return {"mean": found.mean, "low": found.low, "high": found.high, "samples": found.samples}
 
 
-def _write(output: Path, training: Training, recipe: dict[str, Any], images: torch.Tensor) -> None:
+def _write(
+    output: Path, trainable: Trainable, recipe: dict[str, Any], images: torch.Tensor, names: Set[str]
+) -> None:
     """The adapter and its recipe; and the whole network, where the method can be folded into it.
 
-    `images`: some, on which the folded network must answer the same, up to rounding.
+    Args:
+        images: some, on which the folded network must answer the same, up to rounding.
+        names: of the tensors that a plain network has.
     """
-    trainable = training.trainable
-    content = packed(trainable.delta(), {"format": recipe["format"]})
-    recipe["adapter_sha256"] = hashlib.sha256(content).hexdigest()
-    write_whole(output / ADAPTER, content, keep_old=True)
+    write_whole(output / ADAPTER, packed(trainable.delta(), {"format": recipe["format"]}), keep_old=True)
+    with (output / ADAPTER).open("rb") as file:
+        recipe["adapter_sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
     write_whole(output / RECIPE, json.dumps(recipe, indent=2) + "\n", keep_old=True)
     with torch.inference_mode():
         expected = trainable.model.eval()(images)
     merged = get_method(recipe["method"]).merge(trainable.model).eval()
-    if merged.state_dict().keys() != _network().state_dict().keys():
+    if merged.state_dict().keys() != names:
         return
     with torch.inference_mode():
         found = merged(images)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -38,24 +38,24 @@ def fill(network: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
         own[name].copy_(tensor)
 
 
-def packed(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> bytes:
-    """The content of a safetensors file."""
+def packed(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> Iterator[bytes]:
+    """The content of a safetensors file, a tensor at a time: no second copy of all is made."""
     header: dict[str, object] = {"__metadata__": dict(metadata)}
-    parts: list[bytes] = []
     start = 0
     for name, tensor in sorted(tensors.items()):
-        whole = tensor.detach().contiguous()
-        parts.append(ctypes.string_at(whole.data_ptr(), whole.nbytes) if whole.numel() else b"")
-        end = start + whole.nbytes
+        end = start + tensor.nbytes
         header[name] = {
-            "dtype": _TYPES[whole.dtype],
-            "shape": list(whole.shape),
+            "dtype": _TYPES[tensor.dtype],
+            "shape": list(tensor.shape),
             "data_offsets": [start, end],
         }
         start = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    return b"".join([len(text).to_bytes(8, "little"), text, *parts])
+    yield len(text).to_bytes(8, "little") + text
+    for _, tensor in sorted(tensors.items()):
+        whole = tensor.detach().contiguous()
+        yield ctypes.string_at(whole.data_ptr(), whole.nbytes) if whole.numel() else b""
 
 
 def unpacked(path: Path) -> dict[str, torch.Tensor]:

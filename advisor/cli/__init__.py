@@ -15,6 +15,7 @@ import typer
 from advisor.cli import (
     apply,
     check,
+    compare,
     completion,
     data,
     defaults,
@@ -76,6 +77,7 @@ def _root(
 app = App(name="peft-advisor", callback=_root)
 app.command("recommend")(recommend.command)
 app.command("profile")(profile.command)
+app.command("compare")(compare.command)
 app.command("data")(data.command)
 app.command("check")(check.command)
 app.command("init")(init.command)

@@ -46,13 +46,13 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     ),
     "Limits": (
         *("ram", "ram_includes_runtime", "runtime_overhead", "flops_budget", "storage", "step_time"),
-        "total_time",
+        *("total_time", "energy"),
         *("max_trainable", "max_overhead", "metric", "min_accuracy", "min_retained"),
         *("tolerance", "prefer", "warn", "target"),
     ),
     "Search": (
         *("methods", "ranks", "candidate", "probe_time", "epochs", "learning_rate", "no_probe", "no_verify"),
-        *("augment", "as_advised"),
+        *("augment", "as_advised", "best"),
         *("executor", "device", "store", "no_store", "seed", "restart"),
     ),
     "Options": (),  # all others

@@ -136,12 +136,20 @@ TotalTime = Annotated[
     str | None,
     typer.Option(metavar="TIME", help="Longest that the fine-tune may take on the target, such as 20m."),
 ]
+Energy = Annotated[
+    str | None,
+    typer.Option(
+        metavar="JOULES",
+        help="Most energy that the fine-tune may take on the target, such as 500J or 2Wh, where that tells "
+        "its power.",
+    ),
+]
 Target = Annotated[
     str | None,
     typer.Option(
-        metavar="FILE.json",
-        help="The device that the advice is for: what `peft-advisor device measure` printed there. Predicts "
-        "seconds.",
+        metavar="FILE.json|NAME",
+        help="The device that the advice is for: what `peft-advisor device measure` printed there, or a "
+        "shipped profile, such as x86-1-thread. Predicts seconds.",
     ),
 ]
 MaxTrainable = Annotated[

@@ -35,6 +35,7 @@ def command(
     storage: options.Storage = None,
     step_time: options.StepTime = None,
     total_time: options.TotalTime = None,
+    energy: options.Energy = None,
     max_trainable: options.MaxTrainable = None,
     max_overhead: options.MaxOverhead = None,
     metric: Annotated[
@@ -169,6 +170,7 @@ def command(
         storage=storage,
         step_time=step_time,
         total_time=total_time,
+        energy=energy,
         max_trainable=max_trainable,
         max_overhead=max_overhead,
         metric=metric,

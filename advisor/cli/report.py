@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -10,6 +9,8 @@ import typer
 from advisor.cli import options, talk
 from advisor.cli.outputs import Outputs
 from advisor.errors import InputError
+from advisor.names import told_apart
+from advisor.records import Compared
 
 if TYPE_CHECKING:
     from advisor.records import Recommendation
@@ -65,7 +66,7 @@ def command(
     first = next(iter(read.values()))
 
     def page() -> str:
-        return render_comparison(_told_apart(read)) if len(read) > 1 else render_html(first)
+        return render_comparison(_side_by_side(read)) if len(read) > 1 else render_html(first)
 
     # First: whoever reads the rest may stop reading.
     if outputs.write("--report", page):
@@ -76,7 +77,7 @@ def command(
     outputs.end()
 
 
-def _told_apart(read: dict[str, Recommendation]) -> dict[str, Recommendation]:
+def _side_by_side(read: dict[str, Recommendation]) -> list[Compared]:
     """By the files' names, or where two are alike by their paths."""
-    stems = [Path(path).stem for path in read]
-    return dict(zip(stems, read.values(), strict=True)) if len(set(stems)) == len(stems) else read
+    named = zip(told_apart(list(read)), read.values(), strict=True)
+    return [Compared(name, one.target.name if one.target else "", one) for name, one in named]

@@ -37,6 +37,7 @@ from advisor.costs.process import (
     return_freed_memory,
 )
 from advisor.device.lean import leave_compiler_out
+from advisor.device.throttling import watch_throttling
 
 SCHEMA_VERSION = 1
 KIND = "peft-advisor device"
@@ -139,7 +140,7 @@ def _read_a_picture() -> None:
 
 def measured(runtime: int) -> dict[str, Any]:
     """The profile: `device.schema.json` tells what is in it."""
-    began, joules = time.perf_counter(), count_joules(torch.device("cpu"))
+    began, joules, throttled = time.perf_counter(), count_joules(torch.device("cpu")), watch_throttling()
     torch.manual_seed(0)
     first = _reference()
     samples: list[Sample] = []
@@ -164,6 +165,7 @@ def measured(runtime: int) -> dict[str, Any]:
         "runtime_bytes": runtime,
         "watts": used / took if used is not None else None,
         "slowdown": last / first,
+        "throttled": throttled(),
         "measuring_seconds": took,
         "in_context": {"factor": factor, "seconds_per_call": more},
         "operators": operators,

@@ -7,6 +7,7 @@ in each phase, has its seconds a call, a FLOP and a byte. `device.schema.json` d
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from itertools import product
@@ -69,10 +70,13 @@ class DeviceProfile:
     slowdown: float  # of an operator timed again at the end: above 1 it had become slower
     measuring_seconds: float
     operators: tuple[Price, ...]
+    throttled: bool | None = None  # as the device itself tells; None: it doesn't
 
     @property
     def warning(self) -> str:
         """That it was throttled while it was measured; empty where not."""
+        if self.throttled:
+            return "it was throttled while it was measured, so it may be quicker than predicted"
         if self.slowdown < _HOT:
             return ""
         return (
@@ -80,10 +84,16 @@ class DeviceProfile:
         )
 
 
+def shipped() -> dict[str, Path]:
+    """Profiles that come with the package, by name: of machines that were really measured."""
+    return {path.stem: path for path in sorted((Path(__file__).parent / "profiles").glob("*.json"))}
+
+
 def read_profile(path: str) -> DeviceProfile:
-    """The profile in a file. Raises InputError, in one line, where it is none of ours."""
+    """The profile in a file, or a shipped one. Raises InputError, in one line, where it is none of ours."""
     try:
-        document = parse_json(read_text(path), parse_constant=_refused)
+        place = path if os.path.lexists(path) else shipped().get(path, path)
+        document = parse_json(read_text(place), parse_constant=_refused)
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise InputError(f"--target {path}: can't be read ({reason}); {_MEND}") from error
@@ -95,7 +105,10 @@ def read_profile(path: str) -> DeviceProfile:
         raise InputError(f"--target {path}: {error}; {_MEND}") from error
 
 
-_MEND = "give what `peft-advisor device measure` printed on the device"
+_MEND = (
+    "give what `peft-advisor device measure` printed on the device, or a profile that is shipped: "
+    + ", ".join(shipped())
+)
 
 
 def _refused(name: str) -> Any:

@@ -1,6 +1,6 @@
 """A recommendation in the terminal, as one HTML page, as JSON: pure functions of records."""
 
-from advisor.report.compare import render_comparison
+from advisor.report.compare import print_comparison, render_comparison
 from advisor.report.formats import (
     SCHEMA_VERSION,
     dumps,
@@ -20,6 +20,7 @@ __all__ = [
     "dumps",
     "from_json",
     "loads",
+    "print_comparison",
     "print_layer_types",
     "print_profile",
     "print_recommendation",

@@ -118,8 +118,8 @@ def tiles(recommendation: Recommendation) -> list[Tile]:
     if choice:
         run = choice.measured
         ran = "not run" if run is None else "run within the limit" if run.cap_bytes else "run without a limit"
-    time = view.time_of(choice, recommendation) if choice else None
-    timed = " ".join(time) if time else ""
+    told = [of(choice, recommendation) for of in (view.time_of, view.energy_of)] if choice else []
+    timed = "; ".join(" ".join(each) for each in told if each)
     found = [
         _cost_tile(memory, costs.peak_memory_bytes if costs else None, ran),
         _cost_tile(flops, costs.flops.total if costs else None, timed),

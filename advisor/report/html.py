@@ -19,7 +19,7 @@ from advisor.report.rows import numbered_rows
 from advisor.report.sweeps import curves, sweeps
 from advisor.report.trade import trade_charts
 from advisor.solver import allowed_memory
-from advisor.units import format_bytes, format_count, format_flops, format_seconds
+from advisor.units import format_bytes, format_count, format_flops, format_joules, format_seconds
 
 
 def render_html(recommendation: Recommendation) -> str:
@@ -86,6 +86,7 @@ def environment() -> Environment:
         "flops": format_flops,
         "count": format_count,
         "seconds": format_seconds,
+        "joules": format_joules,
         "percent": view.percent,
     }
     environment.globals |= {

@@ -125,9 +125,10 @@ def budget_lines(recommendation: Recommendation, width: int) -> Lines:
             bar = f"{view.percent(share, 0):>6}  {'#' * filled:-<{_BAR}}"
             text += f"of {line.allowed_text:<{limit_width}}{bar}  {remark}"
         made.append(Text(cut(text.rstrip(), width), "red" if over else ""))
-    time = view.time_of(chosen, recommendation) if chosen else None
-    if time is not None:
-        made.append(Text(cut(f"{'time per update':<16} {time[0]:>10}  {time[1]}", width)))
+    for name, of in (("time per update", view.time_of), ("energy", view.energy_of)):
+        told = of(chosen, recommendation) if chosen else None
+        if told is not None:
+            made.append(Text(cut(f"{name:<16} {told[0]:>10}  {told[1]}", width)))
     return made
 
 

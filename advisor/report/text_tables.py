@@ -35,6 +35,8 @@ _COLUMNS = (
     "trainable_parameters",
     "update_seconds",
     "tune_seconds",
+    "update_joules",
+    "tune_joules",
     "reasons",
 )
 
@@ -113,6 +115,8 @@ def _cells(item: Evaluation, recommendation: Recommendation) -> Sequence[object]
         cost.trainable_parameters,
         figures_of(item)["step_time"],
         figures_of(item)["total_time"],
+        item.forecast.update_joules if item.forecast else None,
+        figures_of(item)["energy"],
         "; ".join(view.reason(violation) for violation in item.violations),
     )
 

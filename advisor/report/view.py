@@ -25,7 +25,7 @@ from advisor.records import (
     Violation,
 )
 from advisor.solver import LIMIT, allowed_memory, figures_of, lever_words, limits_of
-from advisor.units import format_bytes, format_flops, format_seconds
+from advisor.units import format_bytes, format_flops, format_joules, format_seconds
 
 BROKEN_LIMIT = {
     "ram": "over RAM",
@@ -33,6 +33,7 @@ BROKEN_LIMIT = {
     "storage": "over storage",
     "step_time": "too slow",
     "total_time": "takes too long",
+    "energy": "takes too much energy",
     "max_trainable": "trains too much",
     "max_overhead": "slows inference",
     "min_accuracy": "too inaccurate",
@@ -480,12 +481,22 @@ def time_of(evaluation: Evaluation, recommendation: Recommendation) -> tuple[str
         if forecast.tune_seconds is not None:
             of_total = f" of {format_seconds(total)}" if total is not None else ""
             parts.append(f"{format_seconds(forecast.tune_seconds)}{of_total} in all")
-        if forecast.update_joules is not None:
-            parts.append(f"{forecast.update_joules:.3g} J")
         return format_seconds(forecast.update_seconds), "; ".join(parts)
     if run is None or not run.survived:
         return None
     return format_seconds(run.update_seconds), f"{of_step}on this machine"
+
+
+def energy_of(evaluation: Evaluation, recommendation: Recommendation) -> tuple[str, str] | None:
+    """An update's joules on the target, and those of all; None: unknown."""
+    forecast, total = evaluation.forecast, recommendation.budget.total_joules
+    if forecast is None or forecast.update_joules is None or recommendation.target is None:
+        return None
+    parts = [f"{on_target(recommendation.target)} (predicted)"]
+    if forecast.tune_joules is not None:
+        of_total = f" of {format_joules(total)}" if total is not None else ""
+        parts.append(f"{format_joules(forecast.tune_joules)}{of_total} in all")
+    return format_joules(forecast.update_joules), "; ".join(parts)
 
 
 def on_target(target: Target) -> str:

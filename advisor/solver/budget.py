@@ -9,7 +9,14 @@ from advisor.errors import InputError, UnitError
 from advisor.names import one_of, parse_metric
 from advisor.records import LIMITS, Budget, LimitName, Preference
 from advisor.solver.limits import LIMIT
-from advisor.units import parse_bytes, parse_count, parse_flops, parse_percent, parse_seconds
+from advisor.units import (
+    parse_bytes,
+    parse_count,
+    parse_flops,
+    parse_joules,
+    parse_percent,
+    parse_seconds,
+)
 
 FEWEST = "fewest"  # what a bare --flops-budget stands for
 _Number = TypeVar("_Number", int, float)
@@ -24,6 +31,7 @@ def parse_budget(
     storage: str | None = None,
     step_time: str | None = None,
     total_time: str | None = None,
+    energy: str | None = None,
     max_trainable: str | None = None,
     max_overhead: str | None = None,
     metric: str = "accuracy",
@@ -88,6 +96,7 @@ def parse_budget(
         prefer=first,  # type: ignore[arg-type]
         step_seconds=_named("--step-time", parse_seconds, step_time),
         total_seconds=_named("--total-time", parse_seconds, total_time),
+        total_joules=_named("--energy", parse_joules, energy),
         max_trainable=_named("--max-trainable", parse_count, max_trainable),
         max_overhead=_overhead(max_overhead),
         warn=tuple(dict.fromkeys(_limit(word) for word in warn)),

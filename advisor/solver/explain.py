@@ -24,6 +24,7 @@ _LEAST: dict[LimitName, str] = {
     "storage": "the fewest bytes to ship are",
     "step_time": "the quickest update that is known takes",
     "total_time": "the quickest fine-tune takes",
+    "energy": "the fine-tune with the least energy takes",
     "max_trainable": "the fewest trained parameters are",
     "max_overhead": "the least inference overhead is",
     "min_accuracy": "the best accuracy found is",

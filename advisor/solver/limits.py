@@ -14,10 +14,12 @@ from advisor.units import (
     format_bytes,
     format_count,
     format_flops,
+    format_joules,
     format_seconds,
     parse_bytes,
     parse_count,
     parse_flops,
+    parse_joules,
     parse_percent,
     parse_seconds,
 )
@@ -89,6 +91,7 @@ LIMIT: Mapping[LimitName, Limit] = {
     "total_time": Limit(
         "--total-time", "time of the fine-tune", _seconds, "total_seconds", parse_seconds, 1e-5
     ),
+    "energy": Limit("--energy", "energy of the fine-tune", format_joules, "total_joules", parse_joules, 1e-5),
     "max_trainable": Limit(
         "--max-trainable", "trained params", format_count, "max_trainable", parse_count, 1, zero=True
     ),
@@ -124,6 +127,7 @@ def figures(
         "storage": cost.delta_bytes,
         "step_time": forecast.update_seconds if forecast is not None else here,
         "total_time": forecast.tune_seconds if forecast is not None else None,
+        "energy": forecast.tune_joules if forecast is not None else None,
         "max_trainable": cost.trainable_parameters,
         "max_overhead": cost.inference_flops_ratio - 1,
         "min_accuracy": accuracy.mean if accuracy is not None else None,
@@ -211,6 +215,6 @@ def _reason(name: LimitName, value: float, allowed: float, measure: str) -> str:
     if name == "max_overhead" and allowed == 0:
         return f"can't be merged: an inference takes {limit.show(value)} more FLOPs"
     what = {"flops": "one update takes", "storage": "to ship:", "step_time": "one update takes"}
-    what |= {"total_time": "the fine-tune takes"}
+    what |= dict.fromkeys(("total_time", "energy"), "the fine-tune takes")
     said = f"{what.get(name, limit.what)} {limit.show(value)}"
     return f"{said}, {limit.show(value - allowed)} over the {limit.show(allowed)} allowed"

@@ -177,7 +177,7 @@ def test_tensors_are_packed_as_safetensors_has_them(tmp_path):
         "half": torch.randn(5).to(torch.bfloat16),
         "flags": torch.tensor([True, False, True]),
     }
-    (tmp_path / "ours").write_bytes(packed(tensors, {"format": "pt"}))
+    (tmp_path / "ours").write_bytes(b"".join(packed(tensors, {"format": "pt"})))
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, tmp_path / "theirs")
     for found in (load_file(tmp_path / "ours"), unpacked(tmp_path / "ours"), unpacked(tmp_path / "theirs")):
         assert found.keys() == tensors.keys()

@@ -110,7 +110,7 @@ def test_what_needs_no_torch_is_told_without_it(arguments):
         ("recommend m.pt --optimzer adam", "no option --optimzer; did you mean --optimizer?"),
         ("recommend m.pt --optimzer=adam", "no option --optimzer; did you mean --optimizer?"),
         ("recommend m.pt -methods lora", "no option -methods; did you mean --methods?"),
-        ("profile m.pt --ram 1MB", "profile has no option --ram, but recommend, check, init and diff have"),
+        ("profile m.pt --ram 1MB", "has no option --ram, but recommend, compare, check, init and diff have"),
         ("profile m.pt --methods", "--methods needs a value; see peft-advisor profile --help"),
         ("profile m.pt --trust=1", "--trust takes no value"),
         ("profile m.pt --batch-size many", "--batch-size 'many' is not a whole number"),

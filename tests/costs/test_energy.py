@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import sys
+import time
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from advisor.costs.energy import count_joules, count_nvml, count_rapl
+from advisor.costs.energy import (
+    count_joules,
+    count_nvml,
+    count_rapl,
+    count_watts,
+    ina3221_inputs,
+    watts_of,
+)
 
 
 def zone(root, number, name, microjoules, largest=1_000_000):
@@ -63,6 +71,51 @@ def test_unknown_is_never_zero(tmp_path):
     assert count_rapl(tmp_path)() is None
     zone(tmp_path, "0", "package-0", 500)
     assert count_rapl(tmp_path)() is None  # it stood still
+
+
+def sensor(root, number, name, rails):
+    """A chip in hwmon's layout; of each rail its label, millivolts and milliamperes."""
+    folder = root / f"hwmon{number}"
+    folder.mkdir()
+    (folder / "name").write_text(f"{name}\n")
+    for n, (label, millivolts, milliamperes) in enumerate(rails, 1):
+        (folder / f"in{n}_label").write_text(f"{label}\n")
+        (folder / f"in{n}_input").write_text(f"{millivolts}\n")
+        (folder / f"curr{n}_input").write_text(f"{milliamperes}\n")
+    return folder
+
+
+def test_of_a_jetsons_rails_the_one_that_holds_all_others_counts(tmp_path):
+    sensor(tmp_path, 0, "acpitz", [("VDD_IN", 99_000, 9_000)])
+    rails = [("VDD_IN", 5_000, 1_200), ("VDD_CPU_GPU_CV", 5_000, 400), ("VDD_SOC", 5_000, 300)]
+    board = sensor(tmp_path, 1, "ina3221", rails)
+    (board / "in7_label").write_text("sum of shunt voltages\n")
+    inputs = ina3221_inputs(tmp_path)
+    assert watts_of(inputs) == pytest.approx(6.0)
+    (board / "curr1_input").write_text("2000\n")
+    assert watts_of(inputs) == pytest.approx(10.0)
+    (board / "in1_input").unlink()
+    assert watts_of(inputs) is None
+
+
+def test_a_board_that_tells_of_some_rails_alone_is_unknown(tmp_path):
+    sensor(tmp_path, 0, "ina3221", [("VDD_GPU_SOC", 5_000, 400), ("VDD_CPU_CV", 5_000, 300)])
+    assert ina3221_inputs(tmp_path) == []
+    assert ina3221_inputs(tmp_path / "nothing") == []
+
+
+@pytest.mark.parametrize(("readings", "share"), [([6.0], 6.0), ([0.0], None), ([6.0, None], None)])
+def test_power_adds_up_over_time(readings, share):
+    """A sensor that fails once, or tells nothing, makes the whole unknown."""
+    told = iter([*readings, *[readings[-1]] * 1000])
+    before = time.perf_counter()
+    stop = count_watts(lambda: next(told))
+    joules = stop()
+    after = time.perf_counter()
+    if share is None:
+        assert joules is None
+    else:
+        assert 0 < joules <= share * (after - before)
 
 
 class FakeNVMLError(Exception):

@@ -16,6 +16,7 @@ def profile(**more):
         "runtime_bytes": 150_000_000,
         "watts": None,
         "slowdown": 1.0,
+        "throttled": None,
         "measuring_seconds": 60.0,
         "in_context": {"factor": 1.0, "seconds_per_call": 0.0},
         "operators": [operator(kind, phase) for kind, phase in _NEEDED],

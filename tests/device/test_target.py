@@ -19,7 +19,7 @@ from advisor import Request, profile, recommend
 from advisor.costs import Simulator
 from advisor.costs.figures import FIGURES
 from advisor.device import measure
-from advisor.device.profile import Clock, read_profile
+from advisor.device.profile import Clock, read_profile, shipped
 from advisor.device.program import program
 from advisor.errors import InputError
 from advisor.models import take_census
@@ -144,7 +144,8 @@ def test_every_candidate_has_its_seconds_and_limits_on_them_hold(target, data):
     assert seconds["head"].update_joules == pytest.approx(5 * seconds["head"].update_seconds)
     step = (seconds["head"].update_seconds + seconds["full"].update_seconds) / 2
     total = (seconds["head"].tune_seconds + seconds["full"].tune_seconds) / 2
-    for limit in ({"step_time": step}, {"total_time": total}):
+    energy = 5 * total  # at 5 watts
+    for limit in ({"step_time": step}, {"total_time": total}, {"energy": energy}):
         limited = recommend(network(), data=data, target=target, probe_seconds=None, **limit, **ASKED)
         (name,) = limit
         fits = {e.candidate.id: e for e in limited.evaluations}
@@ -176,11 +177,35 @@ def test_total_time_needs_a_target_and_data(target):
             recommend(network(), total_time="5m", **more, **ASKED)
 
 
+def test_energy_needs_a_target_that_tells_its_power_and_data(target, data, tmp_path):
+    for more in ({"data": data}, {"target": target}):
+        with pytest.raises(InputError, match=r"--energy .* give --target and --data"):
+            recommend(network(), energy="5J", probe_seconds=None, **more, **ASKED)
+    silent = tmp_path / "silent.json"
+    silent.write_text(json.dumps(profiles.profile()))
+    with pytest.raises(InputError, match=r"silent\.json didn't tell its power"):
+        recommend(network(), energy="5J", data=data, target=silent, probe_seconds=None, **ASKED)
+
+
 def test_a_throttled_device_is_told(tmp_path):
     path = tmp_path / "hot.json"
     path.write_text(json.dumps(profiles.profile(slowdown=1.4)))
     found = recommend(network(), target=path, **ASKED)
     assert any("1.40 times as slow" in warning for warning in found.warnings)
+    path.write_text(json.dumps(profiles.profile(throttled=True)))
+    assert "it was throttled" in read_profile(str(path)).warning
+    path.write_text(json.dumps(profiles.profile(throttled=False)))
+    assert read_profile(str(path)).warning == ""
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_what_is_shipped_is_found_by_its_name_unless_a_file_is_called_so(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = read_profile(name)
+    jsonschema.Draft202012Validator(SCHEMA).validate(json.loads(shipped()[name].read_text()))
+    assert found.warning == ""
+    Path(name).write_text(json.dumps(profiles.profile(threads=3)))
+    assert read_profile(name).threads == 3
 
 
 def _with_operator(**more):
@@ -212,7 +237,7 @@ def test_a_hostile_or_old_profile_is_refused_in_one_line(tmp_path, change, told)
         read_profile(str(path))
     assert told in str(raised.value)
     assert "\n" not in str(raised.value)
-    assert str(raised.value).endswith("give what `peft-advisor device measure` printed on the device")
+    assert "; give what `peft-advisor device measure` printed on the device, or" in str(raised.value)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b"[" * 100_000, b'{"kind": NaN}'])

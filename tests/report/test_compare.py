@@ -5,13 +5,20 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
-from advisor.records import Finding, Recommendation, Violation
-from advisor.report import dumps, redacted, render_comparison, render_html
+import pytest
+from rich.console import Console
+
+from advisor.records import Compared, Finding, Forecast, Recommendation, Target, Violation
+from advisor.report import dumps, print_comparison, redacted, render_comparison, render_html
 from tests.report.test_html import Page
 
 
+def named(samples: dict[str, Recommendation]) -> list[Compared]:
+    return [Compared(name, "", recommendation) for name, recommendation in samples.items()]
+
+
 def test_each_answer_has_its_row(samples: dict[str, Recommendation]) -> None:
-    text = render_comparison(samples)
+    text = render_comparison(named(samples))
     page = Page(text)
     assert page.open == []
     assert "<script" not in text
@@ -27,20 +34,84 @@ def test_choices_are_held_against_each_other_where_accuracy_is_known(
     samples: dict[str, Recommendation],
 ) -> None:
     judged = {name: samples[name] for name in ("with_data", "remembered")}
-    assert "Accuracy against memory of each answer" in render_comparison(judged)
+    assert "Accuracy against memory of each answer" in render_comparison(named(judged))
     assert "FLOPs against memory of each answer" in render_comparison(
-        judged | {"more": samples["without_data"]}
+        named(judged | {"more": samples["without_data"]})
     )
-    assert "<desc>" not in render_comparison({"none": samples["nothing_fits"]})
+    assert "<desc>" not in render_comparison(named({"none": samples["nothing_fits"]}))
 
 
 def test_another_metric_is_named_and_not_drawn_on_the_same_axis(samples: dict[str, Recommendation]) -> None:
     base = samples["with_data"]
     recall = replace(base, budget=replace(base.budget, metric="recall:crack"))
-    text = render_comparison({"all": base, "one": recall})
+    text = render_comparison(named({"all": base, "one": recall}))
     assert "FLOPs against memory of each answer" in text
     assert text.count("<br>recall:crack</small>") == 1
-    assert "Accuracy against memory of each answer" in render_comparison({"one": recall, "again": recall})
+    assert "Accuracy against memory of each answer" in render_comparison(
+        named({"one": recall, "again": recall})
+    )
+
+
+def _boards(samples: dict[str, Recommendation]) -> list[Compared]:
+    """Two networks on two boards; one has nothing that fits, one has no answer at all."""
+    made = []
+    for board, factor in (("pi4", 2.0), ("jetson", 0.5)):
+        base = samples["without_data"]
+        items = tuple(
+            replace(item, measured=None, forecast=Forecast(factor, None, 3 * factor))
+            for item in base.evaluations
+        )
+        target = Target(board, "Linux aarch64", 4, "2.10.0")
+        made.append(Compared("net-a", board, replace(base, evaluations=items, target=target)))
+        if board == "pi4":
+            made.append(Compared("net-b", board, replace(samples["nothing_fits"], target=target)))
+        else:
+            made.append(Compared("net-b", board, None, "the runtime alone takes 600 MB"))
+    return made
+
+
+def test_boards_stand_one_after_the_other(samples: dict[str, Recommendation]) -> None:
+    text = Page(render_comparison(_boards(samples))).text
+    assert "2 networks on 2 boards" in text
+    assert text.index("pi4: Linux aarch64, 4 threads") < text.index("jetson: Linux aarch64")
+    for told in ("2.00 s", "500 ms", "6 J", "1.5 J", "nothing fits", "the runtime alone takes 600 MB"):
+        assert told in text
+    assert "Time against memory of each answer" in render_comparison(_boards(samples)[::2])
+
+
+@pytest.mark.parametrize("width", [60, 80, 140])
+def test_in_a_terminal_no_line_is_too_wide_and_no_figure_is_cut(
+    samples: dict[str, Recommendation], width: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    print_comparison(_boards(samples), Console(width=width, highlight=False))
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= width
+    boards = [n for n, line in enumerate(lines) if line.startswith(("pi4", "jetson"))]
+    assert len(boards) == 2
+    rows = [line for line in lines if line.strip("x> ").startswith("net-")]
+    assert len(rows) == 4
+    if width >= 80:
+        assert all(told in row for told, row in zip(("2.00 s", "500 ms"), rows[::2], strict=True))
+    assert "nothing fits" in rows[1]
+    assert "the runtime alone" in rows[3]
+
+
+def test_what_was_not_raced_is_told_by_its_solved_head(
+    samples: dict[str, Recommendation], capsys: pytest.CaptureFixture[str]
+) -> None:
+    judged, other = samples["with_data"], samples["without_data"]
+    accuracy = judged.evaluation(judged.recommended or "").accuracy
+    pairs = [
+        Compared("raced", "", judged, is_best=True),
+        Compared("not-raced", "", other, solved=accuracy),
+    ]
+    page = Page(render_comparison(pairs))
+    assert "best here" in page.text
+    assert "not raced" in page.text
+    print_comparison(pairs, Console(width=100, highlight=False))
+    out = capsys.readouterr().out
+    assert re.search(r"^> raced .* \d\d\.\d %", out, re.MULTILINE)
+    assert re.search(r"^  not-raced .* ~\d\d\.\d %", out, re.MULTILINE)
 
 
 def test_no_name_is_left(samples: dict[str, Recommendation]) -> None:

@@ -132,7 +132,8 @@ def test_on_a_target_every_candidate_has_its_predicted_time(samples: dict[str, R
     target = Target("pi4", "Linux aarch64", 4, "2.10.0")
     found = replace(base, evaluations=timed, target=target)
     lines = lines_of(found, 80)
-    assert "time per update      500 ms  on pi4 (predicted); 10.0 min in all; 2.5 J" in lines
+    assert "time per update      500 ms  on pi4 (predicted); 10.0 min in all" in lines
+    assert "energy               2.50 J  on pi4 (predicted); 3.00 kJ in all" in lines
     assert all("500 ms" in row for row in rows(lines))
     limited = replace(found, budget=replace(base.budget, step_seconds=1.0, total_seconds=1200.0))
     (time,) = (line for line in lines_of(limited, 80) if line.startswith("time per update"))
@@ -140,9 +141,10 @@ def test_on_a_target_every_candidate_has_its_predicted_time(samples: dict[str, R
     page = render_html(found)
     assert "500 ms on pi4 (predicted)" in page
     assert page.count("10.0 min in all</small>") == len(timed)
+    assert page.count("2.50 J, 3.00 kJ in all</small>") == len(timed)
     assert loads(dumps(found)) == found
     assert "pi4" not in dumps(redacted(found))
-    assert render_csv(found).splitlines()[1].split(",")[-3:-1] == ["0.5", "600.0"]
+    assert render_csv(found).splitlines()[1].split(",")[-5:-1] == ["0.5", "600.0", "2.5", "3000.0"]
 
 
 def test_a_targets_runtime_is_told_by_its_name(samples: dict[str, Recommendation]) -> None:

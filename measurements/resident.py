@@ -1,0 +1,227 @@
+"""Study: what a bundle's finetune.py takes of a board's memory, as predicted and as it is.
+
+    python -m measurements.resident              # about 10 minutes
+    python -m measurements.resident --quick      # the first network alone
+    python -m measurements.resident --tables     # writes those of what is known, and runs nothing
+    python -m measurements.resident --python OTHER/bin/python    # with that interpreter's build of PyTorch
+
+Predicted: what the runtime takes there, the update's simulated peak, and the images of a batch on their way.
+Measured: the most that the kernel saw resident in the process, from its start to its end (VmHWM): photos
+are read, both networks judged, an epoch is trained, and files are written. What is known is kept at once:
+started again, it goes on; --anew forgets it. Writes results/resident.json and the tables in README.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import replace
+from math import prod
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from advisor.advise import recommend, simulator_for
+from advisor.apply import Application
+from advisor.board.export import SCRIPT, export
+from advisor.device.program import program
+from advisor.records import Budget, Candidate, Evaluation
+from advisor.situation import Request, prepare
+from measurements.tables import README, table, write_tables
+
+RESULTS = Path(__file__).parent / "results" / "resident.json"
+CLASSES, PHOTOS = 4, 15  # of each class
+# (network, side of the images, batch, candidates)
+UPDATES = (
+    (
+        *("mobilenet_v2", 96, 16),
+        ("full", "full@checkpoint@per-parameter", "lora-rank=4@last-6", "norm@micro-4", "head"),
+    ),
+    ("mobilenet_v2", 128, 4, ("full@momentum", "ssf@last-3", "ridge-features=late", "recalibrate", "ia3")),
+    ("resnet18", 64, 8, ("full", "full@sgd@per-parameter", "galore-rank=4", "lora-rank=8", "head")),
+    (
+        *("resnet18", 96, 16),
+        ("full@last-2", "dora-rank=2@last-4", "norm@checkpoint", "bias", "ridge-features=all"),
+    ),
+    ("resnet50", 64, 4, ("full", "full@per-parameter@sgd", "norm", "lora-rank=4@last-3", "head")),
+    ("mobilenet_v3_small", 128, 16, ("full", "ssf", "bias@last-4@micro-2", "lokr-rank=4", "head")),
+    ("mobilenet_v3_large", 96, 8, ("full", "norm@statistics-frozen", "adapter", "tent", "recalibrate")),
+    (
+        "shufflenet_v2_x1_0",
+        96,
+        16,
+        ("full@momentum", "norm", "lora-rank=4@checkpoint", "loha-rank=2", "head"),
+    ),
+    ("efficientnet_b0", 64, 8, ("full@sgd", "full@micro-2", "norm@last-4", "ssf", "head@head-ridge-late")),
+    ("efficientnet_b0", 96, 16, ("full@checkpoint", "lora-rank=4", "bias@last-3", "sparse", "head")),
+    ("regnet_y_400mf", 64, 16, ("full", "full@last-2", "norm@micro-8", "dora-rank=4", "ridge-features=last")),
+    ("squeezenet1_1", 96, 16, ("full", "lora-rank=4", "bias", "full@last-3", "head")),
+    ("convnext_tiny", 64, 4, ("full@sgd", "norm", "head")),
+)
+# Where a method has settings that are not in its name above.
+SETTINGS = {
+    "adapter": "adapter-kind=parallel-reduction=8@last-4",
+    "sparse": "sparse-fraction=0.25",
+    "ridge-features=all": "ridge-features=all",
+}
+
+
+def photos(folder: Path) -> Path:
+    """Pictures of noise, which take as much memory as any."""
+    random = np.random.default_rng(0)
+    for number in range(CLASSES * PHOTOS):
+        path = folder / f"class{number % CLASSES}" / f"{number}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(0, 256, (160, 160, 3), dtype=np.uint8)).save(path)
+    return folder
+
+
+def runtime_bytes(python: str) -> tuple[str, int]:
+    """The build of PyTorch that an interpreter has, and what its runtime takes."""
+    told = subprocess.run(
+        [python, "-c", "import torch; print(torch.__version__)"], capture_output=True, text=True, check=True
+    )
+    command = [python, "-P", "-c", program(), "--runtime", "--threads", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return told.stdout.strip(), int(json.loads(done.stdout)["runtime_bytes"])
+
+
+def study(python: str, results: dict[str, Any], *, quick: bool) -> None:
+    """Every update that is not known yet; kept after each."""
+    build, runtime = runtime_bytes(python)
+    own = results.setdefault(build, {"runtime_bytes": runtime, "updates": []})
+    known = {
+        tuple(each[name] for name in ("network", "side", "batch_size", "candidate"))
+        for each in own["updates"]
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        data = photos(Path(folder, "photos"))
+        for name, side, batch_size, candidates in UPDATES[: 1 if quick else None]:
+            named = [SETTINGS.get(each, each) for each in candidates]
+            wanted = [each for each in named if (name, side, batch_size, each) not in known]
+            if not wanted:
+                continue
+            request = Request(
+                data=str(data),
+                input_size=(3, side, side),
+                batch_size=batch_size,
+                methods=("head",),
+                probe_seconds=None,
+                verify=False,
+            )
+            model = f"torchvision:{name}"
+            advice = recommend(model, Budget(), request)
+            simulator = simulator_for(prepare(model, request, lambda *_: None))
+            for text in wanted:
+                candidate = Candidate.parse(text)
+                cost = simulator.cost(candidate, batch_size)
+                told = replace(advice, evaluations=(Evaluation(candidate, cost),), recommended=text)
+                bundle, output = Path(folder, "bundle"), Path(tempfile.mkdtemp(dir=folder))
+                export(model, told, Application(bundle, epochs=1))
+                command = [python, str(bundle / SCRIPT), str(data), "--output", str(output)]
+                subprocess.run(
+                    command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL, check=True
+                )
+                history = json.loads((output / "history.json").read_text())
+                own["updates"].append(
+                    {
+                        "network": name,
+                        "side": side,
+                        "batch_size": batch_size,
+                        "candidate": text,
+                        "update_bytes": cost.peak_memory_bytes,
+                        "in_flight_bytes": batch_size * prod(request.input_size or ()),
+                        "measured_bytes": history["peak_resident_bytes"],
+                    }
+                )
+                keep(results)
+                each = own["updates"][-1]
+                beside = each["measured_bytes"] - runtime
+                print(
+                    f"{name} {side} b{batch_size} {text}: {off(each, runtime):+.1%}; besides the runtime "
+                    f"{beside / 1e6:.1f} MB, predicted {cost.peak_memory_bytes / 1e6:.1f}",
+                    flush=True,
+                )
+
+
+def keep(results: dict[str, Any]) -> None:
+    """Write all that is known."""
+    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+
+
+def off(each: Mapping[str, Any], runtime: int) -> float:
+    """How much more is predicted than was measured, relatively."""
+    predicted = runtime + each["update_bytes"] + each["in_flight_bytes"]
+    return float(predicted / each["measured_bytes"] - 1)
+
+
+def summary(own: Mapping[str, Any]) -> dict[str, float]:
+    """How far predictions are off, over all updates of a build."""
+    signed = [off(each, own["runtime_bytes"]) for each in own["updates"]]
+    errors = [abs(each) for each in signed]
+    return {
+        "updates": len(errors),
+        "median_error": median(errors),
+        "percentile_95": quantiles(errors, n=20, method="inclusive")[-1],
+        "most_short": -min(signed),
+    }
+
+
+def tables(results: Mapping[str, Any]) -> dict[str, str]:
+    """For README.md, by name."""
+    rows, each_row = [], []
+    for build, own in results.items():
+        found = summary(own)
+        rows.append(
+            (
+                build,
+                f"{own['runtime_bytes'] / 1e6:.0f}",
+                str(found["updates"]),
+                f"{found['median_error']:.1%}",
+                f"{found['percentile_95']:.1%}",
+                f"{found['most_short']:.1%}",
+            )
+        )
+        each_row += [
+            (
+                f"{each['network']}, {each['side']} pixels, batch {each['batch_size']}",
+                each["candidate"],
+                build,
+                f"{(own['runtime_bytes'] + each['update_bytes'] + each['in_flight_bytes']) / 1e6:.0f}",
+                f"{each['measured_bytes'] / 1e6:.0f}",
+                f"{off(each, own['runtime_bytes']):+.1%}",
+            )
+            for each in own["updates"]
+        ]
+    header = ("PyTorch", "runtime, MB", "updates", "median error", "95th percentile", "most too low")
+    columns = ("network", "candidate", "PyTorch", "predicted, MB", "measured, MB", "off")
+    return {"resident": table(header, rows), "resident_updates": table(columns, each_row)}
+
+
+def main() -> None:
+    """Run it, or what of it is not known."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--tables", action="store_true", help="of what is known, and nothing else")
+    parser.add_argument("--anew", action="store_true", help="forget what is known")
+    parser.add_argument("--python", default=sys.executable, help="that has PyTorch and Pillow")
+    options = parser.parse_args()
+    if options.anew:
+        RESULTS.unlink(missing_ok=True)
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    if not options.tables:
+        study(options.python, results, quick=options.quick)
+    if not options.quick:
+        write_tables(README, tables(results))
+
+
+if __name__ == "__main__":
+    main()
