@@ -158,7 +158,7 @@ def _network() -> nn.Module:
     from network import build  # type: ignore[import-not-found]
 
     network: nn.Module = build()
-    fill(network, torch.load(HERE / "base.pt", mmap=True, weights_only=True))
+    fill(network, torch.load(HERE / "base.pt", mmap=True, weights_only=True).items())
     return network.eval()
 
 

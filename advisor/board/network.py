@@ -100,7 +100,7 @@ def written(model: nn.Module, example: torch.Tensor) -> str:
 
 def _check(model: nn.Module, text: str, example: torch.Tensor) -> None:
     again = built(text)
-    fill(again, tensors_of(model))
+    fill(again, tensors_of(model).items())
     with evaluating(model), torch.no_grad():
         for training in (False, True):
             answers = []
