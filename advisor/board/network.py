@@ -24,7 +24,7 @@ from advisor.errors import ModelError, first_line
 from advisor.models.blocks import evaluating
 from advisor.models.padded import first_padding
 
-_HEADER = '''"""The network, written from what its modules do; its weights are in base.pt."""
+_HEADER = '''"""The network, written from what its modules do; its weights are in base.safetensors."""
 
 from __future__ import annotations
 

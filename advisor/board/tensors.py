@@ -38,6 +38,11 @@ def fill(network: nn.Module, tensors: Iterable[tuple[str, torch.Tensor]]) -> Non
         own[name].copy_(tensor)
 
 
+def can_be_packed(tensor: torch.Tensor) -> bool:
+    """Whether safetensors has its type."""
+    return tensor.dtype in _TYPES
+
+
 def packed(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> Iterator[bytes]:
     """The content of a safetensors file, a tensor at a time: no second copy of all is made."""
     header: dict[str, object] = {"__metadata__": dict(metadata)}
