@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-long test-browser lint study-memory study-flops study-layer-types study-pricing study-peers study-regret study-curves study-prior study-allocation study-photos study-check study-files study-lookalikes study-zoos study-device clean
+.PHONY: demo test test-long test-browser lint study-memory study-flops study-layer-types study-pricing study-peers study-regret study-curves study-prior study-allocation study-augment study-photos study-check study-files study-lookalikes study-zoos study-device clean
 
 demo: $(VENV)/.installed
 	$(BIN)/peft-advisor demo
@@ -67,6 +67,11 @@ study-curves: $(VENV)/.installed-photos
 study-allocation: $(VENV)/.installed-studies
 	$(if $(and $(DATA),$(MODELS)),,$(error give DATA=FOLDER (CIFAR-10 JPEG: train/, test/) and MODELS=FOLDER))
 	$(BIN)/python -m measurements.allocation --data $(DATA) --models $(MODELS) $(STUDY)
+
+# Likewise; PHOTOS: a folder with clothing/.
+study-augment: $(VENV)/.installed-photos
+	$(if $(and $(DATA),$(MODELS)),,$(error give DATA=FOLDER (CIFAR-10 JPEG: train/, test/) and MODELS=FOLDER))
+	$(BIN)/python -m measurements.augment --data $(DATA) --models $(MODELS) $(if $(PHOTOS),--photos $(PHOTOS)) $(STUDY)
 
 # Of what study-curves has found, and of what study-photos doesn't report; writes what the package ships.
 study-prior: $(VENV)/.installed-studies

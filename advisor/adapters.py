@@ -59,6 +59,7 @@ class Recipe:
     epochs_run: int | None = None  # fewer where training diverged
     seed: int = 0
     data: str = ""  # as typed
+    augment: str = "none"  # what of the images was trained on
     rehearse: str | None = None
     class_names: tuple[str, ...] = ()  # the data's
     class_outputs: tuple[int, ...] = ()  # of the model, one for each of `class_names`

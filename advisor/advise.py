@@ -79,6 +79,7 @@ from advisor.solver import (
     violations,
 )
 from advisor.store import Store
+from advisor.training.accelerator import CPU, accelerator_for
 from advisor.training.epochs import Length
 from advisor.units import format_bytes, format_flops, format_seconds
 
@@ -137,6 +138,8 @@ def recommend(
         orientation: images are turned as their EXIF says (`exif`), or left as they are `stored`.
         look_over: tell where the model reads images otherwise than in its training.
         strict: what is wrong with the data is an error.
+        augment: train on images as they are (`none`), on their mirror images, too (`flip`), or on random
+            crops and their mirror images (`standard`).
         rehearse: corrupt the images first, such as `fog:3`.
         retain: old data, to tell what is forgotten.
         unlabelled: more new images, for methods that look at no labels.
@@ -154,6 +157,8 @@ def recommend(
         epochs: of a whole fine-tune.
         store: a file in which probes and costs are kept; None: nowhere.
         executor: what runs the probes: `here`, `local:2`, `dask://HOST:PORT` or `ray`.
+        device: what they train on: `cpu`, `cuda`, `cuda:1`, `mps`, or `auto`, a GPU where there is one. What
+            an update costs is not the GPU's, but that of the device that the advice is for.
         verify: run the choice under the limit before it is recommended.
         seed: of all that is drawn.
         command: what reproduces it, for the report.
@@ -321,7 +326,14 @@ def _seen_closely(found: Recommendation, simulator: Simulator) -> Recommendation
 
 def simulator_for(story: Story) -> Simulator:
     """What prices candidates of the story's model."""
-    return Simulator(story.loaded.module, story.census, _images(story), unlabelled=_unlabelled(story))
+    augment = story.task.dataset.augment if story.task is not None else "none"
+    return Simulator(
+        story.loaded.module,
+        story.census,
+        _images(story),
+        unlabelled=_unlabelled(story),
+        augment=augment,
+    )
 
 
 def cost_all(
@@ -464,10 +476,10 @@ def _probe_all(
     train, held_out, folds = len(dataset.train), dataset.validation, 1
     seconds, probes_run, probes_recalled = 0.0, 0, 0
     if request.probe_seconds is not None:
-        trainer, folds = _trainer(story, task, request.batch_size)
+        trainer, folds = _trainer(story, task, request)
         train, held_out = len(trainer.dataset.train), trainer.dataset.validation
         fitting = [evaluation for evaluation in cheapest_first(evaluations, budget) if evaluation.fits]
-        most = _SAFE_SHARE * available_bytes()
+        most = _SAFE_SHARE * available_bytes() if trainer.accelerator == CPU else math.inf
         risky = {training_of(e.candidate, story.census) for e in fitting if e.cost.peak_memory_bytes > most}
         updates = request.epochs * max(train // request.batch_size, 1)
         with executor_for(request.executor, trainer, risky.__contains__) as executor:
@@ -537,6 +549,8 @@ def _probe_all(
         groups=request.groups,
         findings=dataset.findings,
         unreadable_samples=dataset.unreadable,
+        augment=dataset.augment,
+        device=accelerator_for(request.device).described,
         rehearse=request.rehearse,
         retain=request.retain,
         unlabelled=request.unlabelled,
@@ -607,13 +621,14 @@ def _largest_share(labels: torch.Tensor) -> float:
     return float(labels.unique(return_counts=True)[1].max()) / len(labels)
 
 
-def _trainer(story: Story, task: Task, batch_size: int) -> tuple[Trainer, int]:
+def _trainer(story: Story, task: Task, request: Request) -> tuple[Trainer, int]:
     """What the race trains with, and on how many splits: on several where images are few."""
     module, census = in_quick_layout(story.loaded.module, story.census), story.census
-    folds = fold_count(task.dataset)
+    folds, accelerator = fold_count(task.dataset), accelerator_for(request.device)
+    given = module, census, task.dataset, request.batch_size
     if folds == 1:
-        return Trainer(module, census, task.dataset, batch_size), 1
-    return CrossValidation(module, census, task.dataset, batch_size, folds, task.imprinted_from), folds
+        return Trainer(*given, accelerator=accelerator), 1
+    return CrossValidation(*given, folds, task.imprinted_from, accelerator), folds
 
 
 def _verify(
@@ -636,6 +651,9 @@ def _verify(
     is_timed_here = budget.prefer == "time" and request.target is None
     to_time = list(verdict.choices[:_TIMED]) if is_timed_here else []
     told: list[str] = []
+    # A limit on memory, and a target, are those of another device than the one that trained probes.
+    is_for_here = allowed is None and request.target is None
+    device = accelerator_for(request.device).measured_on if is_for_here else "cpu"
     tried = 0
     chosen: Evaluation | None = None
     while to_time or verdict.choices:
@@ -656,6 +674,7 @@ def _verify(
                     allowed_bytes=allowed,
                     cache_bytes=evaluation.cost.cache_bytes,
                     images=_images(story),
+                    device=device,
                     waiting=waiting if tried == 1 else None,
                 )
         # What goes wrong with a run says nothing against the answer that was found.
@@ -758,6 +777,8 @@ def _summary(story: Story, evaluations: list[Evaluation], request: Request) -> R
             "command": request.command,
             "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "seed": request.seed,
+            "augment": request.augment,
+            "device": accelerator_for(request.device).described,
             "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, "
             f"{torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)}",
             "versions": versions(),

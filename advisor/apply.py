@@ -122,6 +122,7 @@ class _Run(Epochs):
             "epochs": length.epochs,
             "batch size": trainer.batch_size,
             "seed": seed,
+            "augment": trainer.dataset.augment,
             "model": known["model"][:12],
             "data": known["data"][:12],
         }
@@ -262,6 +263,7 @@ def _source(data: DataSummary) -> str:
 def _recorded(data: DataSummary) -> dict[str, Any]:
     found: dict[str, Any] = {
         "class_names": data.class_names,
+        "augment": data.augment,
         "rehearse": data.rehearse,
         "unlabelled": data.unlabelled,
         "labels": data.labels,
@@ -372,6 +374,7 @@ def recipe_of(
         epochs_run=epochs_run,
         seed=_seed(recommendation),
         data=data.source,
+        augment=data.augment,
         rehearse=known.rehearse if known is not None else None,
         class_names=data.class_names,
         class_outputs=situation.label_map,

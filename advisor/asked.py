@@ -11,9 +11,9 @@ from typing import Any, Literal, TypedDict
 from advisor.data import Normalisation
 from advisor.errors import InputError
 from advisor.methods import get_method
-from advisor.names import OPTIMIZERS, SCENARIOS, check_executor, did_you_mean, one_of
+from advisor.names import AUGMENTS, OPTIMIZERS, SCENARIOS, check_device, check_executor, did_you_mean, one_of
 from advisor.plain import shortened
-from advisor.records import Budget, Framing, Preference
+from advisor.records import Augment, Budget, Framing, Preference
 from advisor.situation import Request
 from advisor.solver import parse_budget
 from advisor.units import parse_input_size, parse_seconds
@@ -57,6 +57,7 @@ class Asked(Limits, total=False):
     orientation: Literal["exif", "stored"]
     look_over: bool
     strict: bool
+    augment: Augment
     rehearse: str | None
     retain: str | None
     unlabelled: str | None
@@ -74,6 +75,7 @@ class Asked(Limits, total=False):
     epochs: int
     store: str | os.PathLike[str] | None
     executor: str
+    device: str
     verify: bool
     seed: int
     command: str
@@ -255,6 +257,7 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "resize": _or_none(_word("center", "squash", "border")),
     "channel_order": _word("rgb", "bgr"),
     "orientation": _word("exif", "stored"),
+    "augment": _word(*AUGMENTS),
     "scenario": _word(*SCENARIOS),
     "input_size": _or_none(_size),
     "methods": _or_none(_methods),
@@ -263,6 +266,7 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "probe_seconds": _or_none(_seconds),
     **dict.fromkeys(("store", "target"), _or_none(_path)),
     "executor": _executor,
+    "device": lambda name, value: check_device(_text(name, value)),
     "seed": _whole(0),
     "command": _text,
 }

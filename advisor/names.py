@@ -21,7 +21,10 @@ NAMED_FORMS = "torchvision:NAME, timm:NAME, FILE.py:FUNCTION or package.module:f
 OPTIMIZERS = ("adam", "adamw", "momentum", "sgd")
 RESIZES = {"crop": "center", "squash": "squash", "pad": "border"}  # as typed -> as a `Framing` has it
 METRICS = ("accuracy", "balanced", "recall:CLASS")
+AUGMENTS = ("none", "flip", "standard")
 SCENARIOS = ("auto", "shift", "new-classes")
+DEVICES = ("auto", "cpu", "cuda", "cuda:0", "mps")
+_DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,3})?|mps")
 EXECUTORS = ("here", "local", "local:", "dask://", "ray", "ray://")  # as they begin
 _EXECUTOR = re.compile(r"here|local(:0*[1-9]\d*)?|dask://.*|ray(://.*)?")
 # What `--rehearse` takes: the keys of `advisor.data.corruptions`.
@@ -89,6 +92,14 @@ def achieved_text(accuracy: str, metric: str) -> str:
     if kind == "balanced":
         return f"{accuracy} balanced accuracy on new images"
     return f"{accuracy} right on new images"
+
+
+def check_device(text: str) -> str:
+    """What `--device` names, as torch does. Raises InputError where it can be no device."""
+    word = text.strip().lower()
+    if not _DEVICE.fullmatch(word):
+        raise InputError(f"--device {text!r} is not known; use auto, cpu, cuda, cuda:N or mps")
+    return word
 
 
 def one_of(option: str, text: str, known: Sequence[str]) -> str:

@@ -107,6 +107,8 @@ class Framing:
     orientation: Literal["exif", "stored"] = "exif"  # turned as the image's EXIF says, or not
 
 
+# What is trained on: images as they are, mirrored ones too, or random crops (`training.views`).
+Augment = Literal["none", "flip", "standard"]
 Optimizer = Literal["adam", "adamw", "momentum", "sgd"]
 # Of normalisation layers with running statistics: as the method has it, or in eval mode, in train mode,
 # or re-estimated on the new data before training and then frozen.
@@ -677,6 +679,8 @@ class DataSummary:
     class_names: tuple[str, ...] | None = None  # the model's, as given with --classes
     mean: tuple[float, ...] = ()  # of the images in [0, 1] that the model was given, by channel
     std: tuple[float, ...] = ()
+    augment: Augment = "none"  # what is trained on
+    device: str = "cpu"  # that probes trained on, such as cuda:0 (NVIDIA H200, bfloat16)
     rehearse: str | None = None  # the corruption that the images were given, such as fog:3
     retain: str | None = None  # the old data, as typed
     unlabelled: str | None = None  # images without labels, as typed

@@ -29,8 +29,9 @@ from advisor.names import listed
 from advisor.probes import Situation, adapt_head, imprint_where_better, key_of, relabel, situate
 from advisor.probes.lookalikes import held_out_together
 from advisor.probes.pipeline import misread
-from advisor.records import Census, Finding, Framing
+from advisor.records import Augment, Census, Finding, Framing
 from advisor.store import Store
+from advisor.training.accelerator import accelerator_for
 
 Progress = Callable[[str, float, str], None]  # stage, fraction of it done, what is running
 
@@ -63,6 +64,7 @@ class Request:
     resize: Literal["center", "squash", "border"] | None = None  # that part of it; None: as it says
     channel_order: Literal["rgb", "bgr"] = "rgb"
     orientation: Literal["exif", "stored"] = "exif"  # images are turned as theirs says, or not
+    augment: Augment = "none"  # what is trained on: images as they are, mirrored too, or random crops
     rehearse: str | None = None  # a corruption of the images, see `parse_corruption`
     retain: str | None = None  # old data, to tell what is forgotten
     unlabelled: str | None = None  # more images of the new world, for methods that look at no labels
@@ -72,6 +74,7 @@ class Request:
     epochs: int = 10  # of a whole fine-tune: what the race's finalists train for, if there is time
     store: Path | None = None  # where finished probes and costs are kept; None: nowhere
     executor: str = "here"  # what runs the probes, see `executor_for`
+    device: str = "cpu"  # what they train on, see `accelerator_for`; costs are not its
     verify: bool = True
     seed: int = 0
     command: str = ""  # as typed, for the report
@@ -201,7 +204,7 @@ def _read(found: Found, images: Images, request: Request, store: Store | None) -
         dataset = replace(dataset, unlabelled=more, warnings=(*dataset.warnings, *unread))
     if request.rehearse is not None:
         dataset = corrupt(dataset, parse_corruption(request.rehearse), request.seed)
-    return dataset
+    return replace(dataset, augment=request.augment)
 
 
 def _of_weights(loaded: LoadedModel) -> list[str]:
@@ -294,6 +297,7 @@ def _tensors(text: str) -> dict[str, torch.Tensor]:
 
 def _check(request: Request) -> None:
     """What can be told before anything is loaded."""
+    accelerator_for(request.device)
     if request.rehearse is not None:
         parse_corruption(request.rehearse)
     if request.batch_size < 1:

@@ -52,7 +52,7 @@ RESULTS = Path(__file__).parent / "results" / "prior.json"
 PHOTOS = RESULTS.with_name("photos.json")
 _USUAL, _PULL = 0.15, 0.5  # a standard deviation in log odds, and how much says that it is so
 _ANY_TASK = 2.0  # standard deviation in log odds: users' tasks lie further apart than the study's
-_POINTS = 260  # of each task, drawn at random: what a fit takes grows with their cube
+_POINTS = 200  # of each task, drawn at random: what a fit takes grows with their cube
 STEPS = 60  # of the fit
 _PROBED = ((8, 0), (4, 1), (1, 2))  # so many trainings for a sixteenth, a quarter, all of the updates
 

@@ -151,10 +151,13 @@ def test_a_recommendation_from_arrays_alone() -> None:
         methods="head,norm",
         probe_seconds=5,
         epochs=2,
+        augment="flip",
         verify=False,
     )
     assert found.budget.ram_bytes == 50_000_000
     assert found.data is not None
     assert (found.data.source, found.data.classes) == ("given images", 3)
+    assert (found.data.augment, found.data.device) == ("flip", "cpu")
+    assert (found.provenance["augment"], found.provenance["device"]) == ("flip", "cpu")
     assert found.input_size == (3, 8, 8)
     assert any(each.accuracy for each in found.evaluations)

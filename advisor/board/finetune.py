@@ -35,8 +35,9 @@ from advisor.plain import decode
 from advisor.probes.judging import ACCURACY
 from advisor.records import Candidate, Census
 from advisor.training.epochs import Epochs, Length
-from advisor.training.loop import FrontOutputs, Images, Training, evaluate, head_of, reestimated
+from advisor.training.loop import FrontOutputs, Training, evaluate, head_of, reestimated
 from advisor.training.update import attach, head_to_solve
+from advisor.training.views import Images, Views
 
 HERE = Path(__file__).resolve().parent
 ADAPTER, RECIPE, MERGED, HISTORY = "adapter.safetensors", "recipe.json", "merged.safetensors", "history.json"
@@ -100,15 +101,21 @@ def _fine_tune(options: argparse.Namespace) -> None:
 
     cached: list[torch.Tensor] = []  # in memory
 
-    def inputs(trainable: Any) -> tuple[Images, ...]:
+    def inputs(trainable: Any) -> tuple[Views, list[Images]]:
+        views = Views.of(train, candidate, census, recipe["augment"], recipe["seed"])
         if trainable.levers.cached_prefix == "no":
-            return train, held_out
+            return views, [held_out]
         made = partial(FrontOutputs.of, pass_size=passes, beside=work)
         on_disk = candidate.levers.cached_prefix == "disk"
-        fronts = made(train, trainable, normalisation, census, in_file=on_disk)
-        cached.extend([] if fronts.folder else [fronts.outputs])
+
+        def of_view(images: Images) -> FrontOutputs:
+            count = views.count or 1
+            fronts = made(images, trainable, normalisation, census, in_file=on_disk, views=count)
+            cached.extend([] if fronts.folder else [fronts.outputs])
+            return fronts
+
         # No memory was promised for those that are held out.
-        return fronts, made(held_out, trainable, normalisation, census, in_file=True)
+        return views.run_through(of_view), [made(held_out, trainable, normalisation, census, in_file=True)]
 
     training = Training(
         network,
@@ -123,6 +130,7 @@ def _fine_tune(options: argparse.Namespace) -> None:
         pass_size=passes,
     )
     known = {"candidate": candidate.id, "learning rate": rate, "epochs": length.epochs, "photos": key}
+    known |= {"augment": recipe["augment"]}
     epochs = Epochs(training, length, known, work / "checkpoint.pt")
     epochs.resume()
     correct = _trained(epochs, cached, None if options.no_limit else board["promised_bytes"])

@@ -52,7 +52,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     ),
     "Search": (
         *("methods", "ranks", "candidate", "probe_time", "epochs", "learning_rate", "no_probe", "no_verify"),
-        *("as_advised", "best"),
+        *("augment", "as_advised", "best"),
         *("executor", "device", "store", "no_store", "seed", "restart"),
     ),
     "Options": (),  # all others

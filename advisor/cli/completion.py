@@ -149,6 +149,8 @@ _FINDERS: dict[str, Callable[[str], list[str]]] = {
     "names": _methods,  # of `methods`
     "rehearse": _rehearsals,
     "optimizer": lambda unfinished: _beginning(names.OPTIMIZERS, unfinished),
+    "augment": lambda unfinished: _beginning(names.AUGMENTS, unfinished),
+    "device": lambda unfinished: _beginning(names.DEVICES, unfinished),
     "scenario": lambda unfinished: _beginning(names.SCENARIOS, unfinished),
     "executor": lambda unfinished: _beginning(names.EXECUTORS, unfinished),
 }

@@ -179,6 +179,14 @@ Warn = Annotated[
 ]
 Methods = Annotated[str | None, typer.Option(metavar="A,B,...", help="Only these methods; default: all.")]
 Ranks = Annotated[str, typer.Option(metavar="R,R,...", help="Ranks of the low-rank methods.")]
+Augment = Annotated[
+    str,
+    typer.Option(
+        metavar="none|flip|standard",
+        help="What is trained on: images as they are; mirror images, too; or random crops, half of them "
+        "mirrored (inputs up to 64 pixels: shifted by up to an eighth, as on CIFAR).",
+    ),
+]
 Optimizer = Annotated[
     str, typer.Option(metavar="adam|adamw|momentum|sgd", help="The optimizer of every candidate.")
 ]
@@ -350,6 +358,13 @@ def parse_ranks(text: str) -> tuple[int, ...]:
 def parse_optimizer(text: str) -> str:
     """Adam, adamw, momentum or sgd. Raises InputError."""
     return names.one_of("--optimizer", text, names.OPTIMIZERS)
+
+
+def parse_augment(text: str) -> Literal["none", "flip", "standard"]:
+    """As typed. Raises InputError."""
+    found: Literal["none", "flip", "standard"]
+    found = names.one_of("--augment", text, names.AUGMENTS)  # type: ignore[assignment]
+    return found
 
 
 def parse_resize(text: str | None) -> Literal["center", "squash", "border"] | None:

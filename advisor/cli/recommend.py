@@ -13,7 +13,7 @@ from advisor.cli.outputs import Outputs
 from advisor.cli.streams import nothing_more, results_apart
 from advisor.errors import EXIT_NOTHING_FITS, InputError
 from advisor.interrupts import answer_is_possible, answering
-from advisor.names import SCENARIOS, check_executor, one_of
+from advisor.names import SCENARIOS, check_device, check_executor, one_of
 
 if TYPE_CHECKING:
     from advisor.situation import Progress
@@ -117,6 +117,7 @@ def command(
         int,
         typer.Option(help="Of a whole fine-tune: the best candidates train for as long, if there is time."),
     ] = 10,
+    augment: options.Augment = "none",
     no_probe: Annotated[bool, typer.Option("--no-probe", help="Don't train: rank on cost alone.")] = False,
     no_verify: Annotated[bool, typer.Option("--no-verify", help="Don't run the choice under --ram.")] = False,
     store: options.StorePath = None,
@@ -129,6 +130,14 @@ def command(
             "dask://HOST:PORT, ray or ray://HOST:PORT.",
         ),
     ] = "here",
+    device: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|cpu|cuda[:N]|mps",
+            help="What probes train on; auto: a GPU where there is one. Costs stay those of the device that "
+            "the advice is for.",
+        ),
+    ] = "cpu",
     seed: options.Seed = 0,
     report: Annotated[
         str | None, typer.Option(metavar="FILE", help="Write the report, one HTML page.")
@@ -186,10 +195,11 @@ def command(
     class_names = options.parse_class_names(classes)
     size, known_ranks = options.parse_input_size(input_size), options.parse_ranks(ranks)
     check_executor(executor)
+    check_device(device)
     optimizer, known_methods = options.parse_optimizer(optimizer), options.parse_methods(methods)
     normalisation = options.parse_normalisation(mean, std)
     mode, order = options.parse_resize(resize), options.parse_channels(channels)
-    turning = options.parse_orientation(orientation)
+    turning, augmentation = options.parse_orientation(orientation), options.parse_augment(augment)
     outputs = Outputs({"--json": json, "--report": report}, form)
     store_path = options.usable_store(store, no_store=no_store)
 
@@ -216,6 +226,7 @@ def command(
         channel_order=order,
         orientation=turning,
         strict=strict,
+        augment=augmentation,
         rehearse=rehearse,
         retain=retain,
         unlabelled=unlabelled,
@@ -224,6 +235,7 @@ def command(
         epochs=epochs,
         store=store_path,
         executor=executor,
+        device=device,
         verify=not no_verify,
         seed=seed,
         command=typed_command(),

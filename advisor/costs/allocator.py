@@ -12,6 +12,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from advisor.costs.recorder import optimizer_tensors
 from advisor.parts.attachment import Trainable
+from advisor.training.accelerator import Precision
 from advisor.training.step_at_once import make_costliest_next
 from advisor.training.update import update
 
@@ -24,6 +25,7 @@ def allocator_peak(
     images: torch.Tensor,
     labels: torch.Tensor,
     *also_held: torch.Tensor,
+    precision: Precision | None = None,
 ) -> int:
     """The most bytes in use during one update of the costliest kind, everything that is held included.
 
@@ -32,15 +34,15 @@ def allocator_peak(
     that torch hands a part of the update to, so it is their times that order them.
     """
     if images.device.type == "cuda":
-        return _cuda_peak(trainable, optimizer, images, labels)
+        return _cuda_peak(trainable, optimizer, images, labels, precision)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         make_costliest_next(optimizer)
-        update(trainable, optimizer, images, labels)
+        update(trainable, optimizer, images, labels, precision=precision)
         gc.collect()  # garbage of the first update would go in the second, but isn't counted as held
         held = held_bytes(trainable, optimizer, images, labels, *also_held)
         make_costliest_next(optimizer)
         with record_function(_WATCHED):
-            update(trainable, optimizer, images, labels)
+            update(trainable, optimizer, images, labels, precision=precision)
     return held + _highest(profiler)
 
 
@@ -82,9 +84,10 @@ def _cuda_peak(
     optimizer: torch.optim.Optimizer | None,
     images: torch.Tensor,
     labels: torch.Tensor,
+    precision: Precision | None,
 ) -> int:
     make_costliest_next(optimizer)
     torch.cuda.reset_peak_memory_stats(images.device)
-    update(trainable, optimizer, images, labels)
+    update(trainable, optimizer, images, labels, precision=precision)
     torch.cuda.synchronize(images.device)
     return torch.cuda.max_memory_allocated(images.device)

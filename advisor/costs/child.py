@@ -33,7 +33,8 @@ from advisor.errors import first_line
 from advisor.models.blocks import run_front
 from advisor.parts.closed_form import Examples, feature_sizes
 from advisor.records import Measurement
-from advisor.training.step_at_once import make_costliest_next
+from advisor.training.accelerator import accelerator_for
+from advisor.training.step_at_once import StepAtOnce, make_costliest_next
 from advisor.training.update import begin, update
 from advisor.units import format_bytes
 
@@ -50,9 +51,12 @@ class _Run:
             torch.cuda.set_device(self.device)  # where events are recorded
         model = job["model"].to(self.device)
         self._trainable, self._optimizer = begin(model, census, candidate, learning_rate=1e-6)
+        accelerator = accelerator_for(job["device"])
+        self._precision = accelerator.precision(may_scale=not isinstance(self._optimizer, StepAtOnce))
         images = torch.rand(batch_size, *census.input_size, device=self.device)
         if candidate.levers.cached_prefix != "no":
-            images = run_front(self._trainable.model, self._trainable.front, images)
+            with self._precision.forward():
+                images = run_front(self._trainable.model, self._trainable.front, images)
         labels = torch.arange(batch_size, device=self.device) % census.classes
         self._batch: tuple[torch.Tensor, ...] = (images, labels)
         self._cache: tuple[torch.Tensor, ...] = ()
@@ -64,7 +68,7 @@ class _Run:
 
     def update(self) -> None:
         """One update."""
-        update(self._trainable, self._optimizer, *self._batch)
+        update(self._trainable, self._optimizer, *self._batch, precision=self._precision)
 
     def update_at_most(self) -> None:
         """One update of the costliest kind."""
@@ -92,7 +96,9 @@ class _Run:
 
     def peak_bytes(self) -> int:
         """The allocator's peak in an update of the costliest kind, or where a head is solved."""
-        peak = allocator_peak(self._trainable, self._optimizer, *self._batch, *self._cache)
+        peak = allocator_peak(
+            self._trainable, self._optimizer, *self._batch, *self._cache, precision=self._precision
+        )
         if not self._sizes:
             return peak
         self._batch = self._cache = ()  # every image was seen

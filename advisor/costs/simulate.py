@@ -46,6 +46,7 @@ from advisor.parts.bypass import bypass_of
 from advisor.parts.closed_form import MOST_ROWS, Examples, WideHead, feature_sizes
 from advisor.records import (
     LAYER_TYPES,
+    Augment,
     Candidate,
     Census,
     Cost,
@@ -57,6 +58,7 @@ from advisor.records import (
     Timeline,
 )
 from advisor.training.update import RECALIBRATION_SAMPLES, begin, update
+from advisor.training.views import view_count
 
 # In order of speed. Meta tensors know only shapes; fake ones also stand for the CPU where a model's
 # code asks for a device; real ones have the values that some models' code reads.
@@ -74,6 +76,7 @@ class Simulator:
         images: int = 0,
         *,
         unlabelled: int = 0,
+        augment: Augment = "none",
         workspace: bool = True,
     ) -> None:
         """Prepare to price candidates.
@@ -81,16 +84,18 @@ class Simulator:
         Args:
             images: how many there are to train on, which decides what a cached prefix holds.
             unlabelled: how many more for methods that look at no labels.
+            augment: what of the images is trained on: a cached prefix holds each of their views.
             workspace: whether to count what kernels hold inside one operator, measured on this machine.
         """
         self._workspace = Workspace() if workspace else None
         self._model, self._census = model, census
-        self._images, self._unlabelled = images, unlabelled
+        self._images, self._unlabelled, self._augment = images, unlabelled, augment
         self._groups: Mapping[str, str] = census.types()
         self._kinds: tuple[str, ...] = LAYER_TYPES
         self._memo = OperatorMemo()
         self._forward_flops: dict[str, int] | None = None
         self._known: dict[tuple[Method, Candidate, int, Tensors | None], Cost] = {}
+        self._fronts: dict[tuple[tuple[str, ...], bool, torch.Size], tuple[int, torch.Tensor]] = {}
         self._needs_device = False  # known once a candidate could not run on meta tensors
         self._closely = False
 
@@ -135,7 +140,12 @@ class Simulator:
     def _split_by_layer(self, workspace: Workspace | None) -> Simulator:
         """One whose costs are split by layer, not by layer type."""
         split = Simulator(
-            self._model, self._census, self._images, unlabelled=self._unlabelled, workspace=False
+            self._model,
+            self._census,
+            self._images,
+            unlabelled=self._unlabelled,
+            augment=self._augment,
+            workspace=False,
         )
         split._memo, split._workspace = self._memo, workspace
         split._groups = {name: name for name in self._groups}
@@ -157,6 +167,7 @@ class Simulator:
             "input_size": self._census.input_size,
             "images": self._images,
             "unlabelled": self._unlabelled,
+            "augment": self._augment,
             "workspace": self._workspace is not None,
             "code": code_fingerprint(self._model, *own),
             "torch": torch.__version__,
@@ -288,9 +299,10 @@ class Simulator:
             images, labels = self._batch(min(micro_batches, 2) * size, tensors)
             cache_bytes = setup_flops = 0
             if levers.cached_prefix != "no":
-                cached = self._images + (0 if method.learns_classes else self._unlabelled)
-                setup_flops = cached * _forward(recorder.record_front(trainable, images[:1]))
-                images = run_front(trainable.model, trainable.front, images)
+                views = view_count(candidate, self._census, self._augment) or 1
+                cached = views * (self._images + (0 if method.learns_classes else self._unlabelled))
+                each, images = self._through_front(trainable, recorder, images, tensors)
+                setup_flops = cached * each
                 cache_bytes = cached * images[0].numel() * images.element_size()
             self._make_optimizer_state(trainable, optimizer, tensors)
             recording = _recorded(recorder, trainable, optimizer, images, labels)
@@ -323,7 +335,7 @@ class Simulator:
             memory = max(memory, end, key=lambda held: held.total)
             stages.append(("after", end, None))
         if levers.statistics == "reestimated":
-            before = self._cost(reestimation(levers.micro_batch), batch_size, tensors)
+            before = self._priced(reestimation(levers.micro_batch), batch_size, tensors)
             memory = max(memory, before.memory, key=lambda held: held.total)
             stages.insert(0, ("before", before.memory, before.timeline))
             tensor_peak_bytes = max(tensor_peak_bytes, before.tensor_peak_bytes or 0)
@@ -357,6 +369,20 @@ class Simulator:
             timeline=timeline(recording, stages) if self._closely else None,
             work=as_work(self._work(recording, micro_batches, with_gradients=optimizer is not None)),
         )
+
+    def _through_front(
+        self, trainable: Trainable, recorder: Recorder, images: torch.Tensor, tensors: Tensors
+    ) -> tuple[int, torch.Tensor]:
+        """FLOPs of the frozen front for one image, and what it makes of all of them."""
+        key = trainable.front, trainable.levers.fuse, images.shape
+        if tensors == "meta" and key in self._fronts:
+            flops, made = self._fronts[key]
+            return flops, torch.empty_like(made)
+        flops = _forward(recorder.record_front(trainable, images[:1]))
+        made = run_front(trainable.model, trainable.front, images)
+        if tensors == "meta":  # of all candidates' images it makes the same
+            self._fronts[key] = flops, made
+        return flops, made
 
     def _flops(self, recording: Recording, micro_batches: int, *, with_gradients: bool) -> dict[str, Flops]:
         """Of all micro-batches, of which two at most were recorded."""

@@ -22,7 +22,7 @@ from advisor.data.splits import sample, split, split_groups
 from advisor.data.survey import Unreadable, check_share, left_out
 from advisor.errors import DataError
 from advisor.models.fingerprint import fingerprint
-from advisor.records import Finding, Framing
+from advisor.records import Augment, Finding, Framing
 from advisor.store import Store
 
 if TYPE_CHECKING:
@@ -108,6 +108,7 @@ class Dataset:
     retained: LabelledImages | None = None  # old data, to tell what is forgotten; labels: the model's outputs
     unlabelled: LabelledImages | None = None  # more for methods that look at no labels; every label is -1
     framing: Framing = field(default_factory=Framing)
+    augment: Augment = "none"  # what of the images is trained on
     unreadable: int = 0  # images that are left out
     findings: tuple[Finding, ...] = ()  # what may make the accuracy other than it seems
     warnings: tuple[str, ...] = ()

@@ -66,12 +66,14 @@ def chosen(belief: Belief, options: Sequence[Option], finals: Sequence[int], sec
     """What is run next in the seconds that are left; None: nothing that can be run is worth it.
 
     Time is kept for what leads now to be trained for as long as any is: one of those is chosen in the end.
+    What there is no time for can't be chosen then, and leads nothing.
     """
     import numpy as np
 
-    if not options or not finals:
+    late = {row for option in options if option.is_last and option.seconds > seconds for row in option.ends}
+    hopeful = contenders(belief, [row for row in finals if row not in late] or finals)
+    if not options or not hopeful:
         return None
-    hopeful = contenders(belief, finals)
     leader = max(hopeful, key=lambda row: belief.means[row])
     ending = next((each for each in options if each.is_last and leader in each.ends), None)
     kept = 0.0 if ending is None or ending.seconds > seconds else ending.seconds

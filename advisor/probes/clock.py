@@ -49,10 +49,20 @@ class Clock:
 
     def expected(self, trial: Trial) -> float:
         """Seconds of the trial."""
+        if trial.learning_rate is None:
+            return self._untrained(trial)
         setup, each = self._times(trial.candidate)
         left = self._left(trial, self._trained)
         judging = self._images(trial) * self.judged.get(trial.candidate, self.seconds_per_image)
         return sum(setup + updates * each + judging for updates in left)
+
+    def _untrained(self, trial: Trial) -> float:
+        """Seconds of a trial in which all images run through the network, and nothing is trained."""
+        front = front_of(trial.candidate)
+        is_reestimated = trial.candidate.levers.statistics == "reestimated"
+        networks = len(self._left(trial, self._trained)) if is_reestimated else front not in self._fronts
+        images = trial.samples / self.trainings(trial.samples) + self.solved_on
+        return networks * (images + 2 * self.solved_on * is_reestimated) * self.seconds_per_image
 
     def _images(self, trial: Trial) -> float:
         """That one of its networks is judged on, and a head solved on."""

@@ -75,18 +75,13 @@ class Findings:
         return max(trials, key=lambda trial: (trial.updates, trial.samples), default=None)
 
     @property
-    def trained_any(self) -> bool:
-        """Whether there is one that trained something."""
-        return any(probe.trial.learning_rate for probes in self._probes.values() for probe in probes)
-
-    @property
     def all_diverged(self) -> bool:
         """Whether nothing went well, as losses became NaN."""
         return not self._probes and any("diverged" in failure for failure in self._failures.values())
 
-    def fails_at(self, training: Candidate, rate: float) -> bool:
+    def fails_at(self, training: Candidate, rate: float | None) -> bool:
         """Whether the training failed, at this learning rate or, if it diverged, at a lower one."""
-        return rate >= self._barred.get(training, math.inf)
+        return (rate or 0.0) >= self._barred.get(training, math.inf)
 
     def judged(self, correct: bytes, retained: bytes | None, **known: Any) -> Accuracy:
         """On the new data, in the metric, and on the old where there is some."""
@@ -126,16 +121,13 @@ class Findings:
         return list(found.values())
 
     def finals(self) -> list[Point]:
-        """What may be chosen in the end: nothing that forgets too much, unless all does.
-
-        What needs no training was run, or can't be.
-        """
+        """What may be chosen in the end: nothing that forgets too much, unless all does."""
         found = [
             (one, point)
             for one, heads in self._alike.items()
             for head in heads
             for point in whole(one, head)
-            if (one in self._probes if point.rate is None else not self.fails_at(one, point.rate))
+            if not self.fails_at(one, point.rate)
         ]
         return [point for one, point in found if not self._forgets(one)] or [point for _, point in found]
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from advisor.data.loading import Dataset, LabelledImages
 from advisor.methods import Trainable
-from advisor.probes.scenarios import imprint
+from advisor.probes.scenarios import features_before, imprint
 from advisor.probes.train import (
     MOST_KEPT,
     TIMES,
@@ -27,7 +27,9 @@ from advisor.probes.train import (
     judged_on,
 )
 from advisor.records import Candidate, Census
+from advisor.training.accelerator import CPU, Accelerator
 from advisor.training.loop import FrontOutputs
+from advisor.training.views import View
 
 _FEW, _MANY = 300, 1500  # images: of fewer, one part tells nothing apart; of more, one tells enough
 _FOLDS, _PARTS = 5, 4  # of few; of more
@@ -64,6 +66,7 @@ class CrossValidation(Trainer):
         batch_size: int,
         folds: int,
         imprinted_from: int | None = None,
+        accelerator: Accelerator = CPU,
     ) -> None:
         """Ready to judge.
 
@@ -74,7 +77,8 @@ class CrossValidation(Trainer):
         """
         images, fold_of = _spread(dataset, folds)
         self.folds, self._imprinted_from = folds, imprinted_from
-        self._fronts: dict[tuple[str, ...], FrontOutputs] = {}
+        self._fronts: dict[tuple[Any, ...], FrontOutputs] = {}
+        self._before_head: torch.Tensor | None = None
         self._own = [(fold_of == fold).nonzero()[:, 0] for fold in range(folds)]
         self._others = [(fold_of != fold).nonzero()[:, 0] for fold in range(folds)]
         self._parts, begin = [], 0
@@ -88,7 +92,7 @@ class CrossValidation(Trainer):
                 replace(dataset, train=images.those(others), validation=images.those(own), retained=old)
             )
         whole = replace(self._parts[0], validation=images, retained=dataset.retained)
-        super().__init__(model, census, whole, batch_size)
+        super().__init__(model, census, whole, batch_size, accelerator=accelerator)
         self.steps = (len(images),) if len(images) < _FEW else tuple(accumulate(self._sizes))
         self._trainers: dict[int, Trainer] = {}
         self._answered: dict[tuple[int, Trial], Probe] = {}
@@ -96,7 +100,7 @@ class CrossValidation(Trainer):
     def __getstate__(self) -> dict[str, Any]:
         for fold in range(self.folds):  # made here: elsewhere they would come out otherwise by rounding
             self._trainer(fold)
-        return super().__getstate__() | {"_answered": {}, "_fronts": {}}
+        return super().__getstate__() | {"_answered": {}, "_fronts": {}, "_before_head": None}
 
     def _trainer(self, fold: int) -> Trainer:
         """The fold's, made when it is needed: imprinting looks at the images."""
@@ -104,19 +108,33 @@ class CrossValidation(Trainer):
             base, part = self.model, self._parts[fold]
             if self._imprinted_from is not None and self.census.head is not None:
                 base = copy.deepcopy(self.model)
-                imprint(base, self.census.head, self._imprinted_from, part)
+                features = self._features_before(self.census.head)[self._others[fold]]
+                imprint(base, self.census.head, self._imprinted_from, features, part.train.labels)
             self._trainers[fold] = _Fold(base, self.census, part, self.batch_size, self, fold)
         return self._trainers[fold]
 
-    def front_of(self, trainable: Trainable, fold: int) -> tuple[FrontOutputs, FrontOutputs]:
-        """What a frozen front makes of the fold's images to train on, and of those held out.
+    def _features_before(self, head: str) -> torch.Tensor:
+        """(N, F) of the images of all folds: the head is no part of what makes them."""
+        if self._before_head is None:
+            images = self.dataset.validation
+            self._before_head = features_before(self.model, head, images, self.dataset.normalisation)
+        return self._before_head
 
-        It is run once for the images of all folds.
+    def front_of(self, trainable: Trainable, how: tuple[Any, ...] = ()) -> FrontOutputs:
+        """What a frozen front makes of the images of all folds, for which it is run once.
+
+        Args:
+            how: of a view of them, what comes after the images in a `View`.
         """
-        if trainable.front not in self._fronts:
-            self._fronts[trainable.front] = self.front(trainable, self.dataset.validation)
-        every = self._fronts[trainable.front]
-        return every.those(self._others[fold]), every.those(self._own[fold])
+        key = trainable.front, how
+        if key not in self._fronts:
+            images = self.dataset.validation
+            self._fronts[key] = self.front(trainable, View(images, *how) if how else images)
+        return self._fronts[key]
+
+    def fold(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Which images are trained on, and which are held out."""
+        return self._others[number], self._own[number]
 
     def key(self) -> dict[str, Any]:
         """All that a probe's result depends on, besides its trial."""
@@ -174,7 +192,7 @@ class _Fold(Trainer):
     def __init__(
         self, model: nn.Module, census: Census, part: Dataset, batch_size: int, of: CrossValidation, fold: int
     ) -> None:
-        super().__init__(model, census, part, batch_size)
+        super().__init__(model, census, part, batch_size, accelerator=of.accelerator)
         self._of, self._number = of, fold
         self._kept = Kept(MOST_KEPT // of.folds)
 
@@ -184,8 +202,16 @@ class _Fold(Trainer):
         if is_reestimated(candidate) or train is not self.dataset.train:
             return super().fronts(trainable, candidate)
         _, *old = judged_on(self.dataset)
-        own = self._of.front_of(trainable, self._number)
+        every = self._of.front_of(trainable)
+        own = (every.those(some) for some in self._of.fold(self._number))
         return (*own, *(self.front(trainable, part) for part in old))
+
+    def front_of_view(self, trainable: Trainable, candidate: Candidate, view: View) -> FrontOutputs:
+        """What the front makes of a view of the images to train on."""
+        if is_reestimated(candidate) or self.images_for(candidate) is not self.dataset.train:
+            return super().front_of_view(trainable, candidate, view)
+        every = self._of.front_of(trainable, (view.augment, view.seed, view.number))
+        return every.those(self._of.fold(self._number)[0])
 
 
 def _joined(answers: Sequence[Answers]) -> Answers:

@@ -78,56 +78,64 @@ def effects(point: Point, under: Conditions) -> dict[Effect, float]:
     scope = under.blocks if method.only_head or training.levers.scope is None else training.levers.scope
     depth = scope / max(under.blocks, 1) - 1
     head = point.head or head_of(training) or "trained"
-    # What is trained matters less where the head is solved for it: effects of their own, of another size.
-    kind = "trained" if head == "trained" else "solved"
-    length = up = down = gained = 0.0
-    if point.rate is not None:
-        # A head that is solved begins with what the network was before, and gains as that is trained.
-        gained = math.sqrt(point.share) if kind == "solved" else 0.0
-        length = math.log2(point.share) / _LENGTHS
-        step = math.log(point.rate / middle_rate(training)) / _STEP
-        up, down = max(step, 0.0), max(-step, 0.0)  # too large a rate ruins what too small a one delays
     own = training.levers.statistics
     small = "/small" if under.batch_size < SMALL_BATCH else ""
     policy = (method.statistics if own == "own" else own) + small
     classes = "new" if under.new_head else "known"
+    # What is trained matters less where the head is solved for it: effects of their own, of another size.
+    kind = "trained" if head == "trained" else "solved"
+    length = up = down = 0.0
+    gained = 1.0 if kind == "trained" else 0.0
+    if point.rate is not None:
+        length = math.log2(point.share) / _LENGTHS
+        step = math.log(point.rate / middle_rate(training)) / _STEP
+        up, down = max(step, 0.0), max(-step, 0.0)  # too large a rate ruins what too small a one delays
+        # A head that is solved begins with what the network was before, and gains as that is trained.
+        gained = 1.0 if kind == "trained" else math.sqrt(point.share)
     found = {
         ("task", ""): 1.0,
-        ("method", method.name): 1.0,
         ("statistics", policy): 1.0,
-        ("head", head): 1.0,
-        ("statistics by method", f"{method.name} {policy}"): 1.0,
         ("statistics by classes", f"{policy} {classes}"): 1.0,
-        ("head by method", f"{method.name} {head}"): 1.0,
+        ("head", head): 1.0,
         ("head by classes", f"{head} {classes}"): 1.0,
-        ("gain", ""): gained,
-        ("gain", classes): gained,
-        ("training", training.id): 1.0,
-        ("training by head", f"{training.id} {head}"): 1.0,
     }
     by_kind = {
-        ("depth", "linear"): depth,
-        ("depth", "squared"): depth**2,
-        ("depth by method", method.name): depth,
-        ("depth by classes", classes): depth,
+        ("method", method.name): gained,
+        ("statistics by method", f"{method.name} {policy}"): gained,
+        ("depth", "linear"): depth * gained,
+        ("depth", "squared"): depth**2 * gained,
+        ("depth by method", method.name): depth * gained,
+        ("depth by classes", classes): depth * gained,
         ("rate", "up"): up,
-        ("rate", "down"): down,
+        ("rate", "down"): down * gained,
         ("rate by method", f"{method.name} up"): up,
-        ("rate by method", f"{method.name} down"): down,
-        ("length", "linear"): length,
-        ("length", "squared"): length**2,
-        ("length by method", method.name): length,
-        ("length by rate", "up"): length * up,
-        ("length by rate", "down"): length * down,
-        ("length by depth", ""): length * depth,
-        ("training by length", training.id): length,
+        ("rate by method", f"{method.name} down"): down * gained,
+        ("training", training.id): gained,
         ("training by rate", f"{training.id} up"): up,
-        ("training by rate", f"{training.id} down"): down,
+        ("training by rate", f"{training.id} down"): down * gained,
     }
+    if kind == "trained":
+        by_kind |= {
+            ("length", "linear"): length,
+            ("length", "squared"): length**2,
+            ("length by method", method.name): length,
+            ("length by rate", "up"): length * up,
+            ("length by rate", "down"): length * down,
+            ("length by depth", ""): length * depth,
+            ("training by length", training.id): length,
+        }
+    else:
+        by_kind |= {
+            ("gain", ""): gained,
+            ("gain by classes", classes): gained,
+            ("gain by head", head): gained,
+            ("gain by statistics", policy): gained,
+            ("training by head", f"{training.id} {head}"): gained,
+        }
     found |= {(f"{group}, {kind} head", name): weight for (group, name), weight in by_kind.items()}
     for name, value in training.setting:
         if isinstance(value, int | float) and not isinstance(value, bool) and value > 0:
-            found["setting", f"{method.name} {name}"] = math.log2(value)
+            found["setting", f"{method.name} {name}"] = math.log2(value) * gained
     return {effect: weight for effect, weight in found.items() if weight}
 
 

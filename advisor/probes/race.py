@@ -1,10 +1,10 @@
 """The race: short fine-tunes of candidates, each chosen by what is known so far, inside a wall-clock budget.
 
-First what needs no training: the model as it is, re-estimated statistics, heads in closed form. Then one
-training after the other (for each worker one): the candidate, learning rate and length whose answer promises
-most for its work (`acquisition`), by one picture of all candidates (`picture`), which begins with what other
-tasks have taught. A training goes on from where a shorter one was. There is always time kept to train what
-leads for as long as any, and the race ends where nothing is worth its time any more.
+One probe after the other (for each worker one): what needs no training (re-estimated statistics, heads in
+closed form), or the candidate, learning rate and length whose answer promises most for its work
+(`acquisition`), by one picture of all candidates (`picture`), which begins with what other tasks have taught.
+A training goes on from where a shorter one was. There is always time kept to train what leads for as long as
+any, and the race ends where nothing is worth its time any more.
 
 What the clock decides is written into the store with what was found, so that a race that was killed
 goes on as it was planned, and one that ended is only read.
@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -226,8 +225,7 @@ class _Race:
         return self._found.judged(bytes.fromhex(found["correct"]), _bytes(found["retained"]))
 
     def _run_trials(self, steps: Sequence[int]) -> None:
-        """What needs no training, then one training after the other, for as long as they are worth it."""
-        self._judge_untrained(steps[0])
+        """One after the other, for as long as they are worth it."""
         lengths = self._planned_lengths(steps[0])
         if lengths and lengths[-1] < min(_LEAST_UPDATES, self._updates):
             self._warnings.append(
@@ -282,12 +280,13 @@ class _Race:
         seen, trials = self._found.seen(), list[Trial]()
         finals = [picture.rows[point] for point in self._found.finals()]
         options = self._options(picture, lengths, steps)
-        # There is always something to be told.
-        left = self._clock.left if self._found.trained_any or not lengths else math.inf
+        left = self._clock.left
+        if not seen and options:  # there is always something to be told
+            left = max(left, min(option.seconds for option in options))
         while len(trials) < self._executor.workers:
             if trials:
                 belief = picture.given(seen)
-            option = chosen(belief, options, finals, left)
+            option = chosen(belief, options, finals, left) or _unpromising(options, left)
             if option is None:
                 break
             trials.append(option.name)
@@ -306,33 +305,23 @@ class _Race:
             heads = self._found.heads(one)
             for rate in learning_rates(one) or (None,):
                 done = self._found.last(one, rate)
-                if done is None if rate is None else self._found.fails_at(one, rate):
+                if self._found.fails_at(one, rate):
                     continue
                 ends = picture.rows_of(one, rate, 1.0, heads)
-                for updates, samples in _further(done, lengths, steps):
+                of_one = [self._untrained_updates(one)] if rate is None else lengths
+                for updates, samples in _further(done, of_one, steps):
                     trial = Trial(one, rate, updates, samples, self._seed, heads)
                     rows = picture.rows_of(one, rate, updates / self._updates if rate else 1.0, heads)
                     seconds, work = self._clock.expected(trial), self._clock.work(trial)
-                    is_longest = bool(lengths) and updates == lengths[-1]
-                    is_last = is_longest and (done is None or done.updates < updates)
+                    is_last = updates == of_one[-1] and (done is None or done.updates < updates)
                     found.append(Option(trial, rows, ends, seconds, work, is_last, samples))
         return found
 
-    def _judge_untrained(self, samples: int) -> None:
-        """One probe for each candidate that has no learning rate."""
-
-        def updates(candidate: Candidate) -> int:
-            if head_of(candidate) is not None:
-                return 0
-            return reestimation_updates(len(self._trainer.images_for(candidate)), self._trainer.batch_size)
-
-        trials = [
-            Trial(candidate, None, updates(candidate), samples, self._seed, self._found.heads(candidate))
-            for candidate in self._found.costs
-            if not learning_rates(candidate)
-        ]
-        for probe in self._probes(trials):
-            self._judge(probe)
+    def _untrained_updates(self, candidate: Candidate) -> int:
+        """Of a candidate without a learning rate."""
+        if head_of(candidate) is not None:
+            return 0
+        return reestimation_updates(len(self._trainer.images_for(candidate)), self._trainer.batch_size)
 
     def _judge(self, probe: Probe) -> None:
         came = probe.failure or f"{100 * self._found.best_mean(probe):.1f} % right"
@@ -446,12 +435,16 @@ def _trial_of(key: Mapping[str, Any]) -> Trial:
 def _further(done: Trial | None, lengths: Sequence[int], steps: Sequence[int]) -> list[tuple[int, int]]:
     """For how many updates, and judged on how many images, a training can be run that came so far."""
     rest = [step for step in steps if done is not None and step > done.samples][:1]
-    if done is not None and done.learning_rate is None:
-        return [(done.updates, step) for step in rest]
     longer = [(updates, steps[0]) for updates in lengths if done is None or updates > done.updates]
     if done is not None and not longer:
         return [(done.updates, step) for step in rest]
     return longer
+
+
+def _unpromising(options: Sequence[Option], seconds: float) -> Option | None:
+    """What needs no training, if there is time left in the end: whoever asked expects to be told."""
+    able = (each for each in options if each.seconds <= seconds)
+    return next((each for each in able if each.is_last and each.name.learning_rate is None), None)
 
 
 def _named(trial: Trial) -> str:

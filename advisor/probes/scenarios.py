@@ -132,7 +132,7 @@ def adapt_head(model: nn.Module, head: str, situation: Situation, *, seed: int =
     return model
 
 
-def imprint(model: nn.Module, head: str, kept: int, data: Dataset) -> None:
+def imprint(model: nn.Module, head: str, kept: int, features: torch.Tensor, labels: torch.Tensor) -> None:
     """Imprint the head's rows from `kept` on, in place (Qi et al., arXiv 1712.07136).
 
     A class's row is how far the mean of its features is from the mean of all, as long as the old rows'
@@ -140,20 +140,30 @@ def imprint(model: nn.Module, head: str, kept: int, data: Dataset) -> None:
     discriminant analysis has it.
 
     Args:
-        data: relabelled; some of its training images are looked at.
+        features: (N, F) of images of all classes, as they reach the head; some of them are looked at.
+        labels: (N,), outputs of the model.
     """
     layer = _head_layer(model, head)
-    features, _ = _seen_by(model, layer, data)
-    _imprint(layer, kept, features, data.train.labels[: len(features)])
+    count = _looked_at(len(features), layer)
+    _imprint(layer, kept, features[:count], labels[:count])
 
 
 def imprint_where_better(model: nn.Module, head: str, kept: int, data: Dataset) -> bool:
     """Imprint where that gets more of the images right, in place; returns whether it does."""
     layer = _head_layer(model, head)
-    features, plain = _seen_by(model, layer, data)
-    state = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
-    _imprint(layer, kept, features, data.train.labels[: len(features)])
-    better = _seen_by(model, layer, data)[1] > plain
+    features, answers = _seen_by(model, layer, data)
+    labels = data.train.labels[: len(features)]
+
+    def told() -> torch.Tensor:
+        """What follows from the features, if nothing but an average comes between them and the answer."""
+        return layer(features.to(layer.weight).view(len(features), -1, *[1] * (layer.weight.ndim - 2)))
+
+    with torch.no_grad():
+        is_last = torch.equal(told().flatten(1).argmax(1), answers)
+        state = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
+        _imprint(layer, kept, features, labels)
+        imprinted = told().flatten(1).argmax(1) if is_last else _seen_by(model, layer, data)[1]
+    better = bool((imprinted == labels).sum() > (answers == labels).sum())
     if not better:
         layer.load_state_dict(state)
     return better
@@ -178,16 +188,24 @@ def features_before(
     return torch.cat(features)
 
 
-def _seen_by(model: nn.Module, layer: nn.Linear | nn.Conv2d, data: Dataset) -> tuple[torch.Tensor, int]:
-    """The features (N, F) that reach the head from some training images, and how many it gets right."""
-    count = min(len(data.train), max(_LOOKED_AT // layer.weight.shape[0], 1) * layer.weight.shape[0])
+def _seen_by(
+    model: nn.Module, layer: nn.Linear | nn.Conv2d, data: Dataset
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of some training images the features (N, F) that reach the head, and the answers (N,)."""
+    count = _looked_at(len(data.train), layer)
     features: list[torch.Tensor] = []
-    right = 0
     with _heard(layer, features), torch.no_grad(), evaluating(model):
-        for part in torch.arange(count).split(_BATCH):
-            images, labels = data.train.batch(part, data.normalisation)
-            right += int((logits(model(images)).argmax(1) == labels).sum())
-    return torch.cat(features), right
+        answers = [
+            logits(model(data.train.batch(part, data.normalisation)[0])).argmax(1)
+            for part in torch.arange(count).split(_BATCH)
+        ]
+    return torch.cat(features), torch.cat(answers)
+
+
+def _looked_at(images: int, layer: nn.Linear | nn.Conv2d) -> int:
+    """How many of the images are, the first ones, to imprint new rows."""
+    classes = layer.weight.shape[0]
+    return min(images, max(_LOOKED_AT // classes, 1) * classes)
 
 
 @contextmanager

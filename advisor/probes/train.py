@@ -24,7 +24,6 @@ import advisor.probes
 import advisor.training
 from advisor.data.loading import Dataset, LabelledImages
 from advisor.data.pixels import Normalisation
-from advisor.errors import first_line
 from advisor.methods import Trainable, get_method
 from advisor.methods.recalibrate import reestimation
 from advisor.models.blocks import evaluating, front_modules, has_replaceable_front
@@ -32,16 +31,17 @@ from advisor.models.fingerprint import code_fingerprint, fingerprint
 from advisor.models.layers import logits
 from advisor.parts.closed_form import Examples, feature_blocks, feature_sizes, inputs_of, pooled_outputs
 from advisor.records import FEATURES, Block, Candidate, Census, Features
+from advisor.training.accelerator import CPU, Accelerator, host
 from advisor.training.loop import (
     PASS,
     FrontOutputs,
-    Images,
     Training,
     evaluate,
     head_of,
     level_updates,
     reestimated,
 )
+from advisor.training.views import CACHED_VIEWS, Images, View, Views
 
 _log = logging.getLogger(__name__)
 _TIMED_UPDATES, _TIMING_SECONDS = 8, 0.5  # of each candidate: enough to plan with
@@ -112,6 +112,7 @@ class Trainer:
         dataset: Dataset,
         batch_size: int,
         as_advised: int | None = None,
+        accelerator: Accelerator = CPU,
     ) -> None:
         """Prepare to train.
 
@@ -119,11 +120,13 @@ class Trainer:
             dataset: its labels are the model's outputs (`scenarios.relabel`).
             as_advised: every lever is pulled as on the device, where so many images run at once when no
                 gradient is needed; None: training runs in the quickest way that comes out the same.
+            accelerator: what trains, and judges.
         """
+        self.accelerator = accelerator
         self.model, self.census, self.dataset, self.batch_size = model, census, dataset, batch_size
         self.as_advised = as_advised
         self._recalibrated: nn.Module | None = None
-        self._features: dict[tuple[tuple[str, ...], bool, bool], tuple[Images, ...]] = {}
+        self._features: dict[tuple[Any, ...], tuple[FrontOutputs, ...]] = {}
         self._kept = Kept(MOST_KEPT)
         self._without_labels: LabelledImages | None = None
         # How many of the held-out images a trial may be judged on: each step is another training.
@@ -141,7 +144,12 @@ class Trainer:
     def key(self) -> dict[str, Any]:
         """All that a probe's result depends on, besides its trial: to find it in a store."""
         data = self.dataset
-        return key_of(self.model, data.normalisation, *_parts(data)) | {"batch_size": self.batch_size}
+        how = {
+            "batch_size": self.batch_size,
+            "augment": data.augment,
+            "device": self.accelerator.described,
+        }
+        return key_of(self.model, data.normalisation, *_parts(data)) | how
 
     def trainings(self, samples: int) -> int:  # noqa: ARG002 - it matters where there are folds
         """How many networks it takes to judge the first held-out samples."""
@@ -171,7 +179,7 @@ class Trainer:
                 failure = "diverged"
         except Exception as error:  # noqa: BLE001 - what one candidate breaks must not end the others
             _log.debug("training %s failed", trial.candidate.id, exc_info=True)
-            failure = first_line(error)
+            failure = self.accelerator.failure(error)
         end = time.perf_counter()
         each = max(trained - begun, 0.0) / max(run_now, 1)
         return Probe(
@@ -203,25 +211,58 @@ class Trainer:
 
     def judge_base(self, samples: int) -> bytes:
         """Which of the first held-out samples the model classifies right as it is."""
-        return evaluate(self.model, self.dataset.validation, self.dataset.normalisation, samples)
+        return self._judged(self.dataset.validation, samples)
 
     def judge_base_retained(self, samples: int) -> bytes | None:
         """Likewise of the old data; None where there is none."""
         if self.dataset.retained is None:
             return None
-        return evaluate(self.model, self.dataset.retained, self.dataset.normalisation, samples)
+        return self._judged(self.dataset.retained, samples)
+
+    def _judged(self, images: LabelledImages, samples: int) -> bytes:
+        """Of the model as it is; elsewhere than here it is a copy that is classified with."""
+        model, on = self.model, self.accelerator
+        if on != CPU:
+            model = on.place(copy.deepcopy(model))
+        return evaluate(model, images, self.dataset.normalisation, samples, accelerator=on)
 
     def time_updates(self, candidate: Candidate) -> tuple[float, float]:
-        """Wall clock before the candidate's first update, and of one on average, in seconds."""
-        _decode(self.dataset)
+        """Wall clock before the candidate's first update, and of one on average, in seconds.
+
+        They are timed on a few of the images: what runs on each of them beforehand takes as much longer on
+        all as there are more.
+        """
+        images = self._few(_TIMED_UPDATES * self.batch_size)
+        few = Trainer(self.model, self.census, images, self.batch_size, accelerator=self.accelerator)
+        _decode(few.dataset)
         start = time.perf_counter()
-        fine_tune = FineTune(self, candidate, 0.0, _TIMED_UPDATES, seed=0)
+        fine_tune = FineTune(few, candidate, 0.0, _TIMED_UPDATES, seed=0)
+        prepared = time.perf_counter()
         fine_tune.run(1)  # slower than others where it compiles kernels
-        setup = time.perf_counter() - start
-        start = time.perf_counter()
-        while fine_tune.done < _TIMED_UPDATES and time.perf_counter() - start < _TIMING_SECONDS:
+        begun = time.perf_counter()
+        while fine_tune.done < _TIMED_UPDATES and time.perf_counter() - begun < _TIMING_SECONDS:
             fine_tune.run(fine_tune.done + 1)
-        return setup, (time.perf_counter() - start) / max(fine_tune.done - 1, 1)
+        each = (time.perf_counter() - begun) / max(fine_tune.done - 1, 1)
+        own = trained_as(candidate, self.census)
+        runs_before = is_reestimated(own) or own.levers.cached_prefix != "no"
+        times = sum(map(len, _parts(self.dataset))) / sum(map(len, _parts(few.dataset))) if runs_before else 1
+        return (prepared - start) * times + begun - prepared, each
+
+    def _few(self, count: int) -> Dataset:
+        """At most so many images of each kind."""
+        data = self.dataset
+
+        def first(part: LabelledImages) -> LabelledImages:
+            return part.those(torch.arange(min(count, len(part))))
+
+        old, more = data.retained, data.unlabelled
+        return replace(
+            data,
+            train=first(data.train),
+            validation=first(data.validation),
+            retained=None if old is None else first(old),
+            unlabelled=None if more is None else first(more),
+        )
 
     def copy_of_base(self, candidate: Candidate) -> nn.Module:
         """What the candidate starts from: the model, with its statistics re-estimated if it wants that."""
@@ -235,6 +276,7 @@ class Trainer:
                 self.batch_size,
                 self.dataset.normalisation,
                 self.pass_size,
+                self.accelerator,
             )
         return copy.deepcopy(self._recalibrated)
 
@@ -247,25 +289,49 @@ class Trainer:
             self._without_labels = LabelledImages.joined(train, more)
         return self._without_labels
 
-    def inputs(self, trainable: Trainable, candidate: Candidate) -> tuple[Images, ...]:
-        """Inputs to train on, held-out and old ones: images, or what a frozen front makes of them."""
+    def inputs(self, trainable: Trainable, candidate: Candidate, seed: int) -> tuple[Views, Sequence[Images]]:
+        """Views to train on, and held-out images and old ones, or what a frozen front makes of them."""
         train = self.images_for(candidate)
-        parts = (train, *judged_on(self.dataset))
+        views = Views.of(train, candidate, self.census, self.dataset.augment, seed)
         if trainable.levers.cached_prefix == "no":
-            return parts
+            return views, judged_on(self.dataset)
         key = trainable.front, is_reestimated(candidate), train is self.dataset.train
         if key not in self._features:
             self._features[key] = self.fronts(trainable, candidate)
-        return self._features[key]
+        plain, *judged = self._features[key]
+
+        def made(view: Images) -> FrontOutputs:
+            if not isinstance(view, View):
+                return plain
+            own = (*key, view.seed, view.number)
+            if own not in self._features:
+                self._features[own] = (self.front_of_view(trainable, candidate, view),)
+            return self._features[own][0]
+
+        return views.run_through(made), judged
 
     def fronts(self, trainable: Trainable, candidate: Candidate) -> tuple[FrontOutputs, ...]:
         """Of images to train on, held-out and old ones: what the candidate's frozen front makes of them."""
         parts = (self.images_for(candidate), *judged_on(self.dataset))
         return tuple(self.front(trainable, part) for part in parts)
 
+    def front_of_view(self, trainable: Trainable, candidate: Candidate, view: View) -> FrontOutputs:
+        """What the candidate's frozen front makes of a view of the images to train on."""
+        del candidate
+        return self.front(trainable, view)
+
     def front(self, trainable: Trainable, images: Images) -> FrontOutputs:
         """What a frozen front makes of images."""
-        return FrontOutputs.of(images, trainable, self.dataset.normalisation, self.census, self.pass_size)
+        views = 1 if self.dataset.augment == "none" else CACHED_VIEWS
+        return FrontOutputs.of(
+            images,
+            trainable,
+            self.dataset.normalisation,
+            self.census,
+            self.pass_size,
+            views=views,
+            accelerator=self.accelerator,
+        )
 
 
 class FineTune(Training):
@@ -285,8 +351,9 @@ class FineTune(Training):
             batch_size=trainer.batch_size,
             seed=seed,
             normalisation=trainer.dataset.normalisation,
-            inputs=partial(trainer.inputs, candidate=own),
+            inputs=partial(trainer.inputs, candidate=own, seed=seed),
             pass_size=trainer.pass_size,
+            accelerator=trainer.accelerator,
         )
 
     def judge_retained(self, samples: int) -> bytes | None:
@@ -332,12 +399,13 @@ class FineTune(Training):
                 inputs_of(model.get_submodule(census.head or "")) as head,
                 pooled_outputs(model, missing) as outputs,
                 torch.inference_mode(),
+                self._precision.forward(),
             ):
                 for indices in torch.arange(count).split(PASS):
-                    model(part.batch(indices, self._normalisation)[0])
-                    inputs.append(head[0])
+                    model(self._accelerator.placed(part.batch(indices, self._normalisation)[0]))
+                    inputs.append(host(head[0]))
                     for block in missing:
-                        made[block].append(outputs[block])
+                        made[block].append(host(outputs[block]))
             pooled |= {block: torch.cat(parts) for block, parts in made.items()}
             found.append(
                 (torch.cat([torch.cat(inputs), *map(pooled.__getitem__, blocks)], 1), part.labels[:count])

@@ -193,7 +193,9 @@ def _accuracy(recommendation: Recommendation) -> tuple[str, str, str]:
     if not probed:
         why = "No data was given." if data is None else "No candidate was probed."
         return ("accuracy", "unknown", f"{why} Candidates are ranked on cost alone.")
-    seconds = f" All probes took {format_seconds(data.probe_seconds)}." if data else ""
+    seconds = ""
+    if data:
+        seconds = f" All probes took {format_seconds(data.probe_seconds)}{view.how_probed_text(data)}."
     if data and data.probes_recalled:
         seconds += f" {data.probes_recalled} of them come from earlier runs."
     samples = sorted({item.samples for item in probed})

@@ -238,9 +238,8 @@ def evidence(recommendation: Recommendation) -> list[tuple[str, str]]:
     if independent:
         lines.append(("of these", f"as much is told as by {min(independent):,} independent ones"))
     recalled = f", {data.probes_recalled:,} more from the store" if data.probes_recalled else ""
-    lines.append(
-        ("probes", f"{data.probes_run:,} trainings in {format_seconds(data.probe_seconds)}{recalled}")
-    )
+    took = f"{data.probes_run:,} trainings in {format_seconds(data.probe_seconds)}"
+    lines.append(("probes", f"{took}{recalled}{view.how_probed_text(data)}"))
     return lines
 
 

@@ -76,6 +76,8 @@ def answer_lines(recommendation: Recommendation, width: int) -> Lines:
     held_out = f", {view.held_out_text(data, chosen.accuracy)}" if data else ""
     metric = recommendation.budget.metric_kind
     lines.append(_change(metric, base, chosen.accuracy, held_out, width))
+    if data and (how := view.how_probed_text(data)):
+        lines.append(Text(cut(f"  probes    {how.removeprefix(', ')}", width)))
     below = cheaper_text(chosen, recommendation.evaluations)
     if below:
         lines.append(Text(cut(f"  {'':8}  {below}; --tolerance 0 takes it", width)))

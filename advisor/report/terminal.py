@@ -166,7 +166,7 @@ def _print_subject(recommendation: Recommendation, console: Console) -> None:
         lines.append(
             f"Data: {data.source}, {data.classes} classes{new}; "
             f"{data.train_samples:,} samples to train, {view.held_out_text(data)}; "
-            f"probes took {data.probe_seconds:.0f} s"
+            f"probes took {data.probe_seconds:.0f} s{view.how_probed_text(data)}"
         )
         if data.probes_recalled:
             lines.append(f"Probes: {data.probes_recalled} from the store, {data.probes_run} run now")

@@ -154,6 +154,12 @@ def count_unit(values: Iterable[float]) -> Unit:
     return _unit(values, ("",), 1)
 
 
+def how_probed_text(data: DataSummary) -> str:
+    """What was trained on, and where, where that isn't images as they are on the processor: `, on cuda:0`."""
+    seen = {"none": "", "flip": ", on mirror images, too", "standard": ", on random crops and mirror images"}
+    return seen[data.augment] + (f", on {data.device}" if data.device != "cpu" else "")
+
+
 def held_out_text(data: DataSummary, accuracy: Accuracy | None = None) -> str:
     """`250 held out`, or how every image came to be; of the accuracy, where one is given."""
     every = data.validation_samples

@@ -14,7 +14,7 @@ from advisor.files import opened, replacing
 from advisor.records import Candidate
 from advisor.training.loop import Training, head_of
 
-_FORMAT = "peft-advisor checkpoint 3"
+_FORMAT = "peft-advisor checkpoint 4"
 _KEYS = {"key", "epochs", "state"}
 _PIECES = 20  # of an epoch: how often progress is told
 

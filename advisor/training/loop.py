@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -9,7 +10,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
@@ -22,26 +23,14 @@ from advisor.models.layers import logits
 from advisor.parts.attachment import Trainable
 from advisor.parts.closed_form import feature_blocks, pooled_outputs
 from advisor.records import Block, Candidate, Census, Features
+from advisor.training.accelerator import CPU, Accelerator, host
+from advisor.training.step_at_once import StepAtOnce
 from advisor.training.update import begin, reestimation_updates, solve_head, update
+from advisor.training.views import Images, Views
 
 PASS = 64  # images that run at once where no gradient is needed
-_MOST_IN_MEMORY = 2**30  # bytes of one front's outputs; more go into a file
+_MOST_IN_MEMORY = 2**30  # bytes of one front's outputs for all views; more go into files
 _COOL_DOWN = 0.2  # of the updates, at the end
-
-
-class Images(Protocol):
-    """Labelled images, or what a frozen front made of them."""
-
-    @property
-    def labels(self) -> torch.Tensor:
-        """(N,) int64."""
-        ...
-
-    def __len__(self) -> int: ...
-
-    def batch(self, indices: torch.Tensor, normalisation: Normalisation) -> tuple[torch.Tensor, torch.Tensor]:
-        """Inputs (B, ...) and labels (B,) of those at `indices` (B,)."""
-        ...
 
 
 class Training:
@@ -51,7 +40,7 @@ class Training:
     square root of the part of them that is done (arXiv 2405.18392): a longer training is the same as a
     shorter one until that one begins to cool down, so what was trained can go on from there.
 
-    Every candidate sees the same batches for the same seed.
+    Every candidate sees the same batches for the same seed. An epoch is as many batches as the images fill.
     """
 
     def __init__(
@@ -65,31 +54,38 @@ class Training:
         batch_size: int,
         seed: int,
         normalisation: Normalisation,
-        inputs: Callable[[Trainable], Sequence[Images]],
+        inputs: Callable[[Trainable], tuple[Views, Sequence[Images]]],
         pass_size: int = PASS,
+        accelerator: Accelerator = CPU,
     ) -> None:
         """Attach the candidate, ready for the first update.
 
         Args:
             model: where the candidate wants it so, with its statistics re-estimated already.
             updates: after which the learning rate is zero.
-            inputs: images to train on, held-out ones, and others to judge on, for the attached candidate:
-                with a cached prefix, what its front makes of them.
+            inputs: images to train on in their views, and to judge on, held-out ones and others, for
+                the attached candidate: with a cached prefix, what its front makes of them.
             pass_size: how many images run at once where no gradient is needed.
+            accelerator: what trains; the model is moved there.
         """
         self.done = 0
         self.losses: list[float] = []  # of the updates, where something is trained
         self._census, self._candidate, self._normalisation = census, candidate, normalisation
         self._pass_size = pass_size
-        self._random = torch.Generator().manual_seed(seed).get_state()
+        self._accelerator = accelerator
+        self._random = accelerator.random_states(seed)
         with self._own_random_numbers():
+            model = accelerator.place(model)
             self.trainable, self.optimizer = begin(model, census, candidate, learning_rate or 0.0)
+        self._precision = accelerator.precision(may_scale=not isinstance(self.optimizer, StepAtOnce))
         self._schedule = None
         if self.optimizer is not None:
             self._schedule = torch.optim.lr_scheduler.LambdaLR(
                 self.optimizer, partial(_share_of_rate, updates=updates)
             )
-        self._train, self._held_out, *self._others = inputs(self.trainable)
+        self._views, judged_on = inputs(self.trainable)
+        self._held_out, *self._others = judged_on
+        self._train = self._views.plain
         self._batches = _batches(len(self._train), batch_size, seed)
 
     def run(self, until: int) -> bool:
@@ -97,8 +93,10 @@ class Training:
         with self._own_random_numbers():
             self.trainable.train_mode()
             while self.done < until:
-                images, labels = self._train.batch(next(self._batches), self._normalisation)
-                loss = update(self.trainable, self.optimizer, images, labels)
+                epoch, indices = next(self._batches)
+                images, labels = self._views.batch(indices, epoch, self._normalisation)
+                images, labels = self._accelerator.batch(images, labels)
+                loss = update(self.trainable, self.optimizer, images, labels, precision=self._precision)
                 if loss is not None:
                     self.losses.append(loss.item())
                     if not math.isfinite(self.losses[-1]):
@@ -116,15 +114,19 @@ class Training:
         if self.optimizer is not None:
             self.optimizer.zero_grad(set_to_none=True)  # nothing is held that the next update doesn't need
         with self._without_front():
-            return evaluate(self.trainable.model, images, self._normalisation, samples, self._pass_size)
+            return evaluate(
+                self.trainable.model, images, self._normalisation, samples, self._pass_size, self._accelerator
+            )
 
     def finish(self) -> None:
         """What follows training: a head in closed form is solved, and takes its place."""
         if head_of(self._candidate) is None:
             return
         every = torch.arange(len(self._train)).split(self._pass_size)
-        with self._without_front():
-            batches = (self._train.batch(indices, self._normalisation) for indices in every)
+        with self._without_front(), self._precision.forward():
+            batches = (
+                self._accelerator.batch(*self._train.batch(indices, self._normalisation)) for indices in every
+            )
             solve_head(self.trainable, self._census, batches)
 
     def state(self) -> dict[str, Any]:
@@ -161,10 +163,9 @@ class Training:
     @contextmanager
     def _own_random_numbers(self) -> Iterator[None]:
         """Dropout's and the initialisations' random numbers neither take from others' nor depend on them."""
-        with torch.random.fork_rng(devices=[]):
-            torch.set_rng_state(self._random)
+        with self._accelerator.random_numbers(self._random) as reached:
             yield
-            self._random = torch.get_rng_state()
+        self._random = tuple(reached)
 
     def _without_front(self) -> AbstractContextManager[None]:
         if self.trainable.levers.cached_prefix == "no":
@@ -179,6 +180,7 @@ def reestimated(
     batch_size: int,
     normalisation: Normalisation,
     pass_size: int = PASS,
+    accelerator: Accelerator = CPU,
 ) -> nn.Module:
     """The model, in eval mode, with its statistics re-estimated on the images, in place."""
     updates = reestimation_updates(len(images), batch_size)
@@ -191,8 +193,9 @@ def reestimated(
         batch_size=batch_size,
         seed=0,
         normalisation=normalisation,
-        inputs=lambda _: (images, images),
+        inputs=lambda _: (Views.alone(images), [images]),
         pass_size=pass_size,
+        accelerator=accelerator,
     )
     training.run(updates)
     return model.eval()
@@ -209,14 +212,17 @@ def _share_of_rate(done: int, updates: int) -> float:
     return 1.0 if done <= level else max(1 - math.sqrt((done - level) / (updates - level)), 0.0)
 
 
-def _batches(samples: int, batch_size: int, seed: int) -> Iterator[torch.Tensor]:
-    """Batches of indices without end; every epoch in a new order, an incomplete last batch left out."""
+def _batches(samples: int, batch_size: int, seed: int) -> Iterator[tuple[int, torch.Tensor]]:
+    """Epoch, from 0 on, and indices of batches without end.
+
+    Every epoch is in a new order, an incomplete last batch is left out.
+    """
     generator = torch.Generator().manual_seed(seed)
     size = min(batch_size, samples)
-    while True:
+    for epoch in itertools.count():
         for indices in torch.randperm(samples, generator=generator).split(size):
             if len(indices) == size:
-                yield indices
+                yield epoch, indices
 
 
 def head_of(candidate: Candidate) -> Features | None:
@@ -230,19 +236,22 @@ def evaluate(
     normalisation: Normalisation,
     samples: int | None = None,
     pass_size: int = PASS,
+    accelerator: Accelerator = CPU,
 ) -> bytes:
     """Which of the first `samples` images the model classifies right: one byte each, 1 = right.
 
-    `samples`: None: all; of none, nothing.
+    Args:
+        samples: None: all; of none, nothing.
+        accelerator: where the model is.
     """
     count = len(images) if samples is None else min(samples, len(images))
     if not count:
         return b""
     model.eval()
     right: list[torch.Tensor] = []
-    with torch.inference_mode():
+    with torch.inference_mode(), accelerator.precision().forward():
         for indices in torch.arange(count).split(pass_size):
-            inputs, labels = images.batch(indices, normalisation)
+            inputs, labels = accelerator.batch(*images.batch(indices, normalisation))
             right.append(logits(model(inputs)).argmax(1) == labels)
     return bytes(torch.cat(right).to(torch.uint8).tolist())
 
@@ -267,25 +276,30 @@ class FrontOutputs:
         pass_size: int = PASS,
         in_file: bool = False,
         beside: Path | None = None,
+        views: int = 1,
+        accelerator: Accelerator = CPU,
     ) -> FrontOutputs:
         """Run the front on all images.
 
         Args:
             in_file: whether the outputs are kept in a file, however few they are.
             beside: the folder for that file; None: that of temporary files.
+            views: of the images, that together take no more memory than is allowed for one.
+            accelerator: where the model is; what comes of it is kept in the host's memory.
         """
         outputs, folder = torch.empty(0), None
         blocks = [b for b in feature_blocks(census, "all") if b.modules[-1] in trainable.front]
         pooled: dict[Block, list[torch.Tensor]] = {block: [] for block in blocks}
         for positions in torch.arange(len(images)).split(pass_size):
-            with pooled_outputs(trainable.model, blocks) as of_blocks:
-                made = run_front(trainable.model, trainable.front, images.batch(positions, normalisation)[0])
+            inputs = accelerator.placed(images.batch(positions, normalisation)[0])
+            with pooled_outputs(trainable.model, blocks) as of_blocks, accelerator.precision().forward():
+                made = run_front(trainable.model, trainable.front, inputs).cpu()
             for block in blocks:
-                pooled[block].append(of_blocks[block])
+                pooled[block].append(host(of_blocks[block]))
             if not outputs.numel():
                 shape = (len(images), *made.shape[1:])
                 size = math.prod(shape) * made.element_size()
-                if in_file or size > _MOST_IN_MEMORY:
+                if in_file or views * size > _MOST_IN_MEMORY:
                     folder = tempfile.TemporaryDirectory(prefix="peft-advisor-", dir=beside)
                     path = str(Path(folder.name, "front"))
                     flat = torch.from_file(path, shared=True, size=math.prod(shape), dtype=made.dtype)

@@ -27,6 +27,7 @@ from advisor.models.layers import fuse_norms, logits
 from advisor.parts.attachment import Trainable
 from advisor.parts.closed_form import Examples, WideHead, feature_sizes, inputs_of, widen
 from advisor.records import Candidate, Census
+from advisor.training.accelerator import Precision, host
 from advisor.training.step_at_once import StepAtOnce
 
 RECALIBRATION_SAMPLES = 512  # images at most, to re-estimate statistics on
@@ -103,7 +104,7 @@ def solve_head(
         with inputs_of(linear) as inputs:
             for images, labels in batches:
                 trainable.model(images)
-                examples.add(inputs[0], labels)
+                examples.add(host(inputs[0]), host(labels))
         weight, bias = examples.solve()
         linear.weight.copy_(weight)
         linear.bias.copy_(bias)
@@ -128,6 +129,8 @@ def update(
     optimizer: torch.optim.Optimizer | None,
     images: torch.Tensor,
     labels: torch.Tensor,
+    *,
+    precision: Precision | None = None,
 ) -> torch.Tensor | None:
     """Move the trained parameters, and the statistics that the method updates, by one batch.
 
@@ -139,19 +142,21 @@ def update(
         optimizer: of its parameters; None where nothing is trained.
         images: (N, C, H, W), normalised; with a cached prefix, what `run_front` made of them.
         labels: (N,) class indices.
+        precision: what it computes in; None: single.
 
     Returns:
         The method's loss, mean over the batch, before the update; None where nothing is trained.
     """
-    count = len(images)
+    count, precision = len(images), precision or Precision()
     size = min(trainable.levers.micro_batch or count, count)
     if optimizer is None:
         for part in images.split(size):
             if trainable.solved is not None:  # its features are what is kept of a batch
-                with torch.no_grad(), _routed(trainable):
+                with torch.no_grad(), precision.forward(), _routed(trainable):
                     trainable.model(part)
             else:
-                _reestimate(trainable, part)
+                with precision.forward():
+                    _reestimate(trainable, part)
         return None
     optimizer.zero_grad(set_to_none=True)
     total = None
@@ -159,13 +164,13 @@ def update(
         part = slice(start, start + size)
         if isinstance(optimizer, StepAtOnce):
             optimizer.complete = start + size >= count
-        with _routed(trainable):
+        with precision.forward(), _routed(trainable):
             loss = trainable.loss(logits(trainable.model(images[part])), labels[part])
         if size < count:
             loss = loss * (len(labels[part]) / count)
-        loss.backward()
+        precision.backward(loss)
         total = loss.detach() if total is None else total + loss.detach()
-    optimizer.step()
+    precision.step(optimizer)
     return total
 
 

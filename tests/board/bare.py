@@ -60,10 +60,10 @@ def _fine_tune(bundle, photos, output, arguments, cut_after):
 
         updates, run = iter(range(1, cut_after + 1)), loop.update
 
-        def update(*args):
+        def update(*args, **more):
             if next(updates, None) is None:
                 os.kill(os.getpid(), signal.SIGKILL)
-            return run(*args)
+            return run(*args, **more)
 
         loop.update = update
     out, err = io.StringIO(), io.StringIO()

@@ -46,6 +46,14 @@ CASES = [
 ]
 
 
+# What of the photos is trained on; the others are trained on as they are.
+AUGMENTED = {
+    "dora-rank=2@last-1@cached-disk": "standard",
+    "galore-rank=2@per-parameter": "flip",
+    "ssf@last-1@cached-ram@statistics-reestimated": "flip",
+    "head": "standard",
+    "tent@adamw": "standard",
+}
 CUT = ["full@momentum@per-parameter", "dora-rank=2@last-1@cached-disk", "galore-rank=2@per-parameter"]
 
 
@@ -116,7 +124,8 @@ def advised(folder):
         evaluation = Evaluation(
             Candidate.parse(candidate), simulators[size].cost(Candidate.parse(candidate), BATCH)
         )
-        return replace(advice, evaluations=(evaluation,), recommended=candidate, input_size=size)
+        data = replace(advice.data, augment=AUGMENTED.get(candidate, "none"))
+        return replace(advice, evaluations=(evaluation,), recommended=candidate, input_size=size, data=data)
 
     return of
 

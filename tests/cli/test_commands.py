@@ -138,6 +138,7 @@ def test_a_wrong_command_line_is_one_line(tell, arguments, said):
         ("--methods lorra", "did you mean lora?"),
         ("--rehearse gausian-noise --data digits", "did you mean gaussian-noise?"),
         ("--executor locl", "did you mean local?"),
+        ("--augment flop", "did you mean flip?"),
     ],
 )
 def test_a_mistyped_value_has_a_suggestion(tell, network, arguments, said):

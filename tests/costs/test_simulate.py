@@ -22,6 +22,7 @@ from advisor.models.layers import take_census
 from advisor.parts.attachment import train_only
 from advisor.records import MULTIPLY_ADD_TYPES, Candidate, Flops, Levers
 from advisor.training.update import begin, update
+from advisor.training.views import CACHED_VIEWS
 from tests.padding import ByLayer, BySize
 
 SIZE = (3, 16, 16)
@@ -324,6 +325,24 @@ def test_images_without_labels_are_cached_for_those_that_look_at_none(resnet):
         alone, more = (simulator.cost(candidate, 2) for simulator in (few, many))
         assert more.cache_bytes == times * alone.cache_bytes > 0
         assert more.setup_flops == times * alone.setup_flops
+
+
+@pytest.mark.parametrize(("augment", "views"), [("flip", 2), ("standard", CACHED_VIEWS)])
+def test_a_cache_holds_every_view(resnet, augment, views):
+    model, census = resnet
+    plain, augmented = (Simulator(model, census, 10, augment=each) for each in ("none", augment))
+    for candidate in (
+        Candidate("norm", levers=Levers(scope=2, cached_prefix="ram")),
+        Candidate("norm", levers=Levers(scope=2, cached_prefix="disk")),
+    ):
+        one, all_of_them = (simulator.cost(candidate, 2) for simulator in (plain, augmented))
+        assert all_of_them.cache_bytes == views * one.cache_bytes > 0
+        assert all_of_them.setup_flops == views * one.setup_flops
+        assert all_of_them.memory.cached == views * one.memory.cached
+        assert all_of_them.flops == one.flops
+    solved = Candidate.of("ridge", {"features": "last"}, Levers())
+    assert plain.cost(solved, 2) == augmented.cost(solved, 2)
+    assert plain.key() != augmented.key()
 
 
 def test_adam_holds_two_states_and_sgd_none():

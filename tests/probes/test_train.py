@@ -259,7 +259,9 @@ def test_a_longer_training_goes_on_from_a_shorter_one_and_finds_the_same(method,
 
 def test_a_longer_training_repeats_only_what_it_must(monkeypatch):
     trainer, run, updates = trainer_of(network(), dataset()), advisor.training.loop.update, []
-    monkeypatch.setattr(advisor.training.loop, "update", lambda *args: updates.append(run(*args)))
+    monkeypatch.setattr(
+        advisor.training.loop, "update", lambda *args, **more: updates.append(run(*args, **more))
+    )
     trainer.probe(Trial(Candidate("norm"), 1e-2, 20, 40, 0))
     updates.clear()
     trainer.probe(Trial(Candidate("norm"), 1e-2, 40, 40, 0))

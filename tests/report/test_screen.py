@@ -69,6 +69,18 @@ def test_what_is_lost_stands_below_what_is_won(samples: dict[str, Recommendation
     assert lost == "  old data  95.6 -> 79.1 % (77.1-81.1), \N{MINUS SIGN}16.5 points"
 
 
+def test_on_what_and_where_probes_trained_is_told(samples: dict[str, Recommendation]) -> None:
+    plain = samples["with_data"]
+    assert plain.data is not None
+    told = "on random crops and mirror images, on cuda:0 (NVIDIA H200, bfloat16)"
+    data = replace(plain.data, augment="standard", device="cuda:0 (NVIDIA H200, bfloat16)")
+    on_a_gpu = replace(plain, data=data)
+    assert f"  probes    {told}" in lines_of(on_a_gpu, 100)
+    assert told in render_html(on_a_gpu)
+    assert loads(dumps(on_a_gpu)) == on_a_gpu
+    assert not any("probes    " in line for line in lines_of(plain, 100))
+
+
 def test_a_limit_has_a_bar_and_what_has_none_has_not(samples: dict[str, Recommendation]) -> None:
     lines = lines_of(samples["with_data"], 80)
     (memory,) = (line for line in lines if line.startswith("peak memory"))
