@@ -19,19 +19,19 @@ import advisor
 from advisor.adapters import RECIPE, document_of
 from advisor.apply import Application, advised, chosen, learning_rate_of, promised_bytes, recipe_of
 from advisor.board.network import written
-from advisor.board.tensors import tensors_of
+from advisor.board.tensors import can_be_packed, packed, tensors_of
 from advisor.costs.passes import pass_size
 from advisor.data.loading import Dataset
 from advisor.data.pixels import Frame
 from advisor.data.pools import Found
 from advisor.errors import InputError
-from advisor.files import make_folder, replacing, write_whole
+from advisor.files import make_folder, write_whole
 from advisor.methods import get_method, plan
 from advisor.plain import encode
 from advisor.records import Candidate, Recommendation
 from advisor.situation import Progress, Story
 
-SCRIPT, NETWORK, WEIGHTS, LIBRARY = "finetune.py", "network.py", "base.pt", "advisor"
+SCRIPT, NETWORK, WEIGHTS, LIBRARY = "finetune.py", "network.py", "base.safetensors", "advisor"
 _ROOT = Path(advisor.__file__).parent
 _READ_AT_ONCE = 256  # images, to tell which of the files they are
 _EMPTY = '"""Copied from peft-advisor: what a fine-tune on the board needs of it."""\n'
@@ -74,7 +74,10 @@ def export(
         )
     progress("export", 0.0, "network")
     example = data.validation.batch(torch.arange(min(2, len(data.validation))), data.normalisation)[0]
-    network = written(story.loaded.module, example)
+    network, tensors = written(story.loaded.module, example), tensors_of(story.loaded.module)
+    odd = next((name for name, tensor in tensors.items() if not can_be_packed(tensor)), None)
+    if odd is not None:
+        raise InputError(f"{odd} holds {tensors[odd].dtype}: no file of weights for a board can")
     promised = promised_bytes(recommendation, evaluation)
     passes = pass_size(story.loaded.module, census, evaluation.cost, promised)
     progress("export", 0.5, "photos")
@@ -92,8 +95,7 @@ def export(
     write_whole(folder / RECIPE, json.dumps(document, indent=1, allow_nan=False) + "\n")
     write_whole(folder / NETWORK, network)
     write_whole(folder / SCRIPT, (_ROOT / "board" / SCRIPT).read_text(encoding="utf-8"))
-    with replacing(folder / WEIGHTS) as temporary:
-        torch.save({name: t.clone() for name, t in tensors_of(story.loaded.module).items()}, temporary)
+    write_whole(folder / WEIGHTS, packed(tensors, {"format": "pt"}))
     for name, text in modules.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)

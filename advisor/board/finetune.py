@@ -14,7 +14,6 @@ import json
 import math
 import shutil
 import sys
-from collections.abc import Set
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -95,7 +94,7 @@ def _fine_tune(options: argparse.Namespace) -> None:
     before = _judged(_former(options.output, candidate, census), held_out, normalisation, passes)
 
     network = _network()
-    names_before = network.state_dict().keys()
+    names_before = set(network.state_dict())  # no view: that would keep the tensors
     if candidate.levers.statistics == "reestimated":
         network = reestimated(network, census, train, batch_size, normalisation, passes)
     length = Length.of(candidate, rate, len(train), batch_size, options.epochs or recipe["epochs"])
@@ -166,7 +165,7 @@ def _network() -> nn.Module:
     from network import build  # type: ignore[import-not-found]
 
     network: nn.Module = build()
-    fill(network, torch.load(HERE / "base.pt", mmap=True, weights_only=True))
+    fill(network, unpacked(HERE / "base.safetensors"))
     return network.eval()
 
 
@@ -230,7 +229,7 @@ def _figures(correct: bytes) -> dict[str, float | int]:
 
 
 def _write(
-    output: Path, trainable: Trainable, recipe: dict[str, Any], images: torch.Tensor, names: Set[str]
+    output: Path, trainable: Trainable, recipe: dict[str, Any], images: torch.Tensor, names: set[str]
 ) -> None:
     """The adapter and its recipe; and the whole network, where the method can be folded into it.
 

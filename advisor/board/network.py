@@ -24,7 +24,7 @@ from advisor.errors import ModelError, first_line
 from advisor.models.blocks import evaluating
 from advisor.models.padded import first_padding
 
-_HEADER = '''"""The network, written from what its modules do; its weights are in base.pt."""
+_HEADER = '''"""The network, written from what its modules do; its weights are in base.safetensors."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def written(model: nn.Module, example: torch.Tensor) -> str:
 
 def _check(model: nn.Module, text: str, example: torch.Tensor) -> None:
     again = built(text)
-    fill(again, tensors_of(model))
+    fill(again, tensors_of(model).items())
     with evaluating(model), torch.no_grad():
         for training in (False, True):
             answers = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -31,11 +31,16 @@ def tensors_of(network: nn.Module) -> dict[str, torch.Tensor]:
     return {name: tensor.detach() for some in held for name, tensor in some}
 
 
-def fill(network: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
+def fill(network: nn.Module, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
     """Set those of the network's tensors that are given."""
     own = tensors_of(network)
-    for name, tensor in tensors.items():
+    for name, tensor in tensors:
         own[name].copy_(tensor)
+
+
+def can_be_packed(tensor: torch.Tensor) -> bool:
+    """Whether safetensors has its type."""
+    return tensor.dtype in _TYPES
 
 
 def packed(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> Iterator[bytes]:
@@ -58,19 +63,17 @@ def packed(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> 
         yield ctypes.string_at(whole.data_ptr(), whole.nbytes) if whole.numel() else b""
 
 
-def unpacked(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors in a safetensors file. Raises ValueError where it is none."""
-    content = bytearray(path.read_bytes())
-    begin = 8 + int.from_bytes(content[:8], "little")
-    header = json.loads(content[8:begin])
-    found: dict[str, torch.Tensor] = {}
-    for name, told in header.items():
-        if name == "__metadata__":
-            continue
-        kind, shape, (start, end) = _KINDS[told["dtype"]], told["shape"], told["data_offsets"]
-        flat = torch.empty(0, dtype=kind)
-        if end > start:
-            part = content[begin + start : begin + end]
-            flat = torch.frombuffer(part, dtype=kind)
-        found[name] = flat.view(shape)
-    return found
+def unpacked(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors in a safetensors file, one read after the other. Raises ValueError where it is none."""
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        for name, told in header.items():
+            if name == "__metadata__":
+                continue
+            kind, shape, (start, end) = _KINDS[told["dtype"]], told["shape"], told["data_offsets"]
+            flat = torch.empty(0, dtype=kind)
+            if end > start:
+                file.seek(8 + size + start)
+                flat = torch.frombuffer(bytearray(file.read(end - start)), dtype=kind)
+            yield name, flat.view(shape)

@@ -89,9 +89,11 @@ def command(
     """Compare networks on boards: which one, with which method, on which of them.
 
     Every network is asked about on every board, under the same limits. Without --data costs alone are told
-    and nothing is run; with it the best few networks are raced.
+    and nothing is run; with it the best few networks are raced. A network that can't be used is a line
+    among the others.
 
-    Exit codes: 0 something fits somewhere, 1 nothing fits anywhere, 2 a model or the command line is wrong.
+    Exit codes: 0 something fits somewhere, 1 nothing fits anywhere, 2 no network can be used, or the command
+    line is wrong.
 
     Examples:
         peft-advisor compare torchvision:mobilenet_v2 torchvision:resnet18 --ram 512MB

@@ -181,7 +181,7 @@ def test_export_writes_what_a_board_needs_and_tells(run, tmp_path):
     assert "B besides what PyTorch itself takes there" in stdout
     assert stdout.splitlines()[-1] == f"Run it:  python {out / 'finetune.py'} PHOTOS/ --output tuned/"
     assert {path.name for path in out.iterdir()} == {
-        *("advisor", "base.pt", "finetune.py", "network.py", "recipe.json"),
+        *("advisor", "base.safetensors", "finetune.py", "network.py", "recipe.json"),
     }
     recipe = json.loads((out / "recipe.json").read_text())
     assert recipe["candidate"] == "lora-rank=2"

@@ -32,7 +32,7 @@ def test_a_table_a_page_and_the_answers(networks, tell, tmp_path):
     code, out, err = tell("compare", *networks, *boards, *ASKED, "--report", "p.html", "--output", "answers")
     assert (code, "error" in err) == (0, False)
     first = [line.split()[0] for line in out.splitlines() if line.strip()][:8]
-    assert first == ["pi4", "network", "small", "wide", "jetson", "network", "small", "wide"]
+    assert first == ["pi4:", "network", "small", "wide", "jetson:", "network", "small", "wide"]
     assert "2 networks on 2 boards" in (tmp_path / "p.html").read_text()
     names = {f"{name}-on-{board}.json" for name in ("small", "wide") for board in ("pi4", "jetson")}
     assert {path.name for path in (tmp_path / "answers").iterdir()} == names
