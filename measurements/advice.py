@@ -334,11 +334,14 @@ def advised(task: Studied, rows: Sequence[Row], executor: Any, threads: int, pri
         request = task.request
         if task.size.probe_fine_tunes is not None:
             request = replace(request, probe_seconds=task.size.probe_fine_tunes * full_seconds)
+        begun = time.perf_counter()
         with mock.patch.object(findings, "shipped_prior", return_value=prior):
             said = recommend(task.network(), budget, request)
+        seconds = time.perf_counter() - begun
         torch.set_num_threads(1)
         assert said.data is not None
         found = _picked(task, said, executor) | {
+            "seconds": seconds,
             "probe_seconds": said.data.probe_seconds,
             "probes": said.data.probes_run,
             "full_seconds": full_seconds,
@@ -419,7 +422,7 @@ def summarise(tasks: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
             said = task.get("advice", {}).get(budget)
             if said is not None:
                 regrets.append(100 * (case["best"] - said["accuracy"]))
-                cost.append(said["probe_seconds"] / said["full_seconds"])
+                cost.append(said["seconds"] / said["full_seconds"])
                 low, _, high = said["predicted"] or (1.0, 1.0, 0.0)
                 # What is told holds for images unlike those given, where it is known which belong together.
                 covered.append(low <= said.get("on_other_visits", said["accuracy"]) <= high)

@@ -43,6 +43,7 @@ from advisor.records import Candidate
 from advisor.training.loop import head_of
 from measurements.curves import JUDGING, SEEN, SHARES
 from measurements.curves import RESULTS as CURVES
+from measurements.curves import TASKS as CURVE_TASKS
 from measurements.photo_tasks import PHOTO_FOLDERS
 from measurements.tables import README, table, write_tables
 from measurements.truth import say
@@ -87,11 +88,13 @@ class Task:
 
 def tasks_of(curves: Mapping[str, Any], photos: Mapping[str, Any]) -> list[Task]:
     """From the two studies."""
+    sides = {task.name: task.side for task in CURVE_TASKS}
     found = [
-        Task(name, _conditions(task), tuple(_rows(task["rows"]))) for name, task in curves["tasks"].items()
+        Task(name, _conditions(task, sides[name]), tuple(_rows(task["rows"])))
+        for name, task in curves["tasks"].items()
     ]
     return found + [
-        Task(name, _conditions(task), tuple(_ends(task["truth"])), task["judged_on"])
+        Task(name, _conditions(task, photos["size"]["side"]), tuple(_ends(task["truth"])), task["judged_on"])
         for name, task in photos.get("tasks", {}).items()
         if "truth" in task
     ]
@@ -103,8 +106,8 @@ def committed() -> list[Task]:
     return tasks_of(json.loads(CURVES.read_text()), photos)
 
 
-def _conditions(task: Mapping[str, Any]) -> Conditions:
-    return Conditions(task["blocks"], task["batch"], task["new_head"])
+def _conditions(task: Mapping[str, Any], side: int) -> Conditions:
+    return Conditions(task["blocks"], task["batch"], task["new_head"], side)
 
 
 def without(tasks: Sequence[Task], images: str) -> list[Task]:

@@ -32,7 +32,9 @@ class Findings:
         """`costs`: cheapest first; `updates`: of a whole fine-tune."""
         self._census, self._updates = census, updates
         self.prior = shipped_prior()
-        self._conditions = Conditions(len(census.blocks), batch_size, new_head)
+        self._conditions = Conditions(
+            len(census.blocks), batch_size, new_head, min(census.input_size[1:], default=0)
+        )
         self._metric, self._min_retained = metric, min_retained
         self._alike: dict[Candidate, dict[Features | None, list[Candidate]]] = {}
         for candidate in costs:

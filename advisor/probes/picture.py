@@ -27,6 +27,7 @@ _PRIOR = Path(__file__).parent / "prior.json"
 _STEP = math.log(5)  # between two learning rates of a grid, about
 _WORSE = 1.5  # in log odds below the best: how much further is all one
 _FURTHER = 3.0  # times as far down an interval reaches that ends below all that is told apart
+_SMALL_IMAGES = 96  # pixels: below it
 _LENGTHS = 4  # doublings: a sixteenth of a whole fine-tune lies at -1
 Effect = tuple[str, str]  # a group, and what it is in it
 
@@ -48,6 +49,7 @@ class Conditions:
     blocks: int  # of the network
     batch_size: int  # images in an update
     new_head: bool = False  # the network knows none of the classes
+    side: int = 224  # of the images, in pixels
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +83,9 @@ def effects(point: Point, under: Conditions) -> dict[Effect, float]:
     own = training.levers.statistics
     small = "/small" if under.batch_size < SMALL_BATCH else ""
     policy = (method.statistics if own == "own" else own) + small
-    classes = "new" if under.new_head else "known"
+    classes = "known"
+    if under.new_head:  # far below the size that a network has learned at, its features are worth less
+        classes = "new" if under.side >= _SMALL_IMAGES else "new, small images"
     # What is trained matters less where the head is solved for it: effects of their own, of another size.
     kind = "trained" if head == "trained" else "solved"
     length = up = down = 0.0
@@ -110,6 +114,9 @@ def effects(point: Point, under: Conditions) -> dict[Effect, float]:
         ("rate", "down"): down * gained,
         ("rate by method", f"{method.name} up"): up,
         ("rate by method", f"{method.name} down"): down * gained,
+        # Frozen statistics hold nothing back: what too large a rate does to them, batches' own forgive.
+        ("rate by statistics", f"{policy} up"): up,
+        ("rate by statistics", f"{policy} down"): down * gained,
         ("training", training.id): gained,
         ("training by rate", f"{training.id} up"): up,
         ("training by rate", f"{training.id} down"): down * gained,
@@ -130,6 +137,7 @@ def effects(point: Point, under: Conditions) -> dict[Effect, float]:
             ("gain by classes", classes): gained,
             ("gain by head", head): gained,
             ("gain by statistics", policy): gained,
+            ("gain by statistics and classes", f"{policy} {classes}"): gained,
             ("training by head", f"{training.id} {head}"): gained,
         }
     found |= {(f"{group}, {kind} head", name): weight for (group, name), weight in by_kind.items()}
