@@ -51,7 +51,13 @@ class UnitError(InputError):
 # Where the user's model is called: what is raised below is its own, unless other code of ours comes after.
 _CALLERS = {
     f"advisor.{name}"
-    for name in ("training.accelerator", "training.update", "costs.recorder", "models.blocks", "models.layers")
+    for name in (
+        "training.accelerator",
+        "training.update",
+        "costs.recorder",
+        "models.blocks",
+        "models.layers",
+    )
 }
 
 

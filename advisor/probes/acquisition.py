@@ -15,7 +15,7 @@ from typing import Any
 
 from advisor.probes.picture import Belief, expit
 
-_NODES = 11  # of the quadrature over a probe's answers
+_NODES = 41  # of the quadrature over a probe's answers
 _CONTENDERS = 150  # points that may be the best in the end; the others hardly ever are
 _HOPEFUL = 2.0  # standard deviations above what is expected of a point
 _LEAST_GAIN = 1e-4  # in accuracy: what promises less is not worth any time
