@@ -22,7 +22,7 @@ from advisor.errors import InputError
 from advisor.kept_sums import KeptSums, marks_of
 from advisor.methods import learning_rates
 from advisor.models.pickles import read_data
-from advisor.names import answered, did_you_mean, names_code
+from advisor.names import answered, check_at_least_one, did_you_mean, names_code
 from advisor.probes import FineTune, Trainer, judged_in_groups, metric_of
 from advisor.records import Accuracy, Candidate, DataSummary, Evaluation, Framing, Recommendation
 from advisor.situation import Progress, Request, Story, prepare, versions
@@ -173,8 +173,7 @@ def advised(
     Raises:
         InputError: they can't be read, or are others.
     """
-    if application.epochs < 1:
-        raise InputError(f"--epochs {application.epochs} must be at least 1")
+    check_at_least_one("--epochs", application.epochs)
     story = prepare(model, _request(recommendation, evaluation.candidate, application), progress)
     _check_model(story, recommendation)
     return story

@@ -94,6 +94,12 @@ def achieved_text(accuracy: str, metric: str) -> str:
     return f"{accuracy} right on new images"
 
 
+def check_at_least_one(option: str, value: int) -> None:
+    """Raises InputError where the option's value is below 1."""
+    if value < 1:
+        raise InputError(f"{option} {value} must be at least 1")
+
+
 def check_device(text: str) -> str:
     """What `--device` names, as torch does. Raises InputError where it can be no device."""
     word = text.strip().lower()

@@ -25,7 +25,7 @@ from advisor.models import LoadedModel, load_model, load_module, take_census
 from advisor.models.fingerprint import model_fingerprint
 from advisor.models.heads import probabilities, with_head
 from advisor.models.pickles import read_data
-from advisor.names import listed
+from advisor.names import check_at_least_one, listed
 from advisor.probes import Situation, adapt_head, imprint_where_better, key_of, relabel, situate
 from advisor.probes.lookalikes import held_out_together
 from advisor.probes.pipeline import misread
@@ -300,10 +300,8 @@ def _check(request: Request) -> None:
     accelerator_for(request.device)
     if request.rehearse is not None:
         parse_corruption(request.rehearse)
-    if request.batch_size < 1:
-        raise InputError(f"--batch-size {request.batch_size} must be at least 1")
-    if request.epochs < 1:
-        raise InputError(f"--epochs {request.epochs} must be at least 1")
+    check_at_least_one("--batch-size", request.batch_size)
+    check_at_least_one("--epochs", request.epochs)
     if request.methods is not None and not request.methods:
         raise InputError("methods names no method; leave it out for all of them")
     if not request.ranks or min(request.ranks) < 1:

@@ -47,6 +47,7 @@ from measurements.truth import (
     budgets,
     costs,
     fixed_rules,
+    in_lines,
     say,
     share,
     summed_up,
@@ -297,19 +298,6 @@ def write(results: Path, order: Sequence[str], size: Size, found: Mapping[str, M
     part = results.with_suffix(".part")
     part.write_text(in_lines(content | {"tasks": tasks}, 4) + "\n")
     part.replace(results)
-
-
-def in_lines(value: Any, levels: int, indent: str = "") -> str:
-    """As JSON, each part on a line of its own down to so many levels."""
-    if not levels or not value or not isinstance(value, dict | list):
-        return json.dumps(value)
-    deeper = indent + " "
-    if isinstance(value, dict):
-        parts = [f"{json.dumps(name)}: {in_lines(part, levels - 1, deeper)}" for name, part in value.items()]
-    else:
-        parts = [in_lines(part, levels - 1, deeper) for part in value]
-    opening, closing = "{}" if isinstance(value, dict) else "[]"
-    return f"{opening}\n{deeper}" + f",\n{deeper}".join(parts) + f"\n{indent}{closing}"
 
 
 def advised(task: Studied, rows: Sequence[Row], executor: Any, threads: int, prior: Prior) -> dict[str, Any]:

@@ -13,9 +13,7 @@ can be interrupted. Writes results/augment.json and the tables in README.md.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
-import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,7 +30,7 @@ from advisor.records import Augment, Candidate, Levers
 from advisor.store import Store
 from measurements import photo_tasks, regret
 from measurements.tables import README, table, write_tables
-from measurements.truth import cifar_parser, say, share, trained
+from measurements.truth import cifar_parser, found_of_tasks, share, trained
 
 RESULTS = Path(__file__).parent / "results" / "augment.json"
 KINDS: tuple[Augment, ...] = get_args(Augment)
@@ -56,6 +54,10 @@ class Task:
     side: int = 32
 
     @property
+    def is_of_photos(self) -> bool:
+        return self.situation in photo_tasks.PHOTO_FOLDERS
+
+    @property
     def name(self) -> str:
         return f"{self.network}, {self.situation}, {self.images} images"
 
@@ -72,7 +74,7 @@ JUDGING = 600
 
 def prepared(task: Task, given: argparse.Namespace, kept: Path, store: Store) -> Any:
     """The task as the other studies have it."""
-    if task.situation in photo_tasks.PHOTO_FOLDERS:
+    if task.is_of_photos:
         of = photo_tasks.Task(task.network, task.situation, given=task.images, epochs=task.epochs[1])
         size = photo_tasks.PhotoSize(side=task.side, judging=JUDGING, batch=task.batch)
         return photo_tasks.Prepared(of, size, given.photos, kept, store)
@@ -169,32 +171,15 @@ def main() -> None:
     given = parser.parse_args()
     keep_freed_memory()
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as folder:
-        kept = Path(folder) if given.quick else given.kept
-        kept.mkdir(parents=True, exist_ok=True)
-        found = json.loads(RESULTS.read_text()) if RESULTS.exists() and not given.quick else {"tasks": {}}
-        with Store(kept / "augment.sqlite") as store:
-            for task in (QUICK_TASK,) if given.quick else TASKS:
-                if task.name in found["tasks"] or (task.side > 32 and given.photos is None):
-                    continue
-                say(task.name)
-                of = prepared(task, given, kept, store)
-                found["tasks"][task.name] = {"images": len(of.dataset.train), "rows": rows_of(task, of)}
-                if not given.quick:
-                    RESULTS.write_text(_compact(found))
-    texts = tables(found["tasks"])
+
+    def find(task: Task, kept: Path, store: Store) -> dict[str, Any]:
+        of = prepared(task, given, kept, store)
+        return {"images": len(of.dataset.train), "rows": rows_of(task, of)}
+
+    texts = tables(found_of_tasks(given, RESULTS, (QUICK_TASK,) if given.quick else TASKS, find))
     print("\n\n".join(texts.values()))
     if not given.quick:
         write_tables(README, texts)
-
-
-def _compact(found: dict[str, Any]) -> str:
-    """JSON with a line for each row."""
-    parts = []
-    for name, task in found["tasks"].items():
-        rows = ",\n".join(f"   {json.dumps(row)}" for row in task["rows"])
-        parts.append(f'  {json.dumps(name)}: {{"images": {task["images"]}, "rows": [\n{rows}\n  ]}}')
-    return '{"tasks": {\n' + ",\n".join(parts) + "\n}}\n"
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import tempfile
 import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,7 +32,7 @@ from advisor.situation import Request, prepare
 from advisor.store import Store
 from advisor.training.update import reestimation_updates
 from measurements import photo_tasks, regret
-from measurements.truth import cifar_parser, say, share, trained
+from measurements.truth import cifar_parser, found_of_tasks, share, trained
 
 RESULTS = Path(__file__).parent / "results" / "curves.json"
 SHARES = (1 / 16, 1 / 4, 1)  # of a whole fine-tune's updates
@@ -175,33 +174,15 @@ def main() -> None:
     given = parser.parse_args()
     keep_freed_memory()
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as folder:
-        kept = Path(folder) if given.quick else given.kept
-        kept.mkdir(parents=True, exist_ok=True)
-        found = json.loads(RESULTS.read_text()) if RESULTS.exists() and not given.quick else {"tasks": {}}
-        with Store(kept / "curves.sqlite") as store:
-            for task in (QUICK_TASK,) if given.quick else TASKS:
-                if task.name in found["tasks"] or (task.is_of_photos and given.photos is None):
-                    continue
-                say(task.name)
-                of = prepared(task, given, kept, store)
-                count = QUICK_TRAININGS if given.quick else task.trainings
-                with executor_for("here", of.trainer) as executor:
-                    found["tasks"][task.name] = curves(task, of, count, executor)
-                if given.quick:
-                    print(json.dumps(found["tasks"][task.name], indent=1))
-                else:
-                    RESULTS.write_text(_compact(found))
 
+    def find(task: Task, kept: Path, store: Store) -> dict[str, Any]:
+        of = prepared(task, given, kept, store)
+        with executor_for("here", of.trainer) as executor:
+            return curves(task, of, QUICK_TRAININGS if given.quick else task.trainings, executor)
 
-def _compact(found: dict[str, Any]) -> str:
-    """JSON with a line for each row."""
-    parts = []
-    for name, task in found["tasks"].items():
-        rows = ",\n".join(f"   {json.dumps(row)}" for row in task["rows"])
-        others = json.dumps({k: v for k, v in task.items() if k != "rows"})[1:-1]
-        parts.append(f'  {json.dumps(name)}: {{{others}, "rows": [\n{rows}\n  ]}}')
-    return '{"tasks": {\n' + ",\n".join(parts) + "\n}}\n"
+    found = found_of_tasks(given, RESULTS, (QUICK_TASK,) if given.quick else TASKS, find)
+    if given.quick:
+        print(json.dumps(found[QUICK_TASK.name], indent=1))
 
 
 if __name__ == "__main__":

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -32,6 +34,44 @@ def cifar_parser(doc: str, name: str) -> argparse.ArgumentParser:
         "--kept", type=Path, default=default_path().parent / name, help="where finished work is kept"
     )
     return parser
+
+
+def found_of_tasks(
+    given: argparse.Namespace, results: Path, tasks: Sequence[Any], find: Callable[[Any, Path, Store], Any]
+) -> dict[str, Any]:
+    """What is found of each task, by name: of those that the results lack, now, and written at once.
+
+    Args:
+        given: of the command line; with `quick` nothing is kept.
+        tasks: each with `name`, and `is_of_photos`: it is passed over where no photos are given.
+        find: of a task, the folder where finished work is kept, and a store in it.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        kept = Path(folder) if given.quick else given.kept
+        kept.mkdir(parents=True, exist_ok=True)
+        found = json.loads(results.read_text()) if results.exists() and not given.quick else {"tasks": {}}
+        with Store(kept / f"{results.stem}.sqlite") as store:
+            for task in tasks:
+                if task.name in found["tasks"] or (task.is_of_photos and given.photos is None):
+                    continue
+                say(task.name)
+                found["tasks"][task.name] = find(task, kept, store)
+                if not given.quick:
+                    results.write_text(in_lines(found, 4) + "\n")
+    return found["tasks"]
+
+
+def in_lines(value: Any, levels: int, indent: str = "") -> str:
+    """As JSON, each part on a line of its own down to so many levels."""
+    if not levels or not value or not isinstance(value, dict | list):
+        return json.dumps(value)
+    deeper = indent + " "
+    if isinstance(value, dict):
+        parts = [f"{json.dumps(name)}: {in_lines(part, levels - 1, deeper)}" for name, part in value.items()]
+    else:
+        parts = [in_lines(part, levels - 1, deeper) for part in value]
+    opening, closing = "{}" if isinstance(value, dict) else "[]"
+    return f"{opening}\n{deeper}" + f",\n{deeper}".join(parts) + f"\n{indent}{closing}"
 
 
 def say(text: str) -> None:

@@ -13,6 +13,7 @@ from advisor.cli.commands import typed_command
 from advisor.cli.outputs import Outputs
 from advisor.cli.streams import results_apart
 from advisor.errors import EXIT_NOTHING_FITS, InputError
+from advisor.names import check_at_least_one
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -51,10 +52,7 @@ def command(
     step_time: options.StepTime = None,
     total_time: options.TotalTime = None,
     energy: options.Energy = None,
-    tolerance: Annotated[
-        float,
-        typer.Option(metavar="POINTS", help="Percentage points below the best that count as as good."),
-    ] = 0.5,
+    tolerance: options.Tolerance = 0.5,
     prefer: options.Prefer = None,
     input_size: options.InputSize = None,
     batch_size: options.BatchSize = 8,
@@ -75,9 +73,7 @@ def command(
     store: options.StorePath = None,
     no_store: options.NoStore = False,
     seed: options.Seed = 0,
-    report: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Write the report, one HTML page.")
-    ] = None,
+    report: options.ReportPath = None,
     output: Annotated[
         str | None,
         typer.Option(
@@ -107,12 +103,9 @@ def command(
         twice = next((each for each in given if given.count(each) > 1), None)
         if twice is not None:
             raise InputError(f"{kind} {twice} is given twice; give each once")
-    if best < 1:
-        raise InputError(f"--best {best} must be at least 1")
-    if batch_size < 1:
-        raise InputError(f"--batch-size {batch_size} must be at least 1")
-    if epochs < 1:
-        raise InputError(f"--epochs {epochs} must be at least 1")
+    check_at_least_one("--best", best)
+    check_at_least_one("--batch-size", batch_size)
+    check_at_least_one("--epochs", epochs)
 
     from advisor.solver import parse_budget
 

@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from advisor.cli.commands import App
-from advisor.errors import AdvisorError, InputError
+from advisor.errors import AdvisorError
+from advisor.names import check_at_least_one
 
 app = App(help="Measure a device, for the --target of other commands.")
 
@@ -27,8 +28,8 @@ def measure(
         peft-advisor device measure > here.json
         peft-advisor device measure --threads 1 > one-thread.json
     """
-    if threads is not None and threads < 1:
-        raise InputError(f"--threads {threads} must be at least 1")
+    if threads is not None:
+        check_at_least_one("--threads", threads)
 
     from advisor.device.program import program
 

@@ -190,6 +190,10 @@ Augment = Annotated[
 Optimizer = Annotated[
     str, typer.Option(metavar="adam|adamw|momentum|sgd", help="The optimizer of every candidate.")
 ]
+Tolerance = Annotated[
+    float, typer.Option(metavar="POINTS", help="Percentage points below the best that count as as good.")
+]
+ReportPath = Annotated[str | None, typer.Option(metavar="FILE", help="Write the report, one HTML page.")]
 JsonPath = Annotated[
     str | None, typer.Option("--json", metavar="FILE", help="Write JSON; - prints it alone.")
 ]

@@ -13,7 +13,7 @@ from advisor.cli.outputs import Outputs
 from advisor.cli.streams import nothing_more, results_apart
 from advisor.errors import EXIT_NOTHING_FITS, InputError
 from advisor.interrupts import answer_is_possible, answering
-from advisor.names import SCENARIOS, check_device, check_executor, one_of
+from advisor.names import SCENARIOS, check_at_least_one, check_device, check_executor, one_of
 
 if TYPE_CHECKING:
     from advisor.situation import Progress
@@ -66,10 +66,7 @@ def command(
             help="Folder or .npz of more new images, not labelled: for methods that look at no labels.",
         ),
     ] = None,
-    tolerance: Annotated[
-        float,
-        typer.Option(metavar="POINTS", help="Percentage points below the best that count as as good."),
-    ] = 0.5,
+    tolerance: options.Tolerance = 0.5,
     prefer: options.Prefer = None,
     warn: options.Warn = None,
     runtime_overhead: Annotated[
@@ -139,9 +136,7 @@ def command(
         ),
     ] = "cpu",
     seed: options.Seed = 0,
-    report: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Write the report, one HTML page.")
-    ] = None,
+    report: options.ReportPath = None,
     json: options.JsonPath = None,
     form: options.Form = "terminal",
     everything: options.Everything = False,
@@ -183,10 +178,8 @@ def command(
         ram_includes_runtime=ram_includes_runtime,
     )
     scenario = one_of("--scenario", scenario, SCENARIOS)
-    if batch_size < 1:
-        raise InputError(f"--batch-size {batch_size} must be at least 1")
-    if epochs < 1:
-        raise InputError(f"--epochs {epochs} must be at least 1")
+    check_at_least_one("--batch-size", batch_size)
+    check_at_least_one("--epochs", epochs)
     if min_retained is not None and retain is None:
         raise InputError("--min-retained is the least accuracy on the old data; give it with --retain")
     if no_probe and (retain is not None or unlabelled is not None):

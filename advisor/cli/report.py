@@ -20,9 +20,7 @@ def command(
     paths: Annotated[
         list[str], typer.Argument(metavar="OUT.json...", help="What --json wrote.", show_default=False)
     ],
-    report: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Write the report, one HTML page.")
-    ] = None,
+    report: options.ReportPath = None,
     redact: Annotated[
         bool,
         typer.Option("--redact", help="Leave out names of model, data, classes and files, and the command."),

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from advisor.probes.train import Probe, Trial, training_key
+from advisor.probes.train import Probe, Trial, is_reestimated, training_key
 from advisor.records import Candidate, Cost
 from advisor.training.loop import level_updates
 
@@ -59,10 +59,10 @@ class Clock:
     def _untrained(self, trial: Trial) -> float:
         """Seconds of a trial in which all images run through the network, and nothing is trained."""
         front = front_of(trial.candidate)
-        is_reestimated = trial.candidate.levers.statistics == "reestimated"
-        networks = len(self._left(trial, self._trained)) if is_reestimated else front not in self._fronts
+        estimates = is_reestimated(trial.candidate)
+        networks = len(self._left(trial, self._trained)) if estimates else front not in self._fronts
         images = trial.samples / self.trainings(trial.samples) + self.solved_on
-        return networks * (images + 2 * self.solved_on * is_reestimated) * self.seconds_per_image
+        return networks * (images + 2 * self.solved_on * estimates) * self.seconds_per_image
 
     def _images(self, trial: Trial) -> float:
         """That one of its networks is judged on, and a head solved on."""
@@ -139,9 +139,6 @@ class Clock:
 
 def front_of(candidate: Candidate) -> tuple[Any, ...] | None:
     """What runs once, before the first update, for all candidates that have the same; None: nothing does."""
-    levers = candidate.levers
-    scope, reestimated = (
-        levers.scope if levers.cached_prefix != "no" else None,
-        levers.statistics == "reestimated",
-    )
-    return None if scope is None and not reestimated else (scope, reestimated)
+    levers, estimates = candidate.levers, is_reestimated(candidate)
+    scope = levers.scope if levers.cached_prefix != "no" else None
+    return None if scope is None and not estimates else (scope, estimates)

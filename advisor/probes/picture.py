@@ -88,14 +88,14 @@ def effects(point: Point, under: Conditions) -> dict[Effect, float]:
         classes = "new" if under.side >= _SMALL_IMAGES else "new, small images"
     # What is trained matters less where the head is solved for it: effects of their own, of another size.
     kind = "trained" if head == "trained" else "solved"
+    # A head that is solved begins with what the network was before, and gains as that is trained.
+    trained_for = math.sqrt(point.share) if point.rate is not None else 0.0
+    gained = 1.0 if kind == "trained" else trained_for
     length = up = down = 0.0
-    gained = 1.0 if kind == "trained" else 0.0
     if point.rate is not None:
         length = math.log2(point.share) / _LENGTHS
         step = math.log(point.rate / middle_rate(training)) / _STEP
         up, down = max(step, 0.0), max(-step, 0.0)  # too large a rate ruins what too small a one delays
-        # A head that is solved begins with what the network was before, and gains as that is trained.
-        gained = 1.0 if kind == "trained" else math.sqrt(point.share)
     found = {
         ("task", ""): 1.0,
         ("statistics", policy): 1.0,
