@@ -1,4 +1,4 @@
-"""Convolutional adapters: Conv-Adapter's bottleneck and Rebuffi's parallel 1x1, and the head."""
+"""Adapters: Conv-Adapter's bottleneck, Rebuffi's parallel 1x1 and AdaptFormer's bottleneck, and the head."""
 
 from __future__ import annotations
 
@@ -18,8 +18,12 @@ from advisor.parts.attachment import Attachment, Setting
 from advisor.parts.bypass import LayerModule, add_bypass
 from advisor.records import Census
 
-# The layer type that each kind adapts besides standard and grouped convolutions.
-_ADDITIONALLY = {"conv": "pointwise", "parallel": "depthwise"}
+_ADAPTED_TYPES = {  # by kind
+    # No depthwise layers: their pointwise neighbours mix the channels that an adapter there would mix again.
+    "conv": ("standard", "pointwise", "grouped"),
+    "parallel": ("standard", "depthwise", "grouped"),
+    "linear": ("linear",),
+}
 
 
 class ConvAdapter(nn.Module):
@@ -93,38 +97,55 @@ class ParallelAdapter(nn.Module):
         return change
 
 
+class LinearAdapter(nn.Sequential):
+    """dy = U relu(D x): D linear, inputs -> inputs // reduction, U on to the outputs, zero at the start.
+
+    AdaptFormer's constant scale is left out: with U zero at the start and Adam, it is a learning rate.
+    The non-linearity means that it can't be merged.
+    """
+
+    def __init__(self, layer: LayerModule, reduction: int) -> None:
+        options: dict[str, Any] = {"bias": False, "device": layer.weight.device, "dtype": layer.weight.dtype}
+        hidden = max(layer.in_features // reduction, 1)
+        down = nn.Linear(layer.in_features, hidden, **options)
+        up = nn.Linear(hidden, layer.out_features, **options)
+        nn.init.zeros_(up.weight)
+        super().__init__(down, nn.ReLU(), up)
+
+
 @register
 class Adapter(Method):
-    """`kind=conv` adapts standard, pointwise and grouped convolutions; `parallel` every k x k one."""
+    """Beside each layer of the types that its `kind` adapts."""
 
     name = "adapter"
-    summary = "a small convolution beside each convolution, and the head"
+    summary = "a small layer beside each convolution or linear layer, and the head"
     formula = (
-        "conv: y = W∗x + s·U∗relu(D∗x);  parallel: y = W∗x + A∗x with A 1x1; D, U, s, A and the head trained"
+        "conv: y = W∗x + s·U∗relu(D∗x);  parallel: y = W∗x + A∗x with A 1x1;  linear: y = W·x + U·relu(D·x); "
+        "D, U, s, A and the head trained"
     )
-    source = "Conv-Adapter, arXiv 2208.07463, eq. 2; parallel residual adapters, arXiv 1803.10082, eq. 2"
+    source = (
+        "Conv-Adapter, arXiv 2208.07463, eq. 2; parallel residual adapters, arXiv 1803.10082, eq. 2; "
+        "AdaptFormer, arXiv 2205.13535, eq. 3, beside each linear layer"
+    )
     order = 120
     learning_rates = (5e-4, 2e-3, 1e-2)
-    variants = ({"kind": "conv", "reduction": 8}, {"kind": "parallel"})
+    variants = ({"kind": "conv", "reduction": 8}, {"kind": "parallel"}, {"kind": "linear", "reduction": 8})
 
     def suits(self, census: Census, setting: Setting) -> bool:
         """Each kind where it has a layer to adapt."""
-        return bool(census.of_type("standard", "grouped", _ADDITIONALLY[str(setting["kind"])]))
+        layers = census.of_type(*_ADAPTED_TYPES[str(setting["kind"])])
+        return any(layer.name != census.head for layer in layers)
 
     def train(self, to: Attachment) -> Iterable[nn.Parameter]:
         """The adapters and the head. InputError where no adapter finds room."""
         adapters: list[nn.Parameter] = []
-        for layer, module in to.layers("standard", "pointwise", "depthwise", "grouped"):
+        kind = str(to.setting["kind"])
+        for layer, module in to.layers(*_ADAPTED_TYPES[kind]):
             if not uses_weight_as_is(module):
                 continue
-            if to.setting["kind"] == "parallel":
-                if not _reads_middle_pixel(module):
-                    continue
-                bypass: nn.Module = ParallelAdapter(module)
-            elif layer.layer_type == "depthwise":
-                continue  # its pointwise neighbours mix the channels that an adapter here would mix again
-            else:
-                bypass = ConvAdapter(module, int(to.setting["reduction"]))
+            if kind == "parallel" and not _reads_middle_pixel(module):
+                continue
+            bypass = _beside(module, to.setting)
             size = sum(parameter.numel() for parameter in bypass.parameters())
             if size >= module.weight.numel():
                 sizes = f"{size} parameters, as many as its weight's {module.weight.numel()}"
@@ -133,8 +154,19 @@ class Adapter(Method):
             add_bypass(module, bypass)
             adapters += bypass.parameters()
         if not adapters:
-            raise InputError("no convolution has room for an adapter beside it")
+            which = "linear layer" if kind == "linear" else "convolution"
+            raise InputError(f"no {which} has room for an adapter beside it")
         return [*to.head(), *adapters]
+
+
+def _beside(layer: LayerModule, setting: Setting) -> nn.Module:
+    match setting["kind"]:
+        case "parallel":
+            return ParallelAdapter(layer)
+        case "linear":
+            return LinearAdapter(layer, int(setting["reduction"]))
+        case _:
+            return ConvAdapter(layer, int(setting["reduction"]))
 
 
 def bottleneck(channels: int, reduction: int) -> int:

@@ -158,6 +158,18 @@ def test_layers_that_pad_first_take_what_the_allocator_says(kind, options, metho
     assert simulated.peak_memory_bytes == pytest.approx(measured_peak(model, census, candidate, 4), rel=0.002)
 
 
+def test_adapters_beside_linear_layers_take_what_the_allocator_says():
+    layers = [nn.Linear(256, 512), nn.GELU(), nn.Linear(512, 256), nn.LayerNorm(256)]
+    model = nn.Sequential(nn.Flatten(2), nn.Linear(256, 256), *layers, nn.Flatten(), nn.Linear(3 * 256, 8))
+    candidate = Candidate.of("adapter", {"kind": "linear", "reduction": 8}, Levers())
+    census = take_census(model, (3, 16, 16))
+    simulated = Simulator(model, census).cost(candidate, 64)
+    assert simulated.trainable_parameters == 3 * 256 * 8 + 8 + 32 * (256 + 256 + 256 + 512) + 64 * (512 + 256)
+    assert simulated.peak_memory_bytes == pytest.approx(
+        measured_peak(model, census, candidate, 64), rel=0.002
+    )
+
+
 @pytest.mark.parametrize(("method", "setting"), BESIDE)
 @pytest.mark.parametrize(("kind", "options"), PADDED.values(), ids=PADDED)
 def test_a_layer_that_pads_first_has_a_plain_convolutions_methods(kind, options, method, setting):

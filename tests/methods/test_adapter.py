@@ -25,3 +25,18 @@ def test_a_model_without_room_for_an_adapter_is_refused():
     model = nn.Sequential(nn.Conv2d(3, 1, 1), nn.Flatten(), nn.Linear(16, 3))
     with pytest.raises(InputError, match="no convolution has room"):
         attached(model, {"kind": "conv", "reduction": 4})
+
+
+def test_linear_layers_have_adapters_too_but_never_the_head():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(48, 32), nn.GELU(), nn.Linear(32, 16), nn.Linear(16, 3))
+    assert attached(model, {"kind": "linear", "reduction": 8}) == ["1", "3"]
+
+
+def test_only_a_head_is_no_place_for_an_adapter():
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3)
+    )
+    kinds = [
+        setting["kind"] for setting in get_method("adapter").settings(take_census(model, (3, 4, 4)), (4,))
+    ]
+    assert kinds == ["conv", "parallel"]
