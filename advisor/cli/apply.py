@@ -44,9 +44,7 @@ def command(
     ] = None,
     candidate: options.Candidate = None,
     learning_rate: options.LearningRate = None,
-    epochs: Annotated[
-        int, typer.Option(help="At most; three without a better one end the training, too.")
-    ] = 10,
+    epochs: Annotated[int, typer.Option(help="Of the fine-tune.")] = 10,
     restart: Annotated[
         bool, typer.Option("--restart", help="Begin anew, whatever checkpoint the folder holds.")
     ] = False,
