@@ -40,6 +40,8 @@ TASKS = (
     Task("mobilenet", "clothing", given=500),
     Task("mobilenet", "grocery", given=600),
     Task("lite0", "grocery", reported=False),
+    # What small pictures, enlarged, teach of networks that learned at this size.
+    Task("lite0", "cifar/test", given=300, reported=False),
 )
 QUICK_TASK = Task("lite0", "clothing", given=60, epochs=1)
 QUICK = PhotoSize(
