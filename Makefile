@@ -77,9 +77,9 @@ study-augment: $(VENV)/.installed-photos
 study-prior: $(VENV)/.installed-studies
 	$(BIN)/python -m measurements.prior $(STUDY)
 
-# DATA: a folder with clothing/ and grocery/, each with one folder of photos for each class.
+# DATA: a folder with clothing/, grocery/ and cifar/test/, each with one folder of photos for each class.
 study-photos: $(VENV)/.installed-photos
-	$(if $(DATA),,$(error give DATA=FOLDER (photos: clothing/, grocery/)))
+	$(if $(DATA),,$(error give DATA=FOLDER (photos: clothing/, grocery/, cifar/test/)))
 	$(BIN)/python -m measurements.photos --data $(DATA) $(STUDY)
 
 study-lookalikes: $(VENV)/.installed-photos
