@@ -1,10 +1,10 @@
 """The race: short fine-tunes of candidates, each chosen by what is known so far, inside a wall-clock budget.
 
-One probe after the other (for each worker one): what needs no training (re-estimated statistics, heads in
-closed form), or the candidate, learning rate and length whose answer promises most for its work
-(`acquisition`), by one picture of all candidates (`picture`), which begins with what other tasks have taught.
-A training goes on from where a shorter one was. There is always time kept to train what leads for as long as
-any, and the race ends where nothing is worth its time any more.
+One probe after the other (for each worker one): first what takes hardly any time, then what needs no
+training (re-estimated statistics, heads in closed form), or the candidate, learning rate and length whose
+answer promises most for its work (`acquisition`), by one picture of all candidates (`picture`), which begins
+with what other tasks have taught. A training goes on from where a shorter one was. There is always time kept
+to train what leads for as long as any, and the race ends where nothing is worth its time any more.
 
 What the clock decides is written into the store with what was found, so that a race that was killed
 goes on as it was planned, and one that ended is only read.
@@ -46,6 +46,9 @@ Lead = Callable[[Candidate, Estimate], None]
 _LEAST_UPDATES = 12  # a probe of fewer says nothing
 _PART, _PARTS = 4, 3  # trainings run for a sixteenth, a quarter, all of the longest
 _LONGEST_SHARE = 0.5  # of the time, that the quickest may take to be trained for the longest
+_FREE_SHARE = (
+    0.01  # of all time: what needs no training and takes no more is tried first, whatever it promises
+)
 _JUDGING_SHARE = 0.1  # of all time, at most, for one network's held-out images
 _LEAST_SAMPLES = 40  # judged on fewer, nothing can be told apart
 _NO_TIME = "allow more --probe-time"
@@ -286,7 +289,8 @@ class _Race:
         while len(trials) < self._executor.workers:
             if trials:
                 belief = picture.given(seen)
-            option = chosen(belief, options, finals, left) or _unpromising(options, left)
+            option = _free(options, min(_FREE_SHARE * self._clock.seconds, left))
+            option = option or chosen(belief, options, finals, left) or _free(options, left)
             if option is None:
                 break
             trials.append(option.name)
@@ -441,8 +445,8 @@ def _further(done: Trial | None, lengths: Sequence[int], steps: Sequence[int]) -
     return longer
 
 
-def _unpromising(options: Sequence[Option], seconds: float) -> Option | None:
-    """What needs no training, if there is time left in the end: whoever asked expects to be told."""
+def _free(options: Sequence[Option], seconds: float) -> Option | None:
+    """What needs no training and takes no longer: whoever asked expects to be told, whatever it promises."""
     able = (each for each in options if each.seconds <= seconds)
     return next((each for each in able if each.is_last and each.name.learning_rate is None), None)
 
