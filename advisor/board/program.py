@@ -19,6 +19,7 @@ from advisor.models import LoadedModel, load_model
 from advisor.models.layers import answers_otherwise, logits
 
 FORMATS = ("pt2", "onnx")
+INPUT = "images"  # what the input of an ONNX file is called
 _BATCH, _OTHER = 2, 3  # images: traced with so many, and tried with so many
 
 
@@ -136,7 +137,7 @@ def _write_onnx(network: nn.Module, images: torch.Tensor, path: Path) -> None:
         network,
         (images,),
         str(path),
-        input_names=["images"],
+        input_names=[INPUT],
         output_names=["scores"],
         dynamic_shapes=_shapes(),
         dynamo=True,
@@ -151,5 +152,5 @@ def _run_onnx(path: Path, images: torch.Tensor) -> torch.Tensor | None:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    [found] = session.run(None, {"images": images.numpy()})
+    [found] = session.run(None, {INPUT: images.numpy()})
     return torch.from_numpy(found)
