@@ -28,6 +28,7 @@ from advisor.data.pools import Found
 from advisor.data.sources import find
 from advisor.errors import DataError, InputError, first_line
 from advisor.files import check_writable, replacing
+from advisor.kept_sums import SUMS, KeptSums, marks_of
 from advisor.names import listed
 from advisor.paired import paired_gap
 from advisor.probes import ACCURACY
@@ -64,7 +65,6 @@ class Left:
     """What stays in float32, since int8 throughout lost much."""
 
     words: str  # which layers; "" where leaving none of them helped
-    layers: int
     throughout: Accuracy  # with every layer in int8
 
 
@@ -77,7 +77,8 @@ class Quantised:
     int8: Figures
     calibrating: int  # images that the ranges are of
     changed: int  # answers to the judged ones
-    layers: int
+    layers: int  # that have weights
+    in_int8: int  # of these
     left: Left | None  # None: nothing had to be tried
     warnings: tuple[str, ...]
 
@@ -104,8 +105,7 @@ def write_quantised(
 ) -> Quantised:
     """Write the model with what was trained folded into its layers, in int8, for batches of any size.
 
-    The images are divided as `apply` divides them, so those judged are none that it trained on, where the
-    data are the same.
+    Where the adapter came with the sums that its head was solved of, no image that is in them is judged.
 
     Args:
         model: the base model, as for `load_model`.
@@ -122,13 +122,15 @@ def write_quantised(
     found = find(data)
     progress("load", 0.5, "model")
     trained = trained_network(model, adapter, arch=arch, trust=trust)
-    images = _divided(found, trained)
+    images = _divided(found, trained, adapter)
     with TemporaryDirectory() as folder, replacing(path) as temporary:
         progress("quantise", 0.0, "float32")
         plain = Path(folder, "float32.onnx")
         write_network(trained, plain, "onnx")
         try:
             chosen, quantised = _best(plain, path, images, progress)
+        except InputError:
+            raise
         except Exception as error:  # whatever onnxruntime says to this network
             raise InputError(f"{model} can't be written as {FORMAT}: {first_line(error)}") from error
         shutil.copyfile(chosen, temporary)
@@ -148,7 +150,7 @@ def told(quantised: Quantised) -> list[str]:
     points = f"{change:+.1f} points, 95 % interval {low:+.1f} to {high:+.1f}"
     lines = [
         f"Wrote:   {quantised.path}, {sizes[0]}; in float32 {sizes[1]}",
-        f"Right:   {shares[0]} of {count:,} images held out; in float32 {shares[1]} ({points})",
+        f"Right:   {shares[0]} of {count:,} images; in float32 {shares[1]} ({points})",
         f"Changed: {quantised.changed:,} of these {count:,} answers",
         f"Time:    {times[0]} for an image; in float32 {times[1]}: in onnxruntime here, in one thread",
         f"Layers:  {_layers(quantised)}; ranges of {quantised.calibrating:,} other images",
@@ -168,10 +170,11 @@ def told(quantised: Quantised) -> list[str]:
 
 
 def _layers(quantised: Quantised) -> str:
-    left = quantised.left
-    if left is None or not left.words:
+    in_float32, left = quantised.layers - quantised.in_int8, quantised.left
+    if not in_float32:
         return f"all {quantised.layers:,} in int8"
-    return f"{quantised.layers - left.layers:,} in int8, {left.layers:,} in float32 ({left.words})"
+    why = left.words if left is not None and left.words else "onnxruntime takes no others"
+    return f"{quantised.in_int8:,} in int8, {in_float32:,} in float32 ({why})"
 
 
 def _percent(accuracy: Accuracy) -> str:
@@ -200,7 +203,7 @@ class _Images:
             yield images.batch(places, self.normalisation)[0].numpy()
 
 
-def _divided(found: Found, trained: Trained) -> _Images:
+def _divided(found: Found, trained: Trained, folder: Path) -> _Images:
     """Both parts. Raises DataError where the network doesn't know a class, or too few would be judged."""
     recipe = trained.recipe
     outputs = outputs_for(found, recipe, trained.loaded)
@@ -221,20 +224,28 @@ def _divided(found: Found, trained: Trained) -> _Images:
         max_train=_CALIBRATING,
         seed=recipe.seed,
     )
-    if len(dataset.validation) < _FEWEST_JUDGED:
-        drawn = f"give {math.ceil(_FEWEST_JUDGED / _HELD_OUT_SHARE)} or more"
-        raise DataError(
-            f"{found.source}: only {len(dataset.validation):,} of its images are left to judge the network "
-            f"by, and {_FEWEST_JUDGED} are the least that tell anything; "
-            f"{drawn if dataset.is_split_drawn else 'hold out more'}"
-        )
     output_of = torch.tensor(outputs)
-    warnings = dataset.warnings
-    if recipe.rehearse:
-        warnings += (f"the images trained on were corrupted ({recipe.rehearse}), these are not",)
     calibrating, judged = (
         part.labelled(output_of[part.labels]) for part in (dataset.train, dataset.validation)
     )
+    warnings = dataset.warnings
+    if recipe.sums_sha256 and (folder / SUMS).exists():
+        known = KeptSums.read(folder / SUMS, recipe.sums_sha256).marks
+        judged = judged.those(~torch.isin(marks_of(judged.images, judged.labels), known))
+    elif recipe.data == found.source:
+        perhaps = (
+            f"it may have been trained on some of these images, as it was on {found.source}: on others int8 "
+            "may lose more; give --data that it has never seen"
+        )
+        warnings += (perhaps,)
+    if len(judged) < _FEWEST_JUDGED:
+        raise DataError(
+            f"{found.source}: {len(judged):,} of its images are left to judge by that were neither trained "
+            f"on nor calibrated with, and {_FEWEST_JUDGED} are the least that tell anything; give "
+            f"{math.ceil(_FEWEST_JUDGED / _HELD_OUT_SHARE)} new ones or more"
+        )
+    if recipe.rehearse:
+        warnings += (f"the images trained on were corrupted ({recipe.rehearse}), these are not",)
     return _Images(calibrating, judged, normalisation, warnings)
 
 
@@ -254,7 +265,7 @@ class _Trial:
     """A network in int8, and what it answers."""
 
     file: Path
-    left: tuple[str, tuple[_Layer, ...]]  # in float32: in words, and one by one
+    words: str  # which layers are left in float32
     answers: torch.Tensor
     accuracy: Accuracy
 
@@ -271,7 +282,7 @@ def _best(plain: Path, path: Path, images: _Images, progress: Progress) -> tuple
         file = plain.with_name(f"int8-{len(trials)}.onnx")
         _quantise(prepared, file, images, left)
         answers = _answers(file, images)
-        trials.append(_Trial(file, (words, left), answers, _accuracy(answers, images)))
+        trials.append(_Trial(file, words, answers, _accuracy(answers, images)))
         if not _loses_much(before, trials[-1].accuracy):
             chosen = trials[-1]
             break
@@ -279,7 +290,6 @@ def _best(plain: Path, path: Path, images: _Images, progress: Progress) -> tuple
         chosen = max(trials, key=lambda trial: trial.accuracy.mean)  # of equal ones, the first
     progress("quantise", 0.9, "timing both")
     in_float32, in_int8 = _seconds([plain, chosen.file], images)
-    words, left = chosen.left
     return chosen.file, Quantised(
         path=path,
         float32=Figures(before, plain.stat().st_size, in_float32),
@@ -287,7 +297,8 @@ def _best(plain: Path, path: Path, images: _Images, progress: Progress) -> tuple
         calibrating=len(images.calibrating),
         changed=int((chosen.answers != of_plain).sum()),
         layers=len(layers),
-        left=Left(words, len(left), trials[0].accuracy) if len(trials) > 1 else None,
+        in_int8=_in_int8(chosen.file, layers),
+        left=Left(chosen.words, trials[0].accuracy) if len(trials) > 1 else None,
         warnings=images.warnings,
     )
 
@@ -310,6 +321,15 @@ def _prepared(plain: Path) -> tuple[Path, list[_Layer]]:
             layers.append(_Layer(node.name, node.op_type == "Conv" and groups > 1 and shape[1] == 1))
     onnx.save(model, path)
     return path, layers
+
+
+def _in_int8(file: Path, layers: Sequence[_Layer]) -> int:
+    """How many of them read weights that were quantised."""
+    import onnx
+
+    nodes, names = onnx.load(file).graph.node, {layer.name for layer in layers}
+    dequantised = {name for node in nodes if node.op_type == "DequantizeLinear" for name in node.output}
+    return sum(node.name in names and node.input[1] in dequantised for node in nodes)
 
 
 def _ways(layers: Sequence[_Layer]) -> list[tuple[str, tuple[_Layer, ...]]]:

@@ -8,16 +8,19 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from advisor import load_adapter
-from advisor.adapters import Recipe, save_adapter
+from advisor.adapters import TENSORS, Recipe, attach_adapter, read_recipe, save_adapter
 from advisor.board import quantised
 from advisor.board.quantised import told, write_quantised
 from advisor.data import load_data
 from advisor.errors import InputError
+from advisor.kept_sums import SUMS, KeptSums, marks_of
 from advisor.models import load_model
 from advisor.models.layers import take_census
+from advisor.parts.sums import Sums
 from advisor.records import Candidate
 from advisor.training.update import attach
 
@@ -96,7 +99,7 @@ def folder(tmp_path_factory):
 
 
 def held_out(data):
-    """The images of an .npz that `recommend` and `apply` hold out, as the network is called with them."""
+    """The images of an .npz that `load_data` holds out, as the network is called with them."""
     dataset = load_data(data, SIZE)
     pixels = dataset.validation.images.float() / 255
     return (pixels - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1), dataset.validation
@@ -133,7 +136,7 @@ def test_it_answers_as_the_network_does_and_tells_how_well(tmp_path, activation)
     weights = [
         each for each in graph.initializer if each.data_type == onnx.TensorProto.INT8 and len(each.dims) > 1
     ]
-    assert len(weights) == found.layers == 4
+    assert len(weights) == found.in_int8 == found.layers == 4
     scales = {each.name: each.dims for each in graph.initializer if each.name.endswith("scale")}
     assert sum(list(dims) in ([8], [16], [3]) for dims in scales.values()) >= 4
 
@@ -155,6 +158,26 @@ def test_no_image_that_calibrates_is_judged(folder, tmp_path, monkeypatch):
     assert not calibrating & judged
     assert judged == {each.numpy().tobytes() for each in held_out(data)[1].images}
     assert seen[0].calibrating.labels.unique().tolist() == [0, 1, 2]
+
+
+def test_no_image_that_the_head_was_solved_of_is_judged(folder, tmp_path):
+    model, data = str(folder / "model.pt"), str(folder / "images.npz")
+    held = held_out(data)[1]
+    solved_of = held.those(torch.arange(30))
+    recipe = read_recipe(folder)
+    trainable = attach_adapter(load_model(model).module, recipe, load_file(folder / TENSORS))
+    zeros = [torch.zeros(*shape).double() for shape in ((1, 1), (1, 3), (1,), (3,))]
+    sums = KeptSums(Sums((1,), 30, *zeros), marks_of(solved_of.images, solved_of.labels))
+    save_adapter(tmp_path, trainable, replace(recipe, data=data), sums)
+    found = write_quantised(model, tmp_path, tmp_path / "int8.onnx", data)
+    assert found.int8.accuracy.samples == len(held) - 30
+    assert not found.warnings
+
+    # Without the sums nobody knows which images it was trained on, only that they are of the same data.
+    (tmp_path / SUMS).unlink()
+    found = write_quantised(model, tmp_path, tmp_path / "int8.onnx", data)
+    assert found.int8.accuracy.samples == len(held)
+    assert "may have been trained on some of these images" in found.warnings[0]
 
 
 def between(wide, after):
@@ -203,7 +226,7 @@ def test_what_it_tells(folder, tmp_path):
     lines = told(found)
     assert [line.partition(":")[0] for line in lines] == ["Wrote", "Right", "Changed", "Time", "Layers"]
     assert lines[0].startswith(f"Wrote:   {path}, ")
-    assert " of 90 images held out; in float32 " in lines[1]
+    assert " of 90 images; in float32 " in lines[1]
     assert lines[4] == "Layers:  all 4 in int8; ranges of 128 other images"
 
 
@@ -211,7 +234,7 @@ def test_what_it_tells(folder, tmp_path):
     ("given", "message"),
     [
         ({"names": (*NAMES, "grey")}, "doesn't know 'grey', its classes are blue, green, red; leave out"),
-        ({"each": 12}, "only 10 of its images are left to judge the network by, and 20 .* give 67 or more"),
+        ({"each": 12}, "10 of its images are left to judge by .* and 20 are .* give 67 new ones or more"),
     ],
 )
 def test_images_that_tell_nothing_are_refused(folder, tmp_path, given, message):
