@@ -60,7 +60,7 @@ def command(
 
     With --format it writes the network after the fine-tune, with what was trained folded into its layers, as
     a program of torch.export (pt2) or for other runtimes (onnx), for batches of any size. In int8
-    (onnx-int8) it is smaller and mostly faster, and it is told what that costs: a part of --data calibrates
+    (onnx-int8) it is smaller, and what that costs and saves here is told: a part of --data calibrates
     it, the others judge it before and after.
 
     Exit codes: 0 done, 2 the input or the command line is wrong, or the network or method can't be exported.
