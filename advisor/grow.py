@@ -11,29 +11,27 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
 
 import numpy as np
 import torch
 
 from advisor.adapters import RECIPE, Recipe, attach_adapter, read_recipe, read_tensors
 from advisor.costs.growing import GrowingCost, growing_cost
-from advisor.data import Normalisation
-from advisor.data.loading import LabelledImages, default_normalisation
-from advisor.data.pixels import Frame
+from advisor.data.loading import LabelledImages
 from advisor.data.pools import Found
 from advisor.data.sources import find
 from advisor.data.survey import Unreadable, check_share, left_out
 from advisor.delivery import check_folder, deliver
 from advisor.errors import DataError, InputError
 from advisor.kept_sums import SUMS, KeptSums, marks_of
-from advisor.models import LoadedModel, load_model, take_census
+from advisor.models import load_model, take_census
 from advisor.models.layers import logits
 from advisor.parts.attachment import Trainable
 from advisor.parts.closed_form import inputs_of
 from advisor.parts.sums import Spectrum
 from advisor.probes import ACCURACY, head_of
-from advisor.records import Accuracy, Census, Framing
+from advisor.recipe_images import frame_of, known_outputs, outputs_for
+from advisor.records import Accuracy, Census
 from advisor.situation import Progress, versions
 from advisor.training.update import head_to_solve
 
@@ -99,7 +97,7 @@ def grow(model: str, growth: Growth, progress: Progress = lambda stage, fraction
         raise InputError(
             f"{folder / SUMS}: is of another head than {RECIPE} tells; use files of one run of apply"
         )
-    outputs = _outputs(found, recipe, loaded)
+    outputs = outputs_for(found, recipe, loaded)
     progress("load", 1.0, "")
 
     seen = _Seen.of(found, outputs, kept, trainable, census, recipe, progress)
@@ -112,21 +110,21 @@ def grow(model: str, growth: Growth, progress: Progress = lambda stage, fraction
     penalty = spectrum.cross_validated()
     weight, bias = spectrum.head(penalty)
     right = spectrum.left_out(seen.features, seen.labels, penalty).argmax(1) == seen.labels
-    is_new = ~torch.isin(seen.labels, torch.tensor(_outputs_of(recipe)))
+    is_new = ~torch.isin(seen.labels, torch.tensor(known_outputs(recipe)))
     accuracy = _share(right)
     assert accuracy is not None  # noqa: S101 - there are images
 
     progress("write", 0.0, "")
     names = dict(zip(outputs, found.class_names, strict=True))
     counts = Counter(names[label] for label in seen.labels.tolist())
-    fresh = {output: name for output, name in names.items() if output not in _outputs_of(recipe)}
+    fresh = {output: name for output, name in names.items() if output not in known_outputs(recipe)}
     fresh = {output: name for output, name in fresh.items() if name in counts}
     recipe = replace(
         recipe,
         classes=classes,
         base_classes=recipe.base_classes if classes == known else recipe.base_classes or known,
         class_names=(*recipe.class_names, *fresh.values()),
-        class_outputs=(*_outputs_of(recipe), *fresh),
+        class_outputs=(*known_outputs(recipe), *fresh),
         accuracy=None,  # they were the former head's
         base_accuracy=None,
         predicted_accuracy=None,
@@ -205,50 +203,6 @@ def _recipe_to_grow(folder: Path) -> Recipe:
     return recipe
 
 
-def _outputs_of(recipe: Recipe) -> tuple[int, ...]:
-    """The model's output for each of the recipe's classes."""
-    return recipe.class_outputs or tuple(range(len(recipe.class_names)))
-
-
-def _outputs(found: Found, recipe: Recipe, loaded: LoadedModel) -> tuple[int, ...]:
-    """The model's output for each class of the images; what it doesn't know gets the next ones.
-
-    Raises:
-        DataError: which classes they are can't be told.
-    """
-    known = {_key(name): output for name, output in zip(recipe.class_names, _outputs_of(recipe), strict=True)}
-    if not recipe.head_replaced:
-        known = {_key(name): place for place, name in enumerate(loaded.class_names or ())} | known
-    names = [_key(name) for name in found.class_names]
-    twins = [name for name, count in Counter(names).items() if count > 1]
-    if twins:
-        raise DataError(
-            f"{found.source}: several classes are named {twins[0]!r}, but for case and blanks; put them "
-            "together or rename one"
-        )
-    if not found.named and not all(name.isdecimal() for name in known):
-        raise DataError(
-            f"{found.source}: its classes have numbers and the adapter's have names "
-            f"({', '.join(recipe.class_names[:3])}), so which is which can't be told; name them (class_names "
-            "in an .npz)"
-        )
-    taken = set(known.values())
-    result: list[int] = []
-    for name in names:
-        output = known.get(name)
-        if output is None and not found.named and int(name) < recipe.classes and int(name) not in taken:
-            output = int(name)  # the model's own output of that number
-        if output is None:
-            output = max(recipe.classes - 1, *taken, -1) + 1
-        taken.add(output)
-        result.append(output)
-    return tuple(result)
-
-
-def _key(name: str) -> str:
-    return name.strip().casefold()
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class _Seen:
     """What the adapted model makes of images that are not in the sums yet."""
@@ -271,14 +225,8 @@ class _Seen:
         recipe: Recipe,
         progress: Progress,
     ) -> _Seen:
-        pool, marks, channels = found.train, set(kept.marks.tolist()), recipe.input_size[0]
-        normalisation = default_normalisation(channels)
-        if recipe.mean and recipe.std:
-            normalisation = Normalisation(recipe.mean, recipe.std)
-        how = recipe.interpolation, recipe.crop_mode, recipe.channel_order, recipe.orientation
-        framing = Framing(recipe.crop, *cast(Any, how))
-        channels, height, width = recipe.input_size
-        frame = Frame((channels, height, width), framing, normalisation.mean)
+        pool, marks = found.train, set(kept.marks.tolist())
+        frame, normalisation = frame_of(recipe)
         output_of, unreadable, again = torch.tensor(outputs), list(found.unreadable), 0
         features, labels, made, right, some = [], [], [], [], torch.empty(0)
         model = trainable.model.eval()

@@ -45,6 +45,7 @@ ORDER = [
     "check",
     "kept_sums",
     "adapters",
+    "recipe_images",
     "merged",
     "huggingface",
     "delivery",

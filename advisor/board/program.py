@@ -11,14 +11,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from advisor.adapters import attach_adapter, read_recipe, read_tensors
+from advisor.adapters import Recipe, attach_adapter, read_recipe, read_tensors
 from advisor.errors import InputError, first_line
 from advisor.files import check_writable, replacing
 from advisor.methods import get_method
-from advisor.models import load_model
+from advisor.models import LoadedModel, load_model
 from advisor.models.layers import answers_otherwise, logits
 
 FORMATS = ("pt2", "onnx")
+INPUT = "images"  # what the input of an ONNX file is called
 _BATCH, _OTHER = 2, 3  # images: traced with so many, and tried with so many
 
 
@@ -29,6 +30,15 @@ class Program:
     path: Path
     bytes: int
     difference: float | None  # the largest of an output, against the network's; None: nothing ran the file
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Trained:
+    """A network after its fine-tune."""
+
+    loaded: LoadedModel  # as it was before
+    recipe: Recipe
+    network: nn.Module  # with what was trained folded in, in eval mode
 
 
 def write_program(
@@ -45,26 +55,52 @@ def write_program(
         InputError: the model, the adapter or the file can't be used, or the network can't be written so.
     """
     check_writable(path)
-    missing = [name for name in ("onnx", "onnxscript") if find_spec(name) is None] if form == "onnx" else []
+    if form == "onnx":
+        need_packages(form, "onnx", "onnxscript")
+    trained = trained_network(model, adapter, arch=arch, trust=trust)
+    with replacing(path) as temporary:
+        difference = write_network(trained, temporary, form)
+    return Program(path, path.stat().st_size, difference)
+
+
+def need_packages(form: str, *names: str) -> None:
+    """Raises InputError where some of them aren't installed."""
+    missing = [name for name in names if find_spec(name) is None]
     if missing:
-        raise InputError(f"--format onnx needs {' and '.join(missing)}: pip install 'peft-advisor[onnx]'")
+        raise InputError(f"--format {form} needs {' and '.join(missing)}: pip install 'peft-advisor[onnx]'")
+
+
+def trained_network(model: str, adapter: Path, *, arch: str | None = None, trust: bool = False) -> Trained:
+    """The model with what was trained folded into its layers. Raises InputError."""
     loaded = load_model(model, arch=arch, trust=trust)
     recipe = read_recipe(adapter)
     tensors = read_tensors(adapter, recipe, loaded.module)
     trained = attach_adapter(loaded.module, recipe, tensors, adapter).model
-    network = get_method(recipe.method).merge(trained).eval()
-    images = torch.randn(_BATCH + _OTHER, *recipe.input_size, generator=torch.Generator().manual_seed(0))
+    return Trained(loaded, recipe, get_method(recipe.method).merge(trained).eval())
+
+
+def write_network(trained: Trained, path: Path, form: str) -> float | None:
+    """Write it, and hold what was written against it.
+
+    Returns:
+        The largest difference of an output; None where nothing is there that runs the file.
+
+    Raises:
+        InputError: it can't be written so, or answers otherwise then.
+    """
+    size = trained.recipe.input_size
+    images = torch.randn(_BATCH + _OTHER, *size, generator=torch.Generator().manual_seed(0))
     traced, others = images[:_BATCH], images[_BATCH:]
     write, run = {"pt2": (_write_pt2, _run_pt2), "onnx": (_write_onnx, _run_onnx)}[form]
     try:
-        with replacing(path) as temporary, torch.no_grad():
-            write(network, traced, temporary)
-            difference = _difference(network, others, lambda given: run(temporary, given))
+        with torch.no_grad():
+            write(trained.network, traced, path)
+            return _difference(trained.network, others, lambda given: run(path, given))
     except InputError:
         raise
     except Exception as error:  # whatever torch's exporter says to this network
-        raise InputError(f"{model} can't be written as {form}: {first_line(error)}") from error
-    return Program(path, path.stat().st_size, difference)
+        source = trained.loaded.source
+        raise InputError(f"{source} can't be written as {form}: {first_line(error)}") from error
 
 
 def _difference(
@@ -101,7 +137,7 @@ def _write_onnx(network: nn.Module, images: torch.Tensor, path: Path) -> None:
         network,
         (images,),
         str(path),
-        input_names=["images"],
+        input_names=[INPUT],
         output_names=["scores"],
         dynamic_shapes=_shapes(),
         dynamo=True,
@@ -116,5 +152,5 @@ def _run_onnx(path: Path, images: torch.Tensor) -> torch.Tensor | None:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    [found] = session.run(None, {"images": images.numpy()})
+    [found] = session.run(None, {INPUT: images.numpy()})
     return torch.from_numpy(found)

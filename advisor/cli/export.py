@@ -9,6 +9,7 @@ import typer
 
 from advisor.cli import options
 from advisor.cli.streams import results_apart
+from advisor.errors import InputError
 
 
 def command(
@@ -30,12 +31,19 @@ def command(
         ),
     ],
     form: Annotated[
-        Literal["pt2", "onnx"] | None,
-        typer.Option("--format", help="Write the trained network itself, as one file."),
+        Literal["pt2", "onnx", "onnx-int8"] | None,
+        typer.Option(
+            "--format",
+            help="Write the trained network itself, as one file; onnx-int8 quantises it with --data.",
+        ),
     ] = None,
     data: Annotated[
         str | None,
-        typer.Option(metavar="DATA", help="The images that the split is told of; default: the report's."),
+        typer.Option(
+            metavar="DATA",
+            help="The images that the split is told of; default: the report's. For onnx-int8: labelled ones, "
+            "to calibrate with and to judge by.",
+        ),
     ] = None,
     candidate: options.Candidate = None,
     learning_rate: options.LearningRate = None,
@@ -51,7 +59,9 @@ def command(
     the new ones are worse, and writes an adapter that load_adapter reads.
 
     With --format it writes the network after the fine-tune, with what was trained folded into its layers, as
-    a program of torch.export (pt2) or for other runtimes (onnx), for batches of any size.
+    a program of torch.export (pt2) or for other runtimes (onnx), for batches of any size. In int8
+    (onnx-int8) it is smaller, and what that costs and saves here is told: a part of --data calibrates
+    it, the others judge it before and after.
 
     Exit codes: 0 done, 2 the input or the command line is wrong, or the network or method can't be exported.
 
@@ -59,9 +69,13 @@ def command(
         peft-advisor export model.pt advice.json --output bundle/
         peft-advisor export model.pt advice.json --output bundle/ --candidate lora-4 --epochs 20
         peft-advisor export model.pt tuned/ --format onnx --output tuned.onnx
+        peft-advisor export model.pt tuned/ --format onnx-int8 --data photos/ --output tuned.onnx
     """
     options.check_model(model)
     options.check_data(data)
+    if form == "onnx-int8":
+        _write_quantised(model, Path(report), output, data, arch, trust)
+        return
     if form is not None:
         _write_program(model, Path(report), output, form, arch, trust)
         return
@@ -108,3 +122,21 @@ def _write_program(
     if program.difference is not None:
         told = f"its scores differ from the network's by {program.difference:.1g} at most"
     typer.echo(f"Wrote:   {program.path}, {format_bytes(program.bytes)}; {told}")
+
+
+def _write_quantised(
+    model: str, adapter: Path, output: Path, data: str | None, arch: str | None, trust: bool
+) -> None:
+    if data is None:
+        raise InputError(
+            "--format onnx-int8 needs labelled images, to calibrate with and to judge by: give them with "
+            "--data, or write --format onnx, which needs none"
+        )
+
+    from advisor.board.quantised import told, write_quantised
+    from advisor.cli.progress import ProgressBars
+
+    with results_apart(), ProgressBars() as progress:
+        quantised = write_quantised(model, adapter, output, data, arch=arch, trust=trust, progress=progress)
+    for line in told(quantised):
+        typer.echo(line)

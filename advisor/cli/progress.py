@@ -31,6 +31,7 @@ _STAGES = {
     "add": "Adding the images",
     "write": "Judging and writing",
     "export": "Writing the bundle",
+    "quantise": "Quantising",
     "compare": "Comparing",
 }
 _LEAD_SECONDS = 15.0  # between two lines, at least
