@@ -153,8 +153,7 @@ def recommend(
         methods: their names; None: all.
         ranks: of those methods that have one.
         optimizer: `adam`, `adamw`, `momentum` or `sgd`.
-        probe_seconds: for the probes, or a time such as `5m`; None: no probes; `auto`: about what is left of
-            the time of one full fine-tune.
+        probe_seconds: for the probes, or a time such as `5m`; `auto`: of one full fine-tune; None: no probes.
         epochs: of a whole fine-tune.
         store: a file in which probes and costs are kept; None: nowhere.
         executor: what runs the probes: `here`, `local:2`, `dask://HOST:PORT` or `ray`.
@@ -189,7 +188,6 @@ def _recommend(
     waiting: WaitingChild | None,
     cleanup: ExitStack,
 ) -> Recommendation:
-    begun = time.perf_counter()
     if request.data is None and budget.metric != "accuracy":
         raise InputError("--metric is how answers on images are judged: give --data, too")
     device = read_profile(str(request.target)) if request.target is not None else None
@@ -224,7 +222,7 @@ def _recommend(
         data_summary = None
         if story.task is not None:
             evaluations, data_summary = _probe_all(
-                story, story.task, evaluations, budget, request, progress, store, begun
+                story, story.task, evaluations, budget, request, progress, store
             )
         with suppress(AdvisorError):  # it was not asked for
             runtime = runtime or _runtime(lean, device, budget, story, request)
@@ -471,9 +469,8 @@ def _probe_all(
     request: Request,
     progress: Progress,
     store: Store,
-    begun: float,
 ) -> tuple[list[Evaluation], DataSummary]:
-    """Race the candidates that the limits admit. `begun`: when the answer was asked for."""
+    """Race the candidates that the limits admit."""
     dataset, situation = task.dataset, task.situation
     base: Accuracy | None = None
     train, held_out, folds = len(dataset.train), dataset.validation, 1
@@ -489,7 +486,7 @@ def _probe_all(
             result = race(
                 trainer,
                 {evaluation.candidate: evaluation.cost for evaluation in fitting},
-                seconds=_probe_seconds(request, trainer, fitting, risky, updates, store, progress, begun),
+                seconds=_probe_seconds(request, trainer, fitting, risky, updates, store, progress),
                 updates=updates,
                 seed=request.seed,
                 new_head=situation.head_replaced,
@@ -572,9 +569,8 @@ def _probe_seconds(
     updates: int,
     store: Store,
     progress: Progress,
-    begun: float,
 ) -> float:
-    """What the probes may take: as asked, or what is left of the time of a fine-tune of every weight here.
+    """What the probes may take: as asked, or what a fine-tune of every weight would take on this machine.
 
     Of the candidates that train and surely fit into this machine's memory, the one with most FLOPs is timed.
     """
@@ -595,11 +591,11 @@ def _probe_seconds(
     if timed is not None:
         progress("probe", 0.0, f"timing {timed.id}")
         with suppress(Exception):  # its probe will say why
-            seconds = updates * trainer.time_updates(timed)[1] - (time.perf_counter() - begun)
+            seconds = updates * trainer.time_updates(timed)[1]
     # Rounded, so that how busy the machine is hardly matters.
     seconds = min(max(round(seconds / _ROUNDED) * _ROUNDED, _LEAST_PROBING), _MOST_PROBING)
     store.put("auto", key, {"seconds": seconds})
-    progress("probe", 0.0, f"for {format_seconds(seconds)}: in all, about as long as one full fine-tune")
+    progress("probe", 0.0, f"for {format_seconds(seconds)}, as long as one full fine-tune")
     return seconds
 
 

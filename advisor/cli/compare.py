@@ -65,8 +65,8 @@ def command(
         str,
         typer.Option(
             metavar="TIME",
-            help="Wall clock for the probes of each network, such as 90s or 5m; auto: each answer takes "
-            "about as long as one full fine-tune of the data, its probes 1 to 20 minutes.",
+            help="Wall clock for the probes of each network, such as 90s or 5m; auto: that of one full "
+            "fine-tune of the data, 1 to 20 minutes.",
         ),
     ] = "auto",
     epochs: Annotated[int, typer.Option(help="Of a whole fine-tune.")] = 10,

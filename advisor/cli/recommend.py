@@ -106,8 +106,8 @@ def command(
         str,
         typer.Option(
             metavar="TIME",
-            help="Wall clock for the probes, such as 90s or 5m; auto: the answer takes about as long as one "
-            "full fine-tune of the data, its probes 1 to 20 minutes.",
+            help="Wall clock for the probes, such as 90s or 5m; auto: that of one full fine-tune of the "
+            "data, 1 to 20 minutes.",
         ),
     ] = "auto",
     epochs: Annotated[
