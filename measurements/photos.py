@@ -72,7 +72,9 @@ QUICK_TRAININGS = tuple(TRAININGS[number] for number in (0, 2, 7))
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True, help="the folder of clothing/, grocery/, cifar/test/")
+    parser.add_argument(
+        "--data", type=Path, required=True, help="the folder of clothing/, grocery/, cifar/test/"
+    )
     parser.add_argument("--quick", action="store_true", help="one small task, printed, nothing written")
     parser.add_argument("--only", choices=("truth", "advice"), help="advice: of tasks whose truth is known")
     parser.add_argument("--task", default="", help="only those whose names hold this")
