@@ -88,8 +88,9 @@ def effects(point: Point, under: Conditions) -> dict[Effect, float]:
         classes = "new" if under.side >= _SMALL_IMAGES else "new, small images"
     # What is trained matters less where the head is solved for it: effects of their own, of another size.
     kind = "trained" if head == "trained" else "solved"
-    # A head that is solved begins with what the network was before, and gains as that is trained.
-    trained_for = math.sqrt(point.share) if point.rate is not None else 0.0
+    # A head that is solved begins with what the network was before, and gains as that is trained: for longer,
+    # and more of it.
+    trained_for = math.sqrt(point.share) * scope / max(under.blocks, 1) if point.rate is not None else 0.0
     gained = 1.0 if kind == "trained" else trained_for
     length = up = down = 0.0
     if point.rate is not None:
