@@ -156,7 +156,8 @@ def unscaled(
 def eigenvectors(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Eigenvalues, none below zero, and eigenvectors of a symmetric matrix."""
     # Where only shapes run, LAPACK takes nothing, so something else has to stand for what it would.
-    size = _solver_workspace(len(matrix)) if matrix.is_meta else 0
+    only_shapes = matrix.is_meta or type(matrix) is not torch.Tensor  # a fake tensor says it is on the CPU
+    size = _solver_workspace(len(matrix)) if only_shapes else 0
     workspace = torch.empty(size, dtype=torch.uint8, device=matrix.device)
     values, vectors = torch.linalg.eigh(matrix)
     del workspace

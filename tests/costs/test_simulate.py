@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 import torchvision
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -280,6 +280,7 @@ def test_fake_and_real_tensors_agree(method, setting):
     method=st.sampled_from(sorted(methods())),
     batch=st.integers(1, 4),
 )
+@example(channels=6, options={"stride": 1, "dilation": 1, "groups": 1}, method="ridge", batch=1)
 @settings(max_examples=25, deadline=None)
 def test_remembered_operators_cost_what_run_ones_do(channels, options, method, batch):
     """Meta tensors and the memo are a faster way to the same figures, not another estimate."""
