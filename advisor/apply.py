@@ -27,6 +27,7 @@ from advisor.probes import FineTune, Trainer, judged_in_groups, metric_of
 from advisor.records import Accuracy, Candidate, DataSummary, Evaluation, Framing, Recommendation
 from advisor.situation import Progress, Request, Story, prepare, versions
 from advisor.training.epochs import EpochReport, Epochs, Length
+from advisor.units import format_percent
 
 _SHARE_FOR_IMAGES = 0.5  # of the memory that is left
 
@@ -134,7 +135,7 @@ class _Run(Epochs):
 def verdict(applied: Applied) -> str:
     """One line: the accuracy, against what the probe predicted and what the model had."""
     found, predicted, base = applied.accuracy, applied.predicted, applied.base
-    told = answered(_percent(found), found.samples, applied.metric)
+    told = answered(format_percent(found.mean), found.samples, applied.metric)
     parts = [f"{told} (95 % interval {_interval(found)})"]
     if predicted is None:
         parts.append("no probe predicted it")
@@ -143,15 +144,14 @@ def verdict(applied: Applied) -> str:
         if not predicted.low <= found.mean <= predicted.high:
             place = "above" if found.mean > predicted.high else "below"
         parts.append(
-            f"the probe predicted {_percent(predicted)} ({_interval(predicted)}): {place} its interval"
+            f"the probe predicted {format_percent(predicted.mean)} ({_interval(predicted)}): "
+            f"{place} its interval"
         )
     if base is not None:
-        parts.append(f"the model before had {_percent(base)} ({100 * (found.mean - base.mean):+.1f} points)")
+        parts.append(
+            f"the model before had {format_percent(base.mean)} ({100 * (found.mean - base.mean):+.1f} points)"
+        )
     return "; ".join(parts) + "."
-
-
-def _percent(accuracy: Accuracy) -> str:
-    return f"{100 * accuracy.mean:.1f} %"
 
 
 def _interval(accuracy: Accuracy) -> str:

@@ -34,6 +34,7 @@ from advisor.recipe_images import frame_of, known_outputs, outputs_for
 from advisor.records import Accuracy, Census
 from advisor.situation import Progress, versions
 from advisor.training.update import head_to_solve
+from advisor.units import format_percent
 
 _AT_ONCE = 64  # images that are read and run together
 
@@ -165,17 +166,14 @@ def grow(model: str, growth: Growth, progress: Progress = lambda stage, fraction
 
 def verdict(grown: Grown) -> str:
     """One line: how many of the added images are right, and what of that is due to the new classes."""
-    parts = [f"{_percent(grown.accuracy)} right of the {grown.accuracy.samples:,} images added"]
+    parts = [f"{format_percent(grown.accuracy.mean)} right of the {grown.accuracy.samples:,} images added"]
     if grown.of_new is not None and grown.of_known is not None:
-        parts.append(f"{_percent(grown.of_new)} of new classes, {_percent(grown.of_known)} of known ones")
+        of_new, of_known = format_percent(grown.of_new.mean), format_percent(grown.of_known.mean)
+        parts.append(f"{of_new} of new classes, {of_known} of known ones")
     if grown.of_known_before is not None:
         of = " of known classes" if grown.of_new is not None else ""
-        parts.append(f"the head before had {_percent(grown.of_known_before)}{of}")
+        parts.append(f"the head before had {format_percent(grown.of_known_before.mean)}{of}")
     return "; ".join(parts) + ". Each is judged by a head that was solved without it."
-
-
-def _percent(accuracy: Accuracy) -> str:
-    return f"{100 * accuracy.mean:.1f} %"
 
 
 def _share(right: torch.Tensor) -> Accuracy | None:

@@ -116,6 +116,11 @@ def format_seconds(seconds: float) -> str:
     return f"{_three(seconds)} s" if seconds < 120 else f"{seconds / 60:.1f} min"
 
 
+def format_percent(share: float, digits: int = 1) -> str:
+    """`0.713` -> `71.3 %`."""
+    return f"{share * 100:.{digits}f} %"
+
+
 def format_joules(joules: float) -> str:
     """`0.0125` -> `12.5 mJ`, `1234` -> `1.23 kJ`."""
     if joules < 1:

@@ -35,7 +35,7 @@ from advisor.probes import ACCURACY
 from advisor.recipe_images import frame_of, outputs_for
 from advisor.records import Accuracy
 from advisor.situation import Progress
-from advisor.units import format_bytes, format_seconds
+from advisor.units import format_bytes, format_percent, format_seconds
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -143,16 +143,14 @@ def told(quantised: Quantised) -> list[str]:
     before, after, left = quantised.float32, quantised.int8, quantised.left
     low, high = (-100 * each for each in reversed(quantised.gap))
     change, count = 100 * (after.accuracy.mean - before.accuracy.mean), after.accuracy.samples
-    sizes, shares, times = (
-        [how(getattr(each, name)) for each in (after, before)]
-        for how, name in ((format_bytes, "bytes"), (_percent, "accuracy"), (format_seconds, "seconds"))
-    )
+    right, right_before = (format_percent(each.accuracy.mean) for each in (after, before))
+    seconds, seconds_before = (format_seconds(each.seconds) for each in (after, before))
     points = f"{change:+.1f} points, 95 % interval {low:+.1f} to {high:+.1f}"
     lines = [
-        f"Wrote:   {quantised.path}, {sizes[0]}; in float32 {sizes[1]}",
-        f"Right:   {shares[0]} of {count:,} images; in float32 {shares[1]} ({points})",
+        f"Wrote:   {quantised.path}, {format_bytes(after.bytes)}; in float32 {format_bytes(before.bytes)}",
+        f"Right:   {right} of {count:,} images; in float32 {right_before} ({points})",
         f"Changed: {quantised.changed:,} of these {count:,} answers",
-        f"Time:    {times[0]} for an image; in float32 {times[1]}: in onnxruntime here, in one thread",
+        f"Time:    {seconds} for an image; in float32 {seconds_before}: in onnxruntime here, in one thread",
         f"Layers:  {_layers(quantised)}; ranges of {quantised.calibrating:,} other images",
         *(f"Warning: {warning}" for warning in quantised.warnings),
     ]
@@ -163,8 +161,8 @@ def told(quantised: Quantised) -> list[str]:
         )
     elif left is not None:
         lines.append(
-            f"Note:    {_percent(left.throughout)} were right with all layers in int8; which ones stay in "
-            "float32 was chosen by the same images"
+            f"Note:    {format_percent(left.throughout.mean)} were right with all layers in int8; which ones "
+            "stay in float32 was chosen by the same images"
         )
     return lines
 
@@ -175,10 +173,6 @@ def _layers(quantised: Quantised) -> str:
         return f"all {quantised.layers:,} in int8"
     why = left.words if left is not None and left.words else "onnxruntime takes no others"
     return f"{quantised.in_int8:,} in int8, {in_float32:,} in float32 ({why})"
-
-
-def _percent(accuracy: Accuracy) -> str:
-    return f"{100 * accuracy.mean:.1f} %"
 
 
 def _loses_much(before: Accuracy, after: Accuracy) -> bool:

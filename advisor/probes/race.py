@@ -1,10 +1,11 @@
 """The race: short fine-tunes of candidates, each chosen by what is known so far, inside a wall-clock budget.
 
-One probe after the other (for each worker one): first what takes hardly any time, then what needs no
-training (re-estimated statistics, heads in closed form), or the candidate, learning rate and length whose
-answer promises most for its work (`acquisition`), by one picture of all candidates (`picture`), which begins
-with what other tasks have taught. A training goes on from where a shorter one was. There is always time kept
-to train what leads for as long as any, and the race ends where nothing is worth its time any more.
+One probe after the other (for each worker one): what needs no training (re-estimated statistics, heads in
+closed form), or the candidate, learning rate and length whose answer promises most for its work
+(`acquisition`), by one picture of all candidates (`picture`), which begins with what other tasks have taught.
+What needs no training and takes hardly any time comes first. A training goes on from where a shorter one was.
+There is always time kept to train what leads for as long as any, and the race ends where nothing is worth its
+time any more.
 
 What the clock decides is written into the store with what was found, so that a race that was killed
 goes on as it was planned, and one that ended is only read.
@@ -46,9 +47,7 @@ Lead = Callable[[Candidate, Estimate], None]
 _LEAST_UPDATES = 12  # a probe of fewer says nothing
 _PART, _PARTS = 4, 3  # trainings run for a sixteenth, a quarter, all of the longest
 _LONGEST_SHARE = 0.5  # of the time, that the quickest may take to be trained for the longest
-_FREE_SHARE = (
-    0.01  # of all time: what needs no training and takes no more is tried first, whatever it promises
-)
+_FREE_SHARE = 0.01  # of all time: what takes no more, and needs no training, is tried first
 _JUDGING_SHARE = 0.1  # of all time, at most, for one network's held-out images
 _LEAST_SAMPLES = 40  # judged on fewer, nothing can be told apart
 _NO_TIME = "allow more --probe-time"

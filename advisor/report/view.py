@@ -25,7 +25,7 @@ from advisor.records import (
     Violation,
 )
 from advisor.solver import LIMIT, allowed_memory, figures_of, lever_words, limits_of
-from advisor.units import format_bytes, format_flops, format_joules, format_seconds
+from advisor.units import format_bytes, format_flops, format_joules, format_percent, format_seconds
 
 BROKEN_LIMIT = {
     "ram": "over RAM",
@@ -233,7 +233,7 @@ def worst_class(accuracy: Accuracy, data: DataSummary | None) -> tuple[str, floa
 
 def percent(share: float | None, digits: int = 1) -> str:
     """0.713 -> `71.3 %`; None -> `-`."""
-    return "-" if share is None else f"{share * 100:.{digits}f} %"
+    return "-" if share is None else format_percent(share, digits)
 
 
 def points_text(share: float) -> str:
