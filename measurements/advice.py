@@ -245,6 +245,7 @@ def study(
     *,
     holding: str = "",
     only: str | None = None,
+    teaching: Sequence[Training] = (),
     prior_of: Callable[[str], Prior] = lambda _: shipped_prior(),
 ) -> None:
     """Find out each task's truth that the results lack, then what is advised; all of it is written at once.
@@ -255,6 +256,7 @@ def study(
         prepared: by name, in the order of the tables.
         holding: only tasks with this in their names.
         only: `truth` or `advice`.
+        teaching: of tasks that are not reported, besides `trainings`.
         prior_of: what the advisor may know of other tasks, by the task's name.
     """
     threads = torch.get_num_threads()
@@ -276,7 +278,8 @@ def study(
             with executor_for("here", task.trainer) as running:
                 if "truth" not in known:
                     blocks = len(task.census.blocks)
-                    known = truth(task, [training(blocks) for training in trainings], running)
+                    wanted = (*trainings, *(() if task.reported else teaching))
+                    known = truth(task, [training(blocks) for training in wanted], running)
                     write(results, list(prepared), task.size, {name: known})
                     store.carry()
                 if only != "truth":

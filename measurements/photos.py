@@ -67,6 +67,11 @@ TRAININGS: tuple[Training, ...] = (
     lambda blocks: Candidate.of("lora", {"rank": 8}, FROZEN),
     lambda blocks: Candidate.of("galore", {"rank": 4}, FROZEN),
 )
+# Of tasks that are not reported, besides: what training little of a large network gains, for the race to know.
+TEACHING: tuple[Training, ...] = (
+    lambda blocks: Candidate("full", levers=replace(FROZEN, scope=3)),
+    lambda blocks: Candidate.of("lora", {"rank": 8}, replace(FROZEN, scope=3)),
+)
 QUICK_TRAININGS = tuple(TRAININGS[number] for number in (0, 2, 7))
 
 
@@ -98,6 +103,7 @@ def main() -> None:
             *(prepared, trainings, kept, results),
             holding=given.task,
             only=given.only,
+            teaching=TEACHING,
             prior_of=(lambda _: shipped_prior()) if given.quick else (lambda name: priors(photos_of[name])),
         )
         found = read(results)

@@ -160,7 +160,8 @@ def test_recommend_new_classes_grows_the_head(run, tmp_path):
     assert found["data"]["new_classes"] == 3
     assert found["model"]["classes"] == 10
     assert "never seen" in found["not_applicable"]["recalibrate"]
-    assert found["recommended"] == "head"
+    # With its statistics re-estimated or not: the two are alike here, and held-out images decide.
+    assert found["recommended"].split("@")[0] == "head"
 
 
 def test_json_dash_prints_json_alone(run):
