@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -10,6 +11,8 @@ import typer
 from advisor.cli import options
 from advisor.cli.streams import results_apart
 from advisor.errors import InputError
+
+_EPOCHS = 10
 
 
 def command(
@@ -47,7 +50,9 @@ def command(
     ] = None,
     candidate: options.Candidate = None,
     learning_rate: options.LearningRate = None,
-    epochs: Annotated[int, typer.Option(help="Of the fine-tune on the board.")] = 10,
+    epochs: Annotated[
+        int | None, typer.Option(help=f"Of the fine-tune on the board; default: {_EPOCHS}.")
+    ] = None,
     arch: options.Arch = None,
     trust: options.Trust = False,
 ) -> None:
@@ -73,6 +78,9 @@ def command(
     """
     options.check_model(model)
     options.check_data(data)
+    if form is not None:
+        of_bundles = {"--candidate": candidate, "--learning-rate": learning_rate, "--epochs": epochs}
+        _refuse_unused(form, of_bundles if form == "onnx-int8" else {"--data": data} | of_bundles)
     if form == "onnx-int8":
         _write_quantised(model, Path(report), output, data, arch, trust)
         return
@@ -95,7 +103,7 @@ def command(
         data=data,
         candidate=candidate,
         learning_rate=learning_rate,
-        epochs=epochs,
+        epochs=_EPOCHS if epochs is None else epochs,
         arch=arch,
         trust=trust,
     )
@@ -108,6 +116,16 @@ def command(
     for warning in exported.warnings:
         typer.echo(f"Warning: {warning}")
     typer.echo(f"Run it:  python {exported.folder / SCRIPT} PHOTOS/ --output tuned/")
+
+
+def _refuse_unused(form: str, given: Mapping[str, object]) -> None:
+    """Raises InputError where an option is given that this format has no use for."""
+    unused = [option for option, value in given.items() if value is not None]
+    if unused:
+        raise InputError(
+            f"--format {form} writes the network as it was trained, so {', '.join(unused)} "
+            f"would change nothing; leave {'it' if len(unused) == 1 else 'them'} out"
+        )
 
 
 def _write_program(

@@ -196,6 +196,11 @@ def test_export_writes_what_a_board_needs_and_tells(run, tmp_path):
         (("model.pt", "advice.json", "--epochs", "0"), "--epochs 0 must be at least 1"),
         (("model.pt", "advice.json", "--output", "model.pt"), "--output model.pt: can't be written to"),
         (("model.pt", "nowhere/", "--format", "pt2"), "nowhere/recipe.json: can't be read"),
+        (("model.pt", "tuned/", "--format", "pt2", "--data", "digits"), "so --data would change nothing"),
+        (
+            ("model.pt", "tuned/", "--format", "onnx-int8", "--epochs", "3", "--candidate", "lora-2"),
+            "so --candidate, --epochs would change nothing; leave them out",
+        ),
         (("model.pt", "nowhere/", "--format", "onnx-int8"), "needs labelled images, to calibrate with"),
     ],
 )
