@@ -67,7 +67,7 @@ TRAININGS: tuple[Training, ...] = (
     lambda blocks: Candidate.of("lora", {"rank": 8}, FROZEN),
     lambda blocks: Candidate.of("galore", {"rank": 4}, FROZEN),
 )
-# Of tasks that are not reported, besides: what training little of a large network gains, for the race to know.
+# Of tasks that are not reported, besides: what it gains to train little of a large network.
 TEACHING: tuple[Training, ...] = (
     lambda blocks: Candidate("full", levers=replace(FROZEN, scope=3)),
     lambda blocks: Candidate.of("lora", {"rank": 8}, replace(FROZEN, scope=3)),
