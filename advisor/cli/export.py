@@ -79,8 +79,8 @@ def command(
     options.check_model(model)
     options.check_data(data)
     if form is not None:
-        of_bundles = {"--candidate": candidate, "--learning-rate": learning_rate, "--epochs": epochs}
-        _refuse_unused(form, of_bundles if form == "onnx-int8" else {"--data": data} | of_bundles)
+        given = {"--candidate": candidate, "--learning-rate": learning_rate, "--epochs": epochs}
+        _refuse_unused(form, given if form == "onnx-int8" else {"--data": data, **given})
     if form == "onnx-int8":
         _write_quantised(model, Path(report), output, data, arch, trust)
         return
