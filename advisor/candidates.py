@@ -77,12 +77,10 @@ class Proposals:
         # Of a head that is trained alone, nothing would be left: that is `ridge`.
         if self._images and method.learns_classes and method.learning_rates and not method.only_head:
             heads = solvable(self._census)
-        plain = Candidate.of(method.name, settings[len(settings) // 2], levers)
         for candidate, cost in self._trained(method, settings, levers):
             yield candidate, cost
-            if heads and candidate.levers.cached_prefix == "no":
-                # The widest is the most accurate on most data; the head's own features need no new layer.
-                for features in dict.fromkeys((heads[0], heads[-1])) if candidate == plain else heads[-1:]:
+            if candidate.levers.cached_prefix == "no":  # one training tells of them all
+                for features in heads:
                     yield from self._priced(self._with(candidate, {"head": f"ridge-{features}"}))
 
     def _trained(
@@ -123,7 +121,8 @@ class Proposals:
             if policy == "reestimated" or (policy == "frozen" and self._batch_size < SMALL_BATCH):
                 one = self._with(narrow, {"statistics": policy})
                 yield from self._cached(one)
-                if is_widest and scope:  # a wide head reads what a cache leaves out
+                # A wide head reads what a cache leaves out.
+                if scope and (is_widest or policy == "frozen"):
                     yield from self._priced(one)
 
     def _made_to_fit(

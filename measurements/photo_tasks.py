@@ -62,7 +62,7 @@ class PhotoSize(Size):
 
 
 _FEW = 5
-PHOTO_FOLDERS = ("clothing", "grocery")
+PHOTO_FOLDERS = ("clothing", "grocery", "cifar/test")
 
 
 class Prepared(Studied):

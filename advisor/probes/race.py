@@ -3,9 +3,10 @@
 One probe after the other (for each worker one): what needs no training (re-estimated statistics, heads in
 closed form), or the candidate, learning rate and length whose answer promises most for its work
 (`acquisition`), by one picture of all candidates (`picture`), which begins with what other tasks have taught.
-What needs no training and takes hardly any time comes first. A training goes on from where a shorter one was.
-There is always time kept to train what leads for as long as any, and the race ends where nothing is worth its
-time any more.
+What needs no training comes first, as far as it takes little of the time. Where there is time for many,
+trainings run for a while at first, and go on from there; where there is not, to their ends alone. There is
+always time kept to train what leads for as long as any, and the race ends where nothing is worth its time
+any more.
 
 What the clock decides is written into the store with what was found, so that a race that was killed
 goes on as it was planned, and one that ended is only read.
@@ -15,8 +16,9 @@ from __future__ import annotations
 
 import itertools
 import logging
+import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -46,8 +48,9 @@ Lead = Callable[[Candidate, Estimate], None]
 
 _LEAST_UPDATES = 12  # a probe of fewer says nothing
 _PART, _PARTS = 4, 3  # trainings run for a sixteenth, a quarter, all of the longest
+_MANY = 8  # trainings for as long as any: with less time than they take, parts of some cost too many others
 _LONGEST_SHARE = 0.5  # of the time, that the quickest may take to be trained for the longest
-_FREE_SHARE = 0.01  # of all time: what takes no more, and needs no training, is tried first
+_FREE_SHARE = 0.1  # of all time: for what needs no training, before anything else
 _JUDGING_SHARE = 0.1  # of all time, at most, for one network's held-out images
 _LEAST_SAMPLES = 40  # judged on fewer, nothing can be told apart
 _NO_TIME = "allow more --probe-time"
@@ -157,6 +160,7 @@ class _Race:
         self._ended = _NO_TIME  # why no more was tried
         self._warnings: list[str] = []
         self._probes_run = self._probes_recalled = 0
+        self._free_seconds = 0.0  # that what needs no training has taken
 
     def run(self, unaffordable: Sequence[Candidate]) -> RaceResult:
         base = None
@@ -257,18 +261,22 @@ class _Race:
         def planned() -> dict[str, Any]:
             self._time()
             longest, shortest = self._updates, min(_LEAST_UPDATES, self._updates)
-            while longest > shortest and self._quickest(longest, samples) > _LONGEST_SHARE * self._clock.left:
+            while (
+                longest > shortest
+                and self._seconds(longest, samples, min) > _LONGEST_SHARE * self._clock.left
+            ):
                 longest = max(longest // _PART, shortest)
             lengths = [longest]
-            while lengths[0] >= _PART * _LEAST_UPDATES and len(lengths) < _PARTS:
+            few = self._seconds(longest, samples, statistics.median) * _MANY > self._clock.left
+            while not few and lengths[0] >= _PART * _LEAST_UPDATES and len(lengths) < _PARTS:
                 lengths.insert(0, lengths[0] // _PART)
             return {"lengths": lengths}
 
         return list(self._remembered("plan", self._race_key, planned)["lengths"])
 
-    def _quickest(self, updates: int, samples: int) -> float:
-        """Seconds of so many updates of the quickest of those that were timed."""
-        return min(
+    def _seconds(self, updates: int, samples: int, of: Callable[[Iterable[float]], float]) -> float:
+        """Of so many updates of the quickest, say, of those that were timed."""
+        return of(
             self._clock.expected(
                 Trial(one, learning_rates(one)[0], updates, samples, 0, self._found.heads(one))
             )
@@ -288,7 +296,7 @@ class _Race:
         while len(trials) < self._executor.workers:
             if trials:
                 belief = picture.given(seen)
-            option = _free(options, min(_FREE_SHARE * self._clock.seconds, left))
+            option = _free(options, min(_FREE_SHARE * self._clock.seconds - self._free_seconds, left))
             option = option or chosen(belief, options, finals, left) or _free(options, left)
             if option is None:
                 break
@@ -330,6 +338,8 @@ class _Race:
         came = probe.failure or f"{100 * self._found.best_mean(probe):.1f} % right"
         _log.debug("probed %s: %s, %.1f s", _named(probe.trial), came, probe.seconds)
         self._found.add(probe)
+        if probe.trial.learning_rate is None:
+            self._free_seconds += probe.seconds
 
     def _probes(self, trials: Sequence[Trial]) -> Iterator[Probe]:
         """Those in the store, then the others as they finish."""
