@@ -69,16 +69,20 @@ def has_replaceable_front(census: Census, scope: int | None) -> bool:
     return census.blocks[len(census.blocks) - (scope or 0) - 1].replaceable
 
 
-def run_front(model: nn.Module, front: Sequence[str], images: torch.Tensor) -> torch.Tensor:
-    """What the modules of a front make of images (N, C, H, W); what follows them is not run."""
+def run_front(model: nn.Module, front: Sequence[str], images: torch.Tensor, already: int = 0) -> torch.Tensor:
+    """What the modules of a front make of images (N, C, H, W); what follows them is not run.
 
+    Args:
+        already: so many of them, the first ones, have run: `images` is what they made.
+    """
     last = model.get_submodule(front[-1])
 
     def stop(*args: Any, **kwargs: Any) -> None:
         raise _Reached(last(*args, **kwargs))
 
+    routes: dict[int, _Function] = dict.fromkeys(range(already), lambda *_args, **_kwargs: images)
     try:
-        with torch.no_grad(), rerouted(model, front, {len(front) - 1: stop}):
+        with torch.no_grad(), rerouted(model, front, routes | {len(front) - 1: stop}):
             model(images)
     except _Reached as reached:
         return reached.tensor

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import accumulate
+from itertools import accumulate, zip_longest
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch import nn
 
 from advisor.data.loading import Dataset, LabelledImages
 from advisor.methods import Trainable
+from advisor.models.blocks import has_replaceable_front, without_front
 from advisor.probes.scenarios import features_before, imprint
 from advisor.probes.train import (
     MOST_KEPT,
@@ -26,9 +27,10 @@ from advisor.probes.train import (
     is_reestimated,
     judged_on,
 )
-from advisor.records import Candidate, Census
+from advisor.records import Candidate, Census, Levers
 from advisor.training.accelerator import CPU, Accelerator
 from advisor.training.loop import FrontOutputs
+from advisor.training.update import attach
 from advisor.training.views import View
 
 _FEW, _MANY = 300, 1500  # images: of fewer, one part tells nothing apart; of more, one tells enough
@@ -116,9 +118,22 @@ class CrossValidation(Trainer):
     def _features_before(self, head: str) -> torch.Tensor:
         """(N, F) of the images of all folds: the head is no part of what makes them."""
         if self._before_head is None:
-            images = self.dataset.validation
-            self._before_head = features_before(self.model, head, images, self.dataset.normalisation)
+            self._before_head = self._features_anew(head)
         return self._before_head
+
+    def _features_anew(self, head: str) -> torch.Tensor:
+        images, normalisation = self.dataset.validation, self.dataset.normalisation
+        if self.accelerator != CPU or not has_replaceable_front(self.census, 0):
+            return features_before(self.model, head, images, normalisation)
+        # Probes want the front of the head, too; and that of half the blocks, from which others go on.
+        model = copy.deepcopy(self.model)
+        for scope in (-(-len(self.census.blocks) // 2), 0):
+            if has_replaceable_front(self.census, scope):
+                one = Candidate("head", levers=Levers(scope=scope, cached_prefix="ram"))
+                trainable = attach(model, self.census, one)
+                made = self.front_of(trainable)
+        with without_front(model, trainable.front):
+            return features_before(model, head, made, normalisation)
 
     def front_of(self, trainable: Trainable, how: tuple[Any, ...] = ()) -> FrontOutputs:
         """What a frozen front makes of the images of all folds, for which it is run once.
@@ -129,7 +144,10 @@ class CrossValidation(Trainer):
         key = trainable.front, how
         if key not in self._fronts:
             images = self.dataset.validation
-            self._fronts[key] = self.front(trainable, View(images, *how) if how else images)
+            known = (made for (_, other), made in self._fronts.items() if other == how)
+            begun = (made for made in known if made.begins(trainable.front))
+            nearest = max(begun, key=lambda made: len(made.front), default=None)
+            self._fronts[key] = self.front(trainable, View(images, *how) if how else images, nearest)
         return self._fronts[key]
 
     def fold(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -196,20 +214,24 @@ class _Fold(Trainer):
         self._of, self._number = of, fold
         self._kept = Kept(MOST_KEPT // of.folds)
 
-    def fronts(self, trainable: Trainable, candidate: Candidate) -> tuple[FrontOutputs, ...]:
+    def fronts(
+        self, trainable: Trainable, candidate: Candidate, nearest: Sequence[FrontOutputs] = ()
+    ) -> tuple[FrontOutputs, ...]:
         """Of images to train on, held-out and old ones: what the front makes of them."""
         train = self.images_for(candidate)
         if is_reestimated(candidate) or train is not self.dataset.train:
-            return super().fronts(trainable, candidate)
+            return super().fronts(trainable, candidate, nearest)
         _, *old = judged_on(self.dataset)
         every = self._of.front_of(trainable)
         own = (every.those(some) for some in self._of.fold(self._number))
-        return (*own, *(self.front(trainable, part) for part in old))
+        return (*own, *(self.front(trainable, *each) for each in zip_longest(old, nearest[2:])))
 
-    def front_of_view(self, trainable: Trainable, candidate: Candidate, view: View) -> FrontOutputs:
+    def front_of_view(
+        self, trainable: Trainable, candidate: Candidate, view: View, nearest: FrontOutputs | None = None
+    ) -> FrontOutputs:
         """What the front makes of a view of the images to train on."""
         if is_reestimated(candidate) or self.images_for(candidate) is not self.dataset.train:
-            return super().front_of_view(trainable, candidate, view)
+            return super().front_of_view(trainable, candidate, view, nearest)
         every = self._of.front_of(trainable, (view.augment, view.seed, view.number))
         return every.those(self._of.fold(self._number)[0])
 

@@ -20,6 +20,7 @@ from advisor.data.pixels import Normalisation
 from advisor.errors import DataError, ModelError
 from advisor.models.blocks import evaluating
 from advisor.models.layers import logits
+from advisor.training.views import Images
 
 _NOISE = 0.1  # of the old rows' mean norm: a new row's own part
 _LOOKED_AT, _BATCH = 512, 64  # images, to imprint new rows
@@ -172,7 +173,7 @@ def imprint_where_better(model: nn.Module, head: str, kept: int, data: Dataset) 
 def features_before(
     model: nn.Module,
     head: str,
-    images: LabelledImages,
+    images: Images,
     normalisation: Normalisation,
     changed: Callable[[torch.Tensor], torch.Tensor] = lambda batch: batch,
 ) -> torch.Tensor:

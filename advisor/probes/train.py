@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -297,7 +298,7 @@ class Trainer:
             return views, judged_on(self.dataset)
         key = trainable.front, is_reestimated(candidate), train is self.dataset.train
         if key not in self._features:
-            self._features[key] = self.fronts(trainable, candidate)
+            self._features[key] = self.fronts(trainable, candidate, self._begun(key))
         plain, *judged = self._features[key]
 
         def made(view: Images) -> FrontOutputs:
@@ -305,23 +306,41 @@ class Trainer:
                 return plain
             own = (*key, view.seed, view.number)
             if own not in self._features:
-                self._features[own] = (self.front_of_view(trainable, candidate, view),)
+                nearest = next(iter(self._begun(own)), None)
+                self._features[own] = (self.front_of_view(trainable, candidate, view, nearest),)
             return self._features[own][0]
 
         return views.run_through(made), judged
 
-    def fronts(self, trainable: Trainable, candidate: Candidate) -> tuple[FrontOutputs, ...]:
-        """Of images to train on, held-out and old ones: what the candidate's frozen front makes of them."""
-        parts = (self.images_for(candidate), *judged_on(self.dataset))
-        return tuple(self.front(trainable, part) for part in parts)
+    def _begun(self, key: tuple[Any, ...]) -> tuple[FrontOutputs, ...]:
+        """What is there of the longest part of the key's front, its other parts being the same."""
+        front, *rest = key
+        known = (made for (_, *other), made in self._features.items() if other == rest)
+        begun = (made for made in known if made[0].begins(front))
+        return max(begun, key=lambda made: len(made[0].front), default=())
 
-    def front_of_view(self, trainable: Trainable, candidate: Candidate, view: View) -> FrontOutputs:
+    def fronts(
+        self, trainable: Trainable, candidate: Candidate, nearest: Sequence[FrontOutputs] = ()
+    ) -> tuple[FrontOutputs, ...]:
+        """Of images to train on, held-out and old ones: what the candidate's frozen front makes of them.
+
+        Args:
+            nearest: what a part of the front made of each, if any did.
+        """
+        parts = (self.images_for(candidate), *judged_on(self.dataset))
+        return tuple(self.front(trainable, *each) for each in zip_longest(parts, nearest))
+
+    def front_of_view(
+        self, trainable: Trainable, candidate: Candidate, view: View, nearest: FrontOutputs | None = None
+    ) -> FrontOutputs:
         """What the candidate's frozen front makes of a view of the images to train on."""
         del candidate
-        return self.front(trainable, view)
+        return self.front(trainable, view, nearest)
 
-    def front(self, trainable: Trainable, images: Images) -> FrontOutputs:
-        """What a frozen front makes of images."""
+    def front(
+        self, trainable: Trainable, images: Images, nearest: FrontOutputs | None = None
+    ) -> FrontOutputs:
+        """What a frozen front makes of images, or of what a part of it made of them."""
         views = 1 if self.dataset.augment == "none" else CACHED_VIEWS
         return FrontOutputs.of(
             images,
@@ -331,6 +350,7 @@ class Trainer:
             self.pass_size,
             views=views,
             accelerator=self.accelerator,
+            nearest=nearest,
         )
 
 

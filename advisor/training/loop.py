@@ -265,6 +265,7 @@ class FrontOutputs:
     labels: torch.Tensor  # (N,) int64
     folder: tempfile.TemporaryDirectory[str] | None  # of the file that holds the outputs, if one does
     pooled: dict[Block, torch.Tensor]  # of the front's blocks, for a head in closed form
+    front: tuple[str, ...] = ()  # what made them
 
     @classmethod
     def of(
@@ -278,6 +279,7 @@ class FrontOutputs:
         beside: Path | None = None,
         views: int = 1,
         accelerator: Accelerator = CPU,
+        nearest: FrontOutputs | None = None,
     ) -> FrontOutputs:
         """Run the front on all images.
 
@@ -286,14 +288,22 @@ class FrontOutputs:
             beside: the folder for that file; None: that of temporary files.
             views: of the images, that together take no more memory than is allowed for one.
             accelerator: where the model is; what comes of it is kept in the host's memory.
+            nearest: what a part of the front made of the same images: only the rest of it is run.
         """
         outputs, folder = torch.empty(0), None
-        blocks = [b for b in feature_blocks(census, "all") if b.modules[-1] in trainable.front]
+        there = {} if nearest is None else nearest.pooled
+        of_front = [b for b in feature_blocks(census, "all") if b.modules[-1] in trainable.front]
+        blocks = [block for block in of_front if block not in there]
+        already = 0 if nearest is None else len(nearest.front)
         pooled: dict[Block, list[torch.Tensor]] = {block: [] for block in blocks}
         for positions in torch.arange(len(images)).split(pass_size):
-            inputs = accelerator.placed(images.batch(positions, normalisation)[0])
+            if nearest is None:
+                inputs = images.batch(positions, normalisation)[0]
+            else:
+                inputs = nearest.outputs[nearest.places[positions]]
+            inputs = accelerator.placed(inputs)
             with pooled_outputs(trainable.model, blocks) as of_blocks, accelerator.precision().forward():
-                made = run_front(trainable.model, trainable.front, inputs).cpu()
+                made = run_front(trainable.model, trainable.front, inputs, already).cpu()
             for block in blocks:
                 pooled[block].append(host(of_blocks[block]))
             if not outputs.numel():
@@ -307,13 +317,18 @@ class FrontOutputs:
                 else:
                     outputs = made.new_empty(shape)
             outputs[positions] = made
-        joined = {block: torch.cat(parts) for block, parts in pooled.items()}
-        return cls(outputs, torch.arange(len(images)), images.labels, folder, joined)
+        joined = there | {block: torch.cat(parts) for block, parts in pooled.items()}
+        return cls(outputs, torch.arange(len(images)), images.labels, folder, joined, trainable.front)
+
+    def begins(self, front: Sequence[str]) -> bool:
+        """Whether this is of a part of the front, from its first module on."""
+        return tuple(front[: len(self.front)]) == self.front != tuple(front)
 
     def those(self, indices: torch.Tensor) -> FrontOutputs:
         """Of the images at these indices."""
         pooled = {block: of_block[indices] for block, of_block in self.pooled.items()}
-        return FrontOutputs(self.outputs, self.places[indices], self.labels[indices], self.folder, pooled)
+        places, labels = self.places[indices], self.labels[indices]
+        return FrontOutputs(self.outputs, places, labels, self.folder, pooled, self.front)
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -15,9 +15,10 @@ from torch import nn
 from advisor.data.loading import LabelledImages
 from advisor.models.layers import take_census
 from advisor.probes.folds import CrossValidation, fold_count
+from advisor.probes.scenarios import features_before
 from advisor.probes.train import Trainer, Trial
 from advisor.records import Candidate, Levers
-from tests.probes.test_train import SIZE, dataset, network
+from tests.probes.test_train import SIZE, Counting, blocks, dataset, network
 
 
 def few(count, drawn=True):
@@ -123,6 +124,22 @@ def test_new_rows_are_imprinted_without_the_images_held_out():
     # Each fold's own network judges what it held out.
     own = [trainer._trainer(fold).judge_base(10) for fold in range(3)]
     assert trainer.judge_base(30) == b"".join(own)
+
+
+def test_what_new_rows_are_imprinted_from_is_what_probes_go_on_from():
+    data, seen = few(60), []
+    model = blocks()
+    model[0].append(Counting(seen))
+    trainer = cross_validation(data, 3, model, imprinted_from=0)
+    plain = features_before(copy.deepcopy(model), "4", trainer.dataset.validation, data.normalisation)
+    seen.clear()
+    trainer._trainer(0)
+    assert torch.allclose(trainer._before_head, plain, atol=1e-6)
+    ridge = Candidate.of("ridge", {"features": "last"}, Levers())
+    assert trainer.probe(Trial(ridge, None, 0, 60, 0)).correct is not None
+    for candidate in (Candidate("head"), Candidate("full", levers=Levers(scope=2))):
+        assert trainer.probe(Trial(candidate, 1e-2, 4, 60, 0)).correct is not None
+    assert sum(seen) == 60  # each image once for all of it
 
 
 def test_its_key_is_told_without_imprinting(monkeypatch):

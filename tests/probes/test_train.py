@@ -173,6 +173,49 @@ def test_a_front_runs_once_for_all_candidates():
     assert len(trainer._features) == 1
 
 
+class Counting(nn.Module):
+    """Passes images on, and counts them: of all copies together."""
+
+    def __init__(self, seen):
+        super().__init__()
+        self.seen = seen
+
+    def forward(self, x):
+        self.seen.append(len(x))
+        return x
+
+    def __deepcopy__(self, memo):
+        return Counting(self.seen)
+
+
+@pytest.mark.parametrize("levers", [Levers(), Levers(statistics="frozen")])
+def test_a_front_goes_on_from_what_a_part_of_it_has_made(levers):
+    model, data, seen = blocks(), dataset(), []
+    model[0].append(Counting(seen))
+    census = take_census(model, SIZE)
+    deep, shallow = (Candidate("full", levers=replace(levers, scope=scope)) for scope in (2, 1))
+    trainer, other = (Trainer(model, census, data, 8) for _ in range(2))
+    seen.clear()
+    FineTune(trainer, deep, 1e-3, 4, 0)
+    assert sum(seen) == 120  # each image once, trained on or held out
+    tuned = FineTune(trainer, shallow, 1e-3, 4, 0)
+    assert sum(seen) == 120
+    assert len(trainer._features) == 2
+    alone = FineTune(other, shallow, 1e-3, 4, 0)
+    for one, same in zip(trainer._features[tuned_key(tuned)], other._features[tuned_key(alone)], strict=True):
+        assert torch.equal(one.outputs, same.outputs)
+        assert one.front == same.front
+        assert all(torch.equal(one.pooled[block], same.pooled[block]) for block in same.pooled)
+    for each in (tuned, alone):
+        each.run(4)
+    assert tuned.judge(40) == alone.judge(40)
+    assert tuned.judge_solved(["all"]) == alone.judge_solved(["all"])
+
+
+def tuned_key(tuned):
+    return tuned.trainable.front, False, True
+
+
 @pytest.mark.parametrize("scope", [None, 1])
 def test_what_is_forgotten_is_told_of_the_same_network(scope):
     model, data = blocks(), dataset()
