@@ -74,6 +74,7 @@ def command(
     no_store: options.NoStore = False,
     seed: options.Seed = 0,
     report: options.ReportPath = None,
+    form: options.ComparedForm = "terminal",
     output: Annotated[
         str | None,
         typer.Option(
@@ -94,6 +95,7 @@ def command(
     Examples:
         peft-advisor compare torchvision:mobilenet_v2 torchvision:resnet18 --ram 512MB
         peft-advisor compare a.pt b.pt c.pt --target pi4.json --target jetson.json --ram 1GB
+        peft-advisor compare a.pt b.pt c.pt --ram 64MB --format markdown
         peft-advisor compare a.pt b.pt c.pt d.pt --data new-images/ --best 2 --report page.html
     """
     for model in models:
@@ -123,7 +125,7 @@ def command(
     size, known_ranks = options.parse_input_size(input_size), options.parse_ranks(ranks)
     optimizer, known_methods = options.parse_optimizer(optimizer), options.parse_methods(methods)
     probe_seconds = options.parse_probe_time(probe_time)
-    outputs = Outputs({"--report": report})
+    outputs = Outputs({"--report": report}, form)
     if output is not None:
         _make_folder(output)
     store_path = options.usable_store(store, no_store=no_store)
@@ -159,6 +161,7 @@ def command(
         _write_answers(found, Path(output))
     if outputs.write("--report", lambda: render_comparison(found)):
         talk.hint(f"Report: {report}")
+    outputs.write_compared_form(found)
     if not outputs.to_stdout:
         print_comparison(found)
     has_advice = any(pair.recommendation and pair.recommendation.outcome != "none" for pair in found)

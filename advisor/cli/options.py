@@ -104,6 +104,10 @@ Form = Annotated[
     Literal["terminal", "json", "markdown", "html", "csv"],
     typer.Option("--format", help="Of what is printed; csv has a line for each candidate."),
 ]
+ComparedForm = Annotated[
+    Literal["terminal", "json", "markdown", "html", "csv"],
+    typer.Option("--format", help="Of what is printed; csv has a line for each answer."),
+]
 BatchSize = Annotated[int, typer.Option(help="Images in one update.")]
 Ram = Annotated[
     str | None, typer.Option(metavar="SIZE", help="Most that one update may hold, such as 512MB, 64MiB.")

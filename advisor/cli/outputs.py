@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,7 @@ from advisor.errors import DEBUG, EXIT_WRONG_INPUT, AdvisorError, InputError
 from advisor.files import check_writable, kept_name, write_whole
 
 if TYPE_CHECKING:
-    from advisor.records import Recommendation
+    from advisor.records import Compared, Recommendation
 
 
 class Outputs:
@@ -76,6 +76,18 @@ class Outputs:
 
         render = {"json": dumps, "markdown": render_markdown, "html": render_html, "csv": render_csv}
         return self.write("--format", lambda: render[self._form](recommendation))
+
+    def write_compared_form(self, compared: Sequence[Compared]) -> bool:
+        """The same of several answers."""
+        from advisor.report import csv_of_compared, json_of_compared, markdown_of_compared, render_comparison
+
+        render = {
+            "json": json_of_compared,
+            "markdown": markdown_of_compared,
+            "html": render_comparison,
+            "csv": csv_of_compared,
+        }
+        return self.write("--format", lambda: render[self._form](compared))
 
     def end(self, exit_code: int = 0) -> None:
         """End the command with this exit code; what couldn't be written makes it 2."""

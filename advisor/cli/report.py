@@ -28,26 +28,24 @@ def command(
     form: options.Form = "terminal",
     everything: options.Everything = False,
 ) -> None:
-    """Show a saved recommendation, or render its report again; several are compared in one page.
+    """Show a saved recommendation, or render its report again; several are compared in one table or page.
 
     Examples:
         peft-advisor report advice.json
         peft-advisor report advice.json --all
         peft-advisor report advice.json --report report.html
         peft-advisor report advice.json --format csv > candidates.csv
+        peft-advisor report phone.json camera.json
         peft-advisor report phone.json camera.json --report both.html
     """
     for path in paths:
         options.check_report(path)
-    if len(paths) > 1 and not report:
-        raise InputError("several answers are compared in a page; give --report FILE")
-    if len(paths) > 1 and form != "terminal":
-        raise InputError(f"--format {form} is of one answer; leave it out, or name one file")
     if len(set(paths)) < len(paths):
         raise InputError("one answer is given twice; give each once")
     outputs = Outputs({"--report": report}, form)
 
     from advisor.report import (
+        print_comparison,
         print_recommendation,
         read_json,
         redacted,
@@ -63,14 +61,21 @@ def command(
         }
     first = next(iter(read.values()))
 
+    compared = _side_by_side(read) if len(read) > 1 else []
+
     def page() -> str:
-        return render_comparison(_side_by_side(read)) if len(read) > 1 else render_html(first)
+        return render_comparison(compared) if compared else render_html(first)
 
     # First: whoever reads the rest may stop reading.
     if outputs.write("--report", page):
         talk.hint(f"Report: {report}")
-    outputs.write_form(first)
-    if not outputs.to_stdout and len(read) == 1:
+    if compared:
+        outputs.write_compared_form(compared)
+    else:
+        outputs.write_form(first)
+    if not outputs.to_stdout and compared and not report:
+        print_comparison(compared)
+    elif not outputs.to_stdout and not compared:
         print_recommendation(first, saved=None if redact else paths[0], everything=everything)
     outputs.end()
 

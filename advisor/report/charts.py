@@ -2,9 +2,10 @@
 
 Geometry is in a box 620 units wide that scales with the page. The axes are fitted to what was tried;
 what lies outside is drawn at the edge, as an arrow. Labels are placed greedily, the chosen
-candidate's first, each at the first spot around its point that is free. A name that finds none gives
-way to the candidate's number in the table; where many were tried, what was not trained to the end has
-no label. Every point that was tried is a link to its row there.
+candidate's first, each at the first spot beside its point that is free; a name may stand further off, at
+the end of a line. One that finds no spot gives way to the candidate's number in the table; where many
+were tried, what was not trained to the end has no label. Every point that was tried is a link to its
+row there.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ class Point:
     known: Literal["whole", "short", "predicted"] = "whole"  # y: trained to the end, for less, not at all
     low: float | None = None
     high: float | None = None
+    is_known: bool = False  # what everybody looks for: named as the front is
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,7 +284,8 @@ def _outside(point: Point, xs: _Range, ys: _Range, x: Axis, y: Axis) -> int | No
 def _labels(
     points: Sequence[Point], front: Sequence[Point], places: dict[int, tuple[float, float]], taken: list[Box]
 ) -> list[Markup]:
-    leading = {point.number for point in front}
+    leading = {point.number for point in (*front, *(point for point in points if point.is_known))}
+    told = [point for point in points if point.known == "whole"]
     order = sorted(
         (point for point in points if point.number in places),
         key=lambda point: (
@@ -296,31 +299,60 @@ def _labels(
     for point in order:
         important = point.kind == "chosen" or point.number in leading
         names = [point.label] if important or len(points) <= NAMED else []
-        if names or point.known == "whole" or len(points) <= NUMBERED:
+        if names or (point in told and len(told) <= NUMBERED) or len(points) <= NUMBERED:
             names.append(str(point.number))
         for words in names:
             width = len(words) * CHARACTER * (1.1 if point.kind == "chosen" else 1.0)  # bold is wider
-            spot = _free_spot(width, places[point.number], taken)
+            place, far = places[point.number], ""
+            spot = _free_spot(_beside(width, place), taken)
+            if spot is None and words == point.label:
+                spot, far = _free_spot(_further(width, place), taken), " far"
+                parts += [_leader(place, spot, width)] if spot else []
             if spot:
                 taken.append(spot)
                 weight = "label strong" if point.kind == "chosen" else "label"
                 quiet = "" if point.kind != "rejected" else " quiet"
-                parts.append(text_at(weight + quiet, spot[0], spot[3] - 3, words))
+                # It grows away from its point where a small screen has larger letters.
+                before = spot[0] + width < place[0]
+                kind = weight + quiet + far + (" end" if before else "")
+                parts.append(text_at(kind, spot[0] + width if before else spot[0], spot[3] - 3, words))
                 break
     return parts
 
 
-def _free_spot(width: float, place: tuple[float, float], taken: Sequence[Box]) -> Box | None:
+def _beside(width: float, place: tuple[float, float]) -> list[Box]:
+    """Where a label is seen to belong to its point."""
     x, y = place
     right, left = x + 9, x - 9 - width
-    spots = [
+    corners = [
         *((right, y - 6 + shift) for shift in (0, -10, 10)),
         *((left, y - 6 + shift) for shift in (0, -10, 10)),
         *((x - width / 2, y + shift) for shift in (-22, 10)),
-        *((side, y - 6 + shift) for side in (right, left) for shift in (-20, 20, -30, 30)),
     ]
-    for at_x, at_y in spots:
-        box = (at_x, at_y, at_x + width + _GAP, at_y + LINE)
+    return [(at_x, at_y, at_x + width + _GAP, at_y + LINE) for at_x, at_y in corners]
+
+
+def _further(width: float, place: tuple[float, float]) -> list[Box]:
+    """Where it needs a line to its point."""
+    x, y = place
+    return [
+        (at_x, y - 6 + shift, at_x + width + _GAP, y - 6 + shift + LINE)
+        for shift in (-24, 24, -38, 38, -54, 54)
+        for at_x in (x + 14, x - 14 - width, x + 34, x - 34 - width)
+    ]
+
+
+def _leader(place: tuple[float, float], spot: Box, width: float) -> Markup:
+    """From the point to the label's nearer end, or a little short of both."""
+    (x, y), middle = place, (spot[1] + spot[3]) / 2
+    end = spot[0] - 2 if spot[0] > x else spot[0] + width + 2
+    share = 7 / max(math.hypot(end - x, middle - y), 7)
+    return line("leader", x + share * (end - x), y + share * (middle - y), end, middle)
+
+
+def _free_spot(boxes: Sequence[Box], taken: Sequence[Box]) -> Box | None:
+    for box in boxes:
+        at_x, at_y = box[:2]
         inside = (
             at_x >= LEFT and box[2] <= WIDTH - RIGHT + 4 and at_y >= TOP - 2 and box[3] <= HEIGHT - BOTTOM
         )

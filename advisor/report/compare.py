@@ -84,7 +84,7 @@ class Row:
 
 def render_comparison(compared: Sequence[Compared]) -> str:
     """The page's text. Everything that comes from outside is escaped."""
-    rows = _rows(compared)
+    rows = rows_of(compared)
     limits, made = {row.limits for row in rows}, {row.made for row in rows}
     columns = {name: any(getattr(row, name) for row in rows) for name in _OPTIONAL}
     columns["base"] = any(_base(row) for row in rows)
@@ -99,9 +99,9 @@ def render_comparison(compared: Sequence[Compared]) -> str:
         environment()
         .get_template("comparison.html")
         .render(
-            title=_title(compared),
-            told=_told(rows),
-            groups=[(_board_text(each), each) for each in _by_board(rows)],
+            title=title_of(compared),
+            told=told_of(rows),
+            groups=[(board_text(each), each) for each in by_board(rows)],
             columns=columns,
             chart=_chart(rows),
             commands=commands,
@@ -115,14 +115,14 @@ def render_comparison(compared: Sequence[Compared]) -> str:
 def print_comparison(compared: Sequence[Compared], console: Console | None = None) -> None:
     """A table for each board; no line is wider than the console."""
     console = console or Output(highlight=False)
-    rows = _rows(compared)
-    for number, group in enumerate(_by_board(rows)):
-        text = _board_text(group)
+    rows = rows_of(compared)
+    for number, group in enumerate(by_board(rows)):
+        text = board_text(group)
         lines = [Text(line, "bold") for line in folded(text, console.width, 3)] if text else []
         for each in [*([Text()] if number else []), *lines, *_table(group, console.width)]:
             console.print(each, no_wrap=True, crop=False, overflow="ignore")
     console.print()
-    for told in _told(rows):
+    for told in told_of(rows):
         for line in folded(f"- {told}", console.width, 6):
             console.print(line, no_wrap=True, crop=False, overflow="ignore", markup=False)
 
@@ -130,7 +130,8 @@ def print_comparison(compared: Sequence[Compared], console: Console | None = Non
 _OPTIONAL = ("accuracy", "whole", "time", "tune", "joules")
 
 
-def _rows(compared: Sequence[Compared]) -> list[Row]:
+def rows_of(compared: Sequence[Compared]) -> list[Row]:
+    """One for each, numbered from 1."""
     return [_row(number, pair) for number, pair in enumerate(compared, 1)]
 
 
@@ -140,7 +141,8 @@ def _row(number: int, pair: Compared) -> Row:
         return Row(number, pair, None, "no answer", pair.trouble, "", "")
     choice, told = view.chosen(answer), headline(answer)
     if choice is not None:
-        words = f"{describe(choice)}: {told.badge}"
+        words = describe(choice)
+        words = f"{words}: {told.badge}" if words != choice.candidate.short else told.badge
     else:
         words = answer.relaxations[0].sentence if answer.relaxations else answer.answer
     # What the runtime takes of --ram is told of the board.
@@ -152,12 +154,12 @@ def _row(number: int, pair: Compared) -> Row:
     return Row(number, pair, choice, use, words, limits, made)
 
 
-def _by_board(rows: Sequence[Row]) -> list[list[Row]]:
+def by_board(rows: Sequence[Row]) -> list[list[Row]]:
     """Those of one board one after the other; none has a board of its own where none was given."""
     return [list(group) for _, group in groupby(rows, key=lambda row: row.pair.board)]
 
 
-def _board_text(rows: Sequence[Row]) -> str:
+def board_text(rows: Sequence[Row]) -> str:
     """What is known of the board; empty where none was given."""
     board = rows[0].pair.board
     if not board:
@@ -173,7 +175,8 @@ def _board_text(rows: Sequence[Row]) -> str:
     return said
 
 
-def _title(compared: Sequence[Compared]) -> str:
+def title_of(compared: Sequence[Compared]) -> str:
+    """How many networks, on how many boards."""
     networks, boards = {pair.name for pair in compared}, {pair.board for pair in compared}
     if boards == {""} or len(networks) * len(boards) != len(compared):
         return f"{len(compared)} answers compared"
@@ -181,7 +184,7 @@ def _title(compared: Sequence[Compared]) -> str:
     return f"{len(networks)} network{many} on {len(boards)} board{'s' * (len(boards) > 1)}"
 
 
-def _told(rows: Sequence[Row]) -> list[str]:
+def told_of(rows: Sequence[Row]) -> list[str]:
     """What holds for all of them: the limits, and how far the figures can be trusted."""
     limits, made = {row.limits for row in rows if row.limits}, {row.made for row in rows if row.made}
     answers = [row.pair.recommendation for row in rows if row.pair.recommendation]
@@ -225,9 +228,9 @@ def _table(rows: Sequence[Row], width: int) -> list[Text]:
         if any(getattr(row, field) for row in chosen)
     ]
     columns.append(("to ship", [format_bytes(row.choice.cost.delta_bytes) for row in chosen if row.choice]))
-    if any(_accuracy_text(row) for row in chosen):
+    if any(known_accuracy_text(row) for row in chosen):
         metric = next(row.pair.recommendation.budget.metric_kind for row in rows if row.pair.recommendation)
-        columns.insert(0, (metric, [_accuracy_text(row) or "-" for row in chosen]))
+        columns.insert(0, (metric, [known_accuracy_text(row) or "-" for row in chosen]))
     figures = [_aligned(name, texts) for name, texts in columns]
     longest = max(map(cell_len, ("network", *(view.printable(row.pair.name) for row in rows))))
     uses = max([cell_len("use"), *(cell_len(view.printable(row.use)) for row in chosen)])
@@ -270,7 +273,8 @@ def _aligned(name: str, texts: Sequence[str]) -> list[str]:
     return [" " * (widest - cell_len(text)) + text for text in (name, *texts)]
 
 
-def _accuracy_text(row: Row) -> str:
+def known_accuracy_text(row: Row) -> str:
+    """Of the choice, or `~` of a head in closed form; empty: unknown."""
     if row.accuracy:
         return view.percent(row.accuracy.mean)
     return f"~{view.percent(row.pair.solved.mean)}" if row.pair.solved else ""
@@ -282,7 +286,7 @@ def _chart(rows: Sequence[Row]) -> Markup | None:
     known = [(row, choice, answer) for row, choice, answer in found if choice and answer]
     if not known:
         return None
-    memory = view.byte_unit(choice.cost.peak_memory_bytes for _, choice, _ in known)
+    memory = view.byte_unit((choice.cost.peak_memory_bytes for _, choice, _ in known), least=1)
     across = Axis(f"peak memory of one update, {memory.name}", memory.scale)
     accuracies = [choice.accuracy for _, choice, _ in known if choice.accuracy]
     metrics = {answer.budget.metric for _, _, answer in known}

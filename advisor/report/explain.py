@@ -70,7 +70,7 @@ def asked(recommendation: Recommendation) -> list[tuple[str, str]]:
         lines += [
             ("Data", data.source),
             ("Scenario", f"{data.scenario}: {data.classes} classes{new}"),
-            ("Samples", f"{data.train_samples:,} to train, {view.held_out_text(data)}"),
+            ("Samples", view.split_text(recommendation, data)),
             ("Accuracy as it is", _base(recommendation)),
         ]
         if data.unlabelled is not None:

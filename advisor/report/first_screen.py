@@ -62,8 +62,7 @@ def headline(recommendation: Recommendation) -> Headline:
     if choice is None:
         return _without_choice(recommendation)
     badge = "fits, and was run" if choice.measured and choice.measured.survived else "fits"
-    words = describe(choice)
-    below = [*wrong, words] if words != choice.candidate.short else [*wrong]
+    below = [*wrong, *_in_words(choice, recommendation)]
     if recommendation.runtime is not None:
         below.append(f"Memory: {whole_memory(choice, recommendation.budget, recommendation.runtime)}.")
     if choice.accuracy is None:
@@ -78,6 +77,13 @@ def headline(recommendation: Recommendation) -> Headline:
     title = f"Use {choice.candidate.short}: {achieved}"
     old = _old_data(recommendation, choice.accuracy, base)
     return Headline(badge, "good", title, (*below, *([old] if old else [])))
+
+
+def _in_words(choice: Evaluation, recommendation: Recommendation) -> list[str]:
+    """The setting, and what the method does, for who doesn't know its name."""
+    words, card = describe(choice), recommendation.methods.get(choice.candidate.method)
+    said = [words] if words != choice.candidate.short else []
+    return [": ".join([*said, *([card.summary] if card else [])])] if said or card else []
 
 
 def _without_choice(recommendation: Recommendation) -> Headline:
@@ -126,7 +132,16 @@ def tiles(recommendation: Recommendation) -> list[Tile]:
         _cost_tile(ship, costs.delta_bytes if costs else None, ""),
     ]
     accuracy = choice.accuracy if choice else None
-    return [_accuracy_tile(recommendation, accuracy), *found] if accuracy else found
+    if accuracy:
+        return [_accuracy_tile(recommendation, accuracy), *found]
+    if choice is None:
+        return found
+    why = "no data was given" if recommendation.data is None else "nothing was probed"
+    return [Tile(_measure(recommendation), "unknown", (f"{why}: chosen by cost alone",)), *found]
+
+
+def _measure(recommendation: Recommendation) -> str:
+    return f"{recommendation.budget.metric_kind} on new images"
 
 
 def _accuracy_tile(recommendation: Recommendation, accuracy: Accuracy) -> Tile:
@@ -134,7 +149,7 @@ def _accuracy_tile(recommendation: Recommendation, accuracy: Accuracy) -> Tile:
     base = data.base_accuracy if data else None
     notes = [f"95 % interval {view.interval_text(accuracy)}"]
     if data:
-        notes.append(view.held_out_text(data, accuracy))
+        notes.append(view.held_out_text(data, accuracy).replace(" held out", " images held out", 1))
     by_class = view.by_class_text(accuracy, recommendation)
     notes += [by_class] if by_class else []
     notes += [f"at least {view.percent(least)} asked for"] if least is not None else []
@@ -144,7 +159,7 @@ def _accuracy_tile(recommendation: Recommendation, accuracy: Accuracy) -> Tile:
     )
     bar = Bar(100 * accuracy.low, 100 * accuracy.high, 100 * base.mean if base else None, told)
     return Tile(
-        f"{recommendation.budget.metric_kind} on new images",
+        _measure(recommendation),
         f"{before}{view.percent(accuracy.mean)}",
         tuple(notes),
         bar,
@@ -159,7 +174,7 @@ def _cost_tile(line: view.BudgetLine, full: float | None, more: str) -> Tile:
     bar = None
     if line.share is not None and line.allowed:
         longest = max(used, line.allowed)
-        told = f"{view.percent(line.share, 0)} of the limit {line.allowed_text}"
+        told = f"{view.percent(line.share, 0)} of the limit, {line.allowed_text}"
         bar = Bar(0, 100 * used / longest, 100 * line.allowed / longest, told, line.share > 1)
         notes.insert(0, told)
     elif full:
@@ -233,7 +248,7 @@ def evidence(recommendation: Recommendation) -> list[tuple[str, str]]:
     untried = view.untried_methods(recommendation)
     if tried and untried:
         lines.append(("never tried", f"{', '.join(untried)}: {view.why_untried(recommendation)}"))
-    lines.append(("images", f"{data.train_samples:,} to train, {view.held_out_text(data)}"))
+    lines.append(("images", view.split_text(recommendation, data)))
     independent = {accuracy.effective_samples for accuracy in whole if accuracy.effective_samples}
     if independent:
         lines.append(("of these", f"as much is told as by {min(independent):,} independent ones"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
+import re
 from importlib.resources import files
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -18,8 +19,11 @@ from advisor.report.over_time import has_one_scale, over_time, purposes
 from advisor.report.rows import numbered_rows
 from advisor.report.sweeps import curves, sweeps
 from advisor.report.trade import trade_charts
+from advisor.report.typeset import breakable, shell, typeset
 from advisor.solver import allowed_memory
 from advisor.units import format_bytes, format_count, format_flops, format_joules, format_seconds
+
+_NUMBER = re.compile(r'class="label[^>]*>\d+<')  # for a point's name
 
 
 def render_html(recommendation: Recommendation) -> str:
@@ -30,6 +34,7 @@ def render_html(recommendation: Recommendation) -> str:
     findings = first_screen.ranked_findings(recommendation)
     shown_over_time = over_time(recommendation)
     script = _script()
+    charts = trade_charts(recommendation, rows)
     page = environment().get_template("report.html")
     return page.render(
         recommendation=recommendation,
@@ -45,7 +50,8 @@ def render_html(recommendation: Recommendation) -> str:
         chosen=next((row for row in rows if row.kind == "chosen"), None),
         runs=[row for row in rows if row.evaluation.measured],
         asked=explain.asked(recommendation),
-        charts=trade_charts(recommendation, rows),
+        charts=charts,
+        has_numbers=any(_NUMBER.search(chart.svg) for chart in charts),
         facts=whatif.facts(recommendation, numbers) if rows else None,
         script=script,
         script_hash=_base64(hashlib.sha256(script.encode()).digest()),
@@ -66,7 +72,8 @@ def render_html(recommendation: Recommendation) -> str:
         notes=view.grouped_notes([row.evaluation for row in main]),
         uncounted=view.uncounted(recommendation.evaluations),
         multiply_adds=_multiply_adds(recommendation),
-        by_class_text=lambda accuracy: view.by_class_text(accuracy, recommendation),
+        # What guessing gets is the same for all, and stands on the first screen.
+        by_class_text=lambda accuracy: view.by_class_text(accuracy, recommendation, with_guess=False),
     )
 
 
@@ -88,10 +95,14 @@ def environment() -> Environment:
         "seconds": format_seconds,
         "joules": format_joules,
         "percent": view.percent,
+        "breakable": breakable,
+        "shell": shell,
+        "typeset": typeset,
     }
     environment.globals |= {
         "share_of": view.share_of,
         "setting_text": view.setting_text,
+        "costs_text": view.costs_text,
         "figures_text": view.figures_text,
         "interval_text": view.interval_text,
     }

@@ -65,7 +65,7 @@ def over_time(recommendation: Recommendation) -> list[OverTime]:
     }
     limit = allowed_memory(recommendation.budget)
     peaks = [each.cost.peak_memory_bytes for each in seen.values()]
-    unit = view.byte_unit(peaks)
+    unit = view.byte_unit(peaks, least=1)
     one_scale = bool(peaks) and max(peaks) <= _ONE_SCALE * min(peaks)
     found = []
     for each in seen.values():
@@ -73,7 +73,7 @@ def over_time(recommendation: Recommendation) -> list[OverTime]:
         assert timeline is not None  # noqa: S101 - of those alone
         others = [(other.candidate.short, other.cost.peak_memory_bytes) for other in seen.values()]
         high = max(peaks) if one_scale else peak
-        own = unit if one_scale else view.byte_unit([peak])
+        own = unit if one_scale else view.byte_unit([peak], least=1)
         lines = [(f"{name} {format_bytes(size)}", size, "reference") for name, size in others if size < peak]
         if limit:
             lines.append((f"limit {format_bytes(limit)}", limit, "limit"))
@@ -129,16 +129,16 @@ def _share(held: Held, peak: int) -> Share:
 
 
 def _when(moment: Moment) -> str:
-    """`in the backward pass of features.18.1`."""
+    """`in the backward pass of layer features.18.1`."""
     match moment.phase:
         case "before":
             return "while statistics are re-estimated, before the first update"
         case "after":
             return "while the head is solved, after the last update"
         case "optimizer":
-            return f"in the optimizer's step{f' of {moment.layer}' if moment.layer else ''}"
+            return f"in the optimizer's step{f' of layer {moment.layer}' if moment.layer else ''}"
         case phase:
-            return f"in the {phase} pass{f' of {moment.layer}' if moment.layer else ', between layers'}"
+            return f"in the {phase} pass{f' of layer {moment.layer}' if moment.layer else ', between layers'}"
 
 
 def _areas(

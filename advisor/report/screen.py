@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rich.cells import cell_len
 from rich.text import Text
 
 from advisor.records import BASELINE, Accuracy, Evaluation, Recommendation
@@ -73,7 +74,7 @@ def answer_lines(recommendation: Recommendation, width: int) -> Lines:
         unsure = f"  accuracy  unknown, as {unknown}: of all that fit, the {least}"
         return [*lines, *whole, Text(cut(unsure, width))]
     base = data.base_accuracy if data else None
-    held_out = f", {view.held_out_text(data, chosen.accuracy)}" if data else ""
+    held_out = [f", {text}" for text in view.held_out_texts(data, chosen.accuracy)] if data else []
     metric = recommendation.budget.metric_kind
     lines.append(_change(metric, base, chosen.accuracy, held_out, width))
     if data and (how := view.how_probed_text(data)):
@@ -88,7 +89,7 @@ def answer_lines(recommendation: Recommendation, width: int) -> Lines:
         old = base.retained if base else None
         is_lost = old and old.mean > chosen.accuracy.retained.mean
         remedy = "; see --min-retained" if is_lost and recommendation.budget.min_retained is None else ""
-        lines.append(_change("old data", old, chosen.accuracy.retained, remedy, width))
+        lines.append(_change("old data", old, chosen.accuracy.retained, [remedy], width))
     return lines + whole
 
 
@@ -132,14 +133,16 @@ def budget_lines(recommendation: Recommendation, width: int) -> Lines:
     return made
 
 
-def _change(name: str, before: Accuracy | None, after: Accuracy, more: str, width: int) -> Text:
+def _change(name: str, before: Accuracy | None, after: Accuracy, more: Sequence[str], width: int) -> Text:
+    """What it was and is; with the first of `more` that leaves room for the interval."""
     if before is None:
-        text = f"{view.accuracy_text(after)}{more}"
+        text = view.accuracy_text(after)
     else:
         points = (after.mean - before.mean) * 100
         gain = f"{points:+.1f} points".replace("-", "\N{MINUS SIGN}")
-        text = f"{before.mean * 100:.1f} -> {view.accuracy_text(after)}, {gain}{more}"
-    return Text(cut(f"  {name:<8}  {text}", width))
+        text = f"{before.mean * 100:.1f} -> {view.accuracy_text(after)}, {gain}"
+    whole = [f"  {name:<8}  {text}{tail}" for tail in (*more, "")]
+    return Text(cut(next((line for line in whole if cell_len(line) <= width), whole[-1]), width))
 
 
 def _ran(chosen: Evaluation | None, line: str) -> str:

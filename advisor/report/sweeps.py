@@ -110,7 +110,8 @@ def _charts(
     values = sorted({value for each in by_method.values() for value, _ in each})
     places = {value: float(place) for place, value in enumerate(values)}
     ticks = [(places[value], "all" if value == _ALL else f"{value:g}") for value in values]
-    unit = view.byte_unit(each.cost.peak_memory_bytes for known in by_method.values() for _, each in known)
+    sizes = [each.cost.peak_memory_bytes for known in by_method.values() for _, each in known]
+    unit = view.byte_unit(sizes, least=1)
 
     def chart(what: str, title: str, of: Callable[[Evaluation], tuple[float, bool] | None]) -> list[Markup]:
         series = []

@@ -165,7 +165,7 @@ def _print_subject(recommendation: Recommendation, console: Console) -> None:
         new = f", {data.new_classes} of them new" if data.new_classes else ""
         lines.append(
             f"Data: {data.source}, {data.classes} classes{new}; "
-            f"{data.train_samples:,} samples to train, {view.held_out_text(data)}; "
+            f"{view.split_text(recommendation, data, 'samples ')}; "
             f"probes took {data.probe_seconds:.0f} s{view.how_probed_text(data)}"
         )
         if data.probes_recalled:

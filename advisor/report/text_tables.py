@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from advisor.errors import InputError
 from advisor.records import Evaluation, Recommendation
 from advisor.report import view
+from advisor.report.candidate_lines import legend
 from advisor.report.first_screen import evidence, headline, ranked_findings
 from advisor.solver import figures_of
 from advisor.units import format_bytes, format_flops
@@ -45,16 +46,11 @@ def render_markdown(recommendation: Recommendation) -> str:
     """The headline, the candidates to be shown first, what it rests on, and warnings."""
     told = headline(recommendation)
     choice = view.chosen(recommendation)
-    lines = [f"# {_plain(told.title)}", "", *(f"{_plain(text)}  " for text in told.below), ""]
-    metric = recommendation.budget.metric_kind
-    lines += [
-        f"| candidate | {metric} | old data | memory | FLOPs | to ship | verdict |",
-        "|---|--:|--:|--:|--:|--:|---|",
-    ]
-    lines += [_row(item, choice) for item in view.main_ones(recommendation)]
-    lines += ["", *(f"- {name}: {_plain(text)}" for name, text in evidence(recommendation))]
-    lines += [f"- **Warning.** {_plain(text)}" for text in recommendation.warnings]
-    lines += [f"- **{finding.weight}** {_plain(finding.text)}" for finding in ranked_findings(recommendation)]
+    lines = [f"# {plain(told.title)}", "", *(f"{plain(text)}  " for text in told.below), ""]
+    lines += _table(recommendation, view.main_ones(recommendation), choice)
+    lines += ["", *(f"- {name}: {plain(text)}" for name, text in evidence(recommendation))]
+    lines += [f"- **Warning.** {plain(text)}" for text in recommendation.warnings]
+    lines += [f"- **{finding.weight}** {plain(finding.text)}" for finding in ranked_findings(recommendation)]
     return "\n".join(lines) + "\n"
 
 
@@ -64,7 +60,7 @@ def render_csv(recommendation: Recommendation) -> str:
     rows = csv.writer(written, lineterminator="\n")
     rows.writerow(_COLUMNS)
     for item in view.ordered(recommendation):
-        rows.writerow(["" if cell is None else _no_formula(cell) for cell in _cells(item, recommendation)])
+        rows.writerow(["" if cell is None else no_formula(cell) for cell in _cells(item, recommendation)])
     return written.getvalue()
 
 
@@ -81,18 +77,29 @@ def to_pandas(recommendation: Recommendation) -> pandas.DataFrame:
     return pandas.DataFrame(rows, columns=list(_COLUMNS)).convert_dtypes()
 
 
-def _row(item: Evaluation, choice: Evaluation | None) -> str:
-    retained = item.accuracy.retained if item.accuracy else None
-    cells = (
-        item.candidate.short,
-        view.known_mean_text(item),
-        view.percent(retained.mean if retained else None),
-        format_bytes(item.cost.peak_memory_bytes),
-        format_flops(item.cost.flops.total),
-        format_bytes(item.cost.delta_bytes),
-        view.verdict_text(item, choice),
-    )
-    return f"| {' | '.join(map(_plain, cells))} |"
+def _table(
+    recommendation: Recommendation, items: Sequence[Evaluation], choice: Evaluation | None
+) -> list[str]:
+    """Without the columns of what is known of none; what the marks mean is told below."""
+    if not items:
+        return []
+    retained = [item.accuracy.retained if item.accuracy else None for item in items]
+    named = [
+        (recommendation.budget.metric_kind, [view.known_mean_text(item) for item in items]),
+        ("old data", [view.percent(old.mean if old else None) for old in retained]),
+        ("memory", [format_bytes(item.cost.peak_memory_bytes) for item in items]),
+        ("FLOPs", [format_flops(item.cost.flops.total) for item in items]),
+        ("to ship", [format_bytes(item.cost.delta_bytes) for item in items]),
+    ]
+    figures = [(name, cells) for name, cells in named if set(cells) != {"-"}]
+    header = ["candidate", *(name for name, _ in figures), "verdict"]
+    lines = [f"| {' | '.join(header)} |", f"|---|{'--:|' * len(figures)}---|"]
+    for number, item in enumerate(items):
+        name, verdict = plain(item.candidate.short), plain(view.verdict_text(item, choice))
+        name = f"**{name}**" if item is choice else name
+        lines.append(f"| {' | '.join([name, *(plain(cells[number]) for _, cells in figures), verdict])} |")
+    marks = [meaning for meaning in legend(items) if not meaning.startswith("x")]
+    return lines + (["", plain("; ".join(marks))] if marks else [])
 
 
 def _cells(item: Evaluation, recommendation: Recommendation) -> Sequence[object]:
@@ -121,13 +128,13 @@ def _cells(item: Evaluation, recommendation: Recommendation) -> Sequence[object]
     )
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Text that no Markdown renderer takes for markup."""
     return "".join(
         f"\\{character}" if character in _SPECIAL else character for character in view.printable(text)
     )
 
 
-def _no_formula(cell: object) -> object:
+def no_formula(cell: object) -> object:
     """A spreadsheet takes what begins like this for a formula."""
     return f"'{cell}" if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell

@@ -8,7 +8,7 @@ from statistics import quantiles
 
 from markupsafe import Markup
 
-from advisor.records import Evaluation, Recommendation
+from advisor.records import BASELINE, Evaluation, Recommendation
 from advisor.report import view
 from advisor.report.charts import Axis, Point, scatter
 from advisor.report.rows import Row
@@ -45,7 +45,10 @@ def trade_charts(recommendation: Recommendation, rows: Sequence[Row]) -> list[Ch
     memory, flops, storage = _measures(recommendation, rows)
     if not any(row.evaluation.accuracy for row in rows):
         points = [
-            _point(row, memory.value(row.evaluation), flops.value(row.evaluation), "whole") for row in rows
+            _point(
+                row, memory.value(row.evaluation), flops.value(row.evaluation), "whole", told=view.costs_text
+            )
+            for row in rows
         ]
         heading = "FLOPs against memory"
         text = "Each candidate's peak memory and FLOPs per update; lower left is cheaper."
@@ -92,7 +95,7 @@ def _measures(recommendation: Recommendation, rows: Sequence[Row]) -> tuple[_Mea
             lambda e: e.cost.peak_memory_bytes,
             ram,
             format_bytes,
-            view.byte_unit,
+            lambda values: view.byte_unit(values, least=1),
         ),
         of(
             "flops",
@@ -110,7 +113,7 @@ def _measures(recommendation: Recommendation, rows: Sequence[Row]) -> tuple[_Mea
             lambda e: e.cost.delta_bytes,
             storage,
             format_bytes,
-            view.byte_unit,
+            lambda values: view.byte_unit(values, least=1),
         ),
     )
 
@@ -159,10 +162,11 @@ def _point(
     y: float | None,
     known: str,
     interval: tuple[float | None, float | None] = (None, None),
+    told: Callable[[Evaluation], str] = view.figures_text,
 ) -> Point:
     against = f"; {row.comparison}" if row.comparison and row.evaluation.accuracy else ""
     why = f"; {row.reasons[0]}" if row.reasons else against
-    text = f"{row.name}: {view.figures_text(row.evaluation)}{why}"
+    text = f"{row.name}: {told(row.evaluation)}{why}"
     return Point(
         x=x,
         y=y,
@@ -173,4 +177,5 @@ def _point(
         known=known,  # type: ignore[arg-type]
         low=interval[0],
         high=interval[1],
+        is_known=row.evaluation.candidate.id == BASELINE,
     )

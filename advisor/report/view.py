@@ -139,9 +139,9 @@ class Unit:
         return f"<{least:g}" if 0 < scaled < least else f"{scaled:,.{self.digits}f}"
 
 
-def byte_unit(values: Iterable[float]) -> Unit:
-    """The unit for a table of sizes."""
-    return _unit(values, ("B", "kB", "MB", "GB", "TB"), 10)
+def byte_unit(values: Iterable[float], least: float = 10) -> Unit:
+    """The unit for a table of sizes; coarser, for an axis that says the limit as it was typed."""
+    return _unit(values, ("B", "kB", "MB", "GB", "TB"), least)
 
 
 def flop_unit(values: Iterable[float], least: float = 1000) -> Unit:
@@ -162,11 +162,23 @@ def how_probed_text(data: DataSummary) -> str:
 
 def held_out_text(data: DataSummary, accuracy: Accuracy | None = None) -> str:
     """`250 held out`, or how every image came to be; of the accuracy, where one is given."""
+    return held_out_texts(data, accuracy)[0]
+
+
+def held_out_texts(data: DataSummary, accuracy: Accuracy | None = None) -> list[str]:
+    """The same at length, and shorter."""
     every = data.validation_samples
     judged = (sum(accuracy.samples_by_class) if accuracy else 0) or every
     if data.folds > 1 and judged == every:
-        return f"each of {every:,} held out once in {data.folds} folds"
-    return f"{judged:,} held out"
+        return [f"each of {every:,} held out once in {data.folds} folds", f"{every:,} in {data.folds} folds"]
+    return [f"{judged:,} held out"]
+
+
+def split_text(recommendation: Recommendation, data: DataSummary, what: str = "") -> str:
+    """`675 to train, 224 held out`: as many as judged what was judged on the most."""
+    known = [item.accuracy for item in recommendation.evaluations if item.accuracy]
+    most = max(known, key=lambda accuracy: sum(accuracy.samples_by_class), default=None)
+    return f"{data.train_samples:,} {what}to train, {held_out_text(data, most)}"
 
 
 def accuracy_text(accuracy: Accuracy | Estimate | None) -> str:
@@ -178,17 +190,25 @@ def accuracy_text(accuracy: Accuracy | Estimate | None) -> str:
 
 def figures_text(evaluation: Evaluation) -> str:
     """`96.3 % (93.3-98.0), 682 kB at its peak, 6.72 MFLOP per update, 6.44 kB to ship`."""
-    cost, accuracy = evaluation.cost, evaluation.accuracy
-    if accuracy:
-        known = accuracy_text(accuracy) + ("" if accuracy.finalist else ", trained for less")
-        known += f", {percent(accuracy.retained.mean)} on old data" if accuracy.retained else ""
-    else:
-        predicted = evaluation.predicted
-        known = f"~{accuracy_text(predicted)}, predicted" if predicted else "accuracy unknown"
+    known = _known_text(evaluation) or "accuracy unknown"
+    return f"{known}, {costs_text(evaluation)}"
+
+
+def costs_text(evaluation: Evaluation) -> str:
+    """`682 kB at its peak, 6.72 MFLOP per update, 6.44 kB to ship`."""
+    cost = evaluation.cost
     return (
-        f"{known}, {format_bytes(cost.peak_memory_bytes)} at its peak, "
+        f"{format_bytes(cost.peak_memory_bytes)} at its peak, "
         f"{format_flops(cost.flops.total)} per update, {format_bytes(cost.delta_bytes)} to ship"
     )
+
+
+def _known_text(evaluation: Evaluation) -> str:
+    accuracy, predicted = evaluation.accuracy, evaluation.predicted
+    if accuracy:
+        known = accuracy_text(accuracy) + ("" if accuracy.finalist else ", trained for less")
+        return known + (f", {percent(accuracy.retained.mean)} on old data" if accuracy.retained else "")
+    return f"~{accuracy_text(predicted)}, predicted" if predicted else ""
 
 
 def interval_text(accuracy: Accuracy | Estimate) -> str:
@@ -203,7 +223,7 @@ def known_mean_text(evaluation: Evaluation) -> str:
     return percent(evaluation.accuracy.mean) + ("" if evaluation.accuracy.finalist else "*")
 
 
-def by_class_text(accuracy: Accuracy, recommendation: Recommendation) -> str:
+def by_class_text(accuracy: Accuracy, recommendation: Recommendation, *, with_guess: bool = True) -> str:
     """What the one figure hides: known and new classes, the worst one, the mean over classes, guessing.
 
     `worst 'coat' 41 % of 23, mean 75.2 %, guessing 18.0 %`; empty where it hides nothing.
@@ -218,7 +238,8 @@ def by_class_text(accuracy: Accuracy, recommendation: Recommendation) -> str:
         parts.append(f"worst {worst[0]!r} {percent(worst[1], 0)} of {worst[2]}")
         if budget.metric != "balanced" and accuracy.balanced is not None:
             parts.append(f"mean {percent(accuracy.balanced.mean)}")
-        parts.append(f"guessing {percent(data.guess(budget.metric))}")
+        if with_guess:
+            parts.append(f"guessing {percent(data.guess(budget.metric))}")
     return ", ".join(parts)
 
 
@@ -269,7 +290,8 @@ def against_choice(evaluation: Evaluation, choice: Evaluation | None) -> str:
         if old and its and abs(old.mean - its.mean) >= 0.0005:
             parts.append(f"{(old.mean - its.mean) * 100:+.1f} on old data")
     memory = evaluation.cost.peak_memory_bytes - choice.cost.peak_memory_bytes
-    parts.append(f"{'+' if memory >= 0 else '-'}{format_bytes(abs(memory))} peak")
+    more = "+" if memory > 0 else "-"
+    parts.append(f"{more}{format_bytes(abs(memory))} peak" if memory else "same peak")
     ratio = share_of(evaluation.cost.flops.total, choice.cost.flops.total)
     if ratio is not None:
         parts.append(f"{ratio:.2f} x FLOPs")

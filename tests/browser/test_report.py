@@ -158,6 +158,26 @@ def test_nothing_is_cut_off(opened: Opened, saved: Recommendation, width: int, s
     assert (brightness[0] < brightness[1]) == (scheme == "dark")
 
 
+def test_no_column_of_a_table_is_hidden_at_1400(opened: Opened, saved: Recommendation) -> None:
+    page = opened(saved, viewport={"width": 1400, "height": 900})
+    page.evaluate("document.querySelectorAll('details').forEach((each) => { each.open = true; })")
+    clipped = page.evaluate(
+        "[...document.querySelectorAll('.scroll')]"
+        ".filter((e) => e.scrollWidth > e.clientWidth + 1).map((e) => e.ariaLabel)"
+    )
+    assert [name for name in clipped if name != "Costs of one update by layer"] == []
+
+
+def test_on_a_phone_each_bar_and_total_is_seen_at_once(opened: Opened, saved: Recommendation) -> None:
+    page = opened(saved, viewport={"width": 390, "height": 844})
+    edges = page.evaluate(
+        "[...document.querySelectorAll('.ledger td.total')].filter((e) => e.offsetParent)"
+        ".map((e) => e.getBoundingClientRect().right)"
+    )
+    assert edges
+    assert max(edges) <= 390
+
+
 def test_prints_without_what_was_not_tried(opened: Opened, saved: Recommendation, tmp_path: Path) -> None:
     page = opened(saved)
     page.emulate_media(media="print")
@@ -211,8 +231,10 @@ def test_controls_have_names_and_what_scrolls_can_be_reached(opened: Opened, sav
 
 
 @pytest.mark.skipif("AXE" not in os.environ, reason="AXE=FILE: axe-core's axe.min.js")
-def test_axe_finds_nothing(browser: Any, opened: Opened, saved: Recommendation) -> None:
-    page = opened(saved, bypass_csp=True)
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing(browser: Any, opened: Opened, saved: Recommendation, scheme: str) -> None:
+    page = opened(saved, bypass_csp=True, color_scheme=scheme)
+    page.evaluate("document.querySelectorAll('details').forEach((each) => { each.open = true; })")
     page.evaluate(Path(os.environ["AXE"]).read_text(encoding="utf-8"))
     found = page.evaluate(
         "axe.run().then((r) => r.violations.map((v) => [v.id, v.nodes.length, v.nodes[0].html]))"

@@ -39,6 +39,12 @@ def test_a_table_a_page_and_the_answers(networks, tell, tmp_path):
     assert read_json(tmp_path / "answers" / "small-on-pi4.json").target.name == "pi4"
 
 
+def test_it_is_printed_as_markdown_too(networks, tell):
+    code, out, _ = tell("compare", *networks, *ASKED, "--format", "markdown")
+    assert code == 0
+    assert sum(line.startswith(("| small", "| wide", "| **")) for line in out.splitlines()) == 2
+
+
 def test_where_nothing_fits_the_exit_code_tells(networks, tell):
     code, out, _ = tell("compare", *networks, "--ram", "10kB", *ASKED)
     assert code == 1

@@ -26,7 +26,18 @@ def test_several_are_compared_in_one_page(run, tmp_path):
     assert "2 answers compared" in text
 
 
-@pytest.mark.parametrize("arguments", [(ONE, OTHER), (ONE, ONE, "--report", "page.html")])
+def test_several_are_compared_in_every_format(run):
+    code, out, _ = run("report", ONE, OTHER)
+    assert (code, ONE.stem in out, OTHER.stem in out) == (0, True, True)
+    assert run("report", ONE, OTHER, "--format", "markdown")[1].startswith("# 2 answers compared")
+    assert run("report", ONE, OTHER, "--format", "html")[1].startswith("<!doctype html>")
+    rows = list(csv.DictReader(io.StringIO(run("report", ONE, OTHER, "--format", "csv")[1])))
+    assert [row["network"] for row in rows] == [ONE.stem, OTHER.stem]
+    document = json.loads(run("report", ONE, OTHER, "--format", "json")[1])
+    assert len(document["compared"]) == 2
+
+
+@pytest.mark.parametrize("arguments", [(ONE, ONE), (ONE, ONE, "--report", "page.html")])
 def test_what_cannot_be_compared_is_said_in_one_line(run, arguments):
     code, _, err = run("report", *arguments)
     assert code == 2
@@ -74,7 +85,7 @@ def test_an_answer_is_printed_in_the_same_formats_as_a_saved_one(run, tmp_path, 
         ("profile", "model.pt", "--json", "-", "--format", "csv"),
         ("profile", "model.pt", "--by", "layer-type", "--format", "csv"),
         ("report", ONE, "--report", "-", "--format", "csv"),
-        ("report", ONE, OTHER, "--report", "both.html", "--format", "csv"),
+        ("report", ONE, OTHER, "--report", "-", "--format", "csv"),
     ],
 )
 def test_a_format_that_cannot_be_printed_is_said_in_one_line(run, arguments):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 import pytest
@@ -97,9 +98,10 @@ def test_labels_never_overlap(given_places: list[tuple[float, float]]) -> None:
     points = [point(n, x, y) for n, (x, y) in enumerate(given_places, 1)]
     svg = draw(points)
     boxes = []
-    for x, y, text in re.findall(r'<text class="label" x="([\d.-]+)" y="([\d.-]+)">([^<]+)</text>', svg):
-        left, bottom = float(x), float(y) + 3
+    found = r'<text class="label( quiet)?( far)?( end)?" x="([\d.-]+)" y="([\d.-]+)">([^<]+)</text>'
+    for _, _, ends, x, y, text in re.findall(found, svg):
         width = len(text) * charts.CHARACTER
+        left, bottom = float(x) - (width if ends else 0), float(y) + 3
         boxes.append((left, bottom - charts.LINE, left + width, bottom))
     for n, a in enumerate(boxes):
         assert a[0] >= charts.LEFT - 0.1
@@ -124,3 +126,24 @@ def test_the_name_of_a_reference_line_keeps_off_the_points() -> None:
             scatter(points, MEMORY, ACCURACY, title="title", description="description", reference=named)
         )
         assert re.search(rf'<text class="{kind}"[^>]*>as it is 60 %', svg)
+
+
+def labels(svg: str) -> list[str]:
+    return re.findall(r'<text class="label[^>]*>([^<]*)<', svg)
+
+
+def test_where_too_many_were_tried_only_what_is_looked_for_is_labelled() -> None:
+    crowd = [point(n, 1e6 * n, 0.8 - 0.001 * n) for n in range(1, charts.NUMBERED + 20)]
+    known = point(99, 90e6, 0.5, is_known=True)
+    assert labels(draw([*crowd, known])) == ["name 1", "name 99"]
+
+
+def test_a_name_that_stands_off_has_a_line_to_its_point() -> None:
+    # Below the best one, at the upper edge, lie so many others that no name beside it is free.
+    crowd = [point(10 * n + m, 4e6 * n, 0.89 - 0.01 * m) for n in range(6, 20) for m in range(4)]
+    svg = draw([point(1, 50e6, 0.899), *crowd, point(300, 100e6, 0.5)])
+    lines = re.findall(r'<line class="leader" x1="([\d.]+)" y1="([\d.]+)"', svg)
+    far = re.findall(r'<text class="label[^"]* far"', svg)
+    assert len(lines) == len(far) > 0
+    for x, y in lines:
+        assert min(math.hypot(float(x) - at[0], float(y) - at[1]) for at in circles(svg)) < 8

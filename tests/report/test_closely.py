@@ -51,7 +51,7 @@ def test_the_timeline_says_where_the_peak_is_and_what_it_holds(found: Recommenda
         assert sum(share.bytes for share in each.shares) + each.rest == each.peak
         assert cost.timeline is not None
         assert each.svg.count('class="moment"') == len(cost.timeline.moments)
-        assert re.search(r"in the (forward|backward) pass of \d", each.where)
+        assert re.search(r"in the (forward|backward) pass of layer \d", each.where)
     assert "limit 600 kB" in shown[0].svg
     assert f"{shown[0].name} " in shown[1].svg  # full's chart has the choice's peak as a line
     assert has_one_scale(shown) == (shown[1].peak <= 3 * shown[0].peak)

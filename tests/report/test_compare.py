@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import json
 import re
 from dataclasses import replace
 
@@ -9,7 +12,18 @@ import pytest
 from rich.console import Console
 
 from advisor.records import Compared, Finding, Forecast, Recommendation, Target, Violation
-from advisor.report import dumps, print_comparison, redacted, render_comparison, render_html
+from advisor.report import (
+    csv_of_compared,
+    dumps,
+    from_json,
+    json_of_compared,
+    loads,
+    markdown_of_compared,
+    print_comparison,
+    redacted,
+    render_comparison,
+    render_html,
+)
 from tests.report.test_html import Page
 
 
@@ -68,6 +82,37 @@ def _boards(samples: dict[str, Recommendation]) -> list[Compared]:
         else:
             made.append(Compared("net-b", board, None, "the runtime alone takes 600 MB"))
     return made
+
+
+def test_markdown_and_csv_have_each_answer(samples: dict[str, Recommendation]) -> None:
+    compared = _boards(samples)
+    text = markdown_of_compared(compared)
+    tables = [line for line in text.splitlines() if line.startswith("|")]
+    assert text.startswith("# 2 networks on 2 boards\n")
+    assert len(tables) == 2 * 2 + len(compared)
+    assert "the runtime alone takes 600 MB" in text
+    rows = list(csv.DictReader(io.StringIO(csv_of_compared(compared))))
+    assert [(row["network"], row["board"]) for row in rows] == [(pair.name, pair.board) for pair in compared]
+    for row, pair in zip(rows, compared, strict=True):
+        answer = pair.recommendation
+        choice = answer.evaluation(answer.recommended) if answer and answer.recommended else None
+        assert row["peak_memory_bytes"] == (str(choice.cost.peak_memory_bytes) if choice else "")
+
+
+def test_json_has_each_answer_whole(samples: dict[str, Recommendation]) -> None:
+    compared = named(samples)
+    document = json.loads(json_of_compared(compared))
+    assert [one["name"] for one in document["compared"]] == [pair.name for pair in compared]
+    for one, pair in zip(document["compared"], compared, strict=True):
+        assert from_json(one["recommendation"]) == loads(dumps(pair.recommendation))
+
+
+def test_names_are_no_markup_in_markdown(samples: dict[str, Recommendation]) -> None:
+    text = markdown_of_compared([Compared("<b>|net", "", samples["hostile"])])
+    assert not re.search(r"(?<!\\)<", text)
+    assert (
+        len({len(re.findall(r"(?<!\\)\|", line)) for line in text.splitlines() if line.startswith("|")}) == 1
+    )
 
 
 def test_boards_stand_one_after_the_other(samples: dict[str, Recommendation]) -> None:

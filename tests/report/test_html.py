@@ -7,12 +7,13 @@ import hashlib
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
-from advisor.records import Recommendation
+from advisor.records import MethodCard, Recommendation
 from advisor.report import dumps, loads, render_html, write_html
 from advisor.report.view import main_ones, percent, printable
 
@@ -184,7 +185,7 @@ def test_saved_json_renders_the_same_page(sample: Recommendation) -> None:
             [
                 "Use norm: 23.5 \u2192 71.3 % right on new images",
                 "allocator's",
-                "within it",
+                "within the limit",
                 "With 17 MB more memory",
                 "--ram 640MB",
             ],
@@ -217,3 +218,28 @@ def test_written_file_is_the_page(samples: dict[str, Recommendation], tmp_path: 
 def test_needs_no_torch() -> None:
     code = "import sys, advisor.report; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_first_screen_tells_what_the_method_does_and_what_is_unknown(
+    samples: dict[str, Recommendation],
+) -> None:
+    base = samples["without_data"]
+    card = MethodCard("the last classifier is trained", "W", "no paper")
+    choice = base.evaluation(base.recommended or "")
+    text = Page(render_html(replace(base, methods={choice.candidate.method: card}))).text
+    first = text.partition("What if?")[0]
+    assert card.summary in first
+    assert re.search(r"accuracy on new images\s*unknown", first)
+    assert "accuracy unknown" not in first  # once is enough where it is so of all
+
+
+def test_as_many_are_held_out_as_judged_what_was_tried(samples: dict[str, Recommendation]) -> None:
+    base = samples["with_data"]
+    assert base.data
+    data = replace(base.data, folds=4, validation_samples=900)
+    judged = tuple(
+        replace(item, accuracy=replace(item.accuracy, samples_by_class=(100, 124))) if item.accuracy else item
+        for item in base.evaluations
+    )
+    assert "224 held out" in Page(render_html(replace(base, data=data, evaluations=judged))).text
+    assert "each of 900 held out once" in Page(render_html(replace(base, data=data))).text

@@ -69,6 +69,17 @@ def test_what_is_lost_stands_below_what_is_won(samples: dict[str, Recommendation
     assert lost == "  old data  95.6 -> 79.1 % (77.1-81.1), \N{MINUS SIGN}16.5 points"
 
 
+def test_the_interval_stays_where_the_line_is_long(samples: dict[str, Recommendation]) -> None:
+    base = samples["with_data"]
+    assert base.data
+    found = replace(base, data=replace(base.data, folds=4))
+    short, long = (
+        next(line for line in lines_of(found, width) if "accuracy " in line) for width in (80, 140)
+    )
+    assert re.search(r"\(\d+\.\d-\d+\.\d\).*, 2,000 in 4 folds", short)
+    assert long.endswith("each of 2,000 held out once in 4 folds")
+
+
 def test_on_what_and_where_probes_trained_is_told(samples: dict[str, Recommendation]) -> None:
     plain = samples["with_data"]
     assert plain.data is not None
@@ -138,7 +149,7 @@ def test_on_a_target_every_candidate_has_its_predicted_time(samples: dict[str, R
     limited = replace(found, budget=replace(base.budget, step_seconds=1.0, total_seconds=1200.0))
     (time,) = (line for line in lines_of(limited, 80) if line.startswith("time per update"))
     assert "of 1.00 s on pi4; 10.0 min of 20.0 min in all" in time
-    page = render_html(found)
+    page = render_html(found).replace("\N{NO-BREAK SPACE}", " ")
     assert "500 ms on pi4 (predicted)" in page
     assert page.count("10.0 min in all</small>") == len(timed)
     assert page.count("2.50 J, 3.00 kJ in all</small>") == len(timed)

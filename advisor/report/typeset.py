@@ -1,0 +1,41 @@
+"""Text set for a page: signs as they are printed, and what belongs together kept on one line.
+
+What comes of these is for reading. What can be typed keeps its characters: a command's are untouched.
+"""
+
+from __future__ import annotations
+
+import re
+
+from markupsafe import Markup
+
+from advisor.report.view import printable
+
+_STAYS = "\N{NO-BREAK SPACE}"
+_UNITS = r"%|[kMGT]?B\b|[KMGT]iB\b|[kMGTP]?FLOPs?\b|(?:ms|min|s|h)\b|[kM]?J\b|[kM]\b|points?\b|x\b"
+_FIGURE_AND_UNIT = re.compile(rf"(?<=\d) (?={_UNITS})|(?<=\d\sx) (?=FLOPs)")
+_FROM_TO = re.compile(r"(?<=\d) ([\N{RIGHTWARDS ARROW}\N{PLUS-MINUS SIGN}]) (?=\d)")
+_MINUS = re.compile(r"(?<![\w.%-])-(?=\d)")
+
+
+def typeset(text: object) -> Markup:
+    """`-0.8 +- 2.1 points` as `−0.8 ± 2.1 points`, with no line ending within a figure."""
+    signs = _MINUS.sub("\N{MINUS SIGN}", printable(str(text)).replace(" +- ", " \N{PLUS-MINUS SIGN} "))
+    return Markup.escape(_FROM_TO.sub(rf"{_STAYS}\1{_STAYS}", _FIGURE_AND_UNIT.sub(_STAYS, signs)))
+
+
+def breakable(name: str) -> Markup:
+    """A candidate's name, which is broken before an `@` alone, as far as its parts fit."""
+    method, *levers = printable(name).split("@")
+    parts = [method, *(f"@{lever}" for lever in levers)]
+    if len(parts) == 1:
+        return Markup("{}").format(method)
+    return Markup("").join(Markup('<span class="word">{}</span>').format(part) for part in parts)
+
+
+def shell(command: str) -> Markup:
+    """A command, which is broken between its words alone, as far as they fit."""
+    words = re.split(r"( +)", printable(command))
+    return Markup("").join(
+        Markup('<span class="word">{}</span>').format(word) if "-" in word else word for word in words
+    )

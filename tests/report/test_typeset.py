@@ -1,0 +1,42 @@
+"""What is set for reading, and that what can be typed stays as it is."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from markupsafe import escape
+
+from advisor.report.typeset import breakable, shell, typeset
+
+STAYS = "\N{NO-BREAK SPACE}"
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("-0.8 +- 2.1 points", "\u22120.8 \u00b1 2.1 points"),
+        ("fits: -2.5 points (-62.4 to +2.7)", "fits: \u22122.5 points (\u221262.4 to +2.7)"),
+        ("90.6-96.5, lora-4 and --min-retained 0.9", "90.6-96.5, lora-4 and --min-retained 0.9"),
+        ("<b> & 2.67 MB", "<b> & 2.67 MB"),
+    ],
+)
+def test_signs_are_printed_and_names_and_options_kept(text: str, told: str) -> None:
+    assert typeset(text).replace(STAYS, " ") == escape(told)
+
+
+@pytest.mark.parametrize("figure", ["2.67 MB", "94.3 %", "6.80 MFLOP", "0.62 x FLOPs", "21.7 \u2192 94.3 %"])
+def test_no_line_ends_within_a_figure(figure: str) -> None:
+    assert typeset(f"of {figure} in all") == f"of {figure.replace(' ', STAYS)} in all"
+
+
+@pytest.mark.parametrize("name", ["full", "lora-4@last-3@cached-disk", "<i>@b & c"])
+def test_a_name_is_whole_and_broken_before_its_levers(name: str) -> None:
+    parts = re.split(r"<[^>]*>", breakable(name))
+    assert "".join(parts) == escape(name)
+    assert [part for part in parts if part][1:] == [f"@{escape(part)}" for part in name.split("@")[1:]]
+
+
+def test_a_command_is_copied_as_it_stands() -> None:
+    command = "peft-advisor apply 'my  model.pt' advice.json --output tuned/"
+    assert re.sub(r"<[^>]*>", "", shell(command)) == escape(command)
