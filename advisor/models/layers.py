@@ -14,7 +14,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from advisor.errors import ModelError, first_line
-from advisor.models.blocks import evaluating
+from advisor.models.blocks import evaluating, is_inside
 from advisor.models.chain import CallWatcher
 from advisor.models.padded import first_padding
 from advisor.records import MULTIPLY_ADD_TYPES, Census, Layer
@@ -317,10 +317,12 @@ def fuse_norms(model: nn.Module, census: Census, modules: Sequence[str]) -> None
 
     Right in eval mode only; neither can be trained after.
     """
+    inside = frozenset(modules)
     calls = {layer.name: layer.calls for layer in census.layers}
     for layer in census.of_type("standard", "pointwise", "depthwise", "grouped", "transposed"):
-        inside = any(layer.name == name or layer.name.startswith(f"{name}.") for name in modules)
-        if not inside or not layer.followed_by or not layer.calls == calls[layer.followed_by] == 1:
+        if not is_inside(layer.name, inside) or not layer.followed_by:
+            continue
+        if not layer.calls == calls[layer.followed_by] == 1:
             continue
         convolution: Any = model.get_submodule(layer.name)
         norm: Any = model.get_submodule(layer.followed_by)
