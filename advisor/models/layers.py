@@ -17,6 +17,7 @@ from advisor.errors import ModelError, first_line
 from advisor.models.blocks import evaluating, is_inside
 from advisor.models.chain import CallWatcher
 from advisor.models.padded import first_padding
+from advisor.models.weights import is_shapes
 from advisor.records import MULTIPLY_ADD_TYPES, Census, Layer
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -51,7 +52,8 @@ def take_census(model: nn.Module, input_size: tuple[int, ...]) -> Census:
     Raises:
         ModelError: the model can't run on that input, or is not a classifier.
     """
-    image = torch.zeros(1, *input_size)
+    device = "meta" if is_shapes(model) else None
+    image = torch.zeros(1, *input_size, device=device)
     _forward(model, image)  # lazily built modules come into being here
     calls: Counter[str] = Counter()
     outputs: dict[str, int | None] = {}
