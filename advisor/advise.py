@@ -645,7 +645,7 @@ def _verify(
     Where seconds come first, the first few of those that may be chosen are timed before the choice is made.
     """
     verdict = solve(evaluations, budget, data)
-    if not request.verify:
+    if not request.verify or not story.loaded.has_values:
         return (verdict.choices[0] if verdict.choices else None), judged(evaluations, budget), verdict
     allowed = enforced_memory(budget)
     is_timed_here = budget.prefer == "time" and request.target is None

@@ -211,6 +211,8 @@ def _of_weights(loaded: LoadedModel) -> list[str]:
     """The warning that they are random, if they are."""
     if loaded.has_trained_weights:
         return []
+    if not loaded.has_values:
+        return [f"{loaded.source} is on the meta device: its costs are exact, but nothing of it can be run"]
     random = f"{loaded.source} has random weights: its costs are exact, "
     return [random + "but any accuracy is that of an untrained network"]
 
@@ -356,8 +358,15 @@ def _load(model: str | nn.Module, request: Request) -> LoadedModel:
         # The weights of a name alone are random: the same ones for the same seed.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(request.seed)
-            return load_model(model, arch=request.arch, trust=request.trust)
-    return load_module(model)
+            loaded = load_model(model, arch=request.arch, trust=request.trust)
+    else:
+        loaded = load_module(model)
+    if request.data is not None and not loaded.has_values:
+        raise InputError(
+            f"{loaded.source} is on the meta device, so it has no values to be trained; give no data, "
+            "for its costs alone, or a model with its weights"
+        )
+    return loaded
 
 
 def _other_classes(dataset: Dataset, wanted: tuple[str, ...]) -> str:

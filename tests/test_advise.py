@@ -86,6 +86,24 @@ def test_the_summary_adds_up():
     assert 0 < found.model.fvcore_forward_flops <= found.model.forward_flops * 1.05
 
 
+def test_a_network_of_shapes_alone_costs_what_one_with_weights_does():
+    with torch.device("meta"):
+        shapes = network()
+    found, expected = recommend(shapes, request=REQUEST), profile(network(), REQUEST)
+
+    def costs(answer):
+        return {e.candidate: replace(e.cost, by_layer=(), timeline=None) for e in answer.evaluations}
+
+    assert costs(found) == costs(expected)
+    # fvcore wants values.
+    assert found.model == replace(expected.model, fingerprint="", fvcore_forward_flops=None)
+    assert any("nothing of it can be run" in warning for warning in found.warnings)
+    assert found.evaluation(found.recommended).measured is None
+    images = np.zeros((20, 16, 16, 3), np.uint8), np.arange(20) % 4
+    with pytest.raises(InputError, match="no values to be trained"):
+        recommend(shapes, request=replace(REQUEST, data=images))
+
+
 def test_a_module_needs_its_input_size():
     with pytest.raises(ModelError, match="--input-size"):
         profile(network())

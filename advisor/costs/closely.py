@@ -52,6 +52,9 @@ def layer_costs(
     for name, parameter in trainable.parameters.items():
         if parameter in own:
             trained_own[layer_holding(name, names)] += parameter.numel()
+    once = frozenset(trainable.front if trainable.levers.cached_prefix != "no" else ())
+    changes_statistics = trainable.statistics != "frozen" or trainable.levers.statistics == "reestimated"
+    estimated = dict(trainable.tracked_norms() if changes_statistics else ())
     found = []
     for layer in (*census.layers, Layer("", "other", "", 0, 1)):
         share = shares.get(layer.name or NO_LAYER, LayerTypeCost(0, Flops(), 0))
@@ -59,7 +62,7 @@ def layer_costs(
             LayerCost(
                 layer.name,
                 layer.layer_type,
-                _treatment(layer, census, trainable, trained_own[layer.name], share),
+                _treatment(layer, census, trainable, trained_own[layer.name], share, once, estimated),
                 layer.parameters,
                 share.trainable_parameters,
                 share.flops,
@@ -71,18 +74,27 @@ def layer_costs(
 
 
 def _treatment(
-    layer: Layer, census: Census, trainable: Trainable, trained_own: int, share: LayerTypeCost
+    layer: Layer,
+    census: Census,
+    trainable: Trainable,
+    trained_own: int,
+    share: LayerTypeCost,
+    once: Container[str],
+    estimated: Container[str],
 ) -> Treatment:
-    """What the update does with the layer."""
-    levers = trainable.levers
-    changes_statistics = trainable.statistics != "frozen" or levers.statistics == "reestimated"
-    if layer.name == census.head and (trainable.solved or levers.solved_head):
+    """What the update does with the layer.
+
+    Args:
+        once: modules that run but once.
+        estimated: layers whose statistics change.
+    """
+    if layer.name == census.head and (trainable.solved or trainable.levers.solved_head):
         return "solved"
     if share.trainable_parameters:
         return _trained(layer, trained_own, share.trainable_parameters)
-    if levers.cached_prefix != "no" and is_inside(layer.name, trainable.front):
+    if is_inside(layer.name, once):
         return "once"
-    if changes_statistics and layer.name in dict(trainable.tracked_norms()):
+    if layer.name in estimated:
         return "statistics"
     if layer.calls == 0:
         return "unused"

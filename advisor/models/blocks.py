@@ -6,8 +6,9 @@ comes before a cut can be left out, run once and remembered, or run again, witho
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -27,9 +28,10 @@ def trained_part(census: Census, scope: int | None) -> Census:
     if not front:
         return census
     trained = census.blocks[len(census.blocks) - (scope or 0) :]
-    kept = [name for block in trained for name in (*block.modules, *block.shared)]
+    frozen, around = frozenset(front), frozenset(path for name in front for path in paths_to(name))
+    kept = frozenset(name for block in trained for name in (*block.modules, *block.shared))
     names = [layer.name for layer in census.layers]
-    last_of_front = max(index for index, name in enumerate(names) if is_inside(name, front))
+    last_of_front = max(index for index, name in enumerate(names) if is_inside(name, frozen))
     layers = [
         layer
         for index, layer in enumerate(census.layers)
@@ -37,8 +39,8 @@ def trained_part(census: Census, scope: int | None) -> Census:
         or layer.name == census.head
         or (
             index > last_of_front
-            and not is_inside(layer.name, front)
-            and not any(is_inside(other, (layer.name,)) for other in front)  # a container of the front
+            and not is_inside(layer.name, frozen)
+            and layer.name not in around  # a container of the front
         )
     ]
     return replace(census, layers=tuple(layers))
@@ -62,7 +64,7 @@ def has_replaceable_front(census: Census, scope: int | None) -> bool:
         return False
     # What the census's pass in eval mode never called may be called in training, and read any layer;
     # inside a block it is the block's own, whose code reads its weights.
-    blocks = [name for block in census.blocks for name in block.modules]
+    blocks = frozenset(links(census.blocks))
     uncalled = [layer.name for layer in census.layers if layer.calls == 0 and layer.parameters]
     if not all(is_inside(name, blocks) for name in uncalled):
         return False
@@ -165,12 +167,14 @@ class _Turns:
         """The module is called; `real` is what it would have run."""
         if self._inside:
             return real(*args, **kwargs)
-        place = next((place for place in self.places[module] if place >= self._next), None)
-        if place is not None:
+        places = self.places[module]
+        turn = bisect_left(places, self._next)
+        place = places[turn] if turn < len(places) else -1
+        if place >= 0:
             self._next = place + 1
         self._inside = True
         try:
-            return self._routes.get(-1 if place is None else place, real)(*args, **kwargs)
+            return self._routes.get(place, real)(*args, **kwargs)
         finally:
             self._inside = False
 
@@ -198,6 +202,13 @@ class _Reached(Exception):  # noqa: N818 - not an error: the way out of a forwar
         self.tensor = tensor
 
 
-def is_inside(name: str, modules: Sequence[str]) -> bool:
-    """Whether the path is one of the modules', or leads into one."""
-    return any(name == module or name.startswith(f"{module}.") for module in modules)
+def is_inside(name: str, modules: Container[str]) -> bool:
+    """Whether the path is one of the modules', or leads into one; of many, they are best a set."""
+    return any(path in modules for path in paths_to(name))
+
+
+def paths_to(name: str) -> Iterator[str]:
+    """The path of a module, and of each that it is in, the model itself left out."""
+    yield name
+    while name := name.rpartition(".")[0]:
+        yield name

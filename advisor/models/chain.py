@@ -5,15 +5,17 @@ What a model is a chain of are calls, not modules: one activation may stand betw
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Container, Iterator, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
-from advisor.models.blocks import channels, evaluating, is_inside, run_front, without_front
+from advisor.models.blocks import channels, evaluating, is_inside, rerouted, run_front, without_front
 from advisor.records import Block
 
 _MULTIPLY_ADDS = (nn.modules.conv._ConvNd, nn.Linear, nn.MultiheadAttention)
@@ -21,7 +23,7 @@ _NO_GRADIENT = "no gradient flows from its output back to the image"
 _Place = tuple[int, int]  # a tensor and its version: in-place operations change it
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Call:
     """One call of one module."""
 
@@ -33,6 +35,16 @@ class _Call:
     result: _Place | None = None
     node: Any = None  # the autograd node that made the result
     inner: list[_Call] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Cut:
+    """A place behind a block."""
+
+    block: int  # that it is behind
+    calls: int  # of the chain, that come before it
+    made: _Place | None  # what goes on from it
+    following: _Call
 
 
 class CallWatcher:
@@ -88,7 +100,8 @@ class CallWatcher:
         if len(groups) < 2 and sum(_multiply_adds(element.module) for element in elements) > 1:
             why = _unbroken(cuts, kept_together)
         blocks: list[Block] = []
-        front: list[str] = []
+        places: list[_Cut] = []
+        calls = 0
         last: _Place | None = (id(image), image._version)
         for group, following in zip(groups, [*(group[0] for group in groups[1:]), after], strict=True):
             linked = True
@@ -98,11 +111,14 @@ class CallWatcher:
                 linked = linked and (is_first or element.alone)
                 last = element.result
             names = tuple(element.name for element in group)
-            front += names
-            replaceable = following is not None and self._is_replaceable(front, last, following, image)
+            calls += len(names)
+            if following is not None:
+                places.append(_Cut(len(blocks), calls, last, following))
             in_place = tuple(element.in_place for element in group)
             features = self._features(group[-1])
-            blocks.append(Block(names, linked, replaceable, in_place, self._shared(group), features))
+            blocks.append(Block(names, linked, False, in_place, self._shared(group), features))
+        for cut in self._replaceable(places, [element.name for element in every[: count + 1]], image):
+            blocks[cut.block] = replace(blocks[cut.block], replaceable=True)
         return tuple(blocks), why
 
     def _unrepeatable(self, elements: Sequence[_Call]) -> str:
@@ -149,19 +165,62 @@ class CallWatcher:
         made = self._kept[last.result[0]] if last.result is not None else None
         return channels(made) if made is not None and self._calls[last.module] == 1 else 0
 
-    def _is_replaceable(
-        self, front: Sequence[str], made: _Place | None, following: _Call, image: torch.Tensor
-    ) -> bool:
-        """Whether the model without the front comes to what follows with the same input."""
-        model, output, wanted = self._root.module, self._tensor(made), self._tensor(following.source)
-        if made is None or wanted is None:
+    def _replaceable(self, cuts: Sequence[_Cut], chain: Sequence[str], image: torch.Tensor) -> Iterator[_Cut]:
+        """Those at which the model without the front comes to what follows with the same input."""
+        alike: defaultdict[Any, list[_Cut]] = defaultdict(list)
+        for cut in cuts:
+            made = self._tensor(cut.made)
+            alike[None if made is None else (made.shape, made.dtype)].append(cut)
+        with torch.no_grad(), evaluating(self._root.module):
+            for kind, some in alike.items():
+                told = {} if kind is None else self._in_one_pass(some, chain)
+                for cut in some:
+                    if told[cut] if cut in told else self._runs_without(chain[: cut.calls], cut, image):
+                        yield cut
+
+    def _in_one_pass(self, cuts: Sequence[_Cut], chain: Sequence[str]) -> dict[_Cut, bool]:
+        """Whether they are replaceable, told by one pass, as of them the code around sees but their shape.
+
+        Where it writes to what a call returns, what it does before matters, too: such a cut, and those after
+        it, are left out. A pass for each cut would be too many in a deep network.
+        """
+        told: dict[_Cut, bool] = {}
+        waiting = deque(cuts)
+        given = self._made_at(cuts[0])
+
+        def call(place: int, *args: Any, **_kwargs: Any) -> torch.Tensor:
+            nonlocal given
+            cut = waiting[0]
+            if place == cut.calls:
+                if given._version:
+                    raise _Reached(given)
+                wanted = self._tensor(cut.following.source)
+                told[waiting.popleft()] = wanted is not None and bool(args) and torch.equal(args[0], wanted)
+                if not waiting:
+                    raise _Reached(given)
+                given = self._made_at(waiting[0])
+            return given
+
+        routes = {place: partial(call, place) for place in range(len(chain))}
+        # Else the code around the front asks for an image.
+        with suppress(Exception), rerouted(self._root.module, chain, routes):
+            self._root.module(given)
+        return told if given._version else dict.fromkeys(cuts, False) | told
+
+    def _made_at(self, cut: _Cut) -> torch.Tensor:
+        made = self._tensor(cut.made)
+        assert made is not None  # noqa: S101 - it was looked at before
+        return made.clone()
+
+    def _runs_without(self, front: Sequence[str], cut: _Cut, image: torch.Tensor) -> bool:
+        """Whether it is replaceable, tried out."""
+        model, output, wanted = self._root.module, self._tensor(cut.made), self._tensor(cut.following.source)
+        if cut.made is None or wanted is None:
             return False
         try:
-            with torch.no_grad(), evaluating(model):
-                if output is None:
-                    output = run_front(model, front, image)
-                with without_front(model, front):
-                    got = _input_of(following.module, model, output)
+            output = run_front(model, front, image) if output is None else output.clone()
+            with without_front(model, front):
+                got = _input_of(cut.following.module, model, output)
         except Exception:  # noqa: BLE001 - the code around the front asks for an image
             return False
         return got is not None and torch.equal(got, wanted)

@@ -14,9 +14,10 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from advisor.errors import ModelError, first_line
-from advisor.models.blocks import evaluating
+from advisor.models.blocks import evaluating, is_inside
 from advisor.models.chain import CallWatcher
 from advisor.models.padded import first_padding
+from advisor.models.weights import is_shapes
 from advisor.records import MULTIPLY_ADD_TYPES, Census, Layer
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -51,7 +52,8 @@ def take_census(model: nn.Module, input_size: tuple[int, ...]) -> Census:
     Raises:
         ModelError: the model can't run on that input, or is not a classifier.
     """
-    image = torch.zeros(1, *input_size)
+    device = "meta" if is_shapes(model) else None
+    image = torch.zeros(1, *input_size, device=device)
     _forward(model, image)  # lazily built modules come into being here
     calls: Counter[str] = Counter()
     outputs: dict[str, int | None] = {}
@@ -317,10 +319,12 @@ def fuse_norms(model: nn.Module, census: Census, modules: Sequence[str]) -> None
 
     Right in eval mode only; neither can be trained after.
     """
+    inside = frozenset(modules)
     calls = {layer.name: layer.calls for layer in census.layers}
     for layer in census.of_type("standard", "pointwise", "depthwise", "grouped", "transposed"):
-        inside = any(layer.name == name or layer.name.startswith(f"{name}.") for name in modules)
-        if not inside or not layer.followed_by or not layer.calls == calls[layer.followed_by] == 1:
+        if not is_inside(layer.name, inside) or not layer.followed_by:
+            continue
+        if not layer.calls == calls[layer.followed_by] == 1:
             continue
         convolution: Any = model.get_submodule(layer.name)
         norm: Any = model.get_submodule(layer.followed_by)

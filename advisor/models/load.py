@@ -32,6 +32,7 @@ from advisor.models.weights import (
     check_trained,
     find_weights,
     is_average,
+    is_shapes,
     refuse_content,
     usable,
 )
@@ -72,6 +73,7 @@ class LoadedModel:
     warnings: tuple[str, ...] = ()
     headless: str = ""  # the path at which its classifier is missing, where it is
     size_is_default: bool = False  # the architecture's own: nothing says what this model was trained on
+    has_values: bool = True  # False: all of it is on the meta device, which takes no memory
     keys: Mapping[str, str] = field(default_factory=dict)  # the file's names where a prefix doesn't tell them
 
 
@@ -253,6 +255,8 @@ def _loaded(
 ) -> LoadedModel:
     """The module in float32, on the CPU, in eval mode, with what else is known.
 
+    One that is all on the meta device stays there: it has shapes, and costs follow from these.
+
     holders: what the file says beside the weights; () for a name, whose weights are random.
     """
     try:
@@ -263,9 +267,12 @@ def _loaded(
         folds = folded_in(module)
         held = (*module.named_parameters(), *module.named_buffers())
         tensors = {name: tensor for name, tensor in held if not nn.parameter.is_lazy(tensor)}
-        check_together(tensors)
-        check_trained(tensors)
-        module = module.cpu().float().eval()
+        has_values = not is_shapes(module)
+        if has_values:
+            check_together(tensors)
+            check_trained(tensors)
+            module = module.cpu()
+        module = module.float().eval()
         architecture = architecture or stock_architecture(module)
         own = stock_input_size(module) if architecture is None else architecture.input_size(module)
         images = image_configuration(module)
@@ -288,7 +295,8 @@ def _loaded(
         source,
         size,
         names,
-        has_trained_weights=bool(holders),
+        has_trained_weights=bool(holders) and has_values,
+        has_values=has_values,
         images=images,
         assumed=tuple(words),
         warnings=(_HEADLESS.format(missing),) if missing else (),

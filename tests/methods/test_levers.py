@@ -207,6 +207,49 @@ def test_a_front_stays_where_the_code_behind_it_needs_the_image():
     assert [block.replaceable for block in blocks] == [True, False, True]
 
 
+class Overwriting(nn.Module):
+    """Its code writes to what the layers return; with `doubling`, otherwise each time."""
+
+    def __init__(self, *, doubling):
+        super().__init__()
+        torch.manual_seed(0)
+        self.one, self.two, self.three = (nn.Conv2d(3, 3, 3, padding=1) for _ in range(3))
+        self.head, self.doubling = nn.Linear(3, 4), doubling
+
+    def forward(self, x):
+        x = self.one(x)
+        x = x.mul_(2) if self.doubling else x.relu_()
+        return self.head(self.three(self.two(x)).relu_().mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("doubling", "replaceable"),
+    # What `two` makes would be written over by the code behind `one`; what `three` makes, twice.
+    [(True, [True, False, False]), (False, [True, False, True])],
+)
+def test_a_front_stays_where_the_code_in_it_would_write_over_what_it_makes(doubling, replaceable):
+    blocks = take_census(Overwriting(doubling=doubling).eval(), SIZE).blocks
+    assert [block.replaceable for block in blocks] == replaceable
+
+
+def test_one_cut_is_told_from_another():
+    class Changing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.layers = nn.ModuleList(nn.Conv2d(3, 3, 1) for _ in range(5))
+            self.head = nn.Linear(3, 4)
+
+        def forward(self, images):
+            x = images
+            for number, layer in enumerate(self.layers):
+                x = layer(x) + (images.detach().mean() if number == 2 else 0)
+            return self.head(x.mean((2, 3)))
+
+    blocks = take_census(Changing().eval(), SIZE).blocks
+    assert [block.replaceable for block in blocks] == [True, True, False, True, True]
+
+
 def test_a_module_without_weights_that_runs_twice_costs_no_block():
     every = {kind: take_census(sharing(kind), SIZE) for kind in SHARED}
     apart = every["apart"].blocks
