@@ -402,11 +402,12 @@ def cases(task: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def summarise(tasks: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Regrets in percentage points, over the reported tasks' cases; rules need no advice."""
+    """Regrets in percentage points, over the cases of reported tasks: of those advised on, once any were."""
     reported = {name: task for name, task in tasks.items() if task["reported"] and "truth" in task}
+    advised_on = {name: task for name, task in reported.items() if "advice" in task} or reported
     by_rule: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     regrets, covered, cost = [], [], []
-    for name, task in reported.items():
+    for name, task in advised_on.items():
         for budget, case in cases(task).items():
             for rule, accuracy in case["rules"].items():
                 by_rule[rule][name].append(100 * (case["best"] - accuracy))
@@ -417,7 +418,7 @@ def summarise(tasks: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
                 low, _, high = said["predicted"] or (1.0, 1.0, 0.0)
                 # What is told holds for images unlike those given, where it is known which belong together.
                 covered.append(low <= said.get("on_other_visits", said["accuracy"]) <= high)
-    everywhere = {rule: by_task for rule, by_task in by_rule.items() if by_task.keys() == reported.keys()}
+    everywhere = {rule: by_task for rule, by_task in by_rule.items() if by_task.keys() == advised_on.keys()}
     rules = {rule: statistics.fmean(chain(*by_task.values())) for rule, by_task in everywhere.items()}
     left_out = best_of_others(everywhere)
     if left_out:

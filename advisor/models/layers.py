@@ -17,7 +17,6 @@ from advisor.errors import ModelError, first_line
 from advisor.models.blocks import evaluating, is_inside
 from advisor.models.chain import CallWatcher
 from advisor.models.padded import first_padding
-from advisor.models.weights import is_shapes
 from advisor.records import MULTIPLY_ADD_TYPES, Census, Layer
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -41,6 +40,12 @@ def layer_type(module: nn.Module) -> str:
     if isinstance(module, nn.Linear):
         return "linear"
     return "norm" if isinstance(module, NORMS) or _is_norm_by_name(module) else "other"
+
+
+def is_shapes(module: nn.Module) -> bool:
+    """Whether all of its tensors are on the meta device: they have shapes and no values."""
+    tensors = [*module.parameters(), *module.buffers()]
+    return bool(tensors) and all(tensor.is_meta for tensor in tensors)
 
 
 def take_census(model: nn.Module, input_size: tuple[int, ...]) -> Census:

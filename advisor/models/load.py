@@ -23,6 +23,7 @@ from advisor.models.architectures import (
 from advisor.models.folding import folded_in
 from advisor.models.heads import empty_head
 from advisor.models.images import ImageConfiguration, image_configuration, stem_channels
+from advisor.models.layers import is_shapes
 from advisor.models.pickles import StandIn, stand_ins, tensors_of
 from advisor.models.printable import first_line, shown
 from advisor.models.rebuild import Rebuilt, rebuild
@@ -32,7 +33,6 @@ from advisor.models.weights import (
     check_trained,
     find_weights,
     is_average,
-    is_shapes,
     refuse_content,
     usable,
 )

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any, NoReturn
 
 import torch
-from torch import nn
 
 from advisor.errors import ModelError
 from advisor.models.pickles import QUANTISED, StandIn, as_mapping, is_module
@@ -77,12 +76,6 @@ def find_weights(content: Any, depth: int = 2) -> list[tuple[str, Any]]:
         names = ", ".join(map(shown, list(others)[:5]))
         raise ModelError(f"holds several models ({names}); save the state dict of one of them alone")
     return list(others.items())
-
-
-def is_shapes(module: nn.Module) -> bool:
-    """Whether all of its tensors are on the meta device: they have shapes and no values."""
-    tensors = [*module.parameters(), *module.buffers()]
-    return bool(tensors) and all(tensor.is_meta for tensor in tensors)
 
 
 def is_average(key: str) -> bool:
