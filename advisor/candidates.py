@@ -77,12 +77,13 @@ class Proposals:
         # Of a head that is trained alone, nothing would be left: that is `ridge`.
         if self._images and method.learns_classes and method.learning_rates and not method.only_head:
             heads = solvable(self._census)
-        plain = Candidate.of(method.name, settings[len(settings) // 2], levers)
+        main = Candidate.of(method.name, settings[len(settings) // 2], levers)
         for candidate, cost in self._trained(method, settings, levers):
             yield candidate, cost
             if candidate.levers.cached_prefix == "no":  # one training tells of them all
                 # Wide ones are more accurate on most data; the head's own features need no new layer.
-                for features in heads if candidate == plain else heads[-2:]:
+                few = heads[-2:] if candidate.setting == main.setting else heads[-1:]
+                for features in heads if candidate == main else few:
                     yield from self._priced(self._with(candidate, {"head": f"ridge-{features}"}))
 
     def _trained(
