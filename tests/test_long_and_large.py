@@ -108,9 +108,13 @@ def slope(found, every):
     return float(np.polyfit(np.arange(len(memory)) * every, memory, 1)[0])
 
 
-def tell_growth(figure, name, found, every, times):
+def tell_left(figure, name, found, every, times):
     for what in ("open files", "threads", "child processes", "temporary files"):
         figure(f"{name}: {what} more than after {every}", found[-1][what] - found[0][what], 0, of=times)
+
+
+def tell_growth(figure, name, found, every, times):
+    tell_left(figure, name, found, every, times)
     growth = round(slope(found, every), 2)
     figure(f"{name}: growth of memory, kB for each", growth, MOST_GROWTH, of=times)
 
@@ -121,9 +125,7 @@ def test_a_thousand_recommendations_leave_nothing_behind(figure):
 
 def test_recommendations_with_data_leave_nothing_behind(figure):
     found = alone(with_data, 60, 3, False)
-    for what in ("open files", "threads", "child processes", "temporary files"):
-        more = found[-1][what] - found[0][what]
-        figure(f"60 recommendations with data in a process: {what} more than after 3", more, 0, of=60)
+    tell_left(figure, "60 recommendations with data in a process", found, 3, 60)
     figure(
         "60 recommendations with data in a process: growth of memory, kB for each",
         round(slope(found, 3), 1),
@@ -134,9 +136,7 @@ def test_recommendations_with_data_leave_nothing_behind(figure):
 
 def test_recommendations_that_are_run_leave_nothing_behind(figure):
     found = alone(with_data, 4, 1, True)
-    for what in ("open files", "threads", "child processes", "temporary files"):
-        more = found[-1][what] - found[0][what]
-        figure(f"4 recommendations with data, run under the limit: {what} more than after 1", more, 0, of=4)
+    tell_left(figure, "4 recommendations with data, run under the limit", found, 1, 4)
 
 
 def seconds_of(ask):

@@ -26,6 +26,7 @@ from advisor.probes.train import (
     Trial,
     is_reestimated,
     judged_on,
+    longest_begun,
 )
 from advisor.records import Candidate, Census, Levers
 from advisor.training.accelerator import CPU, Accelerator
@@ -144,9 +145,8 @@ class CrossValidation(Trainer):
         key = trainable.front, how
         if key not in self._fronts:
             images = self.dataset.validation
-            known = (made for (_, other), made in self._fronts.items() if other == how)
-            begun = (made for made in known if made.begins(trainable.front))
-            nearest = max(begun, key=lambda made: len(made.front), default=None)
+            known = ((made,) for (_, other), made in self._fronts.items() if other == how)
+            (nearest,) = longest_begun(known, trainable.front) or (None,)
             self._fronts[key] = self.front(trainable, View(images, *how) if how else images, nearest)
         return self._fronts[key]
 

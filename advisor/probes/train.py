@@ -6,7 +6,7 @@ import copy
 import logging
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import zip_longest
@@ -316,8 +316,7 @@ class Trainer:
         """What is there of the longest part of the key's front, its other parts being the same."""
         front, *rest = key
         known = (made for (_, *other), made in self._features.items() if other == rest)
-        begun = (made for made in known if made[0].begins(front))
-        return max(begun, key=lambda made: len(made[0].front), default=())
+        return longest_begun(known, front) or ()
 
     def fronts(
         self, trainable: Trainable, candidate: Candidate, nearest: Sequence[FrontOutputs] = ()
@@ -352,6 +351,14 @@ class Trainer:
             accelerator=self.accelerator,
             nearest=nearest,
         )
+
+
+def longest_begun(
+    found: Iterable[tuple[FrontOutputs, ...]], front: Sequence[str]
+) -> tuple[FrontOutputs, ...] | None:
+    """Of what fronts made, each of some parts of the images, what the longest part of this front did."""
+    begun = (made for made in found if made[0].begins(front))
+    return max(begun, key=lambda made: len(made[0].front), default=None)
 
 
 class FineTune(Training):

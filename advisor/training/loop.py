@@ -294,14 +294,10 @@ class FrontOutputs:
         there = {} if nearest is None else nearest.pooled
         of_front = [b for b in feature_blocks(census, "all") if b.modules[-1] in trainable.front]
         blocks = [block for block in of_front if block not in there]
-        already = 0 if nearest is None else len(nearest.front)
+        source, already = (images, 0) if nearest is None else (nearest, len(nearest.front))
         pooled: dict[Block, list[torch.Tensor]] = {block: [] for block in blocks}
         for positions in torch.arange(len(images)).split(pass_size):
-            if nearest is None:
-                inputs = images.batch(positions, normalisation)[0]
-            else:
-                inputs = nearest.outputs[nearest.places[positions]]
-            inputs = accelerator.placed(inputs)
+            inputs = accelerator.placed(source.batch(positions, normalisation)[0])
             with pooled_outputs(trainable.model, blocks) as of_blocks, accelerator.precision().forward():
                 made = run_front(trainable.model, trainable.front, inputs, already).cpu()
             for block in blocks:
