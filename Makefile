@@ -73,7 +73,7 @@ study-augment: $(VENV)/.installed-photos
 	$(if $(and $(DATA),$(MODELS)),,$(error give DATA=FOLDER (CIFAR-10 JPEG: train/, test/) and MODELS=FOLDER))
 	$(BIN)/python -m measurements.augment --data $(DATA) --models $(MODELS) $(if $(PHOTOS),--photos $(PHOTOS)) $(STUDY)
 
-# Of what study-curves has found, and of what study-photos doesn't report; writes what the package ships.
+# Of what study-curves and study-photos have found; writes what the package ships.
 study-prior: $(VENV)/.installed-studies
 	$(BIN)/python -m measurements.prior $(STUDY)
 

@@ -32,7 +32,7 @@ from advisor.methods import get_method, learning_rates
 from advisor.models.fingerprint import fingerprint
 from advisor.parts.closed_form import solvable
 from advisor.probes import FineTune, Trainer, Trial, executor_for, findings, head_of
-from advisor.probes.picture import Prior, shipped_prior
+from advisor.probes.picture import WORLDS, Prior, World, shipped_prior
 from advisor.probes.train import Probe
 from advisor.records import Accuracy, Candidate, Census, Recommendation
 from advisor.situation import Request
@@ -246,7 +246,7 @@ def study(
     holding: str = "",
     only: str | None = None,
     teaching: Sequence[Training] = (),
-    prior_of: Callable[[str], Prior] = lambda _: shipped_prior(),
+    prior_of: Callable[[str], Callable[[World], Prior]] = lambda _: shipped_prior,
 ) -> None:
     """Find out each task's truth that the results lack, then what is advised; all of it is written at once.
 
@@ -303,14 +303,16 @@ def write(results: Path, order: Sequence[str], size: Size, found: Mapping[str, M
     part.replace(results)
 
 
-def advised(task: Studied, rows: Sequence[Row], executor: Any, threads: int, prior: Prior) -> dict[str, Any]:
+def advised(
+    task: Studied, rows: Sequence[Row], executor: Any, threads: int, prior: Callable[[World], Prior]
+) -> dict[str, Any]:
     """By budget: what is picked, and what it comes to when it is trained to the end as advised.
 
     Kept for as long as the advisor's code and what it knows of other tasks stay the same.
     """
     key: dict[str, Any] = task.key | {
         "code": task.trainer.key()["code"],
-        "prior": fingerprint(repr(prior), []),
+        "prior": fingerprint(repr([prior(world) for world in WORLDS]), []),
         "threads": threads,
         "size": asdict(task.size),
     }
@@ -326,7 +328,7 @@ def advised(task: Studied, rows: Sequence[Row], executor: Any, threads: int, pri
         if task.size.probe_fine_tunes is not None:
             request = replace(request, probe_seconds=task.size.probe_fine_tunes * full_seconds)
         begun = time.perf_counter()
-        with mock.patch.object(findings, "shipped_prior", return_value=prior):
+        with mock.patch.object(findings, "shipped_prior", prior):
             said = recommend(task.network(), budget, request)
         seconds = time.perf_counter() - begun
         torch.set_num_threads(1)

@@ -100,13 +100,13 @@ def main() -> None:
         size, trainings = (QUICK, QUICK_TRAININGS) if given.quick else (PhotoSize(), TRAININGS)
         prepared = {task.name: partial(Prepared, task, size, given.data, kept) for task in tasks}
         photos_of = {task.name: task.photos for task in tasks}
-        priors = cache(lambda photos: fitted(without(committed(), photos)))
+        priors = cache(lambda photos: fitted(without(committed(), photos)).__getitem__)
         study(
             *(prepared, trainings, kept, results),
             holding=given.task,
             only=given.only,
             teaching=TEACHING,
-            prior_of=(lambda _: shipped_prior()) if given.quick else (lambda name: priors(photos_of[name])),
+            prior_of=(lambda _: shipped_prior) if given.quick else (lambda name: priors(photos_of[name])),
         )
         found = read(results)
     texts = tables("photos", found["tasks"], found["summary"])

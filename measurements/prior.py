@@ -19,7 +19,7 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -27,10 +27,12 @@ import torch
 import advisor.probes.picture as picturing
 from advisor.methods import middle_rate
 from advisor.probes.picture import (
+    WORLDS,
     Conditions,
     Point,
     Prior,
     Seen,
+    World,
     effects,
     floored,
     logit,
@@ -55,6 +57,8 @@ _USUAL, _PULL = 0.15, 0.5  # a standard deviation in log odds, and how much says
 _ANY_TASK = 2.0  # standard deviation in log odds: users' tasks lie further apart than the study's
 _POINTS = 200  # of each task, drawn at random: what a fit takes grows with their cube
 STEPS = 60  # of the fit
+# What is the same for all of a task: there tasks lie apart in the effect itself, if they do.
+_OF_TASKS = ("by classes", "and classes", "by images")
 _PROBED = ((8, 0), (4, 1), (1, 2))  # so many trainings for a sixteenth, a quarter, all of the updates
 
 
@@ -107,7 +111,8 @@ def committed() -> list[Task]:
 
 
 def _conditions(task: Mapping[str, Any], side: int) -> Conditions:
-    return Conditions(task["blocks"], task["batch"], task["new_head"], side)
+    images = task["images"] if "images" in task else task["given"]
+    return Conditions(task["blocks"], task["batch"], task["new_head"], side, images)
 
 
 def without(tasks: Sequence[Task], images: str) -> list[Task]:
@@ -133,78 +138,120 @@ def _rows(rows: Sequence[Mapping[str, Any]]) -> Iterator[Row]:
                 yield Row(Point(training, row["rate"], share, head), seen, true)
 
 
-def fitted(tasks: Sequence[Task], steps: int = STEPS) -> Prior:
-    """What the tasks have in common, and how far they lie apart."""
-    drawn = [_drawn(task, _POINTS) for task in tasks]
-    found = [effects(row.point, t.under) for t, rows in zip(tasks, drawn, strict=True) for row in rows]
-    columns, weighed = tabled(found)
-    every = torch.from_numpy(weighed)
-    weights = every.split([len(rows) for rows in drawn])
-    groups = list(dict.fromkeys(group for group, _ in columns))
-    answers = torch.from_numpy(
-        np.concatenate(
-            [
-                floored(np.array([logit(r.true, t.judged_on) for r in rows]))
-                for t, rows in zip(tasks, drawn, strict=True)
-            ]
-        )
-    )
-    own = 1 - shared_part(tasks)
-    alone = [
-        own * sampling_variance(r.true, t.judged_on)
-        for t, rows in zip(tasks, drawn, strict=True)
-        for r in rows
-    ]
-    sampled = torch.tensor(alone, dtype=torch.float64)
-    group_of = torch.tensor([groups.index(group) for group, _ in columns])
-    # An effect of one training alone is none of another task's.
-    is_common = torch.tensor([not group.startswith("training") for group, _ in columns])
+def fitted(tasks: Sequence[Task], steps: int = STEPS) -> dict[World, Prior]:
+    """What the tasks have in common, and how far they lie apart: in each world.
 
-    # Of each group the spread between tasks, then of the averages; last, the noise of one training.
-    logs = torch.full((2 * len(groups) + 1,), math.log(_USUAL), dtype=torch.float64, requires_grad=True)
-    optimizer = torch.optim.Adam([logs], lr=0.1)
-
-    def scales() -> tuple[torch.Tensor, torch.Tensor]:
-        return logs.exp()[group_of], logs.exp()[len(groups) + group_of] * is_common
-
-    def covariance() -> torch.Tensor:
-        within, common = scales()
-        apart = torch.block_diag(*[(w * within) @ (w * within).T for w in weights])
-        together = (every * common) @ (every * common).T
-        return apart + together + torch.diag(sampled + logs[-1].exp() ** 2)
-
+    An effect's average is that of all tasks, and what a world has of its own beside it. How far tasks lie
+    apart is each world's own, too: photos at the size that networks have learned at lie closer together than
+    small pictures, of which some ruin whatever is trained.
+    """
+    told = _Told(tasks)
+    spreads = told.usual()
+    optimizer = torch.optim.Adam(spreads, lr=0.1)
     for _ in range(steps):
         optimizer.zero_grad()
-        factor = torch.linalg.cholesky(covariance())
-        whitened = torch.linalg.solve_triangular(factor, answers[:, None], upper=False)
-        loss = 0.5 * whitened.square().sum() + factor.diagonal().log().sum()
-        # A weak pull keeps what the tasks say nothing of from running away.
-        loss = loss + _PULL * (logs - math.log(_USUAL)).square().sum()
-        loss.backward()  # type: ignore[no-untyped-call]
+        told.loss(spreads).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     with torch.no_grad():
-        logs[groups.index("task")] = math.log(_ANY_TASK)
-        within, common = scales()
-        gain = torch.linalg.solve(covariance(), every * common**2).T
-        means = gain @ answers
-        left = common**2 - (gain * (every * common**2).T).sum(1)  # still unknown of an average effect
-        variances = within**2 + left
-    spreads, named = {}, {}
-    for number, group in enumerate(groups):
-        of_group = group_of == number
-        spreads[group] = round(math.sqrt(float(variances[of_group].mean())), 4)
-        if not group.startswith("training"):
-            named[group] = {
-                name: round(float(means[at]), 4) for at, (of, name) in enumerate(columns) if of == group
-            }
-    return Prior.from_plain(
-        {
-            "means": named,
-            "spreads": spreads,
-            "noise": round(float(logs[-1].detach().exp()), 4),
-            "shared": round(1 - own, 4),
-        }
-    )
+        spreads.between[:, told.groups.index("task")] = math.log(_ANY_TASK)
+        return told.priors(spreads)
+
+
+class _Spreads(NamedTuple):
+    """Logarithms of standard deviations; of W worlds and G groups of effects."""
+
+    between: torch.Tensor  # (W, G) the tasks of a world
+    averages: torch.Tensor  # (2, G) what is so on average: in all worlds, and in one beside that
+    noises: torch.Tensor  # (W,) of one training
+
+
+class _Told:
+    """What all tasks came to, with the effects that made it up."""
+
+    def __init__(self, tasks: Sequence[Task]) -> None:
+        drawn = [(task, row) for task in tasks for row in _drawn(task, _POINTS)]
+        self._counts = [min(len(task.rows), _POINTS) for task in tasks]
+        columns, weights = tabled([effects(row.point, task.under) for task, row in drawn])
+        self.columns, self.weights = columns, torch.from_numpy(weights)
+        self.groups = list(dict.fromkeys(group for group, _ in columns))
+        self._group_of = torch.tensor([self.groups.index(group) for group, _ in columns])
+        # An effect of one training alone is none of another task's.
+        self._is_common = torch.tensor([not group.startswith("training") for group, _ in columns])
+        self._is_between = torch.tensor([not any(of in group for of in _OF_TASKS) for group, _ in columns])
+        self._world_of = torch.tensor([WORLDS.index(task.under.world) for task, _ in drawn])
+        self.shared = shared_part(tasks)
+        sampled = [(1 - self.shared) * sampling_variance(row.true, task.judged_on) for task, row in drawn]
+        self._sampled = torch.tensor(sampled, dtype=torch.float64)
+        logits = [
+            floored(np.array([logit(row.true, task.judged_on) for of, row in drawn if of is task]))
+            for task in tasks
+        ]
+        self._answers = torch.from_numpy(np.concatenate(logits))
+
+    def usual(self) -> _Spreads:
+        """What a fit begins with."""
+        shapes = (len(WORLDS), len(self.groups)), (2, len(self.groups)), (len(WORLDS),)
+        usual = (torch.full(shape, math.log(_USUAL), dtype=torch.float64) for shape in shapes)
+        return _Spreads(*(each.requires_grad_() for each in usual))
+
+    def loss(self, spreads: _Spreads) -> torch.Tensor:
+        """Minus the log likelihood, and a weak pull.
+
+        That keeps what the tasks say nothing of from running away, and one world beside the other.
+        """
+        factor = torch.linalg.cholesky(self._covariance(spreads))
+        whitened = torch.linalg.solve_triangular(factor, self._answers[:, None], upper=False)
+        of_worlds = spreads.between.mean(0)
+        pulled = [spreads.between - of_worlds]
+        pulled += [each - math.log(_USUAL) for each in (of_worlds, spreads.averages, spreads.noises)]
+        pull = torch.stack([each.square().sum() for each in pulled]).sum()
+        return 0.5 * whitened.square().sum() + factor.diagonal().log().sum() + _PULL * pull
+
+    def _covariance(self, spreads: _Spreads) -> torch.Tensor:
+        """Of all answers."""
+        within = self.weights * self._between(spreads)[self._world_of]
+        of_tasks = [rows @ rows.T for rows in within.split(self._counts)]
+        # Columns of zeros take time, too.
+        of_all, beside = ((self.weights * each)[:, self._is_common] for each in self._averages(spreads))
+        same_world = self._world_of[:, None] == self._world_of
+        noise = self._sampled + spreads.noises.exp()[self._world_of] ** 2
+        return (
+            torch.block_diag(*of_tasks) + of_all @ of_all.T + (beside @ beside.T) * same_world + noise.diag()
+        )
+
+    def _between(self, spreads: _Spreads) -> torch.Tensor:
+        """Standard deviations of each effect between the tasks of each world."""
+        return spreads.between.exp()[:, self._group_of] * self._is_between
+
+    def _averages(self, spreads: _Spreads) -> torch.Tensor:
+        """Standard deviations of each effect's average: in all worlds, and in one beside that."""
+        return spreads.averages.exp()[:, self._group_of] * self._is_common
+
+    def priors(self, spreads: _Spreads) -> dict[World, Prior]:
+        """What is known of each effect, and what is left open."""
+        inverse = torch.linalg.inv(self._covariance(spreads))
+        of_all, beside = self._averages(spreads) ** 2
+        found: dict[World, Prior] = {}
+        for at, world in enumerate(WORLDS):
+            covariances = self.weights * (of_all + beside * (self._world_of == at)[:, None])
+            means = covariances.T @ (inverse @ self._answers)
+            left = of_all + beside - ((inverse @ covariances) * covariances).sum(0)
+            variances = self._between(spreads)[at] ** 2 + left
+            found[world] = self._prior(means, variances, float(spreads.noises[at].exp()))
+        return found
+
+    def _prior(self, means: torch.Tensor, variances: torch.Tensor, noise: float) -> Prior:
+        of_group = [variances[self._group_of == at].mean() for at in range(len(self.groups))]
+        return Prior(
+            {
+                (group, name): round(float(mean), 4)
+                for (group, name), mean, is_common in zip(self.columns, means, self._is_common, strict=True)
+                if is_common
+            },
+            {group: round(math.sqrt(float(of)), 4) for group, of in zip(self.groups, of_group, strict=True)},
+            round(noise, 4),
+            round(self.shared, 4),
+        )
 
 
 def shared_part(tasks: Sequence[Task]) -> float:
@@ -286,7 +333,7 @@ def main() -> None:
     for task in tasks:
         if not task.is_seen:
             continue
-        prior = fitted(without(tasks, task.images), steps)
+        prior = fitted(without(tasks, task.images), steps)[task.under.world]
         found[task.name] = held_out(task, prior, seeds=5)
         say(f"{task.name}: {found[task.name]}")
     summary = {
@@ -295,7 +342,8 @@ def main() -> None:
     say(f"all: {summary}")
     if given.quick:
         return
-    PRIOR.write_text(json.dumps(as_plain(fitted(tasks, steps)), indent=1) + "\n")
+    priors = {world: as_plain(prior) for world, prior in fitted(tasks, steps).items()}
+    PRIOR.write_text(json.dumps(priors, indent=1) + "\n")
     RESULTS.write_text(json.dumps({"tasks": found, "summary": summary}, indent=1) + "\n")
     rows = [
         (name, *(f"{value:.2f}" for value in task.values()))

@@ -23,18 +23,14 @@ class Findings:
         self,
         costs: Mapping[Candidate, Cost],
         census: Census,
-        batch_size: int,
+        conditions: Conditions,
         updates: int,
         metric: Metric,
         min_retained: float | None,
-        new_head: bool,
     ) -> None:
         """`costs`: cheapest first; `updates`: of a whole fine-tune."""
-        self._census, self._updates = census, updates
-        self.prior = shipped_prior()
-        self._conditions = Conditions(
-            len(census.blocks), batch_size, new_head, min(census.input_size[1:], default=0)
-        )
+        self._census, self._conditions, self._updates = census, conditions, updates
+        self.prior = shipped_prior(conditions.world)
         self._metric, self._min_retained = metric, min_retained
         self._alike: dict[Candidate, dict[Features | None, list[Candidate]]] = {}
         for candidate in costs:

@@ -3,9 +3,9 @@
 The logit of an accuracy is taken for a sum of effects: of the method, of how much of the network is
 trained, of the statistics, the head, the learning rate, the length of the training, and of the training
 itself; some of them are others where the classes are new to the network. What effects there are on average,
-and how far tasks differ in them, is the prior, a file that a study writes (measurements/prior.py); the
-probes at hand make it theirs (Bayesian linear regression, Bishop 2006, 3.3, with a Gaussian prior for each
-group of effects).
+and how far tasks differ in them, is the prior, which a study writes (measurements/prior.py): one for small
+pictures, one for images of the size that networks have learned at. The probes at hand make it theirs
+(Bayesian linear regression, Bishop 2006, 3.3, with a Gaussian prior for each group of effects).
 """
 
 from __future__ import annotations
@@ -16,19 +16,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
-from advisor.methods import get_method, learning_rates, middle_rate
+from advisor.methods import get_method, learning_rates
 from advisor.records import SMALL_BATCH, Candidate, Estimate, Features
 from advisor.training.loop import head_of
 
 _Z95 = 1.959964  # the normal distribution's 97.5 % quantile
 _PRIOR = Path(__file__).parent / "prior.json"
 _STEP = math.log(5)  # between two learning rates of a grid, about
-_WORSE = 1.5  # in log odds below the best: how much further is all one
+_WORSE = 0.8  # in log odds below the best: how much further is all one
 _FURTHER = 3.0  # times as far down an interval reaches that ends below all that is told apart
 _SMALL_IMAGES = 96  # pixels: below it
+World = Literal["small images", "images"]
+WORLDS: tuple[World, ...] = get_args(World)
 _LENGTHS = 4  # doublings: a sixteenth of a whole fine-tune lies at -1
+_IMAGES, _MORE = 400, 3  # and doublings: 50 images lie at -1, 3,200 at 1, and nothing further
 Effect = tuple[str, str]  # a group, and what it is in it
 
 
@@ -50,6 +53,12 @@ class Conditions:
     batch_size: int  # images in an update
     new_head: bool = False  # the network knows none of the classes
     side: int = 224  # of the images, in pixels
+    images: int = 400  # that train
+
+    @property
+    def world(self) -> World:
+        """Far below the size that networks have learned at, what is trained is worth something else."""
+        return "images" if self.side >= _SMALL_IMAGES else "small images"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +78,9 @@ class Prior:
 
 
 @cache
-def shipped_prior() -> Prior:
+def shipped_prior(world: World) -> Prior:
     """Of the tasks that the study has seen."""
-    return Prior.from_plain(json.loads(_PRIOR.read_text()))
+    return Prior.from_plain(json.loads(_PRIOR.read_text())[world])
 
 
 def effects(point: Point, under: Conditions) -> dict[Effect, float]:
@@ -83,26 +92,28 @@ def effects(point: Point, under: Conditions) -> dict[Effect, float]:
     own = training.levers.statistics
     small = "/small" if under.batch_size < SMALL_BATCH else ""
     policy = (method.statistics if own == "own" else own) + small
-    classes = "known"
-    if under.new_head:  # far below the size that a network has learned at, its features are worth less
-        classes = "new" if under.side >= _SMALL_IMAGES else "new, small images"
+    classes = "new" if under.new_head else "known"
+    more = math.log2(max(under.images, 1) / _IMAGES) / _MORE
+    more = max(-1.0, min(more, 1.0))
     # What is trained matters less where the head is solved for it: effects of their own, of another size.
     kind = "trained" if head == "trained" else "solved"
     # A head that is solved begins with what the network was before, and gains as that is trained: for longer,
     # and more of it.
     trained_for = math.sqrt(point.share) * scope / max(under.blocks, 1) if point.rate is not None else 0.0
     gained = 1.0 if kind == "trained" else trained_for
-    length = up = down = 0.0
+    length = raised = risked = 0.0
     if point.rate is not None:
         length = math.log2(point.share) / _LENGTHS
-        step = math.log(point.rate / middle_rate(training)) / _STEP
-        up, down = max(step, 0.0), max(-step, 0.0)  # too large a rate ruins what too small a one delays
+        steps = math.log(point.rate / learning_rates(training)[0]) / _STEP
+        # What the lowest rate comes to is much the same everywhere, what the highest ruins is not.
+        raised, risked = min(steps, 1.0), max(steps - 1.0, 0.0)
     found = {
         ("task", ""): 1.0,
         ("statistics", policy): 1.0,
         ("statistics by classes", f"{policy} {classes}"): 1.0,
         ("head", head): 1.0,
         ("head by classes", f"{head} {classes}"): 1.0,
+        ("head by images", head): more,  # few leave much open of a head with thousands of features
     }
     by_kind = {
         ("method", method.name): gained,
@@ -111,24 +122,24 @@ def effects(point: Point, under: Conditions) -> dict[Effect, float]:
         ("depth", "squared"): depth**2 * gained,
         ("depth by method", method.name): depth * gained,
         ("depth by classes", classes): depth * gained,
-        ("rate", "up"): up,
-        ("rate", "down"): down * gained,
-        ("rate by method", f"{method.name} up"): up,
-        ("rate by method", f"{method.name} down"): down * gained,
+        ("rate raised", ""): raised * gained,
+        ("rate raised by method", method.name): raised * gained,
         # Frozen statistics hold nothing back: what too large a rate does to them, batches' own forgive.
-        ("rate by statistics", f"{policy} up"): up,
-        ("rate by statistics", f"{policy} down"): down * gained,
+        ("rate raised by statistics", policy): raised * gained,
+        ("rate risked", ""): risked,
+        ("rate risked by method", method.name): risked,
+        ("rate risked by statistics", policy): risked,
         ("training", training.id): gained,
-        ("training by rate", f"{training.id} up"): up,
-        ("training by rate", f"{training.id} down"): down * gained,
+        ("training by rate raised", training.id): raised * gained,
+        ("training by rate risked", training.id): risked,
     }
     if kind == "trained":
         by_kind |= {
             ("length", "linear"): length,
             ("length", "squared"): length**2,
             ("length by method", method.name): length,
-            ("length by rate", "up"): length * up,
-            ("length by rate", "down"): length * down,
+            ("length by rate", "raised"): length * raised,
+            ("length by rate", "risked"): length * risked,
             ("length by depth", ""): length * depth,
             ("training by length", training.id): length,
         }

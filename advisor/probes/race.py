@@ -35,7 +35,7 @@ from advisor.probes.clock import Clock
 from advisor.probes.executor import Executor, InProcess
 from advisor.probes.findings import Findings
 from advisor.probes.judging import ACCURACY, Metric
-from advisor.probes.picture import Belief, Picture, Seen, expit
+from advisor.probes.picture import Belief, Conditions, Picture, Seen, expit
 from advisor.probes.train import TIMES, Answers, Probe, Trainer, Trial
 from advisor.records import NOT_PROBED, Accuracy, Candidate, Cost, Estimate
 from advisor.store import Store
@@ -137,9 +137,13 @@ class _Race:
         self._executor = executor or InProcess(trainer, lambda _: False)
         self._report, self._lead = report, lead
         self._new_head = new_head
-        self._found = Findings(
-            costs, trainer.census, trainer.batch_size, updates, metric, min_retained, new_head
+        census, images = trainer.census, len(trainer.dataset.train)
+        conditions = Conditions(
+            *(len(census.blocks), trainer.batch_size, new_head),
+            side=min(census.input_size[1:], default=0),
+            images=images,
         )
+        self._found = Findings(costs, census, conditions, updates, metric, min_retained)
         self._race_key = {
             "race": self._found.key(),
             "seconds": seconds,
@@ -154,7 +158,7 @@ class _Race:
             seconds,
             self._found.costs,
             trainer.batch_size,
-            len(trainer.dataset.train),
+            images,
             trainer.trainings,
         )
         self._ended = _NO_TIME  # why no more was tried
@@ -288,8 +292,9 @@ class _Race:
     ) -> dict[str, Any]:
         """For each worker a training; what is under way is taken to answer what is expected of it."""
         seen, trials = self._found.seen(), list[Trial]()
-        finals = [picture.rows[point] for point in self._found.finals()]
-        options = self._options(picture, lengths, steps)
+        rates = self._rates(picture, belief)
+        finals = [picture.rows[p] for p in self._found.finals() if p.rate in rates[p.training]]
+        options = self._options(picture, rates, lengths, steps)
         left = self._clock.left
         if not seen and options:  # there is always something to be told
             left = max(left, min(option.seconds for option in options))
@@ -309,23 +314,44 @@ class _Race:
         in_time = any(option.seconds <= self._clock.left for option in options)
         return {"trials": [_trial_key(trial) for trial in trials], "in_time": in_time}
 
-    def _options(self, picture: Picture, lengths: Sequence[int], steps: Sequence[int]) -> list[Option]:
+    def _rates(self, picture: Picture, belief: Belief) -> dict[Candidate, list[float | None]]:
+        """Of each training the learning rates that may be run; None: it has none.
+
+        Those that were tried; of the others the one that is expected to be best. Too large a rate ruins what
+        it trains, and is uncertain for that: to the picture, which knows nothing of the side, a hope.
+        """
+        found = {}
+        for one in self._found.costs:
+            rates: tuple[float | None, ...] = learning_rates(one) or (None,)
+            rates = tuple(rate for rate in rates if not self._found.fails_at(one, rate))
+            hopes = {
+                rate: belief.means[list(picture.rows_of(one, rate, 1.0, self._found.heads(one)))].max()
+                for rate in rates
+                if self._found.last(one, rate) is None
+            }
+            best = max(hopes, key=hopes.__getitem__, default=None)
+            found[one] = [rate for rate in rates if rate not in hopes or rate == best]
+        return found
+
+    def _options(
+        self,
+        picture: Picture,
+        rates: Mapping[Candidate, Sequence[float | None]],
+        lengths: Sequence[int],
+        steps: Sequence[int],
+    ) -> list[Option]:
         """All trials that can be run now: each is for longer than what was run, or judged on more images."""
         found = []
-        for one in self._found.costs:
-            heads = self._found.heads(one)
-            for rate in learning_rates(one) or (None,):
-                done = self._found.last(one, rate)
-                if self._found.fails_at(one, rate):
-                    continue
-                ends = picture.rows_of(one, rate, 1.0, heads)
-                of_one = [self._untrained_updates(one)] if rate is None else lengths
-                for updates, samples in _further(done, of_one, steps):
-                    trial = Trial(one, rate, updates, samples, self._seed, heads)
-                    rows = picture.rows_of(one, rate, updates / self._updates if rate else 1.0, heads)
-                    seconds, work = self._clock.expected(trial), self._clock.work(trial)
-                    is_last = updates == of_one[-1] and (done is None or done.updates < updates)
-                    found.append(Option(trial, rows, ends, seconds, work, is_last, samples))
+        for one, rate in ((one, rate) for one, of_one in rates.items() for rate in of_one):
+            heads, done = self._found.heads(one), self._found.last(one, rate)
+            ends = picture.rows_of(one, rate, 1.0, heads)
+            of_one = [self._untrained_updates(one)] if rate is None else lengths
+            for updates, samples in _further(done, of_one, steps):
+                trial = Trial(one, rate, updates, samples, self._seed, heads)
+                rows = picture.rows_of(one, rate, updates / self._updates if rate else 1.0, heads)
+                seconds, work = self._clock.expected(trial), self._clock.work(trial)
+                is_last = updates == of_one[-1] and (done is None or done.updates < updates)
+                found.append(Option(trial, rows, ends, seconds, work, is_last, samples))
         return found
 
     def _untrained_updates(self, candidate: Candidate) -> int:

@@ -75,8 +75,8 @@ def test_it_comes_last_in_the_list():
 def test_what_is_expected_of_it_is_what_methods_come_to_and_less_sure():
     known = [Point(Candidate(name), get_method(name).learning_rates[1]) for name in ("norm", "ssf", "full")]
     point = Point(Candidate("vera"), VeRA.learning_rates[1])
-    seen = [Seen(each, 0.8, 200) for each in known]
-    *of_others, of_it = pictured(seen, [*known, point], Conditions(blocks=3, batch_size=16), shipped_prior())
+    seen, under = [Seen(each, 0.8, 200) for each in known], Conditions(blocks=3, batch_size=16)
+    *of_others, of_it = pictured(seen, [*known, point], under, shipped_prior(under.world))
     assert of_it.mean == pytest.approx(0.8, abs=0.05)
     assert all(of_it.high - of_it.low > each.high - each.low for each in of_others)
 

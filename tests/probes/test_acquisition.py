@@ -16,7 +16,8 @@ FROZEN = Candidate("norm", levers=Levers(statistics="frozen"))
 TRAININGS = (NORM, FULL, SSF, FROZEN)
 RATES = {NORM: (0.001, 0.005), FULL: (0.0005,), SSF: (0.005,), FROZEN: (0.005,)}
 POINTS = [Point(t, rate, share) for t in TRAININGS for rate in RATES[t] for share in (0.25, 1.0)]
-PICTURE = Picture(POINTS, Conditions(blocks=5, batch_size=8), shipped_prior())
+UNDER = Conditions(blocks=5, batch_size=8)
+PICTURE = Picture(POINTS, UNDER, shipped_prior(UNDER.world))
 FINALS = [row for row, point in enumerate(POINTS) if point.share == 1.0]
 SAMPLES = 200
 

@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from advisor.methods import learning_rates
-from advisor.probes import picture
 from advisor.probes.picture import (
     Conditions,
     Point,
@@ -26,6 +25,7 @@ from advisor.probes.picture import (
 from advisor.records import Candidate, Levers
 
 UNDER, SAMPLES = Conditions(blocks=10, batch_size=8), 200
+PRIOR = shipped_prior(UNDER.world)
 TRAININGS = [
     Candidate("full"),
     Candidate("full", levers=Levers(scope=5)),
@@ -38,7 +38,7 @@ TRAININGS = [
 
 
 def told(seen, wanted, prior=None):
-    return pictured(seen, wanted, UNDER, prior or shipped_prior())
+    return pictured(seen, wanted, UNDER, prior or PRIOR)
 
 
 def seen(training, accuracy, *, step=1, share=1.0, samples=SAMPLES):
@@ -92,18 +92,18 @@ def test_more_images_and_more_probes_narrow_the_interval():
     assert two.high - two.low < one.high - one.low
 
 
-def test_a_method_that_no_study_knows_is_predicted_too(monkeypatch):
+def test_a_method_that_no_study_knows_is_predicted_too():
     """What was never measured is taken for an average one: its interval is the wider for it."""
     known = Candidate("norm")
-    means = {effect: mean for effect, mean in shipped_prior().means.items() if "norm" not in effect[1]}
-    [found] = told([seen(Candidate("full"), 0.6)], whole(known)[1:2], replace(shipped_prior(), means=means))
+    means = {effect: mean for effect, mean in PRIOR.means.items() if "norm" not in effect[1]}
+    [found] = told([seen(Candidate("full"), 0.6)], whole(known)[1:2], replace(PRIOR, means=means))
     assert 0.2 < found.mean < 0.9
 
 
 def test_it_is_the_posterior_of_the_stated_model():
     """Against the joint Gaussian of all answers, written out."""
     names = sorted({group for training in TRAININGS for group, _ in effects(whole(training)[0], UNDER)})
-    prior = Prior({("method", "norm"): 0.3}, dict.fromkeys([*names, *shipped_prior().spreads], 0.2), 0.1, 0.4)
+    prior = Prior({("method", "norm"): 0.3}, dict.fromkeys([*names, *PRIOR.spreads], 0.2), 0.1, 0.4)
     known = [seen(TRAININGS[0], 0.7), seen(TRAININGS[4], 0.6, share=0.25, samples=2 * SAMPLES)]
     wanted = Point(TRAININGS[2], learning_rates(TRAININGS[2])[2])
     rows = [effects(point, UNDER) for point in [*(s.point for s in known), wanted]]
@@ -139,6 +139,7 @@ def test_an_estimate_is_a_share_within_its_interval(accuracies, samples, share):
 
 def test_every_effect_has_its_spread():
     points = [point for training in TRAININGS for point in whole(training, "all")]
-    groups = {group for point in points for group, _ in effects(point, UNDER)}
-    assert groups | {"length by rate"} <= shipped_prior().spreads.keys() | {"length by rate"}
-    assert picture.shipped_prior().spreads.keys() >= groups
+    for side in (32, 224):
+        under = replace(UNDER, side=side, images=100)
+        groups = {group for point in points for group, _ in effects(point, under)}
+        assert shipped_prior(under.world).spreads.keys() >= groups
