@@ -1,4 +1,4 @@
-"""Folders for files that are needed for a while, of which nothing stays behind, however a process ends.
+"""Files and folders that are needed for a while, of which nothing stays behind, however a process ends.
 
 Whoever makes one holds a lock on it, which the kernel lets go of with the process: those whose lock is free
 were left behind by one that was killed, and go as the next one is made beside them.
@@ -10,7 +10,9 @@ import os
 import shutil
 import tempfile
 import weakref
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from glob import escape
 from pathlib import Path
 
 _PREFIX = "peft-advisor-"
@@ -43,31 +45,57 @@ class TemporaryFolder(tempfile.TemporaryDirectory[str]):
         self._unlock()
 
 
+@contextmanager
+def file_beside(path: Path) -> Iterator[Path]:
+    """A name for a file that is to take the place of `path`; what is there in the end, is removed."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    remove_left_behind(path.parent, f".{escape(path.name)}.*.tmp")
+    lock = None
+    with suppress(OSError):  # whoever writes to it meets the same, and says so
+        temporary.touch()
+        lock = _locked(temporary)
+    try:
+        yield temporary
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        _close(lock)
+
+
 def remove_all() -> None:
-    """Remove this process's, where it ends without doing what is done at an end."""
+    """Remove this process's folders, where it ends without doing what is done at an end."""
     for folder in list(_made):
         with suppress(OSError):
             folder.cleanup()
 
 
-def remove_left_behind(folder: Path) -> None:
-    """Remove those of processes that are gone."""
+def remove_left_behind(folder: Path, names: str = f"{_PREFIX}*") -> None:
+    """Remove those of processes that are gone.
+
+    Args:
+        names: a pattern of theirs; of folders, or of files where it says so.
+    """
     with suppress(OSError):
-        for found in folder.glob(f"{_PREFIX}*"):
+        for found in folder.glob(names):
             lock = _locked(found)
-            if lock is not None and lock != _NO_LOCKS:
-                shutil.rmtree(found, ignore_errors=True)
-                _close(lock)
+            if lock is None or lock == _NO_LOCKS:
+                continue
+            with suppress(OSError):
+                if found.is_dir():
+                    shutil.rmtree(found, ignore_errors=True)
+                elif names.endswith(".tmp"):
+                    found.unlink()
+            _close(lock)
 
 
 def _locked(path: str | Path) -> int | None:
-    """The descriptor that holds the lock; None: it is another's, or the folder is, or has gone."""
+    """The descriptor that holds the lock; None: it is another's, or what is there is, or it has gone."""
     try:
         import fcntl
     except ImportError:
         return _NO_LOCKS
     try:
-        opened = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        opened = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
         return None
     try:

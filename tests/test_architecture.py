@@ -17,8 +17,8 @@ ROOT = Path(advisor.__file__).parent
 ORDER = [
     "errors",
     "names",
-    "files",
     "temporary",
+    "files",
     "processor",
     "interrupts",
     "units",

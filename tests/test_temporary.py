@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from advisor.files import replacing
 from advisor.temporary import TemporaryFolder, remove_all, remove_left_behind
 from tests.processes import ROOT
 
@@ -73,6 +74,25 @@ def test_nobody_elses_is_touched(place):
     before = set(place.iterdir())
     remove_left_behind(place)
     assert set(place.iterdir()) == before
+
+
+def test_so_does_a_file_that_was_to_take_anothers_place(place):
+    code = (
+        "import os, signal, sys; from pathlib import Path; from advisor.files import replacing\n"
+        "with replacing(Path(sys.argv[1])) as temporary:\n"
+        "    temporary.write_text('half'); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    path = place / "a report [1].json"
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", code, path], env=env, check=False)
+    (left,) = place.iterdir()
+    assert left.read_text() == "half"
+    another = place / f".{path.name}.notes"
+    another.write_text("stays")
+    with replacing(path) as temporary:
+        temporary.write_text("whole")
+        remove_left_behind(place, ".*.tmp")  # as another process would: it is held
+    assert {each.name for each in place.iterdir()} == {path.name, another.name}
 
 
 def test_all_go_where_a_process_is_about_to_end_at_once(place):
