@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -15,6 +14,7 @@ from advisor.names import told_apart
 from advisor.records import Accuracy, Budget, Compared, Evaluation, Recommendation
 from advisor.situation import Progress, Request
 from advisor.solver import cheapest_first
+from advisor.temporary import TemporaryFolder
 
 _SOLVED = "ridge"  # a head in closed form: one pass over the images tells how good a network's features are
 
@@ -64,7 +64,7 @@ def compare(
 
     with ExitStack() as cleanup:
         if request.store is None:  # what one board teaches serves the next
-            folder = cleanup.enter_context(tempfile.TemporaryDirectory())
+            folder = cleanup.enter_context(TemporaryFolder())
             request = replace(request, store=Path(folder, "store.sqlite"))
         costs = replace(request, probe_seconds=None, verify=False)
         for model, target in pairs:

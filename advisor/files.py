@@ -12,11 +12,12 @@ import stat
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from advisor.errors import InputError
+from advisor.temporary import file_beside
 
 _MOST_TEXT = 10**8  # bytes of what people or this package write; a report has a few of 10^6
 
@@ -106,7 +107,7 @@ def check_writable(path: str | os.PathLike[str] | None) -> None:
             if not os.access(target, os.W_OK):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
             return
-        with _beside(target) as temporary:
+        with file_beside(target) as temporary:
             temporary.touch()
         kept = kept_name(target)
         if kept is not None and kept.is_dir():
@@ -146,18 +147,8 @@ def replacing(path: Path) -> Iterator[Path]:
 
     Once it has the name, it is whole, even where the power is cut then.
     """
-    with _beside(path) as temporary:
+    with file_beside(path) as temporary:
         yield temporary
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
         temporary.replace(path)
-
-
-@contextmanager
-def _beside(path: Path) -> Iterator[Path]:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)

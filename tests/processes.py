@@ -328,7 +328,8 @@ def fork_children(server=_server):
     def start(kind, more, args, **how):
         # Its import path is among its arguments.
         env = how["env"] | {"PYTHONPATH": _ENVIRONMENT["PYTHONPATH"]}
-        if args[0] != _PYTHON or _at_start(env) != _at_start(_ENVIRONMENT | more):
+        plain = args[0] == _PYTHON and args[1] in ("-c", "-m")
+        if not plain or _at_start(env) != _at_start(_ENVIRONMENT | more):
             return subprocess.Popen(args, **how)
         return _Forked(server(kind), args, **how)
 

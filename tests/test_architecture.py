@@ -17,10 +17,13 @@ ROOT = Path(advisor.__file__).parent
 ORDER = [
     "errors",
     "names",
+    "temporary",
     "files",
     "processor",
     "interrupts",
     "units",
+    "machine",
+    "confine",
     "records",
     "plain",
     "paired",

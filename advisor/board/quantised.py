@@ -15,7 +15,6 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,6 +34,7 @@ from advisor.probes import ACCURACY
 from advisor.recipe_images import frame_of, outputs_for
 from advisor.records import Accuracy
 from advisor.situation import Progress
+from advisor.temporary import TemporaryFolder
 from advisor.units import format_bytes, format_percent, format_seconds
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ def write_quantised(
     progress("load", 0.5, "model")
     trained = trained_network(model, adapter, arch=arch, trust=trust)
     images = _divided(found, trained, adapter)
-    with TemporaryDirectory() as folder, replacing(path) as temporary:
+    with TemporaryFolder() as folder, replacing(path) as temporary:
         progress("quantise", 0.0, "float32")
         plain = Path(folder, "float32.onnx")
         write_network(trained, plain, "onnx")

@@ -17,9 +17,9 @@ import torch
 from advisor.check.configuration import Target
 from advisor.check.price import Pricer
 from advisor.check.records import Snapshot
-from advisor.costs.process import end_with_parent
 from advisor.errors import AdvisorError, first_line
 from advisor.files import write_whole
+from advisor.machine import end_with_parent
 from advisor.plain import decode, encode
 
 

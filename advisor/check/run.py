@@ -10,7 +10,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,15 +21,17 @@ from advisor.check.baseline import Baseline, renewed
 from advisor.check.compare import compare
 from advisor.check.configuration import Configuration, Target
 from advisor.check.records import Checked, CheckReport, Finding, Snapshot, TargetReport
-from advisor.errors import InputError
+from advisor.confine import EXIT_CONFINED, Limits, apart, memory_by_default, watching
+from advisor.errors import InputError, first_line
 from advisor.plain import decode, encode
+from advisor.temporary import TemporaryFolder
 from advisor.units import format_seconds
 
 # Looks for garbage take a quarter of the imports' time and move peaks; the process doesn't live long.
-_PROGRAM = (
-    "import gc, sys; gc.disable(); sys.path[:] = sys.argv[2:]; "
-    "from advisor.check.child import main; main(sys.argv[1])"
-)
+_MAIN = "import gc; gc.disable(); from advisor.check.child import main; main(sys.argv[1])"
+_PROGRAM = f"import sys; sys.path[:] = sys.argv[2:]; {_MAIN}"
+_GRACE = 10.0  # seconds in which a process that is watched has to be ended
+_MOST_PRINTED = 2**20  # bytes at the beginning, and at the end
 _LAST = 2000  # characters of what a process printed, where it must tell why it ended
 
 
@@ -124,12 +125,13 @@ def _priced(
 ) -> list[Priced]:
     """Targets of one model, in one process; `how`: for a baseline, and with another process to help."""
     start = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="peft-advisor-") as folder:
+    with TemporaryFolder() as folder:
         job, log = Path(folder, "job.json"), Path(folder, "log.txt")
         items = [{"target": encode(t), "before": encode(before.get(t.name))} for t in targets]
         job.write_text(json.dumps({"targets": items, "to_keep": how[0], "ahead": how[1]}), encoding="utf-8")
-        failure = _run(job, log, configuration, running)
-        printed = log.read_text(encoding="utf-8", errors="replace")
+        trust = any(target.trust for target in targets)
+        failure = _run(job, log, configuration, trust, running)
+        printed = _text(log)
         seconds = (time.monotonic() - start) / len(targets)
         result = job.with_suffix(".result")
         if not result.exists():
@@ -137,26 +139,42 @@ def _priced(
             last = printed.strip().splitlines()[-1:] or ["nothing"]
             failure = f"{targets[0].source}: {failure}; the last that it printed: {last[0][:_LAST]}"
             return [Priced(target, None, failure, printed, seconds) for target in targets]
-        found = json.loads(result.read_text(encoding="utf-8"))
-    return [
-        Priced(
-            target,
-            decode(Checked, content["checked"]) if "checked" in content else None,
-            content.get("error", ""),
-            printed,
-            seconds,
-        )
-        for target, content in zip(targets, found, strict=True)
-    ]
+        try:
+            found = json.loads(result.read_text(encoding="utf-8"))
+            return [
+                Priced(
+                    target,
+                    decode(Checked, content["checked"]) if "checked" in content else None,
+                    content.get("error", ""),
+                    printed,
+                    seconds,
+                )
+                for target, content in zip(targets, found, strict=True)
+            ]
+        except (InputError, ValueError, KeyError, TypeError, AttributeError) as error:
+            if not trust:
+                raise
+            # Its code could write there, too.
+            failure = f"{targets[0].source}: what its process wrote is no result ({first_line(error)})"
+            return [Priced(target, None, failure, printed, seconds) for target in targets]
 
 
-def _run(job: Path, log: Path, configuration: Configuration, running: list[subprocess.Popen[str]]) -> str:
-    """Run the child to its end; why it didn't come to one, else nothing."""
+def _run(
+    job: Path, log: Path, configuration: Configuration, trust: bool, running: list[subprocess.Popen[str]]
+) -> str:
+    """Run the child to its end; why it didn't come to one, else nothing.
+
+    Where a file may run its code, the child is a process apart, and another one watches it.
+    """
+    limits = Limits(memory_by_default(), configuration.time_limit)
     path = [entry or str(Path.cwd()) for entry in sys.path]
+    command = [sys.executable, "-c", _PROGRAM, str(job), *path]
+    if trust:
+        command = watching(apart(_MAIN, [str(job)], limits), limits)
     with log.open("w", encoding="utf-8") as output:
         try:
             process = subprocess.Popen(  # noqa: S603 - our own
-                [sys.executable, "-c", _PROGRAM, str(job), *path],
+                command,
                 cwd=configuration.folder,
                 env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
                 stdin=subprocess.DEVNULL,
@@ -169,7 +187,7 @@ def _run(job: Path, log: Path, configuration: Configuration, running: list[subpr
             raise InputError(f"no process can be started in {configuration.folder}: {error}") from error
         running.append(process)
         try:
-            code = process.wait(configuration.time_limit)
+            code = process.wait(configuration.time_limit + _GRACE * trust)
         except subprocess.TimeoutExpired:
             return (
                 f"it takes longer than {format_seconds(configuration.time_limit)} to load and price; "
@@ -179,7 +197,20 @@ def _run(job: Path, log: Path, configuration: Configuration, running: list[subpr
             _kill(process)
     if code < 0:
         return f"the process that loaded it was killed by {signal.Signals(-code).name}"
+    if trust and code == EXIT_CONFINED:
+        return "the process that loaded it was ended"
     return f"the process that loaded it ended with exit code {code}" if code else ""
+
+
+def _text(log: Path) -> str:
+    """What was printed; of what is endless, the beginning and the end."""
+    with log.open("rb") as file:
+        content = file.read(_MOST_PRINTED)
+        left = log.stat().st_size - len(content)
+        if left > 0:
+            file.seek(max(left - _MOST_PRINTED, 0), os.SEEK_CUR)
+            content += b"\n...\n" + file.read(_MOST_PRINTED)
+    return content.decode("utf-8", errors="replace")
 
 
 def _kill(process: subprocess.Popen[str]) -> None:

@@ -39,6 +39,7 @@ from advisor.cli.usage import UsageError, in_one_line
 from advisor.errors import DEBUG, EXIT_WRONG_INPUT, AdvisorError, InputError, first_line
 from advisor.interrupts import EXIT_INTERRUPTED, EndedAtOnceError
 from advisor.processor import wait_without_spinning
+from advisor.temporary import remove_all
 
 _FLOPS_BUDGET = "PEFT_ADVISOR_FLOPS_BUDGET"
 
@@ -105,6 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except AdvisorError as error:
         _fail(str(error), error.exit_code, getattr(error, "more", ""))
     except EndedAtOnceError:
+        remove_all()
         os._exit(EXIT_INTERRUPTED)  # without torch's teardown
     except (KeyboardInterrupt, typer.Abort):
         _fail("interrupted", EXIT_INTERRUPTED)
@@ -144,7 +146,7 @@ def _run(arguments: Sequence[str]) -> None:
         command = root.commands.get(name)  # type: ignore[attr-defined]
         from_file = {name: defaults.from_file(name, command, Path.cwd())} if command else {}
         given = expand_bare_flops_budget(arguments)
-        with root.make_context("peft-advisor", given, default_map=from_file) as context:
+        with root.make_context("peft-advisor", given, default_map=from_file, obj=tuple(arguments)) as context:
             root.invoke(context)
     except UsageError as error:
         if type(error).__name__ != "NoArgsIsHelpError":

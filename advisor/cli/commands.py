@@ -19,14 +19,14 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from advisor.cli import talk
+from advisor.cli import talk, trust
 from advisor.cli.usage import UsageError
 from advisor.errors import DEBUG, InputError
 from advisor.names import near, one_of
 
 # The groups of --help, in their order, with the options by the names of their parameters.
 GROUPS: Mapping[str, tuple[str, ...]] = {
-    "Model": ("arch", "trust", "input_size", "optimizer", "batch_size"),
+    "Model": ("arch", "trust", "trust_memory", "trust_time", "input_size", "optimizer", "batch_size"),
     "Data": (
         "data",
         "add",
@@ -106,9 +106,9 @@ class App(typer.Typer):
         )
 
     def command(self, name: str | None = None, **settings: Any) -> Callable[[Any], Any]:
-        """Register a function under that name, with --quiet and --verbose besides its own parameters."""
+        """Register a function under that name, with the options that all have besides its own."""
         register = super().command(name, cls=Command, **settings)
-        return lambda function: register(_with_loudness(function))
+        return lambda function: register(_with_options_of_all(function, name))
 
 
 class _Ours:
@@ -196,6 +196,11 @@ class Command(_Ours, TyperCommand):
                     typed = context.get_parameter_source(name).name == "COMMANDLINE"
                     asked[name] = max(asked.get(name, 0), 1 + typed)
         talk.speak(talk.loudness_of(asked))
+        if trust.has_to_be_apart(ctx):
+            limits = (ctx.params["trust_memory"], ctx.params["trust_time"])
+            raise typer.Exit(trust.run_apart(ctx, ctx.find_root().obj, *limits))
+        if ctx.params.get("trust"):
+            trust.tell()
         _taken.clear()
         _taken.update(_from_environment(ctx))
         if _taken:
@@ -284,18 +289,25 @@ def _first_sentence(text: str | None) -> str:
     return paragraph.partition(". ")[0].removesuffix(".") + "."
 
 
-def _with_loudness(function: Callable[..., None]) -> Callable[..., None]:
-    """The function with two parameters more, which `Command.invoke` has read already."""
+def _with_options_of_all(function: Callable[..., None], name: str | None) -> Callable[..., None]:
+    """The function with parameters more, which `Command.invoke` has read already."""
 
     @functools.wraps(function)
     def run(*arguments: Any, **named: Any) -> None:
         function(*arguments, **{name: value for name, value in named.items() if name not in added})
 
-    added = {"quiet": Quiet, "verbose": Verbose}
     signature = inspect.signature(function, eval_str=True)
+    added: dict[str, Any] = {"quiet": Quiet, "verbose": Verbose}
+    if "trust" in signature.parameters and name not in trust.OWN_CHILDREN:
+        added |= {"trust_memory": trust.TrustMemory, "trust_time": trust.TrustTime}
     more = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=annotation)
-        for name, annotation in added.items()
+        inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=False if kind in (Quiet, Verbose) else None,
+            annotation=kind,
+        )
+        for name, kind in added.items()
     ]
     run.__signature__ = signature.replace(parameters=[*signature.parameters.values(), *more])  # type: ignore[attr-defined]
     run.__annotations__ = function.__annotations__ | added

@@ -6,8 +6,9 @@ The functions `simulate` and `measure` are in the modules of their names, which 
 from advisor.costs.estimate import Estimates, Estimator
 from advisor.costs.fvcore_check import fvcore_forward_flops
 from advisor.costs.measure import WaitingChild
-from advisor.costs.process import available_bytes, keep_freed_memory
+from advisor.costs.process import keep_freed_memory
 from advisor.costs.simulate import Simulator, without_collector
+from advisor.machine import available_bytes
 
 __all__ = [
     "Estimates",

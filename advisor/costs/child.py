@@ -23,13 +23,13 @@ from advisor.costs.allocator import allocator_peak, held_bytes, peak_of
 from advisor.costs.energy import count_joules
 from advisor.costs.process import (
     data_limit,
-    end_with_parent,
     keep_freed_memory,
     process_bytes,
     reset_resident_peak,
     return_freed_memory,
 )
 from advisor.errors import first_line
+from advisor.machine import end_with_parent
 from advisor.models.blocks import run_front
 from advisor.parts.closed_form import Examples, feature_sizes
 from advisor.records import Measurement

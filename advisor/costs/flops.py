@@ -125,6 +125,25 @@ def _layer_norm_backward(args: Sequence[Any], kwargs: Mapping[str, Any], result:
     return _norm_backward(args[0].numel(), True, args[-1])
 
 
+def _lstm(args: Sequence[Any], _: Mapping[str, Any], result: Any) -> int:
+    # One direction of one layer, x is (steps, batch, features): four gates of x and h, each a product, a sum
+    # and an activation; then c = f c + i g and h = o tanh c.
+    products, states = _lstm_sizes(args[0].shape, args[10])
+    return products + 13 * states
+
+
+def _lstm_backward(args: Sequence[Any], _: Mapping[str, Any], result: Any) -> OperatorFlops:
+    # Each product's two gradients; the activations' and those of c and h; the biases' are sums over gates.
+    products, states = _lstm_sizes(args[0].shape, args[15])
+    return OperatorFlops(0, products + 22 * states, products + 4 * states)
+
+
+def _lstm_sizes(x: Shape, hidden: int) -> tuple[int, int]:
+    *places, features = x
+    states = prod(places) * hidden
+    return 2 * 4 * states * (features + hidden), states
+
+
 def _norm_backward(elements: int, training: bool, wanted: Sequence[bool]) -> OperatorFlops:
     # The sums of dy and dy * x_hat (4 an element) are the affine gradients, and enter dx in train mode;
     # dx = a dy + b x + c then takes 4, dx = a dy in eval mode 1.
@@ -236,6 +255,8 @@ _RULES |= dict.fromkeys(
 )
 _RULES |= dict.fromkeys(_packets("_scaled_dot_product_flash_attention_for_cpu_backward"), _attention_backward)
 _RULES |= dict.fromkeys(_packets("add", "add_", "sub", "sub_"), _sum)
+_RULES |= dict.fromkeys(_packets("mkldnn_rnn_layer"), _lstm)
+_RULES |= dict.fromkeys(_packets("mkldnn_rnn_layer_backward"), _lstm_backward)
 _RULES |= dict.fromkeys(  # fused: two products and a sum, or a difference, a product and a sum
     _packets("addcmul", "addcmul_", "addcdiv", "addcdiv_", "lerp", "lerp_"), _times(3)
 )

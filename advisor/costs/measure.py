@@ -17,7 +17,6 @@ import os
 import pickle
 import subprocess
 import sys
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,6 +27,7 @@ from torch import nn
 from advisor.costs.process import GIVE_BACK
 from advisor.errors import InputError, ModelError, first_line
 from advisor.records import Candidate, Census, Measurement
+from advisor.temporary import TemporaryFolder
 
 _TIMEOUT_SECONDS = 900
 # For the runtime's own fluctuation, on top of what is allowed: 0.25 MiB was enough in every run that was
@@ -81,7 +81,7 @@ def measure(
             other than memory.
     """
     _check_device(device)
-    with tempfile.TemporaryDirectory(prefix="peft-advisor-") as folder:
+    with TemporaryFolder() as folder:
         job = Path(folder, "job.pt")
         content = {
             "model": model,

@@ -6,6 +6,9 @@ combination of shapes (`costs.memo`). FLOPs follow from shapes (`costs.flops`). 
 storages: each new one adds its bytes and its finalizer takes them off, so the running sum is what
 the allocator holds; what a kernel takes inside one operator is measured (`costs.workspace`). An update that
 finds the optimizer's state in place is recorded: the first one is cheaper than all that follow.
+
+Recurrent layers are the exception: on a CPU all their steps are one kernel of a library, whose memory no
+shape tells, while on meta tensors they are taken apart. Networks with one are run on real tensors.
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ import advisor.models
 import advisor.parts
 import advisor.records
 import advisor.training
+from advisor.costs.allocator import allocator_peak
 from advisor.costs.closely import NO_LAYER, Stage, layer_costs, timeline, with_stage
 from advisor.costs.memo import DeviceNeededError, OperatorMemo, Remembering
 from advisor.costs.recorder import Recorder, Recording, SkippingWrites, optimizers_in
@@ -42,6 +46,7 @@ from advisor.methods.recalibrate import reestimation
 from advisor.methods.ridge import Ridge
 from advisor.models.blocks import run_front
 from advisor.models.fingerprint import code_fingerprint, fingerprint
+from advisor.models.layers import is_shapes
 from advisor.parts.bypass import bypass_of
 from advisor.parts.closed_form import MOST_ROWS, Examples, WideHead, feature_sizes
 from advisor.records import (
@@ -97,6 +102,9 @@ class Simulator:
         self._known: dict[tuple[Method, Candidate, int, Tensors | None], Cost] = {}
         self._fronts: dict[tuple[tuple[str, ...], bool, torch.Size], tuple[int, torch.Tensor]] = {}
         self._needs_device = False  # known once a candidate could not run on meta tensors
+        # Of shapes alone nothing can be run: `_cost` then says what is left out.
+        self._recurrent = [name for name, each in model.named_modules() if isinstance(each, nn.RNNBase)]
+        self._needs_kernels = bool(self._recurrent) and workspace and not is_shapes(model)
         self._closely = False
 
     def cost(self, candidate: Candidate, batch_size: int, tensors: Tensors | None = None) -> Cost:
@@ -148,6 +156,7 @@ class Simulator:
             workspace=False,
         )
         split._memo, split._workspace = self._memo, workspace
+        split._needs_kernels = self._needs_kernels and workspace is not None
         split._groups = {name: name for name in self._groups}
         split._kinds = (*split._groups, NO_LAYER)
         return split
@@ -246,6 +255,8 @@ class Simulator:
     def _priced_anew(self, candidate: Candidate, batch_size: int, tensors: Tensors | None) -> Cost:
         if tensors is not None:
             return self._cost(candidate, batch_size, tensors)
+        if self._needs_kernels:
+            return self._cost(candidate, batch_size, "real")
         if not self._needs_device:
             try:
                 return self._cost(candidate, batch_size, "meta")
@@ -305,7 +316,7 @@ class Simulator:
                 setup_flops = cached * each
                 cache_bytes = cached * images[0].numel() * images.element_size()
             self._make_optimizer_state(trainable, optimizer, tensors)
-            recording = _recorded(recorder, trainable, optimizer, images, labels)
+            recording = self._update(recorder, trainable, optimizer, (images, labels), tensors)
             trained: Counter[str] = Counter()
             for name, parameter in trainable.parameters.items():
                 trained[recorder.group_of(name)] += parameter.numel()
@@ -314,12 +325,10 @@ class Simulator:
             solving, rows = self._solving(trainable.solved, tensors) if trainable.solved else (None, 0)
 
         flops = self._flops(recording, micro_batches, with_gradients=optimizer is not None)
-        # For each chain that runs again, torch keeps the random numbers' state: no operator makes it.
-        random_states = len(trainable.checkpointed) * _bytes(torch.get_rng_state())
         memory, of_tensors = (
             replace(
                 held,
-                activations=held.activations + random_states,
+                activations=held.activations + _random_states(trainable),
                 batch=_bytes(images, labels) * batch_size // len(labels),
                 cached=rows if solving else cache_bytes if levers.cached_prefix == "ram" else 0,
             )
@@ -363,12 +372,39 @@ class Simulator:
             cache_bytes=cache_bytes,
             setup_flops=setup_flops,
             inference_flops_ratio=ratio,
-            notes=trainable.notes,
+            notes=trainable.notes + self._left_out(),
             tensor_peak_bytes=tensor_peak_bytes,
             by_layer=layer_costs(self._census, trainable, own, by_layer_type) if self._closely else (),
             timeline=timeline(recording, stages) if self._closely else None,
             work=as_work(self._work(recording, micro_batches, with_gradients=optimizer is not None)),
         )
+
+    def _update(
+        self,
+        recorder: Recorder,
+        trainable: Trainable,
+        optimizer: torch.optim.Optimizer | None,
+        batch: tuple[torch.Tensor, torch.Tensor],
+        tensors: Tensors,
+    ) -> Recording:
+        """One update; where it is a real one, with all that the allocator gave out inside operators, too."""
+        recording = _recorded(recorder, trainable, optimizer, *batch)
+        if tensors != "real" or self._workspace is None:
+            return recording
+        memory = recording.memory
+        taken = allocator_peak(trainable, optimizer, *batch) - _random_states(trainable)
+        more = max(taken - memory.total, 0)
+        return replace(recording, memory=replace(memory, workspace=memory.workspace + more))
+
+    def _left_out(self) -> tuple[str, ...]:
+        """In words, what memory the shapes of a network don't tell."""
+        if not self._recurrent or self._needs_kernels or self._workspace is None:
+            return ()
+        note = (
+            f"the memory that `{self._recurrent[0]}` takes is told too low: what a recurrent layer's kernel "
+            "keeps can't be told without the network's weights; give these, or allow for several times that"
+        )
+        return (note,)
 
     def _through_front(
         self, trainable: Trainable, recorder: Recorder, images: torch.Tensor, tensors: Tensors
@@ -559,6 +595,11 @@ def _recorded(
         rare = recorder.record_update(trainable, optimizer, images, labels)
         recording = _over_a_period(recording, rare, period)
     return recording
+
+
+def _random_states(trainable: Trainable) -> int:
+    """For each chain that runs again, torch keeps the random numbers' state: no operator makes it."""
+    return len(trainable.checkpointed) * _bytes(torch.get_rng_state())
 
 
 def _over_a_period(usual: Recording, rare: Recording, period: int) -> Recording:

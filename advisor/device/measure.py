@@ -31,13 +31,13 @@ from torch.nn import functional
 from advisor.costs.energy import count_joules
 from advisor.costs.figures import FIGURES, convolution_figures, convolution_kind
 from advisor.costs.process import (
-    end_with_parent,
     give_back_freed_memory,
     process_bytes,
     return_freed_memory,
 )
 from advisor.device.lean import leave_compiler_out
 from advisor.device.throttling import watch_throttling
+from advisor.machine import end_with_parent
 
 SCHEMA_VERSION = 1
 KIND = "peft-advisor device"

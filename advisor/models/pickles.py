@@ -523,6 +523,8 @@ def _read_trusted(path: Path) -> Any:
             "or give its state dict with --arch package.module:factory"
         ) from error
     except (Exception, SystemExit) as error:
+        if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+            raise ModelError("can't be loaded: its code asks for more memory than there is for it") from error
         raise ModelError(f"can't be loaded: {type(error).__name__}: {first_line(error)}") from error
 
 

@@ -6,7 +6,6 @@ import hashlib
 import logging
 import os
 import signal
-import tempfile
 import threading
 import time
 import warnings
@@ -25,6 +24,7 @@ from advisor.errors import InputError, first_line
 from advisor.names import check_executor
 from advisor.probes.train import Probe, Trainer, Trial
 from advisor.records import Candidate
+from advisor.temporary import TemporaryFolder
 
 IsRisky = Callable[[Candidate], bool]
 
@@ -286,7 +286,7 @@ def _sent(trainer: Trainer, threads: int = 1) -> _Sent:
 
 def _sent_by_file(trainer: Trainer, cleanup: ExitStack, threads: int = 1) -> _Sent:
     sent = _sent(trainer, threads)
-    folder = cleanup.enter_context(tempfile.TemporaryDirectory(prefix="peft-advisor-"))
+    folder = cleanup.enter_context(TemporaryFolder())
     path = Path(folder, "trainer.pickle")
     path.write_bytes(sent.content or b"")
     return _Sent(sent.digest, threads, path=str(path))

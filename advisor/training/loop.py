@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from advisor.models.layers import logits
 from advisor.parts.attachment import Trainable
 from advisor.parts.closed_form import feature_blocks, pooled_outputs
 from advisor.records import Block, Candidate, Census, Features
+from advisor.temporary import TemporaryFolder
 from advisor.training.accelerator import CPU, Accelerator, host
 from advisor.training.step_at_once import StepAtOnce
 from advisor.training.update import begin, reestimation_updates, solve_head, update
@@ -263,7 +263,7 @@ class FrontOutputs:
     outputs: torch.Tensor  # (M, ...): of these images, and perhaps of others
     places: torch.Tensor  # (N,) int64: where in them each image's are
     labels: torch.Tensor  # (N,) int64
-    folder: tempfile.TemporaryDirectory[str] | None  # of the file that holds the outputs, if one does
+    folder: TemporaryFolder | None  # of the file that holds the outputs, if one does
     pooled: dict[Block, torch.Tensor]  # of the front's blocks, for a head in closed form
     front: tuple[str, ...] = ()  # what made them
 
@@ -306,7 +306,7 @@ class FrontOutputs:
                 shape = (len(images), *made.shape[1:])
                 size = math.prod(shape) * made.element_size()
                 if in_file or views * size > _MOST_IN_MEMORY:
-                    folder = tempfile.TemporaryDirectory(prefix="peft-advisor-", dir=beside)
+                    folder = TemporaryFolder(beside)
                     path = str(Path(folder.name, "front"))
                     flat = torch.from_file(path, shared=True, size=math.prod(shape), dtype=made.dtype)
                     outputs = flat.view(shape)

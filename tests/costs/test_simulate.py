@@ -329,6 +329,59 @@ def test_a_model_that_reads_values_is_run_on_real_tensors_and_says_so():
     assert cost.peak_memory_bytes == reference.peak_memory_bytes
 
 
+class Reader(nn.Module):
+    """A convolution's columns, read one after the other."""
+
+    def __init__(self, kind, width=8, hidden=16, **how):
+        super().__init__()
+        self.body, self.reads = nn.Conv2d(3, width, 3), kind(width, hidden, batch_first=True, **how)
+        self.head = nn.Linear(hidden * (2 if how.get("bidirectional") else 1), 4)
+
+    def forward(self, x):
+        return self.head(self.reads(self.body(x).mean(2).transpose(1, 2))[0][:, -1])
+
+
+@pytest.mark.parametrize("method", ["full", "head"])
+@pytest.mark.parametrize(
+    ("kind", "how"),
+    [
+        (nn.LSTM, {}),
+        (nn.LSTM, {"hidden": 64, "bidirectional": True, "num_layers": 2}),
+        (nn.GRU, {"hidden": 32, "num_layers": 2}),
+        (nn.RNN, {"width": 24, "bidirectional": True}),
+    ],
+)
+def test_a_recurrent_layer_holds_what_its_kernel_does(kind, how, method):
+    """On meta tensors its steps would be taken apart: half of what is held would be missed."""
+    model = Reader(kind, **how)
+    census, candidate = take_census(model, SIZE), Candidate(method)
+    cost = simulate(model, census, candidate, 4)
+    trainable, optimizer = begin(copy.deepcopy(model), census, candidate, 1e-3)
+    taken = allocator_peak(trainable, optimizer, torch.rand(4, *SIZE), torch.zeros(4, dtype=torch.int64))
+    assert cost.peak_memory_bytes == pytest.approx(taken, rel=0.005)
+    assert cost.fidelity == "measured"
+    assert cost.notes == cost.uncounted_operators == ()
+
+
+def test_a_recurrent_kernels_flops_are_those_of_its_steps():
+    model = Reader(nn.LSTM, num_layers=2)
+    census = take_census(model, SIZE)
+    simulator = Simulator(model, census)
+    whole, apart = (simulator.cost(Candidate("full"), 2, tensors).flops for tensors in ("real", "meta"))
+    assert whole.forward == apart.forward
+    assert whole.total == pytest.approx(apart.total, rel=0.05)
+
+
+def test_where_a_recurrent_layer_can_not_be_run_its_memory_is_said_to_be_too_low():
+    with torch.device("meta"):
+        model = Reader(nn.LSTM)
+    cost = simulate(model, take_census(model, SIZE), Candidate("full"), 2)
+    assert cost.fidelity == "simulated"
+    (note,) = cost.notes
+    assert "`reads`" in note
+    assert "too low" in note
+
+
 def test_images_without_labels_are_cached_for_those_that_look_at_none(resnet):
     model, census = resnet
     cached = Levers(scope=2, cached_prefix="ram")

@@ -482,11 +482,21 @@ def gated() -> nn.Module:
     return Classifier(conv(), SqueezeExcitation(8, 2), nn.ReLU())
 
 
-@odd("an LSTM", memory=False, layers={"reads": ("other", 1)}, functions=True)
+@odd("an LSTM", layers={"reads": ("other", 1)}, functions=True, fidelity=("measured",))
 class Recurrent(Classifier):
     def __init__(self):
         super().__init__()
         self.reads = nn.LSTM(8, 8, batch_first=True)
+
+    def forward(self, x):
+        return self.head(self.reads(self.body(x).mean(3).transpose(1, 2))[0][:, -1])
+
+
+@odd("a GRU in both directions", layers={"reads": ("other", 1)}, functions=True, fidelity=("measured",))
+class BothWays(Classifier):
+    def __init__(self):
+        super().__init__(width=16)
+        self.reads = nn.GRU(8, 8, batch_first=True, bidirectional=True, num_layers=2)
 
     def forward(self, x):
         return self.head(self.reads(self.body(x).mean(3).transpose(1, 2))[0][:, -1])

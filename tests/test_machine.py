@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from advisor.costs.process import available_bytes
+from advisor.machine import available_bytes
 from tests.processes import is_running, wait_until
 
 GB = 10**9
@@ -118,7 +118,7 @@ def test_here():
 def test_a_child_ends_with_its_parent_however_that_ends():
     child = """
 import time
-from advisor.costs.process import end_with_parent
+from advisor.machine import end_with_parent
 end_with_parent()
 print("up", flush=True)
 time.sleep(60)
