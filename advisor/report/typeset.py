@@ -25,12 +25,10 @@ def typeset(text: object) -> Markup:
 
 
 def breakable(name: str) -> Markup:
-    """A candidate's name, which is broken before an `@` alone, as far as its parts fit."""
+    """A candidate's name, which is broken before an `@` alone where it stands in `class="name"`."""
     method, *levers = printable(name).split("@")
     parts = [method, *(f"@{lever}" for lever in levers)]
-    if len(parts) == 1:
-        return Markup("{}").format(method)
-    return Markup("").join(Markup('<span class="word">{}</span>').format(part) for part in parts)
+    return Markup("<wbr>").join(parts)
 
 
 def shell(command: str) -> Markup:
