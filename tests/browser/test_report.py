@@ -230,8 +230,12 @@ def test_hostile_names_stay_text(opened: Opened, saved: Recommendation) -> None:
 def test_controls_have_names_and_what_scrolls_can_be_reached(opened: Opened, saved: Recommendation) -> None:
     page = opened(saved)
     unnamed = page.evaluate(
-        "[...document.querySelectorAll('input, button, a, [role=img], [role=group], [role=region]')]"
-        ".filter((e) => !(e.ariaLabel || e.textContent.trim() || e.labels?.length)).map((e) => e.outerHTML)"
+        """() => {
+          const all = 'input, button, a, [role=img], [role=group], [role=region]';
+          const namer = (e) => document.getElementById(e.getAttribute("aria-labelledby"));
+          const nameOf = (e) => e.ariaLabel || (namer(e) ?? e).textContent.trim() || e.labels?.length;
+          return [...document.querySelectorAll(all)].filter((e) => !nameOf(e)).map((e) => e.outerHTML);
+        }"""
     )
     assert unnamed == []
     assert page.evaluate("[...document.querySelectorAll('.scroll')].every((e) => e.tabIndex === 0)")

@@ -14,6 +14,7 @@ from advisor.check import baseline
 from advisor.check.records import Figures, LayerFigures
 from advisor.cli import main
 from advisor.report import read_json
+from advisor.units import format_percent
 from tests.check.records import FIGURES, LAYERS, snapshot
 
 ROOT = Path(__file__).parents[2]
@@ -83,7 +84,7 @@ def test_saved_answers_are_compared_with_their_accuracies(tmp_path, diff):
     before, after = read_json(one), read_json(other)
     assert f"{after.recommended} is recommended instead of {before.recommended}" in text
     old, new = (answer.evaluation(answer.recommended).accuracy.mean for answer in (before, after))
-    assert f"accuracy {old:.1%}" in text
+    assert f"accuracy {format_percent(old)}" in text
     assert f"{(new - old) * 100:+.1f} points" in text
     assert "batch-size was 16, is 8" in text
     document = json.loads((tmp_path / "out.json").read_text())
