@@ -322,7 +322,7 @@ def _labels(
         for words in names:
             width = len(words) * CHARACTER * (1.1 if point.kind == "chosen" else 1.0)  # bold is wider
             place, far = places[point.number], ""
-            spot = _free_spot(_beside(width, place), taken)
+            spot = _free_spot(_beside(width, place, 13 if point.kind == "chosen" else 9), taken)
             if spot is None and words == point.label:
                 spot, far = _free_spot(_further(width, place), taken), " far"
                 parts += [_leader(place, spot, width)] if spot else []
@@ -338,10 +338,10 @@ def _labels(
     return parts
 
 
-def _beside(width: float, place: tuple[float, float]) -> list[Box]:
-    """Where a label is seen to belong to its point."""
+def _beside(width: float, place: tuple[float, float], off: float) -> list[Box]:
+    """Where a label is seen to belong to its point, whose mark ends that far off."""
     x, y = place
-    right, left = x + 9, x - 9 - width
+    right, left = x + off, x - off - width
     corners = [
         *((right, y - 6 + shift) for shift in (0, -10, 10)),
         *((left, y - 6 + shift) for shift in (0, -10, 10)),
