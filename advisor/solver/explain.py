@@ -129,7 +129,7 @@ def lever_words(levers: Levers) -> list[str]:
 
 
 def cheaper_text(chosen: Evaluation, evaluations: Sequence[Evaluation]) -> str:
-    """What a cheaper choice may cost: `0.4 +- 1.1 points below the best that fits, dora-8`, or nothing."""
+    """What a cheaper choice may cost: `0.4 +- 1.1 points below dora-8, the best that fits`, or nothing."""
     known = [e for e in evaluations if e.fits and e.accuracy is not None and e.accuracy.finalist]
     best = max(known, key=lambda e: e.accuracy.mean if e.accuracy else 0.0, default=chosen)
     if best.accuracy is None or chosen.accuracy is None:
@@ -138,7 +138,7 @@ def cheaper_text(chosen: Evaluation, evaluations: Sequence[Evaluation]) -> str:
     if gap < _LEAST_GAP:
         return ""
     return (
-        f"{gap * 100:.1f} +- {_Z95 * error * 100:.1f} points below the best that fits, {best.candidate.short}"
+        f"{gap * 100:.1f} +- {_Z95 * error * 100:.1f} points below {best.candidate.short}, the best that fits"
     )
 
 
