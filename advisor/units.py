@@ -121,6 +121,11 @@ def format_percent(share: float, digits: int = 1) -> str:
     return f"{share * 100:.{digits}f} %"
 
 
+def format_percents(low: float, high: float) -> str:
+    """`0.692, 0.731` -> `69.2 to 73.1 %`."""
+    return f"{low * 100:.1f} to {format_percent(high)}"
+
+
 def format_joules(joules: float) -> str:
     """`0.0125` -> `12.5 mJ`, `1234` -> `1.23 kJ`."""
     if joules < 1:

@@ -205,6 +205,6 @@ def test_noise_teaches_nothing_and_that_is_the_answer(tmp_path):
     )
     found = recommend(network(), request=request)
     assert (found.recommended, found.outcome) == (None, "none")
-    assert "always answering the largest class, which is right for 25.0%" in found.answer
+    assert "always answering the largest class, which is right for 25.0 %" in found.answer
     assert any(e.fits and e.accuracy for e in found.evaluations)
     assert not found.relaxations

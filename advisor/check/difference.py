@@ -26,6 +26,7 @@ from advisor.check.records import (
     TargetReport,
 )
 from advisor.records import Evaluation, Recommendation
+from advisor.units import format_percent, format_percents
 
 Targets = Mapping[tuple[str, str], Checked]  # by model and target
 
@@ -79,12 +80,11 @@ def accuracy_change(before: Recommendation, after: Recommendation) -> Finding | 
     if old is None or new is None:
         return None
     gain = (new.mean - old.mean) * 100
-    return Finding(
-        "accuracy-changed",
-        "note",
-        f"accuracy {old.mean:.1%} ({old.low:.1%} to {old.high:.1%} of {old.samples:,}) -> "
-        f"{new.mean:.1%} ({new.low:.1%} to {new.high:.1%} of {new.samples:,}), {gain:+.1f} points",
-    )
+    told = [
+        f"{format_percent(each.mean)} ({format_percents(each.low, each.high)} of {each.samples:,})"
+        for each in (old, new)
+    ]
+    return Finding("accuracy-changed", "note", f"accuracy {' -> '.join(told)}, {gain:+.1f} points")
 
 
 def difference(before: Targets, after: Targets, more: Mapping[tuple[str, str], Finding]) -> CheckReport:

@@ -81,6 +81,7 @@ def command(
         str | None, typer.Option(metavar="FILE", help="Write Markdown for a pull request; - prints it alone.")
     ] = None,
     github: Annotated[bool, typer.Option("--github", help="Print annotations for GitHub, too.")] = False,
+    form: options.TableForm = "terminal",
 ) -> None:
     """Check what fine-tuning costs against limits and a committed baseline.
 
@@ -110,7 +111,7 @@ def command(
         trust=trust or None,
     )
     configuration = configured(model, config, given)
-    outputs = Outputs({"--json": json, "--sarif": sarif, "--junit": junit, "--markdown": markdown})
+    outputs = Outputs({"--json": json, "--sarif": sarif, "--junit": junit, "--markdown": markdown}, form)
 
     from advisor.check import baseline as baselines
     from advisor.check.run import check, price_all, to_keep
@@ -139,6 +140,13 @@ def command(
     outputs.write("--sarif", lambda: render.to_sarif(found))
     outputs.write("--junit", lambda: render.to_junit(found))
     outputs.write("--markdown", lambda: render.to_markdown(found))
+    outputs.write_form(
+        {
+            "json": lambda: render.dumps(found),
+            "markdown": lambda: render.to_markdown(found),
+            "csv": lambda: render.to_csv(found),
+        }
+    )
     if github:
         typer.echo(render.to_github(found), nl=False, err=outputs.to_stdout)
     if outputs.to_stdout:

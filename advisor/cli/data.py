@@ -36,6 +36,7 @@ def command(
     store: options.StorePath = None,
     strict: options.Strict = False,
     json: options.JsonPath = None,
+    form: options.TableForm = "terminal",
 ) -> None:
     """Look the images over before anything is trained on them: how they are read, and what is odd.
 
@@ -44,11 +45,12 @@ def command(
     Examples:
         peft-advisor data new-images/
         peft-advisor data new-images/ --model model.pt
+        peft-advisor data new-images/ --format csv > classes.csv
     """
     if model is not None:
         options.check_model(model)
     options.check_data(data)
-    outputs = Outputs({"--json": json})
+    outputs = Outputs({"--json": json}, form)
     size, names = options.parse_input_size(input_size), options.parse_class_names(classes)
     normalisation = options.parse_normalisation(mean, std)
     mode, order = options.parse_resize(resize), options.parse_channels(channels)
@@ -78,9 +80,21 @@ def command(
     with results_apart(), ProgressBars() as progress, Store(options.usable_store(store)) as kept:
         seen = look_over(model, request, progress, kept)
 
-    from advisor.report.looked_over import dumps_looked_over, print_looked_over
+    from advisor.report.looked_over import (
+        csv_of_looked_over,
+        dumps_looked_over,
+        markdown_of_looked_over,
+        print_looked_over,
+    )
 
     outputs.write("--json", lambda: dumps_looked_over(seen))
+    outputs.write_form(
+        {
+            "json": lambda: dumps_looked_over(seen),
+            "markdown": lambda: markdown_of_looked_over(seen),
+            "csv": lambda: csv_of_looked_over(seen),
+        }
+    )
     if outputs.to_stdout:
         nothing_more()
     else:

@@ -15,6 +15,7 @@ from advisor.cli import options, talk
 from advisor.cli.outputs import say_what_is_kept
 from advisor.errors import InputError
 from advisor.files import make_folder
+from advisor.units import format_percent
 
 
 def command(
@@ -51,7 +52,7 @@ def command(
 
     talk.hint("Training a small depthwise-separable network on clean digits ...")
     made = make_situation(folder, scenario=scenario, seed=seed)
-    talk.hint(f"{made.model}: {made.before:.1%} right on digits as it knows them")
+    talk.hint(f"{made.model}: {format_percent(made.before)} right on digits as it knows them")
     talk.hint(f"{made.old}: those digits")
     talk.hint(f"{made.data}: the new situation, {made.change}")
     arguments = ["recommend", str(made.model), "--data", str(made.data), "--input-size", "1x8x8"]

@@ -40,6 +40,7 @@ def command(
     markdown: Annotated[
         str | None, typer.Option(metavar="FILE", help="Write Markdown for a pull request; - prints it alone.")
     ] = None,
+    form: options.TableForm = "terminal",
 ) -> None:
     """Show what changed between two models, two baselines or two saved answers.
 
@@ -49,8 +50,9 @@ def command(
     Examples:
         peft-advisor diff torchvision:mobilenet_v2 torchvision:mobilenet_v3_small
         peft-advisor diff old-advice.json advice.json
+        peft-advisor diff old-advice.json advice.json --format csv
     """
-    outputs = Outputs({"--json": json, "--markdown": markdown})
+    outputs = Outputs({"--json": json, "--markdown": markdown}, form)
     given = keys_given(
         ram=ram,
         flops_budget=flops_budget,
@@ -70,6 +72,13 @@ def command(
 
     outputs.write("--json", lambda: render.dumps(found))
     outputs.write("--markdown", lambda: render.to_markdown(found))
+    outputs.write_form(
+        {
+            "json": lambda: render.dumps(found),
+            "markdown": lambda: render.to_markdown(found),
+            "csv": lambda: render.to_csv(found),
+        }
+    )
     if outputs.to_stdout:
         nothing_more()
     else:

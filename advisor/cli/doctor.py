@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from advisor.cli import options
@@ -13,9 +14,10 @@ if TYPE_CHECKING:
     from advisor.doctor import Device, Diagnosis, Package
 
 _SCHEMA_VERSION = 1
+_ALL_THERE = "All that is needed is there."
 
 
-def command(json: options.JsonPath = None) -> None:
+def command(json: options.JsonPath = None, form: options.TextForm = "terminal") -> None:
     """Look for what is wrong with this installation, and tell what this machine offers.
 
     Exit codes: 0 all that is needed is there, 1 something isn't.
@@ -23,8 +25,9 @@ def command(json: options.JsonPath = None) -> None:
     Examples:
         peft-advisor doctor
         peft-advisor doctor --json -
+        peft-advisor doctor --format markdown
     """
-    outputs = Outputs({"--json": json})
+    outputs = Outputs({"--json": json}, form)
 
     import dataclasses
     from json import dumps
@@ -35,6 +38,9 @@ def command(json: options.JsonPath = None) -> None:
         found = examine()
     content = {"schema_version": _SCHEMA_VERSION} | dataclasses.asdict(found)
     outputs.write("--json", lambda: dumps(content, indent=2) + "\n")
+    outputs.write_form(
+        {"json": lambda: dumps(content, indent=2) + "\n", "markdown": lambda: _markdown(found)}
+    )
     if outputs.to_stdout:
         nothing_more()
     else:
@@ -43,7 +49,6 @@ def command(json: options.JsonPath = None) -> None:
 
 
 def _print(found: Diagnosis) -> None:
-    """Problems first."""
     from rich.padding import Padding
     from rich.table import Table
     from rich.text import Text
@@ -51,26 +56,38 @@ def _print(found: Diagnosis) -> None:
     from advisor.report.terminal import Output
 
     console = Output(highlight=False)
-
-    def section(title: str, rows: list[tuple[str, str]]) -> None:
+    if not found.problems:
+        console.print(Text(_ALL_THERE, style="green"))
+    for title, rows in _sections(found):
         grid = Table.grid(padding=(0, 2))
         for name, text in rows:
             grid.add_row(Text(name), Text(text))
         console.print(Text(title, style="bold"))
         console.print(Padding(grid, (0, 0, 0, 2)))
 
+
+def _markdown(found: Diagnosis) -> str:
+    from advisor.report.text_tables import plain
+
+    lines = [] if found.problems else [_ALL_THERE, ""]
+    for title, rows in _sections(found):
+        named = (f"- {plain(f'{name}: {text}' if name != '-' else text)}" for name, text in rows)
+        lines += [f"## {title}", "", *named, ""]
+    return "\n".join(lines)
+
+
+def _sections(found: Diagnosis) -> Iterator[tuple[str, list[tuple[str, str]]]]:
+    """Problems first."""
     if found.problems:
-        section("Problems", [("-", f"{problem.what}: {problem.mend}") for problem in found.problems])
-    else:
-        console.print(Text("All that is needed is there.", style="green"))
-    section("Versions", [(package.name, package.version or "not installed") for package in found.needed])
-    section("Optional", [(package.name, _optional(package)) for package in found.optional])
-    section("Devices", [(device.kind, _device(device)) for device in found.devices])
+        yield "Problems", [("-", f"{problem.what}: {problem.mend}") for problem in found.problems]
+    yield "Versions", [(package.name, package.version or "not installed") for package in found.needed]
+    yield "Optional", [(package.name, _optional(package)) for package in found.optional]
+    yield "Devices", [(device.kind, _device(device)) for device in found.devices]
     works = "works: the choice is run under --ram as a hard limit"
     fails = "doesn't work here: the allocator's own peak is compared with --ram instead"
     store = found.store
     held = f"{store.results:,} results, {format_bytes(store.size_bytes)}" if store.exists else "nothing yet"
-    section(
+    yield (
         "This machine",
         [
             ("memory limit", works if found.memory_limit_works else fails),

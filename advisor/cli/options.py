@@ -108,6 +108,12 @@ ComparedForm = Annotated[
     Literal["terminal", "json", "markdown", "html", "csv"],
     typer.Option("--format", help="Of what is printed; csv has a line for each answer."),
 ]
+TableForm = Annotated[
+    Literal["terminal", "json", "markdown", "csv"], typer.Option("--format", help="Of what is printed.")
+]
+TextForm = Annotated[
+    Literal["terminal", "json", "markdown"], typer.Option("--format", help="Of what is printed.")
+]
 BatchSize = Annotated[int, typer.Option(help="Images in one update.")]
 Ram = Annotated[
     str | None, typer.Option(metavar="SIZE", help="Most that one update may hold, such as 512MB, 64MiB.")

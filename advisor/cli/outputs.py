@@ -70,8 +70,12 @@ class Outputs:
             return False
         return True
 
-    def write_form(self, recommendation: Recommendation) -> bool:
+    def write_form(self, renders: Mapping[str, Callable[[], str]]) -> bool:
         """Print it as `--format` asks; False where that is the terminal's own."""
+        return self.write("--format", renders.get(self._form, str))
+
+    def write_recommendation_form(self, recommendation: Recommendation) -> bool:
+        """The same of an answer."""
         from advisor.report import dumps, render_csv, render_html, render_markdown
 
         render = {"json": dumps, "markdown": render_markdown, "html": render_html, "csv": render_csv}

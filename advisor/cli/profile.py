@@ -70,7 +70,7 @@ def command(
     from advisor.report import dumps, print_layer_types, print_profile
 
     outputs.write("--json", lambda: dumps(recommendation))  # first: whoever reads the rest may stop reading
-    outputs.write_form(recommendation)
+    outputs.write_recommendation_form(recommendation)
     if outputs.to_stdout:
         nothing_more()
     else:

@@ -244,7 +244,7 @@ def command(
         written = outputs.write("--json", lambda: dumps(recommendation))
         if outputs.write("--report", lambda: render_html(recommendation)):
             talk.hint(f"Report: {report}")
-        outputs.write_form(recommendation)
+        outputs.write_recommendation_form(recommendation)
         if not outputs.to_stdout:
             saved = json if written else None
             print_recommendation(recommendation, saved=saved, everything=everything)

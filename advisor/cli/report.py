@@ -72,7 +72,7 @@ def command(
     if compared:
         outputs.write_compared_form(compared)
     else:
-        outputs.write_form(first)
+        outputs.write_recommendation_form(first)
     if not outputs.to_stdout and compared and not report:
         print_comparison(compared)
     elif not outputs.to_stdout and not compared:

@@ -11,6 +11,7 @@ from torch.nn.utils import parametrize
 
 from advisor.errors import ModelError
 from advisor.models.printable import shown
+from advisor.units import format_percent
 
 StateDict = dict[str, torch.Tensor]
 
@@ -113,7 +114,7 @@ def _without_masks(state: StateDict) -> list[str]:
         state[name] = state.pop(f"{name}_orig") * mask.to(torch.float32)
     if not pruned:
         return []
-    zero = f"{1 - kept / max(total, 1):.0%} of those weights are zero"
+    zero = f"{format_percent(1 - kept / max(total, 1), 0)} of those weights are zero"
     return [f"it was pruned: its masks are multiplied in, {zero}, and training would fill them"]
 
 

@@ -6,6 +6,9 @@ candidate's first, each at the first spot beside its point that is free; a name 
 the end of a line. One that finds no spot gives way to the candidate's number in the table; where many
 were tried, what was not trained to the end has no label. Every point that was tried is a link to its
 row there.
+
+A point's mark and what is told of it are written once, `<g id="p7">`, and put where it stands with `<use>`:
+charts of the same points on one page differ in their x axes alone.
 """
 
 from __future__ import annotations
@@ -85,8 +88,12 @@ def scatter(
     title: str,
     description: str,
     reference: tuple[float, str] | None = None,
+    defines: bool = True,
 ) -> Markup:
     """One chart. `reference` is a further value on the y axis, with its name.
+
+    `defines`: it holds the points' marks; another chart of the same points and y axis on the page does
+    without.
 
     A line joins the best y that each x allows, of the points that fit and were tried; larger y is
     better unless `y` starts at 0 (no `bounds`), where smaller is.
@@ -119,7 +126,11 @@ def scatter(
             ("rejected", "fits", "chosen").index(point.kind),
         ),
     )
-    parts += [_mark(point, places[point.number], xs, ys, x, y) for point in drawn]
+    if defines:
+        marks = [_mark(point, places[point.number][1], ys, y) for point in drawn]
+        marks += [_stroke(point) for point in unknown]
+        parts.append(Markup("<defs>{}</defs>").format(Markup("\n").join(marks)))
+    parts += [_put(point, places[point.number], xs, x) for point in drawn]
     parts += _labels(tried, front, places, taken)
     if unknown:
         parts += _rug(unknown, xs, x)
@@ -247,38 +258,45 @@ def _place(point: Point, xs: _Range, ys: _Range, x: Axis, y: Axis) -> tuple[floa
     return xs.place(across), ys.place(up)
 
 
-def _mark(point: Point, place: tuple[float, float], xs: _Range, ys: _Range, x: Axis, y: Axis) -> Markup:
-    at_x, at_y = place
-    parts = [Markup("<title>{}</title>").format(point.text)]
+def _mark(point: Point, at_y: float, ys: _Range, y: Axis) -> Markup:
+    """What stands for it in every chart, at the height that it has in all of them."""
+    parts = []
     if point.known == "whole" and point.low is not None and point.high is not None:
         low, high = (min(max(end / y.scale, ys.low), ys.high) for end in (point.low, point.high))
-        parts.append(line("interval", at_x, ys.place(low), at_x, ys.place(high)))
+        parts.append(line("interval", 0, ys.place(low), 0, ys.place(high)))
     if point.kind == "chosen":
-        parts.append(Markup('<circle class="ring" cx="{:.1f}" cy="{:.1f}" r="9"/>').format(at_x, at_y))
-    turned = _outside(point, xs, ys, x, y)
-    if turned is None:
+        parts.append(Markup('<circle class="ring" cy="{:.1f}" r="9"/>').format(at_y))
+    up = (point.y or 0.0) / y.scale
+    if ys.low <= up <= ys.high:
         radius = 5 if point.kind == "chosen" else 2.2 if point.known == "predicted" else 4
-        shape = Markup('<circle cx="{:.1f}" cy="{:.1f}" r="{}"/>').format(at_x, at_y, radius)
+        parts.append(Markup('<circle cy="{:.1f}" r="{}"/>').format(at_y, radius))
     else:
-        shape = Markup('<path class="arrow" transform="translate({:.1f} {:.1f}) rotate({})" {}/>').format(
-            at_x, at_y, turned, Markup('d="M-4 -7L0 0L4 -7Z"')
-        )
-    drawn = Markup('<g class="point {} {}" data-number="{}">{}</g>').format(
-        point.kind, point.known, point.number, Markup("").join([*parts, shape])
+        rise = 7 if up < ys.low else -7
+        arrow = Markup('<path class="arrow" d="M-4 {:.1f}l4 {}l4 {}z"/>')
+        parts.append(arrow.format(at_y - rise, rise, -rise))
+    return _defined(point, point.known, Markup("").join(parts))
+
+
+def _defined(point: Point, known: str, shape: Markup) -> Markup:
+    # A link is named after the title: predicted points are none.
+    named = "" if point.known == "predicted" else Markup(' id="t{}"').format(point.number)
+    return Markup('<g id="p{}" class="point {} {}"><title{}>{}</title>{}</g>').format(
+        point.number, point.kind, known, named, point.text, shape
     )
+
+
+def _put(point: Point, place: tuple[float, float], xs: _Range, x: Axis) -> Markup:
+    at_x, at_y = place
+    put = Markup('<use href="#p{}" x="{:.1f}"/>').format(point.number, at_x)
+    across = point.x / x.scale
+    if not xs.low <= across <= xs.high:
+        side = 1 if across > xs.high else -1
+        put += Markup('<path class="further" d="M{:.1f} {:.1f}l{} 3.5l{} 3.5z"/>').format(
+            at_x + 5 * side, at_y - 3.5, 5 * side, -5 * side
+        )
     if point.known == "predicted":
-        return drawn
-    return Markup('<a href="#c{}" aria-label="{}">{}</a>').format(point.number, point.text, drawn)
-
-
-def _outside(point: Point, xs: _Range, ys: _Range, x: Axis, y: Axis) -> int | None:
-    """By how many degrees an arrow that points down is turned; None: the point lies on the chart."""
-    up, across = (point.y or 0.0) / y.scale, point.x / x.scale
-    if up < ys.low:
-        return 0
-    if up > ys.high:
-        return 180
-    return -90 if across > xs.high else 90 if across < xs.low else None
+        return put
+    return Markup('<a href="#c{0}" aria-labelledby="t{0}">{1}</a>').format(point.number, put)
 
 
 def _labels(
@@ -304,7 +322,7 @@ def _labels(
         for words in names:
             width = len(words) * CHARACTER * (1.1 if point.kind == "chosen" else 1.0)  # bold is wider
             place, far = places[point.number], ""
-            spot = _free_spot(_beside(width, place), taken)
+            spot = _free_spot(_beside(width, place, 13 if point.kind == "chosen" else 9), taken)
             if spot is None and words == point.label:
                 spot, far = _free_spot(_further(width, place), taken), " far"
                 parts += [_leader(place, spot, width)] if spot else []
@@ -320,10 +338,10 @@ def _labels(
     return parts
 
 
-def _beside(width: float, place: tuple[float, float]) -> list[Box]:
-    """Where a label is seen to belong to its point."""
+def _beside(width: float, place: tuple[float, float], off: float) -> list[Box]:
+    """Where a label is seen to belong to its point, whose mark ends that far off."""
     x, y = place
-    right, left = x + 9, x - 9 - width
+    right, left = x + off, x - off - width
     corners = [
         *((right, y - 6 + shift) for shift in (0, -10, 10)),
         *((left, y - 6 + shift) for shift in (0, -10, 10)),
@@ -365,18 +383,20 @@ def _overlap(a: Box, b: Box) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
+_RUG_Y = HEIGHT - BOTTOM + 26
+
+
+def _stroke(point: Point) -> Markup:
+    """What stands for a point whose y is unknown."""
+    return _defined(point, "unknown", Markup('<path d="M0 {}v9"/>').format(_RUG_Y))
+
+
 def _rug(points: Sequence[Point], xs: _Range, x: Axis) -> list[Markup]:
     """Below the axis: where those stand whose y is unknown."""
-    at_y = HEIGHT - BOTTOM + 30
-    parts = [text_at("tick", 2, at_y - 1, "not"), text_at("tick", 2, at_y + 10, "probed")]
+    parts = [text_at("tick", 2, _RUG_Y + 3, "not"), text_at("tick", 2, _RUG_Y + 14, "probed")]
     for point in points:
         at = xs.place(min(max(point.x / x.scale, xs.low), xs.high))
-        parts.append(
-            Markup(
-                '<g class="point unknown {}" data-number="{}"><title>{}</title>'
-                '<path d="M{:.1f} {:.1f}v9"/></g>'
-            ).format(point.kind, point.number, point.text, at, at_y - 4)
-        )
+        parts.append(Markup('<use href="#p{}" x="{:.1f}"/>').format(point.number, at))
     return parts
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 
 from rich.cells import cell_len, set_cell_size
 
+from advisor.report.typeset import STAYS, kept_together
 from advisor.report.view import printable
 
 _CUT = " ..."
@@ -45,8 +46,9 @@ def elided(name: str, width: int) -> str:
 
 def folded(text: str, width: int, most: int) -> list[str]:
     """A sentence on several lines, broken between words; what the last has no room for is cut."""
-    text = printable(text)
-    lines = textwrap.wrap(text, max(width, 3), subsequent_indent="  ", break_on_hyphens=False)
+    text = kept_together(printable(text))
+    wrapped = textwrap.wrap(text, max(width, 3), subsequent_indent="  ", break_on_hyphens=False)
+    lines = [line.replace(STAYS, " ") for line in wrapped]
     whole, left = lines[: most - 1], " ".join(line.strip() for line in lines[most - 1 :])
     return [cut(line, width) for line in (*whole, *([f"  {left}" if whole else left] if left else []))]
 

@@ -30,7 +30,6 @@ def render_html(recommendation: Recommendation) -> str:
     """The page's text. Everything that comes from outside is escaped."""
     rows = numbered_rows(recommendation)
     main = [row for row in rows if row.is_main]
-    numbers = {row.evaluation.candidate.id: row.number for row in rows}
     findings = first_screen.ranked_findings(recommendation)
     shown_over_time = over_time(recommendation)
     script = _script()
@@ -52,7 +51,8 @@ def render_html(recommendation: Recommendation) -> str:
         asked=explain.asked(recommendation),
         charts=charts,
         has_numbers=any(_NUMBER.search(chart.svg) for chart in charts),
-        facts=whatif.facts(recommendation, numbers) if rows else None,
+        name_parts=view.name_parts(recommendation),
+        facts=whatif.facts(recommendation) if rows else None,
         script=script,
         script_hash=_base64(hashlib.sha256(script.encode()).digest()),
         memory_ledgers=ledger.memory_ledgers(main, allowed_memory(recommendation.budget)),
@@ -87,6 +87,7 @@ def environment() -> Environment:
         lstrip_blocks=True,
         finalize=_finalize,
     )
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
     environment.filters |= {
         "base64": _base64,
         "bytes": format_bytes,
@@ -103,6 +104,7 @@ def environment() -> Environment:
         "share_of": view.share_of,
         "setting_text": view.setting_text,
         "costs_text": view.costs_text,
+        "more_of": view.more_of,
         "figures_text": view.figures_text,
         "interval_text": view.interval_text,
     }

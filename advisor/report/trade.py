@@ -65,7 +65,13 @@ def trade_charts(recommendation: Recommendation, rows: Sequence[Row]) -> list[Ch
         heading = f"Accuracy against {measure.tab}"
         points = [_judged_point(row, measure.value(row.evaluation)) for row in rows]
         text = f"{heading} of each candidate, with 95 % intervals; upper left is better."
-        svg = scatter(points, measure.axis, accuracy, title=heading, description=text, reference=reference)
+        svg = scatter(
+            *(points, measure.axis, accuracy),
+            title=heading,
+            description=text,
+            reference=reference,
+            defines=measure is memory,
+        )
         charts.append(Chart(measure.key, measure.tab, heading, svg))
     return charts
 

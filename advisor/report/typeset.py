@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from advisor.report.view import printable
 
-_STAYS = "\N{NO-BREAK SPACE}"
+STAYS = "\N{NO-BREAK SPACE}"
 _UNITS = r"%|[kMGT]?B\b|[KMGT]iB\b|[kMGTP]?FLOPs?\b|(?:ms|min|s|h)\b|[kM]?J\b|[kM]\b|points?\b|x\b"
 _FIGURE_AND_UNIT = re.compile(rf"(?<=\d) (?={_UNITS})|(?<=\d\sx) (?=FLOPs)")
 _FROM_TO = re.compile(r"(?<=\d) ([\N{RIGHTWARDS ARROW}\N{PLUS-MINUS SIGN}]) (?=\d)")
@@ -21,16 +21,19 @@ _MINUS = re.compile(r"(?<![\w.%-])-(?=\d)")
 def typeset(text: object) -> Markup:
     """`-0.8 +- 2.1 points` as `−0.8 ± 2.1 points`, with no line ending within a figure."""
     signs = _MINUS.sub("\N{MINUS SIGN}", printable(str(text)).replace(" +- ", " \N{PLUS-MINUS SIGN} "))
-    return Markup.escape(_FROM_TO.sub(rf"{_STAYS}\1{_STAYS}", _FIGURE_AND_UNIT.sub(_STAYS, signs)))
+    return Markup.escape(_FROM_TO.sub(rf"{STAYS}\1{STAYS}", kept_together(signs)))
+
+
+def kept_together(text: str) -> str:
+    """With a space that no line ends at between each figure and its unit."""
+    return _FIGURE_AND_UNIT.sub(STAYS, text)
 
 
 def breakable(name: str) -> Markup:
-    """A candidate's name, which is broken before an `@` alone, as far as its parts fit."""
+    """A candidate's name, which is broken before an `@` alone where it stands in `class="name"`."""
     method, *levers = printable(name).split("@")
     parts = [method, *(f"@{lever}" for lever in levers)]
-    if len(parts) == 1:
-        return Markup("{}").format(method)
-    return Markup("").join(Markup('<span class="word">{}</span>').format(part) for part in parts)
+    return Markup("<wbr>").join(parts)
 
 
 def shell(command: str) -> Markup:

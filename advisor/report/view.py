@@ -106,6 +106,23 @@ def setting_text(candidate: Candidate) -> str:
     return ", ".join([*([setting] if setting else []), *lever_words(candidate.levers)])
 
 
+def name_parts(recommendation: Recommendation) -> list[tuple[str, str]]:
+    """What the parts of candidates' names means: `lora-2, lora-4`: `rank`, `@last-3`: `last 3 blocks`."""
+    candidates = [evaluation.candidate for evaluation in recommendation.evaluations]
+    settings: dict[tuple[str, str], dict[str, None]] = {}
+    for each in candidates:
+        plain = replace(each, levers=Levers())
+        if each.said:
+            told = each.method, ", ".join(name for name, _ in each.said)
+            settings.setdefault(told, {})[plain.short] = None
+    levers = sorted({part for each in candidates for part in each.levers.described()})
+    alone = [Candidate("", (), Levers.parse([part])) for part in levers]
+    return [
+        *((", ".join(names), told) for (_, told), names in settings.items()),
+        *((each.short, ", ".join(lever_words(each.levers)) or "none of the blocks") for each in alone),
+    ]
+
+
 def main_ones(recommendation: Recommendation) -> list[Evaluation]:
     """What to show first of many, in order: the choice, the front, the best of each method, the next best."""
     evaluations = ordered(recommendation)
@@ -303,6 +320,26 @@ def verdict_text(evaluation: Evaluation, choice: Evaluation | None) -> str:
     if not evaluation.fits:
         return reason(evaluation.violations[0])
     return "chosen" if evaluation is choice else against_choice(evaluation, choice) or "fits"
+
+
+def more_of(evaluation: Evaluation) -> list[str]:
+    """What else is to be known of it: how it was trained and judged, what it keeps, what it costs once."""
+    accuracy, cost = evaluation.accuracy, evaluation.cost
+    told = []
+    if accuracy:
+        if accuracy.learning_rate is not None:
+            told.append(f"learning rate {accuracy.learning_rate:g}")
+        if accuracy.updates:
+            seeds = f" with each of {accuracy.seeds} seeds" if accuracy.seeds > 1 else ""
+            told.append(f"{accuracy.updates} updates{seeds}")
+        told.append(f"judged on {accuracy.samples:,}")
+    if cost.cache_bytes:
+        told.append(f"cache {format_bytes(cost.cache_bytes)}")
+    if cost.setup_flops:
+        told.append(f"{format_flops(cost.setup_flops)} once before")
+    if f"{cost.inference_flops_ratio:.3g}" != "1":
+        told.append(f"inference {cost.inference_flops_ratio:.3g} x the model's FLOPs")
+    return told
 
 
 def budget_lines(recommendation: Recommendation) -> list[BudgetLine]:

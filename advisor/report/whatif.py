@@ -29,12 +29,12 @@ _STEPS = 40  # of a slider, between the least and the most that make a differenc
 _VARIED = 3  # values from which on a limit that wasn't set is worth a slider
 
 
-def facts(recommendation: Recommendation, numbers: dict[str, int]) -> dict[str, Any]:
-    """All that `solver.js` takes, as plain values.
+def facts(recommendation: Recommendation) -> dict[str, Any]:
+    """All that `solver.js` takes, as plain values; the candidates are in the order of the page's tables.
 
-    Args:
-        numbers: each candidate's number in the page's tables, by its id.
+    What isn't there of a candidate is unknown, or false: of most the accuracy is.
     """
+    recommendation = replace(recommendation, evaluations=tuple(view.ordered(recommendation)))
     evaluations, data, budget = recommendation.evaluations, recommendation.data, recommendation.budget
     figures = [figures_of(evaluation) for evaluation in evaluations]
     known = {name: {each[name] for each in figures} - {None} for name in LIMIT}
@@ -45,27 +45,21 @@ def facts(recommendation: Recommendation, numbers: dict[str, int]) -> dict[str, 
     ]
     tries = sum(evaluation.accuracy is not None for evaluation in evaluations)
     base = data.base_accuracy if data and data.scenario == "shift" else None
-    choice = view.chosen(recommendation)
+    identities = [evaluation.candidate.id for evaluation in evaluations]
+    choice = recommendation.recommended
     return {
         "limits": [_limit(name, [each[name] for each in figures], recommendation) for name in names],
-        "recommended": view.printable(choice.candidate.short) if choice else None,
+        "recommended": identities.index(choice) if choice else None,
         "tolerance": budget.tolerance,
         "prefer": budget.prefer,
         "has_data": data is not None,
         "candidates": [
             {
-                "name": view.printable(evaluation.candidate.short),
-                "number": numbers[evaluation.candidate.id],
                 "values": [each[name] for name in names],
-                "failed": evaluation.measured is not None and not evaluation.measured.survived,
-                "accuracy": evaluation.accuracy.mean if evaluation.accuracy else None,
-                "retained": _retained(evaluation.accuracy),
-                "finalist": evaluation.accuracy is not None and evaluation.accuracy.finalist,
-                "sure": evaluation.accuracy is not None
-                and data is not None
-                and has_learnt(evaluation.accuracy, budget, data, tries),
+                **({"failed": True} if e.measured is not None and not e.measured.survived else {}),
+                **(_judged(e.accuracy, budget, data, tries) if e.accuracy else {}),
             }
-            for evaluation, each in zip(evaluations, figures, strict=True)
+            for e, each in zip(evaluations, figures, strict=True)
         ],
         "orders": {prefer: _order(recommendation, prefer) for prefer in PREFERENCES},
         "losses": list(_losses(evaluations, budget)),
@@ -73,10 +67,15 @@ def facts(recommendation: Recommendation, numbers: dict[str, int]) -> dict[str, 
     }
 
 
-def _retained(accuracy: Accuracy | None) -> tuple[float, float] | None:
-    """The accuracy on old data, and the most that it may be."""
-    old = accuracy.retained if accuracy else None
-    return (old.mean, old.high) if old else None
+def _judged(accuracy: Accuracy, budget: Budget, data: DataSummary | None, tries: int) -> dict[str, Any]:
+    """Of one that was tried; of its accuracy on old data that, and the most that it may be."""
+    old = accuracy.retained
+    return {
+        "accuracy": accuracy.mean,
+        **({"retained": (old.mean, old.high)} if old else {}),
+        "finalist": accuracy.finalist,
+        "sure": data is not None and has_learnt(accuracy, budget, data, tries),
+    }
 
 
 def _order(recommendation: Recommendation, prefer: Preference) -> list[int]:

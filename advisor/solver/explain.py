@@ -8,7 +8,7 @@ from advisor.names import answered
 from advisor.paired import paired_error
 from advisor.records import Budget, DataSummary, Evaluation, Levers, LimitName, Runtime
 from advisor.solver.limits import LIMIT, allowed_memory, figures_of, limits_of
-from advisor.units import format_bytes, format_flops
+from advisor.units import format_bytes, format_flops, format_percent, format_percents
 
 _LEAST_GAP = 0.0005  # of accuracy: what is printed as 0.1 points or more
 _Z95 = 1.959964  # the normal distribution's 97.5 % quantile
@@ -61,24 +61,24 @@ def answer(
     gained = ""
     if data is not None and data.base_accuracy is not None:
         before = "unadapted" if data.scenario == "shift" else "before training"
-        gained = f", up from {data.base_accuracy.mean:.1%} {before}"
+        gained = f", up from {format_percent(data.base_accuracy.mean)} {before}"
     kept = ""
     if accuracy.retained is not None:
         base = data.base_accuracy.retained if data is not None and data.base_accuracy is not None else None
         is_lost = base is not None and base.mean > accuracy.retained.mean
-        kept = f", {'but only ' if is_lost else ''}{accuracy.retained.mean:.1%} on the old data"
-        kept += f" ({base.mean:.1%} before)" if base is not None else ""
+        kept = f", {'but only ' if is_lost else ''}{format_percent(accuracy.retained.mean)} on the old data"
+        kept += f" ({format_percent(base.mean)} before)" if base is not None else ""
     below = cheaper_text(chosen, evaluations)
     below = f", {below}" if below else ""
-    interval = f"{accuracy.low:.1%} to {accuracy.high:.1%}"
+    interval = format_percents(accuracy.low, accuracy.high)
     return (
-        f"Use {describe(chosen)}: {answered(f'{accuracy.mean:.1%}', accuracy.samples, budget.metric)} "
+        f"Use {describe(chosen)}: {answered(format_percent(accuracy.mean), accuracy.samples, budget.metric)} "
         f"({interval}){gained}{below}{kept}, {costs}{ran}."
     )
 
 
 def whole_memory(chosen: Evaluation, budget: Budget, runtime: Runtime) -> str:
-    """`112 MB for the update; the runtime 190 MB more: 302 of 512 MB`."""
+    """`112 MB for the update; the runtime 190 MB more: 302 of 512 MB`, or which of the two is over --ram."""
     update, ram = chosen.cost.peak_memory_bytes, budget.ram_bytes
     total = update + runtime.bytes
     where = f" on {runtime.where}" if runtime.where not in ("", "here") else ""
@@ -89,7 +89,8 @@ def whole_memory(chosen: Evaluation, budget: Budget, runtime: Runtime) -> str:
     if ram is None:
         return f"{said}: {format_bytes(total)} in all"
     if total > ram:
-        return f"{said}, over --ram in all"
+        whole = f"{format_bytes(total)} with the runtime{where}"
+        return f"{format_bytes(update)} for the update; {whole}, over --ram {format_bytes(ram)}"
     number, unit = format_bytes(total).split()
     allowed = format_bytes(ram)
     return f"{said}: {number}{'' if allowed.endswith(f' {unit}') else f' {unit}'} of {allowed}"
@@ -128,7 +129,7 @@ def lever_words(levers: Levers) -> list[str]:
 
 
 def cheaper_text(chosen: Evaluation, evaluations: Sequence[Evaluation]) -> str:
-    """What a cheaper choice may cost: `0.4 +- 1.1 points below the best that fits, dora-8`, or nothing."""
+    """What a cheaper choice may cost: `0.4 +- 1.1 points below dora-8, the best that fits`, or nothing."""
     known = [e for e in evaluations if e.fits and e.accuracy is not None and e.accuracy.finalist]
     best = max(known, key=lambda e: e.accuracy.mean if e.accuracy else 0.0, default=chosen)
     if best.accuracy is None or chosen.accuracy is None:
@@ -137,7 +138,7 @@ def cheaper_text(chosen: Evaluation, evaluations: Sequence[Evaluation]) -> str:
     if gap < _LEAST_GAP:
         return ""
     return (
-        f"{gap * 100:.1f} +- {_Z95 * error * 100:.1f} points below the best that fits, {best.candidate.short}"
+        f"{gap * 100:.1f} +- {_Z95 * error * 100:.1f} points below {best.candidate.short}, the best that fits"
     )
 
 
@@ -173,4 +174,4 @@ def _nothing_fits(evaluations: Sequence[Evaluation], budget: Budget) -> str:
 
 
 def _shown(name: LimitName, value: float) -> str:
-    return f"{value:.1%}" if LIMIT[name].at_least else LIMIT[name].show(value)
+    return format_percent(value) if LIMIT[name].at_least else LIMIT[name].show(value)

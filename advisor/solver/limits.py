@@ -15,6 +15,7 @@ from advisor.units import (
     format_count,
     format_flops,
     format_joules,
+    format_percent,
     format_seconds,
     parse_bytes,
     parse_count,
@@ -209,9 +210,9 @@ def judged(evaluations: Sequence[Evaluation], budget: Budget) -> list[Evaluation
 def _reason(name: LimitName, value: float, allowed: float, measure: str) -> str:
     limit = LIMIT[name]
     if name == "min_accuracy":
-        return f"{measure} {value:.1%}, below the {allowed:.1%} asked for"
+        return f"{measure} {format_percent(value)}, below the {format_percent(allowed)} asked for"
     if name == "min_retained":
-        return f"{value:.1%} on the old data, below the {allowed:.1%} asked for"
+        return f"{format_percent(value)} on the old data, below the {format_percent(allowed)} asked for"
     if name == "max_overhead" and allowed == 0:
         return f"can't be merged: an inference takes {limit.show(value)} more FLOPs"
     what = {"flops": "one update takes", "storage": "to ship:", "step_time": "one update takes"}

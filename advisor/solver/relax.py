@@ -6,12 +6,14 @@ Limits are rounded to what can be typed, on the side on which the promise holds.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import combinations
 
 from advisor.paired import paired_error
 from advisor.records import BASELINE, Budget, DataSummary, Evaluation, LimitName, Relaxation
 from advisor.solver.limits import LIMIT, figures_of, judged, limits_of, with_limits
 from advisor.solver.verdict import solve
+from advisor.units import format_percent
 
 _Z95 = 1.959964  # the normal distribution's 97.5 % quantile
 
@@ -52,14 +54,34 @@ def _flip(
     for limit in _looser(name, evaluations, budget):
         answer = _answer(evaluations, with_limits(budget, {name: limit}), data)
         if answer is not None and answer.candidate != chosen.candidate:
-            return _relaxation({name: limit}, budget, answer, chosen, "answer", evaluations)
+            found = _relaxation({name: limit}, budget, answer, chosen, "answer", evaluations)
+            return replace(found, sentence=found.sentence + _what_for(answer, chosen, budget))
     return None
+
+
+def _what_for(answer: Evaluation, chosen: Evaluation, budget: Budget) -> str:
+    """What speaks for an answer that isn't expected to be more accurate; empty where it is."""
+    if answer.accuracy is None or chosen.accuracy is None:
+        return ""
+    if _is_more(answer.accuracy.mean, chosen.accuracy.mean):
+        return ""
+    now, then = figures_of(chosen), figures_of(answer)
+    preferred: LimitName = "step_time" if budget.prefer == "time" else budget.prefer
+    for name in (preferred, "ram", "flops", "storage", "min_retained"):
+        limit, old, new = LIMIT[name], now[name], then[name]
+        if old is not None and new is not None and new != old and limit.is_met(new, old):
+            show = format_percent if limit.at_least else limit.show
+            return f", for {limit.what} of {show(new)} instead of {show(old)}"
+    return ""
 
 
 def _admitted(
     name: LimitName, chosen: Evaluation, evaluations: Sequence[Evaluation], budget: Budget
 ) -> Iterator[Relaxation]:
-    """Of what this limit alone shuts out: the nearest that is expected to be better, and full fine-tuning."""
+    """Of what this limit alone shuts out: the nearest that is expected to be better, and full fine-tuning.
+
+    Nothing that is expected to be no better; what nothing is known of, where nothing better is known.
+    """
     mean = chosen.accuracy.mean if chosen.accuracy else None
     blocked = [
         (limit, e)
@@ -67,12 +89,23 @@ def _admitted(
         if (limit := _limit_for(name, e, budget)) is not None
     ]
     blocked.sort(key=lambda pair: (-pair[0] if LIMIT[name].at_least else pair[0], pair[1].candidate.id))
-    better = [p for p in blocked if mean is not None and p[1].predicted and p[1].predicted.mean > mean]
-    full = [pair for pair in blocked if pair[1].candidate.method == BASELINE]
+    expected = {e.candidate: e.accuracy or e.predicted for _, e in blocked}
+    better = [
+        p
+        for p in blocked
+        if (its := expected[p[1].candidate]) and mean is not None and _is_more(its.mean, mean)
+    ]
+    unknown = [p for p in blocked if mean is None or expected[p[1].candidate] is None]
+    full = [pair for pair in (*better, *unknown) if pair[1].candidate.method == BASELINE]
     plain = min(full, key=lambda pair: len(pair[1].candidate.levers.described()), default=None)
-    shown = {pair[1].candidate: pair for pair in ((better or blocked)[:1] + ([plain] if plain else []))}
+    shown = {pair[1].candidate: pair for pair in ((better or unknown)[:1] + ([plain] if plain else []))}
     for limit, evaluation in shown.values():
         yield _relaxation({name: limit}, budget, evaluation, chosen, "fits", evaluations)
+
+
+def _is_more(mean: float, other: float) -> bool:
+    """As far as is printed."""
+    return round(100 * (mean - other), 1) > 0
 
 
 def _slack(

@@ -10,6 +10,7 @@ from advisor.paired import binomial_tail
 from advisor.records import Accuracy, Budget, DataSummary, Evaluation, Outcome
 from advisor.solver.choose import is_as_good, rank
 from advisor.solver.limits import judged
+from advisor.units import format_percent, format_percents
 
 _CHANCE = 0.025  # that luck alone puts any of the candidates above guessing
 
@@ -80,12 +81,12 @@ def _meets_floors(base: Accuracy, budget: Budget) -> bool:
 def _leave(base: Accuracy, best: Evaluation, budget: Budget) -> str:
     assert best.accuracy is not None  # noqa: S101 - the caller has it from those that are judged
     gain = (best.accuracy.mean - base.mean) * 100
-    within = f"within {budget.tolerance:.1%}" if budget.tolerance and gain > 0 else "no better"
+    within = f"within {format_percent(budget.tolerance)}" if budget.tolerance and gain > 0 else "no better"
     expected = "" if gain <= budget.tolerance * 100 else ", as far as so few images can tell"
     return (
-        f"Leave the model as it is: {answered(f'{base.mean:.1%}', base.samples, budget.metric)} "
-        f"({base.low:.1%} to {base.high:.1%}), and the best that was tried, {best.candidate.short}, is "
-        f"{within}{expected}: {best.accuracy.mean:.1%}, {gain:+.1f} points."
+        f"Leave the model as it is: {answered(format_percent(base.mean), base.samples, budget.metric)} "
+        f"({format_percents(base.low, base.high)}), and the best that was tried, {best.candidate.short}, is "
+        f"{within}{expected}: {format_percent(best.accuracy.mean)}, {gain:+.1f} points."
     )
 
 
@@ -93,12 +94,13 @@ def _unlearnable(best: Evaluation, tries: int, budget: Budget, data: DataSummary
     assert best.accuracy is not None  # noqa: S101 - the caller has it from those that are judged
     share, accuracy = _guess(best.accuracy, budget, data)
     assert accuracy is not None  # noqa: S101 - else it counts as learnt
+    guess, its = format_percent(share or 0.0), format_percent(accuracy.mean)
     guessing, of = "largest class", ""
     if budget.metric != "accuracy":
         guessing, of = "same class", "of a class's images, on average over classes, "
     return (
         "Nothing can be recommended: from these images nothing was learnt that is surely better than always "
-        f"answering the {guessing}, which is right for {of}{share or 0.0:.1%}; the best of {tries} that were "
-        f"tried, {best.candidate.short}, for {accuracy.mean:.1%} ({accuracy.low:.1%} to {accuracy.high:.1%} "
+        f"answering the {guessing}, which is right for {of}{guess}; the best of {tries} that were "
+        f"tried, {best.candidate.short}, for {its} ({format_percents(accuracy.low, accuracy.high)} "
         f"of {accuracy.samples:,}). Check the labels, give more images, or allow more --probe-time."
     )

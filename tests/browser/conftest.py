@@ -12,6 +12,7 @@ import pytest
 from advisor.records import Recommendation
 from advisor.report import read_json, render_html
 
+_PATIENCE = 300_000  # milliseconds: a page of 0.9 s of work took 45 s beside two studies on two cores
 REPORTS = Path(__file__).parents[2] / "reports"
 
 
@@ -44,6 +45,7 @@ def opened(browser: Any, tmp_path: Path) -> Iterator[Callable[..., Any]]:
         path = tmp_path / "report.html"
         path.write_text(render_html(recommendation), encoding="utf-8")
         context = browser.new_context(**options)
+        context.set_default_timeout(_PATIENCE)
         contexts.append(context)
         page = context.new_page()
         page.on("console", lambda message: said.append(message.text))

@@ -60,7 +60,7 @@ def test_the_page_chooses_as_the_solver_does_on_1000_random_budgets(
           const data = JSON.parse(document.getElementById("facts").textContent);
           return budgets.map((budget) => {
             const {outcome, choices} = solve(data, budget);
-            return [outcome, choices.map((n) => data.candidates[n].name)];
+            return [outcome, choices.map((n) => document.querySelector(`#c${n + 1} .name`).textContent)];
           });
         }""",
         asked,
@@ -109,8 +109,11 @@ def test_the_table_sorts_searches_and_shows_all(opened: Opened, saved: Recommend
         button.focus()
         page.keyboard.press("Enter")
         shown = page.evaluate(
-            "[...document.querySelectorAll('.candidates tbody [data-label=memory]')]"
-            ".map((cell) => +cell.dataset.value)"
+            """() => {
+              const table = document.querySelector("table.candidates");
+              const column = [...table.tHead.rows[0].cells].findIndex((c) => c.textContent === "memory");
+              return [...table.tBodies[0].rows].map((row) => +row.cells[column].dataset.value);
+            }"""
         )
         assert shown == sorted(shown, key=lambda value: order * value)
     page.get_by_label("Search").fill(saved.evaluations[0].candidate.method)
@@ -125,7 +128,9 @@ def test_charts_switch_and_show_figures_on_focus(opened: Opened, saved: Recommen
     assert "Accuracy against FLOPs" in page.locator("#trade figure:visible svg").get_attribute("aria-label")
     link = page.locator("#trade figure:visible a").first
     link.focus()
-    assert page.inner_text("#tip") == link.get_attribute("aria-label")
+    told = page.locator(f"#{link.get_attribute('aria-labelledby')}").text_content()
+    assert page.inner_text("#tip") == told
+    assert page.get_by_role("link", name=told, exact=True).count() == 1
     page.keyboard.press("Escape")
     assert page.locator("#tip:visible").count() == 0
 
@@ -140,7 +145,9 @@ def test_layers_sort_by_keyboard_and_the_map_has_one_square_each(
     table = page.locator("#layers details table")
     table.get_by_role("button", name="all FLOPs").focus()
     page.keyboard.press("Enter")
-    shown = table.locator("tbody td:nth-last-child(2) data").evaluate_all("(all) => all.map((d) => +d.value)")
+    shown = table.locator("tbody td:nth-last-child(2)").evaluate_all(
+        "(all) => all.map((cell) => +(cell.dataset.value ?? 0))"
+    )
     told = [layer.flops.total for layer in by_layer if layer.name or layer.flops.total or layer.saved_bytes]
     assert shown == sorted(told, reverse=True)
     assert "all" in table.locator("tfoot").inner_text()
@@ -223,8 +230,12 @@ def test_hostile_names_stay_text(opened: Opened, saved: Recommendation) -> None:
 def test_controls_have_names_and_what_scrolls_can_be_reached(opened: Opened, saved: Recommendation) -> None:
     page = opened(saved)
     unnamed = page.evaluate(
-        "[...document.querySelectorAll('input, button, a, [role=img], [role=group], [role=region]')]"
-        ".filter((e) => !(e.ariaLabel || e.textContent.trim() || e.labels?.length)).map((e) => e.outerHTML)"
+        """() => {
+          const all = 'input, button, a, [role=img], [role=group], [role=region]';
+          const namer = (e) => document.getElementById(e.getAttribute("aria-labelledby"));
+          const nameOf = (e) => e.ariaLabel || (namer(e) ?? e).textContent.trim() || e.labels?.length;
+          return [...document.querySelectorAll(all)].filter((e) => !nameOf(e)).map((e) => e.outerHTML);
+        }"""
     )
     assert unnamed == []
     assert page.evaluate("[...document.querySelectorAll('.scroll')].every((e) => e.tabIndex === 0)")

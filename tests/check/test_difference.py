@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import csv
+import dataclasses
+import io
 import json
 from pathlib import Path
 
@@ -11,6 +14,7 @@ from advisor.check import baseline
 from advisor.check.records import Figures, LayerFigures
 from advisor.cli import main
 from advisor.report import read_json
+from advisor.units import format_percent
 from tests.check.records import FIGURES, LAYERS, snapshot
 
 ROOT = Path(__file__).parents[2]
@@ -80,12 +84,27 @@ def test_saved_answers_are_compared_with_their_accuracies(tmp_path, diff):
     before, after = read_json(one), read_json(other)
     assert f"{after.recommended} is recommended instead of {before.recommended}" in text
     old, new = (answer.evaluation(answer.recommended).accuracy.mean for answer in (before, after))
-    assert f"accuracy {old:.1%}" in text
+    assert f"accuracy {format_percent(old)}" in text
     assert f"{(new - old) * 100:+.1f} points" in text
     assert "batch-size was 16, is 8" in text
     document = json.loads((tmp_path / "out.json").read_text())
     assert document["exit_code"] == 0
     assert "accuracy-changed" in [finding["rule"] for finding in document["targets"][0]["findings"]]
+
+
+def test_a_difference_in_every_format(tmp_path, diff):
+    one = written(tmp_path / "a.json", {"net": {"phone": snapshot()}})
+    other = written(tmp_path / "b.json", {"net": {"phone": snapshot(figures=DEARER)}})
+    rows = list(csv.DictReader(io.StringIO(diff(one, other, "--format", "csv")[1])))
+    assert {row["figure"] for row in rows} == {field.name for field in dataclasses.fields(Figures)}
+    for row in rows:
+        assert row["before"] == str(getattr(snapshot().figures, row["figure"]))
+        assert row["now"] == str(getattr(DEARER, row["figure"]))
+        assert (row["model"], row["target"], row["state"]) == ("net", "phone", "changed")
+    code, out, err = diff(one, other, "--format", "json")
+    assert (code, err, json.loads(out)["targets"][0]["target"]) == (0, "", "phone")
+    assert diff(one, other, "--format", "markdown")[1] == diff(one, other, "--markdown", "-")[1]
+    assert "use terminal, json, markdown or csv" in diff(one, other, "--format", "html")[2]
 
 
 def test_an_answer_and_a_baseline_share_no_layers(tmp_path, diff):

@@ -5,6 +5,8 @@ The same in every format, through the command, GitHub's action and the pre-commi
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
 import shutil
@@ -169,6 +171,17 @@ def test_a_layer_twice_as_wide_fails_and_is_named_in_every_format(repository, ca
     changed = repository.git("diff", "--unified=0", "--", "peft-advisor-baseline.json")
     assert '-          "middle.0": ["standard", "16x8x3x3"' in changed
     assert '+          "middle.0": ["standard", "32x8x3x3"' in changed
+
+
+def test_formats_print_what_the_files_hold(repository, capsys):
+    repository.replace("nets.py", '"middle": 16', '"middle": 32')
+    code, printed, _ = run(capsys, "check", "--format", "markdown")
+    assert (code, printed) == run(capsys, "check", "--markdown", "-")[:2]
+    assert code == 1
+    code, printed, _ = run(capsys, "check", "--format", "csv")
+    rows = list(csv.DictReader(io.StringIO(printed)))
+    assert (code, {row["model"] for row in rows}, {row["state"] for row in rows}) == (1, {"net"}, {"FAIL"})
+    assert all(int(row["now"]) >= int(row["before"]) for row in rows)
 
 
 def test_a_recommendation_that_flips_fails(repository, capsys):

@@ -13,6 +13,7 @@ from torch import nn
 from advisor.cli import expand_bare_flops_budget
 from advisor.data import loading as _loading  # noqa: F401 - imported early: the runs below fork nothing
 from advisor.demo import make_situation
+from advisor.units import format_percent
 from tests.processes import run_command, start_command
 
 QUICK = ("--input-size", "1x8x8", "--methods", "head,norm,lora", "--ranks", "2", "--probe-time", "4s")
@@ -78,11 +79,11 @@ def test_what_is_forgotten_is_told_and_a_floor_is_honoured(run, tmp_path):
     assert before > 0.9
     judged = [c["accuracy"]["retained"]["mean"] for c in found["candidates"] if c["accuracy"]]
     assert min(judged) < before
-    assert f"({before:.1%} before)" in found["answer"]
+    assert f"({format_percent(before)} before)" in found["answer"]
 
     code, stdout, _ = run(*asked, "--min-retained", "1.0")
     assert code == 1
-    assert "100.0% is asked for" in json.loads(out.read_text())["answer"]
+    assert "100.0 % is asked for" in json.loads(out.read_text())["answer"]
     rejected = [c for c in json.loads(out.read_text())["candidates"] if c["accuracy"]]
     assert rejected
     assert all(c["violations"][0]["limit"] == "min_retained" for c in rejected)

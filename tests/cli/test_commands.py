@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import re
 import subprocess
@@ -304,6 +306,21 @@ def test_methods_by_name(tell):
     assert "Depthwise kernels are trained themselves" in out  # more than where all are listed
     assert "learning rates of its probes: 0.0005, 0.002, 0.01" in out
     assert "learning rates" not in tell("methods")[1]
+
+
+def test_methods_in_every_format(tell):
+    document = json.loads(tell("methods", "--format", "json")[1])
+    known = {each["name"]: each for each in document["methods"]}
+    assert document["schema_version"] == 1
+    assert known["lora"]["peft_type"] == "LORA"
+    assert known["dora"]["learning_rates"] == [0.0005, 0.002, 0.01]
+    rows = list(csv.DictReader(io.StringIO(tell("methods", "--format", "csv")[1])))
+    assert [row["name"] for row in rows] == [*known]
+    assert [row["formula"] for row in rows] == [each["formula"] for each in known.values()]
+    lines = tell("methods", "head", "--format", "markdown")[1].splitlines()
+    assert lines[0] == "| method | what is trained | formula | source |"
+    assert [line.split(" | ")[0] for line in lines[2:]] == ["| head"]
+    assert "use terminal, json, markdown or csv" in tell("methods", "--format", "html")[2]
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,33 @@ def test_what_is_wrong_is_told_with_its_files_and_can_end_the_command(tmp_path):
     assert "--strict: 2 images lie in two classes" in ended.stderr
 
 
+@pytest.mark.parametrize("form", ["json", "markdown", "csv"])
+def test_every_format_has_what_was_found(tmp_path, form):
+    root = draw(tmp_path / "data", {"=a": 10, "b|c": 12})
+    (root / "b|c" / "again.png").write_bytes((root / "=a" / "0.png").read_bytes())
+    ended = run_command("data", root, "--format", form, cwd=tmp_path)
+    assert ended.returncode == 0
+    told = ended.stdout
+    if form == "json":
+        document = json.loads(told)
+        assert document["schema_version"] == 1
+        assert document["counts"] == {"=a": 10, "b|c": 13}
+    elif form == "markdown":
+        assert "\n- images: 23 images of 2 classes, 10 to 13 each\n" in told
+        assert "\n- **warning** 2 images lie in two classes" in told
+        assert "\n  - =a/0.png\n" in told
+        assert "\n| b\\|c | 13 |\n" in told
+    else:
+        assert told == "class,images\n'=a,10\nb|c,13\n"
+
+
+def test_a_format_that_there_is_not_is_one_line(tmp_path):
+    ended = run_command("data", "photos", "--format", "html", cwd=tmp_path)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert "--format 'html' is not known; use terminal, json, markdown or csv" in ended.stderr
+    assert ended.stderr.count("\n") == 1
+
+
 def test_with_a_model_it_tells_how_the_images_are_read(tmp_path):
     model = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2))
     with torch.no_grad():  # right of bright and dark, where white is 1 and black is 0

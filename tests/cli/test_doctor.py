@@ -74,6 +74,18 @@ def test_json_alone(tell):
     }
 
 
+def test_as_json_and_as_markdown(tell, lacking):
+    lacking["scikit-learn"] = None
+    code, out, err = tell("doctor", "--format", "json")
+    assert (code, err) == (1, "")
+    assert json.loads(out)["problems"] == json.loads(tell("doctor", "--json", "-")[1])["problems"] != []
+    code, out, _ = tell("doctor", "--format", "markdown")
+    assert code == 1
+    assert out.startswith("## Problems\n\n- scikit-learn is not installed: pip install")
+    assert "\n## Versions\n\n- python: " in out
+    assert "use terminal, json or markdown" in tell("doctor", "--format", "csv")[2]
+
+
 @pytest.mark.parametrize(
     ("version", "said"),
     [

@@ -283,7 +283,7 @@ def test_weights_in_parts_are_put_together():
     prune.l1_unstructured(pruned.classifier[1], "weight", 0.5)
     rebuilt = rebuild(pruned.state_dict())
     assert same(rebuilt, pruned)
-    assert "50% of those weights are zero" in told(rebuilt)
+    assert "50 % of those weights are zero" in told(rebuilt)
     normed = net("resnet18")
     normed.fc = nn.utils.parametrizations.weight_norm(nn.Linear(512, 4))
     x = torch.randn(1, 3, 64, 64)

@@ -540,8 +540,8 @@ def left_alone() -> Recommendation:
         outcome="leave",
         recommended=None,
         relaxations=(),
-        answer="Leave the model as it is: 71.0% of 2,000 held-out images right (69.0% to 73.0%), and the "
-        "best that was tried, norm, is within 1.0%: 71.3%, +0.3 points.",
+        answer="Leave the model as it is: 71.0 % of 2,000 held-out images right (69.0 to 73.0 %), and the "
+        "best that was tried, norm, is within 1.0 %: 71.3 %, +0.3 points.",
     )
 
 

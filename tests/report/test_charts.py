@@ -25,8 +25,12 @@ def draw(points: list[Point], x: Axis = MEMORY, y: Axis = ACCURACY) -> str:
 
 
 def circles(svg: str) -> list[tuple[float, float]]:
-    found = re.findall(r'<circle cx="([\d.-]+)" cy="([\d.-]+)"', svg)
-    return [(float(x), float(y)) for x, y in found]
+    """Where points stand that are drawn as circles: each is put with `<use>` at the height of its mark."""
+    heights = dict(
+        re.findall(r'<g id="(p\d+)"[^>]*><title[^>]*></title>(?:<line[^>]*>)?<circle cy="([\d.-]+)"', svg)
+    )
+    found = re.findall(r'<use href="#(p\d+)" x="([\d.-]+)"', svg)
+    return [(float(x), float(heights[mark])) for mark, x in found if mark in heights]
 
 
 def test_places_are_to_scale() -> None:
@@ -77,8 +81,24 @@ def test_no_point_that_was_tried_and_fits_lies_above_the_front() -> None:
 def test_what_lies_outside_the_axes_is_an_arrow_at_the_edge() -> None:
     svg = draw([point(1, 10e6, 0.5), point(2, 20e6, 0.6), point(3, 15e6, 0.1)])
     assert len(circles(svg)) == 2
-    (arrow,) = re.findall(r'<path class="arrow" transform="translate\(([\d.]+) ([\d.]+)\) rotate\(0\)"', svg)
-    assert float(arrow[1]) == charts.HEIGHT - charts.BOTTOM
+    (arrow,) = re.findall(r'<path class="arrow" d="M-4 ([\d.]+)l4 7l4 -7z"', svg)
+    assert float(arrow) + 7 == charts.HEIGHT - charts.BOTTOM
+
+
+def test_what_lies_beyond_the_last_tick_is_at_the_edge_with_an_arrow_that_points_on() -> None:
+    points = [point(1, 10e6, 0.5), point(2, 20e6, 0.6), point(3, 90e6, 0.7, known="predicted")]
+    svg = draw(points)
+    (arrow,) = re.findall(r'<path class="further" d="M([\d.]+)', svg)
+    edge = max(x for x, _ in circles(svg))
+    assert edge == charts.WIDTH - charts.RIGHT < float(arrow)
+
+
+def test_charts_of_one_page_share_their_marks() -> None:
+    points = [point(1, 10e6, 0.5), point(2, 20e6, 0.6, known="predicted"), point(3, 30e6, None)]
+    other = scatter(points, MEMORY, ACCURACY, title="title", description="description", defines=False)
+    assert "<title" not in other
+    put = r'<use href="#(p\d+)"'
+    assert sorted(re.findall(put, other)) == sorted(re.findall(put, draw(points))) == ["p1", "p2", "p3"]
 
 
 def test_unknown_accuracy_stands_below_the_plot() -> None:
@@ -86,7 +106,7 @@ def test_unknown_accuracy_stands_below_the_plot() -> None:
     assert len(circles(svg)) == 1
     assert "probed" in svg
     assert f'viewBox="0 0 {charts.WIDTH} {charts.HEIGHT + charts.RUG}"' in svg
-    assert 'data-number="2"' in svg
+    assert 'href="#p2"' in svg
 
 
 places = st.tuples(st.floats(0, 1e12), st.floats(0.4, 0.9))

@@ -188,7 +188,7 @@ def test_no_name_is_left(samples: dict[str, Recommendation]) -> None:
 def test_the_class_of_a_recall_is_no_name_that_is_left(samples: dict[str, Recommendation]) -> None:
     base = samples["with_data"]
     assert base.data
-    reason = "recall:cracked blade accuracy 40.0%, below the 50.0% asked for"
+    reason = "recall:cracked blade accuracy 40.0 %, below the 50.0 % asked for"
     too_few = Violation("min_accuracy", 0.4, 0.5, reason)
     given = replace(
         base,

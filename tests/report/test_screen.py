@@ -125,7 +125,7 @@ def test_the_run_is_told_in_the_terms_of_the_users_limit(samples: dict[str, Reco
         (None, 0, "638 MB for the update; the runtime 190 MB more: 828 MB in all"),
         (900, 0, "638 MB for the update; the runtime 190 MB more: 828 of 900 MB"),
         (2000, 0, "638 MB for the update; the runtime 190 MB more: 828 MB of 2.00 GB"),
-        (640, 0, "638 MB for the update; the runtime 190 MB more, over --ram in all"),
+        (640, 0, "638 MB for the update; 828 MB with the runtime, over --ram 640 MB"),
         (900, 190, "638 MB for the update and 190 MB for the runtime: 828 of 900 MB"),
     ],
 )
@@ -204,7 +204,7 @@ def test_where_the_model_is_left_alone_nothing_is_to_be_carried_out(
     samples: dict[str, Recommendation],
 ) -> None:
     lines = lines_of(samples["left_alone"], 80)
-    assert lines[0].startswith("Leave the model as it is: 71.0%")
+    assert lines[0].startswith("Leave the model as it is: 71.0 %")
     assert not any("apply" in line or "Why not" in line for line in lines)
 
 

@@ -7,6 +7,7 @@ import re
 import pytest
 from markupsafe import escape
 
+from advisor.report.fitted import folded
 from advisor.report.typeset import breakable, shell, typeset
 
 STAYS = "\N{NO-BREAK SPACE}"
@@ -28,6 +29,15 @@ def test_signs_are_printed_and_names_and_options_kept(text: str, told: str) -> N
 @pytest.mark.parametrize("figure", ["2.67 MB", "94.3 %", "6.80 MFLOP", "0.62 x FLOPs", "21.7 \u2192 94.3 %"])
 def test_no_line_ends_within_a_figure(figure: str) -> None:
     assert typeset(f"of {figure} in all") == f"of {figure.replace(' ', STAYS)} in all"
+
+
+def test_no_line_of_the_terminal_ends_within_a_figure() -> None:
+    for width in range(20, 60):
+        lines = folded(
+            "Leave it: 71.0 % of 2,000 images right (69.0 to 73.0 %), with 2.67 MB to ship", width, 9
+        )
+        assert not [line for line in lines if line.strip().startswith(("%", "MB"))]
+        assert " ".join(line.strip() for line in lines).isascii()
 
 
 @pytest.mark.parametrize("name", ["full", "lora-4@last-3@cached-disk", "<i>@b & c"])

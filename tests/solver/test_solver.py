@@ -9,7 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from advisor.errors import InputError, UnitError
-from advisor.records import Accuracy, Budget, Candidate, Cost, Evaluation, Flops, Measurement, Memory
+from advisor.records import (
+    Accuracy,
+    Budget,
+    Candidate,
+    Cost,
+    Estimate,
+    Evaluation,
+    Flops,
+    Measurement,
+    Memory,
+)
 from advisor.solver import answer, pareto_front, parse_budget, rank, relaxations, violations
 from advisor.solver.choose import paired_gap
 
@@ -48,12 +58,12 @@ def test_what_forgets_too_much_does_not_fit():
     kept = replace(evaluation("norm"), accuracy=replace(accuracy(850), retained=accuracy(850)))
     assert rank([lost, kept], Budget(min_retained=0.8)) == [kept]
     text = answer(kept, [lost, kept], Budget(min_retained=0.8), None)
-    assert "85.0% on the old data" in text
+    assert "85.0 % on the old data" in text
     relaxed = relaxations(kept, [lost, kept], Budget(min_retained=0.8), None)[0]
     assert relaxed.sentence.startswith(
         "With --min-retained 0.700 (10.0 points lower) the answer is full: +5.0 +- "
     )
-    assert "70.0%" in answer(None, [lost], Budget(min_retained=0.8), None)
+    assert "70.0 %" in answer(None, [lost], Budget(min_retained=0.8), None)
 
 
 def test_of_those_as_good_what_surely_forgets_more_is_no_choice():
@@ -164,7 +174,7 @@ def test_the_answer_is_one_sentence_with_the_numbers():
     chosen = evaluation("norm", right=713)
     text = answer(chosen, [chosen], Budget(ram_bytes=64_000_000), None)
     assert "norm" in text
-    assert "71.3%" in text
+    assert "71.3 %" in text
     assert "64.0 MB" in text
     assert "\n" not in text
 
@@ -206,6 +216,29 @@ def test_relaxations_say_how_much_more_admits_what():
         "With --ram 90B (10 B less) the answer stays",
         "With --ram 89B (11 B less) nothing fits",
     ]
+
+
+def test_what_is_expected_to_be_no_better_is_not_offered():
+    budget = Budget(ram_bytes=100)
+    head = evaluation("head", budget, right=500, memory=90)
+    made = [
+        head,
+        replace(evaluation("norm", budget, memory=130), predicted=Estimate(0.44, 0.1, 0.9)),
+        replace(evaluation("full", budget, memory=500), predicted=Estimate(0.5, 0.1, 0.9)),
+    ]
+    assert {r.effect for r in relaxations(head, made, budget, None)} == {"stays", "answer"}
+    better = [*made, replace(evaluation("lora", budget, memory=300), predicted=Estimate(0.62, 0.5, 0.7))]
+    found = relaxations(head, better, budget, None)
+    assert [r.candidate_id for r in found if r.effect == "fits"] == ["lora"]
+
+
+def test_another_answer_that_is_no_better_says_what_speaks_for_it():
+    budget = Budget(ram_bytes=100, prefer="flops", tolerance=0.02)
+    chosen = evaluation("head", budget, right=500, memory=90, flops=2000)
+    cheaper = evaluation("norm", budget, right=495, memory=130, flops=1000)
+    sentence = relaxations(chosen, [chosen, cheaper], budget, None)[0].sentence
+    assert sentence.startswith("With --ram 130B (30 B more) the answer is norm: -")
+    assert sentence.endswith(", for FLOPs per update of 1.00 kFLOP instead of 2.00 kFLOP")
 
 
 def test_budgets_as_typed():
@@ -301,7 +334,7 @@ def test_the_order_of_costs_is_as_preferred():
     found = [small, lean, light, quick]
     first = {prefer: rank(found, Budget(prefer=prefer))[0] for prefer in ("ram", "flops", "storage", "time")}
     assert first == {"ram": small, "flops": lean, "storage": light, "time": quick}
-    assert "points below the best that fits, good" in answer(
+    assert "points below good, the best that fits" in answer(
         evaluation("cheap", right=700),
         [evaluation("cheap", right=700), evaluation("good", right=900)],
         Budget(),

@@ -35,8 +35,8 @@ def test_what_is_no_better_than_the_model_as_it_is_leaves_it_alone(right, base):
     verdict = weighed([evaluation("recalibrate", right=right)], base=base)
     assert verdict.outcome == "leave"
     assert not verdict.choices
-    assert verdict.reason.startswith("Leave the model as it is: 97.6% of 1,000")
-    assert f"recalibrate, is {'within 1.0%' if right > base else 'no better'}" in verdict.reason
+    assert verdict.reason.startswith("Leave the model as it is: 97.6 % of 1,000")
+    assert f"recalibrate, is {'within 1.0 %' if right > base else 'no better'}" in verdict.reason
     assert f"{(right - base) / 10:+.1f} points" in verdict.reason
 
 
@@ -63,8 +63,8 @@ def test_what_is_not_surely_above_guessing_is_not_recommended():
     ]
     verdict = weighed(tries, guess=0.5)
     assert verdict.outcome == "none"
-    assert "always answering the largest class, which is right for 50.0%" in verdict.reason
-    assert "the best of 12 that were tried, m0, for 60.0%" in verdict.reason
+    assert "always answering the largest class, which is right for 50.0 %" in verdict.reason
+    assert "the best of 12 that were tried, m0, for 60.0 %" in verdict.reason
     verdict = weighed([replace(tries[0], accuracy=accuracy(62, 80)), *tries[1:]], guess=0.5)
     assert [e.candidate.method for e in verdict.choices] == ["m0"]
 
@@ -122,7 +122,7 @@ def test_where_classes_count_alike_answering_one_of_them_always_has_learnt_nothi
         told = weighed([lazy], guess=0.95, budget=budget)
         assert told.outcome == "none"
         assert "answering the same class" in told.reason
-        assert "50.0%; the best of 1 that were tried, lazy, for 50.5%" in told.reason
+        assert "50.0 %; the best of 1 that were tried, lazy, for 50.5 %" in told.reason
         assert weighed([able], guess=0.95, budget=budget).choices == (able,)
     assert weighed([able], guess=0.95).outcome == "none"  # as a share of all images it is below guessing
 

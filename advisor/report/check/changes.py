@@ -93,7 +93,7 @@ def figure_rows(target: TargetReport) -> list[Row]:
     as this machine has it.
     """
     before = target.before.figures if target.before is not None else None
-    after = _figures_after(target)
+    after = figures_after(target)
     if before is None and after is None:
         return []
     now, chosen = target.now, None
@@ -242,7 +242,8 @@ def _both(layer: LayerChange, show: Callable[[LayerFigures], str]) -> str:
     return f"{before} -> {after}"
 
 
-def _figures_after(target: TargetReport) -> Figures | None:
+def figures_after(target: TargetReport) -> Figures | None:
+    """What the candidate that `figure_rows` are of costs now; None: it isn't known."""
     now, before = target.now, target.before
     if now is None:
         return None

@@ -86,16 +86,18 @@ function options(data, stops, budget) {
 
 function tell(data, answer, isAsked, typed) {
   const result = document.querySelector(".whatif .result");
-  const best = answer.outcome === "use" ? data.candidates[answer.choices[0]] : null;
-  const chosen = (isAsked && data.candidates.find((candidate) => candidate.name === data.recommended)) || best;
+  const best = answer.outcome === "use" ? answer.choices[0] : null;
+  const chosen = (isAsked ? data.recommended : null) ?? best;
   const count = `${answer.fitting.length} of ${data.candidates.length} fit`;
   const bold = (text) => Object.assign(document.createElement("b"), {textContent: text});
   const say = (...parts) => result.replaceChildren(...parts);
-  if (chosen && chosen.accuracy === null && data.has_data) {
-    say("Nothing that fits was tried; the cheapest is ", bold(chosen.name), `: ${figuresOf(chosen)}; ${count}.`);
-  } else if (chosen) {
-    const again = data.recommended === chosen.name ? " (the recommended one)" : "";
-    say("Use ", bold(chosen.name), `${again}: ${figuresOf(chosen)}; ${count}.`);
+  if (chosen !== null && data.candidates[chosen].accuracy === undefined && data.has_data) {
+    const [name, figures] = toldOf(chosen);
+    say("Nothing that fits was tried; the cheapest is ", bold(name), `: ${figures}; ${count}.`);
+  } else if (chosen !== null) {
+    const [name, figures] = toldOf(chosen);
+    const again = data.recommended === chosen ? " (the recommended one)" : "";
+    say("Use ", bold(name), `${again}: ${figures}; ${count}.`);
   } else if (answer.outcome === "leave") {
     say(bold("Leave the model as it is"), `: nothing is expected to gain more than the tolerance; ${count}.`);
   } else if (answer.fitting.length) {
@@ -104,24 +106,24 @@ function tell(data, answer, isAsked, typed) {
     say(bold("Nothing fits"), ".");
   }
   if (!isAsked && typed) result.append(` To ask for it: ${typed}`);
-  const fitting = new Set(answer.fitting.map((n) => data.candidates[n].number));
-  for (const mark of document.querySelectorAll("[data-number]")) {
-    const number = Number(mark.dataset.number);
-    mark.classList.toggle("out", !isAsked && !fitting.has(number));
-    mark.classList.toggle("again", !isAsked && chosen?.number === number);
-  }
+  const fitting = new Set(answer.fitting);
+  data.candidates.forEach((_, n) => {
+    const mark = document.getElementById(`p${n + 1}`);
+    mark.classList.toggle("out", !isAsked && !fitting.has(n));
+    mark.classList.toggle("again", !isAsked && chosen === n);
+  });
 }
 
-// What stands at its point, after its name.
-function figuresOf(candidate) {
-  const mark = document.querySelector(`[data-number="${candidate.number}"]`);
-  return mark.dataset.tip.slice(candidate.name.length + 2);
+// A candidate's name, and what stands at its point after it.
+function toldOf(n) {
+  const name = document.querySelector(`#c${n + 1} .name`).textContent;
+  return [name, document.querySelector(`#p${n + 1} desc`).textContent.slice(name.length + 2)];
 }
 
 function showFigures() {
   const tip = document.getElementById("tip");
   const show = (mark) => {
-    tip.textContent = mark.dataset.tip;
+    tip.textContent = document.querySelector(`${mark.getAttribute("href")} desc`).textContent;
     tip.hidden = false;
     const at = mark.getBoundingClientRect();
     const width = document.documentElement.clientWidth;
@@ -130,10 +132,13 @@ function showFigures() {
     tip.style.top = `${(above > 0 ? above : at.bottom + 8) + scrollY}px`;
   };
   const hide = () => { tip.hidden = true; };
-  for (const mark of document.querySelectorAll("[data-number]")) {
-    const title = mark.querySelector("title");
-    mark.dataset.tip = title.textContent;
-    title.remove(); // or the browser shows it a second time
+  for (const title of document.querySelectorAll("defs title")) {
+    const told = document.createElementNS(title.namespaceURI, "desc"); // a title is shown a second time
+    told.id = title.id;
+    told.textContent = title.textContent;
+    title.replaceWith(told);
+  }
+  for (const mark of document.querySelectorAll("#trade use")) {
     mark.addEventListener("mouseenter", () => show(mark));
     mark.addEventListener("mouseleave", hide);
     const link = mark.closest("a");
@@ -168,10 +173,10 @@ function makeSortable(table) {
 }
 
 function keyOf(cell) {
-  const exact = cell.dataset.value ?? cell.querySelector("data")?.value;
-  if (exact === "") return null; // unknown: last, either way
-  if (exact !== undefined) return Number(exact);
+  if (cell.dataset.value !== undefined) return Number(cell.dataset.value);
   const text = cell.textContent.trim();
+  if (text === "\u2013") return null; // unknown: last, either way
+  if (text === "-") return 0; // nothing at all
   return text !== "" && !Number.isNaN(Number(text)) ? Number(text) : text;
 }
 

@@ -13,12 +13,12 @@ function solve(data, budget) {
 }
 
 function rank(data, budget, fitting) {
-  const isKnown = (n) => data.candidates[n].accuracy !== null;
+  const isKnown = (n) => data.candidates[n].accuracy !== undefined;
   const order = data.orders[budget.prefer];
   const cheapest = [...fitting].sort((a, b) => order[a] - order[b]);
   if (!cheapest.some(isKnown)) {
     const hasFloor = data.limits.some((limit, n) => limit.floor && !limit.soft && budget.limits[n] !== null);
-    return hasFloor && data.candidates.some((candidate) => candidate.accuracy !== null) ? [] : cheapest;
+    return hasFloor && data.candidates.some((candidate) => candidate.accuracy !== undefined) ? [] : cheapest;
   }
   const ranked = [];
   for (const finalist of [true, false]) {
@@ -49,7 +49,7 @@ function firstChoice(data, cheapest, tolerance) {
 }
 
 function weigh(data, budget, ranked) {
-  const probed = ranked.filter((n) => data.candidates[n].accuracy !== null);
+  const probed = ranked.filter((n) => data.candidates[n].accuracy !== undefined);
   if (!probed.length || !data.has_data) return {outcome: ranked.length ? "use" : "none", choices: ranked};
   const able = probed.filter((n) => data.candidates[n].sure);
   const finalists = probed.filter((n) => data.candidates[n].finalist);
