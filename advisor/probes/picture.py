@@ -26,7 +26,7 @@ _Z95 = 1.959964  # the normal distribution's 97.5 % quantile
 _PRIOR = Path(__file__).parent / "prior.json"
 _STEP = math.log(5)  # between two learning rates of a grid, about
 _WORSE = 0.8  # in log odds below the best: how much further is all one
-_FURTHER = 3.0  # times as far down an interval reaches that ends below all that is told apart
+_FURTHER = 2.0  # times as far again an interval reaches below all that is told apart
 _SMALL_IMAGES = 96  # pixels: below it
 World = Literal["small images", "images"]
 WORLDS: tuple[World, ...] = get_args(World)
@@ -283,9 +283,10 @@ class Belief:
         """What it would come to, on any images like those that judged, with a 95 % interval."""
         mean = float(self.means[row])
         away = _Z95 * math.sqrt(self.variances[row] + self.prior.noise**2)
-        # What was not seen and is that bad may fail altogether.
-        below = away if row in self._judged.rows or mean - away > self.floor else _FURTHER * away
-        return Estimate(expit(mean), expit(mean - below), expit(mean + away))
+        low = mean - away
+        if row not in self._judged.rows:  # what was not seen and is that bad may fail altogether
+            low -= _FURTHER * max(min(mean, self.floor) - low, 0.0)
+        return Estimate(expit(mean), expit(low), expit(mean + away))
 
 
 def pictured(
