@@ -1,4 +1,4 @@
-"""A disk that is full or read-only: files are written whole or not at all, and one line says why."""
+"""A disk that is full or read-only, a clock that jumps, weights that are NaN: one line, and nothing half."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from contextlib import contextmanager
 
 import pytest
+import torch
 
 from advisor.store import Store
 from tests.cli.test_cli import one_line
@@ -128,3 +130,45 @@ def test_training_on_a_full_disk_says_so_and_goes_on_once_there_is_room(run, tmp
     assert not list(out.glob(".*"))
     assert run(*asked)[0] == 0
     assert (out / "adapter.safetensors").exists()
+
+
+@pytest.mark.parametrize("jump", [-86400.0, 86400.0])
+def test_a_clock_that_jumps_changes_nothing(run, monkeypatch, tmp_path, jump):
+    """Set by hand or by the network in the middle of a run, by a day for each look."""
+    looks = iter(range(10**9))
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + jump * next(looks))
+    asked = (
+        "recommend",
+        "model.pt",
+        "--data",
+        "new-data.npz",
+        *ASKED,
+        "--probe-time",
+        "5s",
+        "--no-verify",
+    )
+    files = ("--store", tmp_path / "store.sqlite", "--json", tmp_path / "o.json")
+    begun = time.monotonic()
+    code, _, err = run(*asked, *files)
+    assert code == 0, err
+    assert time.monotonic() - begun < 120
+    assert json.loads((tmp_path / "o.json").read_text())["recommended"]
+    code, _, err = run(*asked, *files)
+    assert code == 0, err
+    with Store(tmp_path / "store.sqlite") as store:
+        assert list(store)
+        assert not store.trouble
+
+
+def test_weights_that_are_nan_are_told_in_a_line(run, folder, tmp_path):
+    model = torch.load(folder / "model.pt", weights_only=False)
+    weights = model.state_dict() if hasattr(model, "state_dict") else model
+    first = next(name for name, value in weights.items() if value.is_floating_point())
+    weights[first].view(-1)[0] = float("nan")
+    torch.save(model, tmp_path / "nan.pt")
+    code, out, err = run("recommend", tmp_path / "nan.pt", "--data", "new-data.npz", *ASKED, "--no-store")
+    assert code == 2
+    assert not out
+    assert "NaN" in one_line(err) or "not finite" in one_line(err)
+    assert first in one_line(err)
