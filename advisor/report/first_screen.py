@@ -76,7 +76,8 @@ def headline(recommendation: Recommendation) -> Headline:
     achieved = achieved_text(f"{before}{view.percent(choice.accuracy.mean)}", recommendation.budget.metric)
     title = f"Use {choice.candidate.short}: {achieved}"
     old = _old_data(recommendation, choice.accuracy, base)
-    return Headline(badge, "good", title, (*below, *([old] if old else [])))
+    rests_on = f"{view.tried_text(recommendation)}."
+    return Headline(badge, "good", title, (*below, *([old] if old else []), rests_on))
 
 
 def _in_words(choice: Evaluation, recommendation: Recommendation) -> list[str]:

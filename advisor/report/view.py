@@ -467,6 +467,14 @@ def evidence_text(recommendation: Recommendation) -> str:
     return f"{count} of {len(fitting)} candidates were tried, none of {names}: {why_untried(recommendation)}"
 
 
+def tried_text(recommendation: Recommendation) -> str:
+    """How many of those that fit were tried, and of which methods none was."""
+    fitting = [item for item in recommendation.evaluations if item.fits]
+    count = sum(item.accuracy is not None for item in fitting)
+    all_methods = f"{count:,} of {len(fitting):,} candidates that fit were tried, some of every method"
+    return evidence_text(recommendation) or all_methods
+
+
 def why_untried(recommendation: Recommendation) -> str:
     """What stood against the candidates that fit and were not tried."""
     reasons = [e.probe_failure for e in recommendation.evaluations if e.fits and e.accuracy is None]

@@ -257,6 +257,16 @@ def test_the_first_screen_tells_what_the_method_does_and_what_is_unknown(
     assert "accuracy unknown" not in first  # once is enough where it is so of all
 
 
+def test_how_much_was_tried_stands_above_everything_else(samples: dict[str, Recommendation]) -> None:
+    base = samples["with_data"]
+    first = Page(render_html(base)).text.partition("Accuracy against cost")[0]
+    assert re.search(r"(\d) of \1 candidates that fit were tried, some of every method", first)
+    left = next(item for item in base.evaluations if item.fits and item.candidate.id != base.recommended)
+    others = tuple(replace(item, accuracy=None) if item is left else item for item in base.evaluations)
+    first = Page(render_html(replace(base, evaluations=others))).text.partition("Accuracy against cost")[0]
+    assert f"candidates were tried, none of {left.candidate.method}: " in first
+
+
 def test_as_many_are_held_out_as_judged_what_was_tried(samples: dict[str, Recommendation]) -> None:
     base = samples["with_data"]
     assert base.data
