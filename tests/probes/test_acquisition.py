@@ -52,12 +52,14 @@ def test_an_answer_moves_what_is_believed_as_far_as_was_expected(asked, samples)
     """
     seen = [Seen(POINTS[0], 0.8, SAMPLES), Seen(POINTS[4], 0.8, SAMPLES)]
     every, belief = range(len(POINTS)), PICTURE.given(seen)
-    one, other = (PICTURE.given([*seen, Seen(POINTS[asked], right, samples)]) for right in (0.79, 0.81))
+    expects = expit(belief.means[asked])
+    answers = (Seen(POINTS[asked], expects + more, samples) for more in (-0.01, 0.01))
+    one, other = (PICTURE.given([*seen, answer]) for answer in answers)
     [expected] = belief.moves(every, [(asked, samples)]).T
     # Two answers, apart by so much in log odds, move the means apart in proportion.
     moved = other.means - one.means
     assert moved / np.linalg.norm(moved) == pytest.approx(expected / np.linalg.norm(expected), abs=0.02)
-    left = belief.variances - one.variances
+    left = belief.variances - (one.variances + other.variances) / 2
     assert left == pytest.approx(expected**2, rel=0.05, abs=1e-4)
 
 
