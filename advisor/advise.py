@@ -497,7 +497,7 @@ def _probe_all(
                 key=trainer.key(),
                 executor=executor,
                 report=lambda fraction, running: progress("probe", fraction, running),
-                lead=lambda leads, told: progress("lead", 0.0, f"{leads.short}, about {100 * told.mean:.0f} %"),
+                lead=lambda best, told: progress("lead", 0.0, f"{best.short}, about {100 * told.mean:.0f} %"),
             )
         progress("probe", 1.0, "")
         story.warnings[:0] = result.warnings

@@ -47,10 +47,10 @@ def test_bar_elapsed_and_time_left_are_always_there(width, running):
 def test_what_leads_is_told_above_the_bars_and_not_too_often():
     text = io.StringIO()
     bars = ProgressBars(Console(file=text, force_terminal=True, width=80, color_system=None))
-    for lead in ("ridge, about 70%", "norm, about 71%"):  # the second follows at once
+    for lead in ("ridge, about 70 %", "norm, about 71 %"):  # the second follows at once
         bars("lead", 0.0, lead)
     assert [line for line in text.getvalue().splitlines() if "far" in line] == [
-        "So far: ridge, about 70%; Ctrl-C takes it"
+        "So far: ridge, about 70 %; Ctrl-C takes it"
     ]
 
 
