@@ -387,9 +387,9 @@ class Simulator:
         batch: tuple[torch.Tensor, torch.Tensor],
         tensors: Tensors,
     ) -> Recording:
-        """One update; where it is a real one, with all that the allocator gave out inside operators, too."""
+        """One update; of real recurrent layers with all that the allocator gave out inside kernels, too."""
         recording = _recorded(recorder, trainable, optimizer, *batch)
-        if tensors != "real" or self._workspace is None:
+        if tensors != "real" or not self._needs_kernels:
             return recording
         memory = recording.memory
         taken = allocator_peak(trainable, optimizer, *batch) - _random_states(trainable)
