@@ -81,7 +81,7 @@ from advisor.solver import (
 from advisor.store import Store
 from advisor.training.accelerator import CPU, accelerator_for
 from advisor.training.epochs import Length
-from advisor.units import format_bytes, format_flops, format_seconds
+from advisor.units import format_bytes, format_flops, format_percent, format_seconds
 
 _log = logging.getLogger(__name__)
 _LEAST_PROBING, _MOST_PROBING, _ROUNDED = 60.0, 1200.0, 30.0  # seconds
@@ -497,7 +497,9 @@ def _probe_all(
                 key=trainer.key(),
                 executor=executor,
                 report=lambda fraction, running: progress("probe", fraction, running),
-                lead=lambda best, told: progress("lead", 0.0, f"{best.short}, about {100 * told.mean:.0f} %"),
+                lead=lambda best, told: progress(
+                    "lead", 0.0, f"{best.short}, about {format_percent(told.mean, 0)}"
+                ),
             )
         progress("probe", 1.0, "")
         story.warnings[:0] = result.warnings

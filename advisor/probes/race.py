@@ -342,7 +342,7 @@ class _Race:
     ) -> list[Option]:
         """All trials that can be run now: each is for longer than what was run, or judged on more images."""
         found = []
-        for one, rate in ((one, rate) for one, of_one in rates.items() for rate in of_one):
+        for one, rate in ((one, rate) for one, open_to_it in rates.items() for rate in open_to_it):
             heads, done = self._found.heads(one), self._found.last(one, rate)
             ends = picture.rows_of(one, rate, 1.0, heads)
             of_one = [self._untrained_updates(one)] if rate is None else lengths
