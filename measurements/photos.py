@@ -73,6 +73,12 @@ TRAININGS: tuple[Training, ...] = (
 TEACHING: tuple[Training, ...] = (
     lambda blocks: Candidate("full", levers=replace(FROZEN, scope=3)),
     lambda blocks: Candidate.of("lora", {"rank": 8}, replace(FROZEN, scope=3)),
+    lambda blocks: Candidate("ia3", levers=replace(FROZEN, scope=blocks // 2)),
+    lambda blocks: Candidate.of("lite-residual", {"reduction": 4}, Levers(scope=blocks // 2)),
+    lambda blocks: Candidate.of("dora", {"rank": 8}, replace(FROZEN, scope=blocks // 2)),
+    lambda blocks: Candidate("norm", levers=replace(FROZEN, scope=blocks // 2)),
+    lambda blocks: Candidate("ssf", levers=replace(FROZEN, scope=blocks // 2)),
+    lambda blocks: Candidate.of("galore", {"rank": 8}, replace(FROZEN, scope=blocks // 2)),
 )
 QUICK_TRAININGS = tuple(TRAININGS[number] for number in (0, 2, 7))
 
