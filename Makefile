@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-long test-browser lint study-memory study-flops study-layer-types study-pricing study-peers study-regret study-curves study-prior study-allocation study-augment study-photos study-check study-files study-lookalikes study-zoos study-device clean
+.PHONY: demo test test-long test-browser lint study-memory study-flops study-layer-types study-pricing study-peers study-regret study-curves study-prior study-allocation study-augment study-photos study-smoothing study-check study-files study-lookalikes study-zoos study-device clean
 
 demo: $(VENV)/.installed
 	$(BIN)/peft-advisor demo
@@ -81,6 +81,11 @@ study-prior: $(VENV)/.installed-studies
 study-photos: $(VENV)/.installed-photos
 	$(if $(DATA),,$(error give DATA=FOLDER (photos: clothing/, grocery/, cifar/test/)))
 	$(BIN)/python -m measurements.photos --data $(DATA) $(STUDY)
+
+# DATA: a folder with cifar/test/, likewise.
+study-smoothing: $(VENV)/.installed-photos
+	$(if $(DATA),,$(error give DATA=FOLDER (CIFAR-10 JPEG: cifar/test/)))
+	$(BIN)/python -m measurements.smoothing --data $(DATA)
 
 study-lookalikes: $(VENV)/.installed-photos
 	$(if $(DATA),,$(error give DATA=FOLDER (photos: clothing/, grocery/, perhaps cifar/train/)))

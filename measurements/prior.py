@@ -17,7 +17,7 @@ import json
 import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,6 +53,7 @@ from measurements.truth import say
 PRIOR = Path(picturing.__file__).parent / "prior.json"
 RESULTS = Path(__file__).parent / "results" / "prior.json"
 PHOTOS = RESULTS.with_name("photos.json")
+SMOOTHING = RESULTS.with_name("smoothing.json")
 _USUAL, _PULL = 0.15, 0.5  # a standard deviation in log odds, and how much says that it is so
 _ANY_TASK = 2.0  # standard deviation in log odds: users' tasks lie further apart than the study's
 _POINTS = 200  # of each task, drawn at random: what a fit takes grows with their cube
@@ -251,6 +252,7 @@ class _Told:
             {group: round(math.sqrt(float(of)), 4) for group, of in zip(self.groups, of_group, strict=True)},
             round(noise, 4),
             round(self.shared, 4),
+            json.loads(SMOOTHING.read_text())["smoothed"],
         )
 
 
@@ -299,7 +301,7 @@ def held_out(task: Task, prior: Prior, seeds: int) -> dict[str, float]:
         known = probed(task, seed)
         rest = [row for row in task.rows if row.point.share == 1 and row not in known]
         seen = [Seen(row.point, row.seen, SEEN) for row in known if row.seen is not None]
-        found = pictured(seen, [row.point for row in rest], task.under, prior)
+        found = pictured(seen, [row.point for row in rest], task.under, replace(prior, smoothed=1.0))
         # The truth was judged on a sample, too.
         covered += [(f.low <= row.true <= f.high) for f, row in zip(found, rest, strict=True)]
         errors += [abs(f.mean - row.true) for f, row in zip(found, rest, strict=True)]
@@ -321,7 +323,8 @@ def as_plain(prior: Prior) -> dict[str, Any]:
     means: dict[str, dict[str, float]] = {}
     for (group, name), value in prior.means.items():
         means.setdefault(group, {})[name] = value
-    return {"means": means, "spreads": dict(prior.spreads), "noise": prior.noise, "shared": prior.shared}
+    same = {"noise": prior.noise, "shared": prior.shared, "smoothed": prior.smoothed}
+    return {"means": means, "spreads": dict(prior.spreads)} | same
 
 
 def main() -> None:

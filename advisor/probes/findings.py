@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
@@ -10,7 +11,18 @@ from typing import Any
 
 from advisor.methods import learning_rates
 from advisor.probes.judging import ACCURACY, Metric
-from advisor.probes.picture import Belief, Conditions, Picture, Point, Seen, pictured, shipped_prior, whole
+from advisor.probes.picture import (
+    Belief,
+    Conditions,
+    Picture,
+    Point,
+    Seen,
+    expit,
+    logit,
+    pictured,
+    shipped_prior,
+    whole,
+)
 from advisor.probes.train import Answers, Probe, Trial, training_of
 from advisor.records import FEATURES, Accuracy, Candidate, Census, Cost, CurvePoint, Estimate, Features
 from advisor.training.loop import head_of
@@ -41,6 +53,7 @@ class Findings:
         self.costs = {one: costs[next(iter(heads.values()))[0]] for one, heads in self._alike.items()}
         self._probes: dict[Candidate, list[Probe]] = {}  # what went well, by what is trained
         self._by_head: dict[Trial, dict[Features | None, Accuracy]] = {}  # of those, as judged
+        self._smoothed: dict[Trial, list[float]] = {}
         self._failures: dict[Candidate, str] = {}
         self._barred: dict[Candidate, float] = {}  # learning rates from which on a training fails
 
@@ -90,7 +103,7 @@ class Findings:
         """Of the network as it was trained (None), and with each head of the trial."""
         trial = probe.trial
         if trial not in self._by_head:
-            answers = (Answers(probe.correct or b"", probe.retained), *probe.solved)
+            answers = (Answers(probe.correct or b"", probe.margins, probe.retained), *probe.solved)
             known = {"learning_rate": trial.learning_rate, "updates": trial.updates}
             self._by_head[trial] = {
                 head: self.judged(of.correct, of.retained, **known)
@@ -103,13 +116,29 @@ class Findings:
         return max(accuracy.mean for accuracy in self.by_head(probe).values())
 
     def seen(self) -> list[Seen]:
-        """What every training says to the picture, with each of its heads."""
-        return [
-            Seen(self._point(one, of_one, head), of_one.mean, of_one.effective_samples or of_one.samples)
+        """What every training says to the picture, with each of its heads.
+
+        By smoothed shares, which chance moves less. What they are all too high or too low by, the answers
+        themselves tell on average.
+        """
+        found = [
+            (self._point(one, of_one, head), of_one.effective_samples or of_one.samples, of_one.mean, smooth)
             for one in self._probes
             for probe in self._furthest(one)
-            for head, of_one in self.by_head(probe).items()
+            for (head, of_one), smooth in zip(self.by_head(probe).items(), self._smooth(probe), strict=True)
         ]
+        off = [logit(mean, samples) - logit(smooth, samples) for _, samples, mean, smooth in found]
+        usual = statistics.median(off) if off else 0.0
+        return [
+            Seen(point, expit(logit(smooth, samples) + usual), samples) for point, samples, _, smooth in found
+        ]
+
+    def _smooth(self, probe: Probe) -> list[float]:
+        """The smoothed shares, with each of the heads that it was judged with."""
+        if probe.trial not in self._smoothed:
+            margins = (probe.margins, *(of.margins for of in probe.solved))
+            self._smoothed[probe.trial] = list(map(self._metric.smoothed, margins))
+        return self._smoothed[probe.trial]
 
     def _furthest(self, training: Candidate) -> list[Probe]:
         """At each learning rate and length, what was judged on most images."""

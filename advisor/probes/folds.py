@@ -6,6 +6,7 @@ import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import accumulate, zip_longest
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -178,11 +179,11 @@ class CrossValidation(Trainer):
             if found.correct is None:
                 return Probe(trial, None, sum(each.seconds for each in ran), found.failure)
             self._answered[of_fold] = found
-            answers.append([Answers(found.correct, found.retained), *found.solved])
+            answers.append([Answers(found.correct, found.margins, found.retained), *found.solved])
         own, *solved = map(_joined, zip(*answers, strict=True))
         spent = [sum(getattr(each, part) for each in ran) / max(len(ran), 1) for part in TIMES]
         seconds = sum(each.seconds for each in ran)
-        return Probe(trial, own.correct, seconds, "", own.retained, tuple(solved), *spent)
+        return Probe(trial, own.correct, seconds, "", own.margins, own.retained, tuple(solved), *spent)
 
     def judge_base(self, samples: int) -> bytes:
         """Which of the first held-out samples the model classifies right as it is."""
@@ -239,7 +240,8 @@ class _Fold(Trainer):
 def _joined(answers: Sequence[Answers]) -> Answers:
     """Of all folds, one after the other."""
     old = [each.retained for each in answers if each.retained is not None]
-    return Answers(b"".join(each.correct for each in answers), b"".join(old) if old else None)
+    correct, margins = (b"".join(map(attrgetter(of), answers)) for of in ("correct", "margins"))
+    return Answers(correct, margins, b"".join(old) if old else None)
 
 
 def _spread(dataset: Dataset, folds: int) -> tuple[LabelledImages, torch.Tensor]:

@@ -69,12 +69,18 @@ class Prior:
     spreads: Mapping[str, float]  # of each group's effects: standard deviations
     noise: float  # of one training, with its own order of batches: standard deviation
     shared: float  # of a sample's variance, the part that all answers to the same images have in common
+    smoothed: float  # of the rest, what is left of it when answers count for as much as they are clear
+
+    @property
+    def sampled(self) -> float:
+        """Of a plain answer's sampling variance, what a smoothed one's is."""
+        return self.shared + (1 - self.shared) * self.smoothed
 
     @classmethod
     def from_plain(cls, found: Mapping[str, Any]) -> Prior:
         """From what `measurements/prior.py` writes."""
         means = {(group, name): v for group, named in found["means"].items() for name, v in named.items()}
-        return cls(means, found["spreads"], found["noise"], found["shared"])
+        return cls(means, found["spreads"], found["noise"], found["shared"], found["smoothed"])
 
 
 @cache
@@ -164,7 +170,7 @@ class Seen:
     """What a probe found."""
 
     point: Point
-    accuracy: float
+    accuracy: float  # a smoothed one, as the prior has it
     samples: int  # that it was judged on: the first so many of the same
 
 
@@ -242,7 +248,7 @@ def _noise(some: _Judged, others: _Judged, prior: Prior) -> Any:
     is_same = np.equal.outer(some.rows, others.rows)
     sampled = np.sqrt(np.outer(some.spreads, others.spreads)) / most
     luck = prior.noise**2 * np.minimum.outer(some.samples, others.samples) / most
-    return np.where(is_same, sampled + luck, prior.shared * sampled)
+    return np.where(is_same, prior.sampled * sampled + luck, prior.shared * sampled)
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,7 +282,8 @@ class Belief:
         )
         covariances = self._scaled[list(points)] @ self._scaled[rows].T - self._told[list(points)] @ told
         known = self._told[rows] ** 2  # of each point's variance, what is no longer open
-        before = self.variances[rows] + known.sum(1) + np.array(variances) + self.prior.noise**2
+        noise = self.prior.sampled * np.array(variances) + self.prior.noise**2
+        before = self.variances[rows] + known.sum(1) + noise
         return covariances / np.sqrt(np.maximum(before - np.sum(told**2, 0), 1e-12))
 
     def estimate(self, row: int) -> Estimate:

@@ -375,14 +375,15 @@ class _Race:
             if found is None:
                 missing.append(trial)
                 continue
-            correct, retained = _bytes(found["correct"]), _bytes(found.get("retained"))
+            correct, margins = _bytes(found["correct"]), bytes.fromhex(found["margins"])
             self._clock.before += found["seconds"] / self._executor.workers
             self._probes_recalled += 1
             solved = tuple(
-                Answers(bytes.fromhex(right), _bytes(old)) for right, old in found.get("solved", ())
+                Answers(bytes.fromhex(right), bytes.fromhex(clear), _bytes(old))
+                for right, clear, old in found["solved"]
             )
-            times = [found[name] for name in TIMES]
-            probe = Probe(trial, correct, found["seconds"], found["failure"], retained, solved, *times)
+            known = found["seconds"], found["failure"], margins, _bytes(found["retained"]), solved
+            probe = Probe(trial, correct, *known, *(found[name] for name in TIMES))
             self._clock.learn(probe, now=False)
             yield probe
 
@@ -397,7 +398,10 @@ class _Race:
             value = {
                 "correct": _hex(probe.correct),
                 "retained": _hex(probe.retained),
-                "solved": [(each.correct.hex(), _hex(each.retained)) for each in probe.solved],
+                "margins": probe.margins.hex(),
+                "solved": [
+                    (each.correct.hex(), each.margins.hex(), _hex(each.retained)) for each in probe.solved
+                ],
                 "seconds": probe.seconds,
                 "failure": probe.failure,
             } | {name: getattr(probe, name) for name in TIMES}

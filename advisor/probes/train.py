@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 import platform
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import zip_longest
+from itertools import starmap, zip_longest
 from typing import Any
 
 import torch
@@ -41,6 +42,7 @@ from advisor.training.loop import (
     head_of,
     level_updates,
     reestimated,
+    right,
 )
 from advisor.training.views import CACHED_VIEWS, Images, View, Views
 
@@ -63,10 +65,11 @@ class Trial:
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """Which images one network classifies right: one byte each, 1 = right."""
+    """Which images one network classifies right, and how clearly."""
 
-    correct: bytes  # of the held-out ones
-    retained: bytes | None = None  # of as many of the old data's; None where there is none
+    correct: bytes  # of the held-out ones: one byte each, 1 = right
+    margins: bytes  # of these, as float32: the right class's output less the highest of the others
+    retained: bytes | None = None  # right of as many of the old data's; None where there is none
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +80,8 @@ class Probe:
     correct: bytes | None  # one byte per held-out sample, 1 = right; None where it failed
     seconds: float
     failure: str = ""  # why, in words
-    retained: bytes | None = None  # likewise of as many of the old data's; None where there is none
+    margins: bytes = b""  # of the held-out samples, as in `Answers`
+    retained: bytes | None = None  # right of as many of the old data's; None where there is none
     solved: tuple[Answers, ...] = ()  # with each of the trial's heads in the place of the trained one
     setup_seconds: float = 0.0  # of them, before the first update
     update_seconds: float = 0.0  # that each update took which was run now
@@ -163,7 +167,7 @@ class Trainer:
         """
         _decode(self.dataset)
         start = begun = trained = time.perf_counter()
-        correct, retained, failure, run_now = None, None, "", 0
+        own, failure, run_now = None, "", 0
         solved: tuple[Answers, ...] = ()
         try:
             fine_tune = FineTune(self, trial.candidate, trial.learning_rate, trial.updates, trial.seed)
@@ -174,8 +178,7 @@ class Trainer:
             if is_finite:
                 solved = fine_tune.judge_solved(trial.heads, trial.samples)
                 fine_tune.finish()
-                correct = fine_tune.judge(trial.samples)
-                retained = fine_tune.judge_retained(trial.samples)
+                own = fine_tune.answered(trial.samples)
             else:
                 failure = "diverged"
         except Exception as error:  # noqa: BLE001 - what one candidate breaks must not end the others
@@ -185,10 +188,11 @@ class Trainer:
         each = max(trained - begun, 0.0) / max(run_now, 1)
         return Probe(
             trial,
-            correct,
+            None if own is None else own.correct,
             end - start,
             failure,
-            retained,
+            b"" if own is None else own.margins,
+            None if own is None else own.retained,
             solved,
             begun - start,
             each,
@@ -383,12 +387,14 @@ class FineTune(Training):
             accelerator=trainer.accelerator,
         )
 
-    def judge_retained(self, samples: int) -> bytes | None:
-        """As `judge`, of the old data; None where there is none."""
-        return self._judged(self._others[0], samples) if self._others else None
+    def answered(self, samples: int) -> Answers:
+        """On the first held-out samples, and on as many of the old data's."""
+        parts = list(self._answers(self._held_out, samples))
+        retained = self._judged(self._others[0], samples) if self._others else None
+        return Answers(b"".join(starmap(right, parts)), b"".join(starmap(_margins, parts)), retained)
 
     def judge_solved(self, heads: Sequence[Features], samples: int | None = None) -> tuple[Answers, ...]:
-        """As `judge` and `judge_retained`, with each of these heads solved in the place of the trained one.
+        """As `answered`, with each of these heads solved in the place of the trained one.
 
         What was trained stays as it is.
         """
@@ -401,7 +407,8 @@ class FineTune(Training):
         found = []
         for head in heads:
             weight, bias = examples.solve(groups=len(feature_sizes(census, head)))
-            found.append(Answers(*(_right(weight, bias, part) for part in judged)))
+            new, *old = [(F.linear(part[:, : weight.shape[1]], weight, bias), own) for part, own in judged]
+            found.append(Answers(right(*new), _margins(*new), right(*old[0]) if old else None))
         return tuple(found)
 
     def _pooled_features(
@@ -410,11 +417,11 @@ class FineTune(Training):
         """Features (n, F) and labels (n,) of images to train on, held-out and old ones."""
         census, model = self._census, self.trainable.model.eval()
         blocks = feature_blocks(census, features)
-        found = []
+        found: list[tuple[torch.Tensor, torch.Tensor]] = []
         for number, part in enumerate((self._train, self._held_out, *self._others)):
             count = len(part) if samples is None or number == 0 else min(samples, len(part))
             if not count:
-                found.append((torch.empty(0, 0), part.labels[:0]))
+                found.append((found[0][0][:0], part.labels[:0]))  # there are images to train on
                 continue
             # What is frozen and left out makes of images what it made of them when it was run.
             pooled = {b: t[:count] for b, t in part.pooled.items()} if isinstance(part, FrontOutputs) else {}
@@ -470,13 +477,11 @@ class Kept:
             del self._states[next(iter(self._states))]
 
 
-def _right(weight: torch.Tensor, bias: torch.Tensor, judged: tuple[torch.Tensor, torch.Tensor]) -> bytes:
-    """Which images a head gets right that reads the first of these features."""
-    features, labels = judged
-    if not len(labels):
-        return b""
-    answers = F.linear(features[:, : weight.shape[1]], weight, bias).argmax(1)
-    return bytes((answers == labels).to(torch.uint8).tolist())
+def _margins(outputs: torch.Tensor, labels: torch.Tensor) -> bytes:
+    """How far each label's output is above the highest of the others: float32."""
+    own = outputs.float()
+    others = own.scatter(1, labels[:, None], -math.inf).amax(1)
+    return host(own.gather(1, labels[:, None])[:, 0] - others).numpy().tobytes()
 
 
 def judged_on(data: Dataset) -> tuple[LabelledImages, ...]:

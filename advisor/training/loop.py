@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from itertools import starmap
 from pathlib import Path
 from typing import Any
 
@@ -111,12 +112,14 @@ class Training:
         return self._judged(self._held_out, samples)
 
     def _judged(self, images: Images, samples: int | None) -> bytes:
+        return b"".join(starmap(right, self._answers(images, samples)))
+
+    def _answers(self, images: Images, samples: int | None) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         if self.optimizer is not None:
             self.optimizer.zero_grad(set_to_none=True)  # nothing is held that the next update doesn't need
+        model, passes = self.trainable.model, self._pass_size
         with self._without_front():
-            return evaluate(
-                self.trainable.model, images, self._normalisation, samples, self._pass_size, self._accelerator
-            )
+            yield from answers(model, images, self._normalisation, samples, passes, self._accelerator)
 
     def finish(self) -> None:
         """What follows training: a head in closed form is solved, and takes its place."""
@@ -244,16 +247,30 @@ def evaluate(
         samples: None: all; of none, nothing.
         accelerator: where the model is.
     """
+    return b"".join(starmap(right, answers(model, images, normalisation, samples, pass_size, accelerator)))
+
+
+def answers(
+    model: nn.Module,
+    images: Images,
+    normalisation: Normalisation,
+    samples: int | None = None,
+    pass_size: int = PASS,
+    accelerator: Accelerator = CPU,
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """The model's outputs (n, classes) for the first `samples` images, and their labels (n,), in parts."""
     count = len(images) if samples is None else min(samples, len(images))
-    if not count:
-        return b""
     model.eval()
-    right: list[torch.Tensor] = []
-    with torch.inference_mode(), accelerator.precision().forward():
-        for indices in torch.arange(count).split(pass_size):
+    for indices in torch.arange(count).split(pass_size) if count else ():
+        with torch.inference_mode(), accelerator.precision().forward():
             inputs, labels = accelerator.batch(*images.batch(indices, normalisation))
-            right.append(logits(model(inputs)).argmax(1) == labels)
-    return bytes(torch.cat(right).to(torch.uint8).tolist())
+            outputs = logits(model(inputs))
+        yield outputs, labels
+
+
+def right(outputs: torch.Tensor, labels: torch.Tensor) -> bytes:
+    """Which outputs are highest for the label: one byte each, 1 = right."""
+    return bytes((outputs.argmax(1) == labels).to(torch.uint8).tolist())
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -41,6 +41,45 @@ def test_balanced_accuracy_is_the_mean_of_the_classes_shares(drawn):
     assert 0 <= found.low <= found.mean <= found.high <= 1
 
 
+def _margins(of: torch.Tensor) -> bytes:
+    return of.float().numpy().tobytes()
+
+
+@pytest.mark.parametrize("accuracy", [0.6, 0.75, 0.9])
+def test_smoothed_shares_are_those_of_right_answers_and_chance_moves_what_lies_between_two_less(accuracy):
+    """Of two networks that find the same images hard, on 1,000 draws of 100 images."""
+    random = torch.Generator().manual_seed(0)
+    same = torch.special.ndtri(torch.tensor(accuracy)) + torch.randn(1000, 100, generator=random)
+    both = [(same + 0.4 * torch.randn(1000, 100, generator=random)) / 1.16**0.5 for _ in range(2)]
+    plain = [(drawn > 0).double().mean(1) for drawn in both]
+    smooth = [torch.tensor([ACCURACY.smoothed(_margins(each)) for each in drawn]) for drawn in both]
+    assert float(smooth[0].mean()) == pytest.approx(accuracy, abs=0.05)
+    assert float((smooth[0] - smooth[1]).std()) < 0.75 * float((plain[0] - plain[1]).std())
+
+
+@given(st.lists(st.floats(-50, 50, width=32), min_size=1, max_size=40), st.floats(1e-3, 1e3))
+def test_smoothed_shares_do_not_depend_on_the_outputs_unit(margins, unit):
+    one, other = (ACCURACY.smoothed(_margins(torch.tensor(margins) * by)) for by in (1.0, unit))
+    assert 0 <= one <= 1
+    assert one == pytest.approx(other, abs=0.01)
+
+
+def test_margins_that_say_nothing_or_everything_are_smoothed_too():
+    """Outputs that are all alike, of a network of one class, and of one whose outputs aren't finite."""
+    assert ACCURACY.smoothed(_margins(torch.zeros(5))) == 0
+    assert ACCURACY.smoothed(_margins(torch.full((5,), float("inf")))) == 1
+    assert ACCURACY.smoothed(_margins(torch.full((5,), float("nan")))) == 0
+
+
+def test_smoothed_shares_are_in_the_metric():
+    """Wrong on all of the rare class: half of the classes' mean."""
+    labels = torch.tensor([0] * 90 + [1] * 10)
+    balanced = metric_of("balanced", labels, NAMES[:2], (0, 1))
+    found = balanced.smoothed(_margins(torch.tensor([1.0] * 90 + [-1.0] * 10)))
+    assert found == pytest.approx(0.5, abs=0.01)
+    assert ACCURACY.smoothed(_margins(torch.tensor([1.0] * 90 + [-1.0] * 10))) > 0.8
+
+
 @given(ANSWERS, st.floats(0.1, 10))
 def test_equal_weights_are_no_weights(drawn, weight):
     correct = bytes(ok for _, ok in drawn)

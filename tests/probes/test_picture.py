@@ -103,14 +103,16 @@ def test_a_method_that_no_study_knows_is_predicted_too():
 def test_it_is_the_posterior_of_the_stated_model():
     """Against the joint Gaussian of all answers, written out."""
     names = sorted({group for training in TRAININGS for group, _ in effects(whole(training)[0], UNDER)})
-    prior = Prior({("method", "norm"): 0.3}, dict.fromkeys([*names, *PRIOR.spreads], 0.05), 0.05, 0.4)
+    spreads = dict.fromkeys([*names, *PRIOR.spreads], 0.05)
+    prior = Prior({("method", "norm"): 0.3}, spreads, 0.05, shared=0.4, smoothed=0.5)
     known = [seen(TRAININGS[0], 0.65), seen(TRAININGS[4], 0.6, share=0.25, samples=2 * SAMPLES)]
     wanted = Point(TRAININGS[2], learning_rates(TRAININGS[2])[2])
     rows = [effects(point, UNDER) for point in [*(s.point for s in known), wanted]]
     kernel = np.array([[sum(0.0025 * w * b.get(e, 0.0) for e, w in a.items()) for b in rows] for a in rows])
     means = np.array([0.3 * row.get(("method", "norm"), 0.0) for row in rows])
     one, two = (1 / (p * (1 - p)) for p in (130.5 / 201, 240.5 / 401))  # of a single image
-    noise = np.diag([one / SAMPLES + 0.0025, two / (2 * SAMPLES) + 0.0025])
+    left = 0.4 + 0.5 * 0.6  # of a plain answer's variance, in a smoothed one
+    noise = np.diag([left * one / SAMPLES + 0.0025, left * two / (2 * SAMPLES) + 0.0025])
     # Of the second's 400 images the first has seen 200, which are as hard for both.
     noise += 0.4 * (one * two) ** 0.5 / (2 * SAMPLES) * (1 - np.eye(2))
     solved = np.linalg.solve(kernel[:2, :2] + noise, np.eye(2))

@@ -8,6 +8,7 @@ import pickle
 import sys
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -415,7 +416,11 @@ def test_heads_that_are_judged_on_the_way_are_those_that_are_carried_out(method,
         assert tuned.run(12 if rate else 0)
         tuned.finish()
         assert found.correct == tuned.judge(30)
-        assert found.retained == tuned.judge_retained(30)
+        by_itself = tuned.answered(30)
+        assert found.retained == by_itself.retained
+        margins = [np.frombuffer(each.margins, np.float32) for each in (found, by_itself)]
+        assert margins[0] == pytest.approx(margins[1], rel=1e-3, abs=1e-4)
+        assert bytes((margins[0] > 0).astype(np.uint8)) == found.correct
         assert tuned.judge(30) == evaluate(
             tuned.trainable.model, data.validation, data.normalisation, 30
         ) or (tuned.trainable.levers.cached_prefix != "no")
