@@ -14,6 +14,7 @@ import argparse
 import json
 import math
 import statistics
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -77,8 +78,15 @@ def errors(margins: np.ndarray[Any, Any]) -> list[dict[str, float]]:
             for name, of in (("plain", told(few)), ("smoothed", smoothed(few))):
                 off[name].append(float(np.mean((of - true) ** 2)))
         rms = {name: math.sqrt(statistics.fmean(each)) for name, each in off.items()}
-        found.append({"images": images, "trainings": len(margins), "right": level} | rms)
+        of = {"trainings": len(margins), "right": level, "images": images, "of": margins.shape[1]}
+        found.append(of | rms)
     return found
+
+
+def _left(of: dict[str, float]) -> float:
+    """Of the variance by right answers, what is left by smoothed ones; without that of the many images."""
+    many = of["images"] / of["of"]
+    return ((of["smoothed"] / of["plain"]) ** 2 - many) / (1 - many)
 
 
 def main() -> None:
@@ -97,8 +105,7 @@ def main() -> None:
                 say(task.name)
                 prepared = Prepared(task, PhotoSize(), given.data, given.kept, store)
                 found[task.name] = errors(margins_of(prepared, store))
-    left = [(of["smoothed"] / of["plain"]) ** 2 for rows in found.values() for of in rows]
-    summary = {"smoothed": round(statistics.fmean(left), 2)}  # of the variance
+    summary = {"smoothed": round(statistics.fmean(map(_left, chain(*found.values()))), 2)}
     RESULTS.write_text(json.dumps(summary | {"tasks": found}, indent=1) + "\n")
     rows = [
         (

@@ -17,7 +17,7 @@ from advisor.probes.picture import (
     Picture,
     Point,
     Seen,
-    expit,
+    accuracy_of,
     logit,
     pictured,
     shipped_prior,
@@ -130,7 +130,8 @@ class Findings:
         off = [logit(mean, samples) - logit(smooth, samples) for _, samples, mean, smooth in found]
         usual = statistics.median(off) if off else 0.0
         return [
-            Seen(point, expit(logit(smooth, samples) + usual), samples) for point, samples, _, smooth in found
+            Seen(point, accuracy_of(logit(smooth, samples) + usual, samples), samples)
+            for point, samples, _, smooth in found
         ]
 
     def _smooth(self, probe: Probe) -> list[float]:

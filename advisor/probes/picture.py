@@ -330,6 +330,11 @@ def logit(accuracy: float, samples: int) -> float:
     return math.log(right / (1 - right))
 
 
+def accuracy_of(log_odds: float, samples: int) -> float:
+    """What `logit` makes these log odds of."""
+    return (expit(log_odds) * (samples + 1) - 0.5) / samples
+
+
 def expit(log_odds: float) -> float:
     """The share that has these log odds."""
     return 1 / (1 + math.exp(-log_odds))

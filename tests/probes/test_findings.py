@@ -1,0 +1,56 @@
+"""What all probes together say of a candidate."""
+
+from __future__ import annotations
+
+import statistics
+
+import numpy as np
+import pytest
+
+from advisor.costs import Simulator
+from advisor.methods import learning_rates
+from advisor.models.layers import take_census
+from advisor.probes.findings import Findings
+from advisor.probes.judging import ACCURACY
+from advisor.probes.picture import Conditions
+from advisor.probes.train import Probe, Trial
+from advisor.records import Candidate
+from tests.probes.test_train import SIZE, network
+
+FULL, NORM = Candidate("full"), Candidate("norm")
+RIGHT = np.arange(100) < 60
+CLEAR = np.where(RIGHT, 1.0, -0.2)  # what it gets right is far from the border, what it doesn't is near
+UNCLEAR = np.where(RIGHT, 0.2, -1.0)
+
+
+@pytest.fixture
+def findings():
+    model = network()
+    census = take_census(model, SIZE)
+    simulator = Simulator(model, census, images=60)
+    costs = {candidate: simulator.cost(candidate, 8) for candidate in (NORM, FULL)}
+    return Findings(costs, census, Conditions(4, 8), 24, ACCURACY, None)
+
+
+def probe(candidate, margins):
+    """As long as any; judged on these."""
+    trial = Trial(candidate, learning_rates(candidate)[0], 24, len(margins), 0)
+    correct = bytes((margins > 0).astype(np.uint8))
+    return Probe(trial, correct, 1.0, margins=margins.astype(np.float32).tobytes())
+
+
+def test_of_two_that_get_as_many_right_the_one_that_answers_more_clearly_is_told_to_be_better(findings):
+    findings.add(probe(FULL, CLEAR))
+    findings.add(probe(NORM, UNCLEAR))
+    full, norm = (findings.told(())[0][one] for one in (FULL, NORM))
+    assert full.seen == norm.seen == 0.6
+    assert full.mean > norm.mean + 0.02
+
+
+def test_smoothed_shares_are_moved_to_where_right_answers_lie(findings):
+    """By themselves they would be as much too high for one as too low for the other."""
+    findings.add(probe(FULL, CLEAR))
+    assert [each.accuracy for each in findings.seen()] == pytest.approx([0.6])
+    findings.add(probe(NORM, UNCLEAR))
+    told = [each.accuracy for each in findings.seen()]
+    assert statistics.fmean(told) == pytest.approx(0.6, abs=0.02)
