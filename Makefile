@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-long test-browser lint study-memory study-flops study-layer-types study-pricing study-peers study-regret study-curves study-prior study-allocation study-augment study-photos study-smoothing study-check study-files study-lookalikes study-zoos study-device clean
+.PHONY: demo test test-long test-browser lint study-memory study-flops study-layer-types study-pricing study-peers study-regret study-curves study-prior study-allocation study-augment study-photos study-chance study-smoothing study-check study-files study-lookalikes study-zoos study-device clean
 
 demo: $(VENV)/.installed
 	$(BIN)/peft-advisor demo
@@ -81,6 +81,10 @@ study-prior: $(VENV)/.installed-studies
 study-photos: $(VENV)/.installed-photos
 	$(if $(DATA),,$(error give DATA=FOLDER (photos: clothing/, grocery/, cifar/test/)))
 	$(BIN)/python -m measurements.photos --data $(DATA) $(STUDY)
+
+# Of what study-photos keeps on this machine.
+study-chance: $(VENV)/.installed-photos
+	$(BIN)/python -m measurements.chance
 
 # DATA: a folder with cifar/test/, likewise.
 study-smoothing: $(VENV)/.installed-photos
