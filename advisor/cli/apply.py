@@ -87,9 +87,9 @@ def command(
         return
     options.check_report(report)
 
-    from advisor.report import read_json
+    from advisor.records import Recommendation
 
-    recommendation = read_json(report)
+    recommendation = Recommendation.load(report)
     _say_what_is_kept(output)
 
     from advisor.apply import Application, apply_advice, verdict

@@ -89,9 +89,9 @@ def command(
         return
     options.check_report(report)
 
-    from advisor.report import read_json
+    from advisor.records import Recommendation
 
-    recommendation = read_json(report)
+    recommendation = Recommendation.load(report)
 
     from advisor.apply import Application
     from advisor.board.export import SCRIPT, export

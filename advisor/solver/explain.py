@@ -78,7 +78,7 @@ def answer(
 
 
 def whole_memory(chosen: Evaluation, budget: Budget, runtime: Runtime) -> str:
-    """`112 MB for the update; the runtime 190 MB more: 302 of 512 MB`, or which of the two is over --ram."""
+    """`112 MB for the update; the runtime 190 MB more: 302 of 512 MB`, or which of the two doesn't fit."""
     update, ram = chosen.cost.peak_memory_bytes, budget.ram_bytes
     total = update + runtime.bytes
     where = f" on {runtime.where}" if runtime.where not in ("", "here") else ""
@@ -89,8 +89,9 @@ def whole_memory(chosen: Evaluation, budget: Budget, runtime: Runtime) -> str:
     if ram is None:
         return f"{said}: {format_bytes(total)} in all"
     if total > ram:
-        whole = f"{format_bytes(total)} with the runtime{where}"
-        return f"{format_bytes(update)} for the update; {whole}, over --ram {format_bytes(ram)}"
+        fits = "exceeds" if update > ram else "fits"
+        whole = f"with the runtime{where} it takes {format_bytes(total)}"
+        return f"the update {fits} --ram {format_bytes(ram)}; {whole}"
     number, unit = format_bytes(total).split()
     allowed = format_bytes(ram)
     return f"{said}: {number}{'' if allowed.endswith(f' {unit}') else f' {unit}'} of {allowed}"

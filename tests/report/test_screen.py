@@ -13,7 +13,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from advisor.records import Budget, Forecast, Recommendation, Runtime, Target
-from advisor.report import dumps, loads, print_recommendation, read_json, redacted, render_html
+from advisor.report import dumps, loads, print_recommendation, redacted, render_html
 from advisor.report.screen import LINES, screen
 from advisor.report.text_tables import render_csv
 
@@ -48,7 +48,7 @@ def test_it_fits_on_one_screen_and_nothing_wraps(
 @pytest.mark.parametrize("name", ["demo-new-classes", "resnet20-cifar10-noise"])
 @pytest.mark.parametrize("width", [80, 140])
 def test_real_answers_fit_and_no_name_is_cut(name: str, width: int) -> None:
-    lines = lines_of(read_json(REPORTS / f"{name}.json"), width)
+    lines = lines_of(Recommendation.load(REPORTS / f"{name}.json"), width)
     assert len(lines) <= LINES
     assert max(map(cell_len, lines)) <= width
     assert len(rows(lines)) == 5
@@ -125,7 +125,8 @@ def test_the_run_is_told_in_the_terms_of_the_users_limit(samples: dict[str, Reco
         (None, 0, "638 MB for the update; the runtime 190 MB more: 828 MB in all"),
         (900, 0, "638 MB for the update; the runtime 190 MB more: 828 of 900 MB"),
         (2000, 0, "638 MB for the update; the runtime 190 MB more: 828 MB of 2.00 GB"),
-        (640, 0, "638 MB for the update; 828 MB with the runtime, over --ram 640 MB"),
+        (640, 0, "the update fits --ram 640 MB; with the runtime it takes 828 MB"),
+        (600, 0, "the update exceeds --ram 600 MB; with the runtime it takes 828 MB"),
         (900, 190, "638 MB for the update and 190 MB for the runtime: 828 of 900 MB"),
     ],
 )
