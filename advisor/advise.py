@@ -392,7 +392,7 @@ def cost_all(
             evaluations[candidate] = Evaluation(
                 candidate, replace(cost, work=()), violations=broken, forecast=forecast
             )
-            progress("cost", done, candidate.id)
+            progress("cost", done, candidate.short)
             flops, memory = format_flops(cost.flops.total), format_bytes(cost.peak_memory_bytes)
             _log.debug("priced %s: %s, %s per update", candidate.id, memory, flops)
 
@@ -678,7 +678,7 @@ def _verify(
         if evaluation.measured is not None:
             chosen = evaluation
             break
-        progress("verify", tried / (tried + 1), candidate.id)
+        progress("verify", tried / (tried + 1), candidate.short)
         tried += 1
         try:
             with stoppable():

@@ -276,9 +276,8 @@ def ranked_findings(recommendation: Recommendation) -> list[Finding]:
 
 
 def commands(recommendation: Recommendation) -> list[str]:
-    """What to type next. To render the answer again is no step for who reads it rendered."""
-    steps = next_steps(recommendation, _saved(recommendation))
-    return [shlex.join(step.words) for step in steps if step.words[1] != "report"]
+    """What to type next."""
+    return [shlex.join(step.words) for step in next_steps(recommendation, _saved(recommendation))]
 
 
 def _saved(recommendation: Recommendation) -> str | None:

@@ -269,3 +269,26 @@ def test_the_next_command_sets_the_limit_that_would_do(samples: dict[str, Recomm
         provenance={"command": "peft-advisor recommend m.pt"},
     )
     assert "Next: peft-advisor recommend m.pt --ram 91.1MB" in lines_of(given, 80)
+
+
+@pytest.mark.parametrize("width", [80, 140])
+def test_how_much_was_tried_is_told_whatever_else_is_warned_of(
+    samples: dict[str, Recommendation], width: int
+) -> None:
+    base = samples["with_data"]
+    left = next(item for item in base.evaluations if item.fits and item.candidate.id != base.recommended)
+    others = tuple(replace(item, accuracy=None) if item is left else item for item in base.evaluations)
+    warnings = tuple(f"trouble number {n}, which takes a line of its own" for n in range(9))
+    lines = lines_of(replace(base, evaluations=others, warnings=warnings), width)
+    told = [line for line in lines if line.startswith("! ")]
+    assert told[0] == f"! {warnings[0]}"
+    assert "candidates were tried, none of " in told[1]
+    assert told[-1].endswith("more warnings: --all")
+    assert len(lines) <= LINES
+
+
+def test_what_a_cheaper_choice_loses_keeps_its_remedy(samples: dict[str, Recommendation]) -> None:
+    (line,) = (line for line in lines_of(samples["zeros"], 80) if "points below" in line)
+    assert line.endswith("points below the best that fits; --tolerance 0 takes it")
+    (line,) = (line for line in lines_of(samples["zeros"], 120) if "points below" in line)
+    assert line.endswith("points below the best that fits, full; --tolerance 0 takes it")

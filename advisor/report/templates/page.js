@@ -114,10 +114,11 @@ function tell(data, answer, isAsked, typed) {
   });
 }
 
-// A candidate's name, and what stands at its point after it.
+// A candidate's name, and what stands at its point after it, with no line ending within a figure.
 function toldOf(n) {
   const name = document.querySelector(`#c${n + 1} .name`).textContent;
-  return [name, document.querySelector(`#p${n + 1} desc`).textContent.slice(name.length + 2)];
+  const told = document.querySelector(`#p${n + 1} desc`).textContent.slice(name.length + 2);
+  return [name, told.replace(/(\d) (?=%|[kMGT]?B\b|[kMGTP]?FLOP\b)/g, "$1\u00a0")];
 }
 
 function showFigures() {
