@@ -171,7 +171,9 @@ def test_the_best_five_have_a_line_each_and_the_rest_is_counted(samples: dict[st
     assert len(best) == 5
     assert best[0].startswith("> ")
     fitting = sum(item.fits for item in samples["many"].evaluations)
-    assert f"  and {fitting - 5} more that fit, {40 - fitting} that don't: --all" in lines
+    tail = f"  and {fitting - 5} more that fit, {40 - fitting} that don't: "
+    assert f"{tail}peft-advisor report {SAVED} --all" in lines
+    assert f"{tail}--all" in lines_of(samples["many"], 80, f"somewhere/else/{SAVED}")
 
 
 def test_what_was_not_tried_is_marked_as_predicted(samples: dict[str, Recommendation]) -> None:
