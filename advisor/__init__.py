@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from advisor.errors import AdvisorError
     from advisor.models import load_model
     from advisor.records import Budget, Recommendation
-    from advisor.report import read_json, to_pandas, write_html, write_json
+    from advisor.report import to_pandas, write_html, write_json
     from advisor.situation import Request
     from advisor.solver import parse_budget
 
@@ -39,7 +39,6 @@ __all__ = [
     "load_model",
     "parse_budget",
     "profile",
-    "read_json",
     "recommend",
     "save_adapter",
     "to_pandas",
@@ -58,7 +57,6 @@ _HOMES = {
     "load_model": "advisor.models",
     "parse_budget": "advisor.solver",
     "profile": "advisor.advise",
-    "read_json": "advisor.report",
     "recommend": "advisor.advise",
     "save_adapter": "advisor.adapters",
     "to_pandas": "advisor.report",

@@ -63,6 +63,7 @@ from advisor.records import (
     ModelSummary,
     Recommendation,
     Runtime,
+    Target,
 )
 from advisor.situation import Progress, Request, Story, Task, prepare, versions
 from advisor.solver import (
@@ -190,7 +191,7 @@ def _recommend(
 ) -> Recommendation:
     if request.data is None and budget.metric != "accuracy":
         raise InputError("--metric is how answers on images are judged: give --data, too")
-    device = read_profile(str(request.target)) if request.target is not None else None
+    device, target = _target(request)
     if budget.ram_includes_runtime is None and device is not None and not budget.runtime_overhead_bytes:
         budget = replace(budget, ram_includes_runtime=budget.ram_bytes is not None)
     if budget.total_seconds is not None and (device is None or request.data is None):
@@ -215,7 +216,7 @@ def _recommend(
             class_of_recall(budget.metric, story.task.dataset.class_names)  # a mistyped one costs no time
         runtime = None
         if budget.ram_includes_runtime:
-            budget, runtime = _with_runtime(budget, _runtime(lean, device, budget, story, request))
+            budget, runtime = _with_runtime(budget, _runtime(lean, device, target, budget, story, request))
         simulator = simulator_for(story)
         evaluations = cost_all(story, request, simulator, budget, progress, store, device)
         story.base_forward_flops = simulator.forward_flops()
@@ -225,7 +226,7 @@ def _recommend(
                 story, story.task, evaluations, budget, request, progress, store
             )
         with suppress(AdvisorError):  # it was not asked for
-            runtime = runtime or _runtime(lean, device, budget, story, request)
+            runtime = runtime or _runtime(lean, device, target, budget, story, request)
         story.warnings += [store.trouble] if store.trouble else []
     chosen, evaluations, verdict = _verify(
         story, evaluations, budget, data_summary, request, progress, waiting
@@ -241,7 +242,7 @@ def _recommend(
         budget=budget,
         data=data_summary,
         runtime=runtime,
-        target=target_of(str(request.target), device) if device is not None else None,
+        target=target,
         recommended=chosen.candidate.id if chosen else None,
         outcome=verdict.outcome if chosen or not verdict.choices else "none",
         answer=_first_said(data_summary)
@@ -254,15 +255,28 @@ def _recommend(
     return _seen_closely(found, simulator)
 
 
+def _target(request: Request) -> tuple[DeviceProfile | None, Target | None]:
+    """The device that the advice is for, and what an answer says of it; neither: this machine."""
+    if request.target is None:
+        return None, None
+    device = read_profile(str(request.target))
+    return device, target_of(str(request.target), device)
+
+
 def _runtime(
-    lean: HereRuntime | None, device: DeviceProfile | None, budget: Budget, story: Story, request: Request
+    lean: HereRuntime | None,
+    device: DeviceProfile | None,
+    target: Target | None,
+    budget: Budget,
+    story: Story,
+    request: Request,
 ) -> Runtime | None:
     """What is resident besides the update. Raises AdvisorError where it can't be measured."""
     if budget.runtime_overhead_bytes:
         return Runtime(budget.runtime_overhead_bytes, "")
     on_their_way = request.batch_size * math.prod(story.census.input_size)  # images, a byte a channel
-    if device is not None:
-        return Runtime(device.runtime_bytes + on_their_way, target_of(str(request.target), device).name)
+    if device is not None and target is not None:
+        return Runtime(device.runtime_bytes + on_their_way, target.name)
     return Runtime(lean.bytes() + on_their_way, "here") if lean is not None else None
 
 
@@ -290,7 +304,7 @@ def profile(
         InputError: the model or the request can't be used.
     """
     request = replace(request or Request(), data=None)
-    device = read_profile(str(request.target)) if request.target is not None else None
+    device, target = _target(request)
     with Store(request.store) as store:
         story = prepare(model, request, progress, store)
         simulator = simulator_for(story)
@@ -302,7 +316,7 @@ def profile(
         _summary(story, evaluations, request),
         front=front,
         warnings=tuple(story.warnings),
-        target=target_of(str(request.target), device) if device is not None else None,
+        target=target,
     )
     return _seen_closely(found, simulator)
 
@@ -378,7 +392,7 @@ def cost_all(
             evaluations[candidate] = Evaluation(
                 candidate, replace(cost, work=()), violations=broken, forecast=forecast
             )
-            progress("cost", done, candidate.id)
+            progress("cost", done, candidate.short)
             flops, memory = format_flops(cost.flops.total), format_bytes(cost.peak_memory_bytes)
             _log.debug("priced %s: %s, %s per update", candidate.id, memory, flops)
 
@@ -664,7 +678,7 @@ def _verify(
         if evaluation.measured is not None:
             chosen = evaluation
             break
-        progress("verify", tried / (tried + 1), candidate.id)
+        progress("verify", tried / (tried + 1), candidate.short)
         tried += 1
         try:
             with stoppable():

@@ -78,7 +78,7 @@ class Proposals:
         if self._images and method.learns_classes and method.learning_rates and not method.only_head:
             heads = solvable(self._census)
         main = Candidate.of(method.name, settings[len(settings) // 2], levers)
-        for candidate, cost in self._trained(method, settings, levers):
+        for candidate, cost in self._trained(method, settings, main):
             yield candidate, cost
             if candidate.levers.cached_prefix == "no":  # one training tells of them all
                 # Wide ones are more accurate on most data; the head's own features need no new layer.
@@ -87,20 +87,19 @@ class Proposals:
                     yield from self._priced(self._with(candidate, {"head": f"ridge-{features}"}))
 
     def _trained(
-        self, method: Method, settings: Sequence[Setting], levers: Levers
+        self, method: Method, settings: Sequence[Setting], main: Candidate
     ) -> Iterator[tuple[Candidate, Cost]]:
         for setting in settings:
-            yield from self._priced(Candidate.of(method.name, setting, levers))
-        main = Candidate.of(method.name, settings[len(settings) // 2], levers)
+            yield from self._priced(Candidate.of(method.name, setting, main.levers))
         policies = self._policies(method, main)
         for policy in policies:
             # Where nothing is trained, other settings take no more time to try.
             for setting in settings if not method.learning_rates else [dict(main.setting)]:
-                one = Candidate.of(method.name, setting, levers)
+                one = Candidate.of(method.name, setting, main.levers)
                 yield from self._priced(self._with(one, {"statistics": policy}))
         scopes = self._scopes(method)
         for scope in scopes:
-            narrow = replace(main, levers=replace(levers, scope=scope))
+            narrow = self._with(main, {"scope": scope})
             if list(method.settings(trained_part(self._census, scope), (1,))):
                 yield from self._narrow(narrow, policies, is_widest=scope == scopes[0])
         if self._allowed is not None and not self._fits(main):

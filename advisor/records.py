@@ -5,6 +5,7 @@ Units are in the names: bytes, FLOPs (1 multiply-add = 2 FLOPs), seconds. `None`
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -746,6 +747,14 @@ class Recommendation:
     assumed: tuple[str, ...] = ()  # what was taken for granted, because nothing said so
     methods: Mapping[str, MethodCard] = field(default_factory=dict)  # the candidates', by name
     provenance: Mapping[str, Any] = field(default_factory=dict)  # versions, seed, command, machine
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Recommendation:
+        """The answer in a file that `--json` or `write_json` wrote. Raises InputError."""
+        # The one import that points upward: who looks for the way back from a file looks here.
+        from advisor.report.formats import read_json
+
+        return read_json(path)
 
     def __repr__(self) -> str:
         found = self.recommended or self.outcome or "no choice"

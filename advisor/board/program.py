@@ -67,7 +67,7 @@ def need_packages(form: str, *names: str) -> None:
     """Raises InputError where some of them aren't installed."""
     missing = [name for name in names if find_spec(name) is None]
     if missing:
-        raise InputError(f"--format {form} needs {' and '.join(missing)}: pip install 'peft-advisor[onnx]'")
+        raise InputError(f"--as {form} needs {' and '.join(missing)}: pip install 'peft-advisor[onnx]'")
 
 
 def trained_network(model: str, adapter: Path, *, arch: str | None = None, trust: bool = False) -> Trained:

@@ -138,8 +138,8 @@ def write_quantised(
     return quantised
 
 
-def told(quantised: Quantised) -> list[str]:
-    """The lines for the terminal."""
+def told(quantised: Quantised) -> tuple[tuple[str, str], ...]:
+    """What there is to say about it, in lines that have names."""
     before, after, left = quantised.float32, quantised.int8, quantised.left
     low, high = (-100 * each for each in reversed(quantised.gap))
     change, count = 100 * (after.accuracy.mean - before.accuracy.mean), after.accuracy.samples
@@ -147,24 +147,24 @@ def told(quantised: Quantised) -> list[str]:
     seconds, seconds_before = (format_seconds(each.seconds) for each in (after, before))
     points = f"{change:+.1f} points, 95 % interval {low:+.1f} to {high:+.1f}"
     lines = [
-        f"Wrote:   {quantised.path}, {format_bytes(after.bytes)}; in float32 {format_bytes(before.bytes)}",
-        f"Right:   {right} of {count:,} images; in float32 {right_before} ({points})",
-        f"Changed: {quantised.changed:,} of these {count:,} answers",
-        f"Time:    {seconds} for an image; in float32 {seconds_before}: in onnxruntime here, in one thread",
-        f"Layers:  {_layers(quantised)}; ranges of {quantised.calibrating:,} other images",
-        *(f"Warning: {warning}" for warning in quantised.warnings),
+        ("Wrote", f"{quantised.path}, {format_bytes(after.bytes)}; in float32 {format_bytes(before.bytes)}"),
+        ("Right", f"{right} of {count:,} images; in float32 {right_before} ({points})"),
+        ("Changed", f"{quantised.changed:,} of these {count:,} answers"),
+        ("Time", f"{seconds} for an image; in float32 {seconds_before}: in onnxruntime here, in one thread"),
+        ("Layers", f"{_layers(quantised)}; ranges of {quantised.calibrating:,} other images"),
+        *(("Warning", warning) for warning in quantised.warnings),
     ]
     if quantised.loses_much:
-        lines.append(
-            "Warning: int8 loses much, whichever layers stay in float32: calibrate with more images like "
-            "what it will see, or write --format onnx"
+        why = (
+            "int8 loses much, whichever layers stay in float32: calibrate with more images like what it "
+            "will see, or write --as onnx"
         )
+        lines.append(("Warning", why))
     elif left is not None:
-        lines.append(
-            f"Note:    {format_percent(left.throughout.mean)} were right with all layers in int8; which ones "
-            "stay in float32 was chosen by the same images"
-        )
-    return lines
+        right = format_percent(left.throughout.mean)
+        chosen = "which ones stay in float32 was chosen by the same images"
+        lines.append(("Note", f"{right} were right with all layers in int8; {chosen}"))
+    return tuple(lines)
 
 
 def _layers(quantised: Quantised) -> str:

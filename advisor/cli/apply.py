@@ -9,6 +9,8 @@ from typing import Annotated
 import typer
 
 from advisor.cli import options, talk
+from advisor.cli.done import Done, figures_of, listed, say
+from advisor.cli.outputs import Outputs
 from advisor.cli.streams import results_apart
 from advisor.errors import EXIT_WRONG_INPUT, InputError
 
@@ -54,6 +56,7 @@ def command(
     ] = False,
     arch: options.Arch = None,
     trust: options.Trust = False,
+    form: options.TextForm = "terminal",
 ) -> None:
     """Train the recommended candidate on all training images, and write what it became.
 
@@ -71,6 +74,7 @@ def command(
         peft-advisor apply model.pt advice.json --output tuned/
         peft-advisor apply model.pt advice.json --output tuned/ --candidate lora-4 --epochs 20
         peft-advisor apply model.pt tuned/ --add new-images/ --output grown/
+        peft-advisor apply model.pt advice.json --output tuned/ --format json > done.json
     """
     options.check_model(model)
     for images in (data, unlabelled, add):
@@ -83,18 +87,20 @@ def command(
         wrong += ["--as-advised"] if as_advised else []
         if wrong:
             raise InputError(f"--add trains nothing, so {wrong[0]} means nothing beside it; leave it out")
-        _grow(model, Path(report), add, output, arch, trust)
+        _grow(model, Path(report), add, output, arch, trust, Outputs({}, form))
         return
     options.check_report(report)
+    outputs = Outputs({}, form)
 
-    from advisor.report import read_json
+    from advisor.records import Recommendation
 
-    recommendation = read_json(report)
+    recommendation = Recommendation.load(report)
     _say_what_is_kept(output)
 
     from advisor.apply import Application, apply_advice, verdict
     from advisor.cli.progress import ProgressBars
     from advisor.delivery import CHECKPOINT
+    from advisor.units import format_bytes
 
     application = Application(
         output=output,
@@ -122,17 +128,35 @@ def command(
             go_on = f"{same} goes on from the last whole epoch"
         typer.echo(f"peft-advisor: interrupted; {go_on}", err=True)
         raise typer.Exit(130) from None
-    rate = applied.recipe.learning_rate
-    typer.echo(f"Trained: {applied.recipe.candidate.short}{f', learning rate {rate:g}' if rate else ''}")
+    recipe = applied.recipe
+    rate = recipe.learning_rate
     sums = _size_of_sums(applied.files)
-    _tell_files(applied.files, applied.warnings, applied.notes)
-    if sums:
-        typer.echo(f"Sums:    {sums} to add images to later, with --add; what is shipped doesn't need them")
-    typer.echo(verdict(applied))
-    _fail_on(applied.unwritten, "training is done: the same command writes the rest, once it can")
+    kept = f"{format_bytes(sums)} to add images to later, with --add; what is shipped doesn't need them"
+    lines = (
+        ("Trained", f"{recipe.candidate.short}{f', learning rate {rate:g}' if rate else ''}"),
+        *listed(applied.files, applied.warnings, applied.notes),
+        *([("Sums", kept)] if sums else []),
+        ("", verdict(applied)),
+    )
+    figures = {
+        "answer": verdict(applied),
+        "candidate": recipe.candidate.id,
+        "learning_rate": rate,
+        "epochs_run": applied.epochs_run,
+        "metric": applied.metric,
+        "accuracy": figures_of(applied.accuracy),
+        "base_accuracy": figures_of(applied.base),
+        "predicted_accuracy": figures_of(applied.predicted),
+        "sums_bytes": sums,
+        **_written(applied.files, applied.warnings, applied.notes, applied.unwritten),
+    }
+    say(Done("apply", lines, figures), outputs)
+    _fail_on(applied.unwritten, "training is done: the same command writes the rest, once it can", outputs)
 
 
-def _grow(model: str, folder: Path, add: str, output: Path, arch: str | None, trust: bool) -> None:
+def _grow(
+    model: str, folder: Path, add: str, output: Path, arch: str | None, trust: bool, outputs: Outputs
+) -> None:
     _say_what_is_kept(output)
 
     from advisor.cli.progress import ProgressBars
@@ -145,17 +169,38 @@ def _grow(model: str, folder: Path, add: str, output: Path, arch: str | None, tr
         f"{count:,} of {name}{' (new)' if name in grown.new_classes else ''}"
         for name, count in grown.images.items()
     )
-    typer.echo(f"Added:   {sum(grown.images.values()):,} images to {grown.before:,}: {counts}")
-    _tell_files(grown.files, grown.warnings, grown.notes)
-    typer.echo(
-        f"Sums:    {_size_of_sums(grown.files) or 'none written'} of {grown.features:,} features, "
-        f"{grown.recipe.images or 0:,} images, {grown.recipe.classes:,} classes"
-    )
     forward, solving = map(format_flops, (grown.cost.forward_flops, grown.cost.solving_flops))
-    held = format_bytes(grown.cost.solving_bytes)
-    typer.echo(f"Cost:    {forward} of forward passes, {solving} to solve, in {held}")
-    typer.echo(verdict(grown))
-    _fail_on(grown.unwritten, "the same command writes the rest, once it can")
+    held, sums = format_bytes(grown.cost.solving_bytes), _size_of_sums(grown.files)
+    images, classes = grown.recipe.images or 0, grown.recipe.classes
+    solved_of = f"of {grown.features:,} features, {images:,} images, {classes:,} classes"
+    lines = (
+        ("Added", f"{sum(grown.images.values()):,} images to {grown.before:,}: {counts}"),
+        *listed(grown.files, grown.warnings, grown.notes),
+        ("Sums", f"{format_bytes(sums) if sums else 'none written'} {solved_of}"),
+        ("Cost", f"{forward} of forward passes, {solving} to solve, in {held}"),
+        ("", verdict(grown)),
+    )
+    figures = {
+        "answer": verdict(grown),
+        "candidate": grown.recipe.candidate.id,
+        "images": dict(grown.images),
+        "new_classes": list(grown.new_classes),
+        "images_before": grown.before,
+        "images_in_all": images,
+        "features": grown.features,
+        "classes": classes,
+        "forward_flops": grown.cost.forward_flops,
+        "solving_flops": grown.cost.solving_flops,
+        "solving_bytes": grown.cost.solving_bytes,
+        "accuracy": figures_of(grown.accuracy),
+        "accuracy_of_known": figures_of(grown.of_known),
+        "accuracy_of_new": figures_of(grown.of_new),
+        "accuracy_of_known_before": figures_of(grown.of_known_before),
+        "sums_bytes": sums,
+        **_written(grown.files, grown.warnings, grown.notes, grown.unwritten),
+    }
+    say(Done("apply --add", lines, figures), outputs)
+    _fail_on(grown.unwritten, "the same command writes the rest, once it can", outputs)
 
 
 def _say_what_is_kept(output: Path) -> None:
@@ -166,25 +211,27 @@ def _say_what_is_kept(output: Path) -> None:
         )
 
 
-def _tell_files(files: Sequence[Path], warnings: Sequence[str], notes: Sequence[str]) -> None:
-    if files:
-        typer.echo("Wrote:   " + "\n         ".join(str(path) for path in files))
-    for warning in warnings:
-        typer.echo(f"Warning: {warning}")
-    for note in notes:
-        typer.echo(f"Note:    {note}")
+def _written(
+    files: Sequence[Path], warnings: Sequence[str], notes: Sequence[str], unwritten: Sequence[str]
+) -> dict[str, list[str]]:
+    return {
+        "files": [str(path) for path in files],
+        "warnings": list(warnings),
+        "notes": list(notes),
+        "unwritten": list(unwritten),
+    }
 
 
-def _size_of_sums(files: Sequence[Path]) -> str:
+def _size_of_sums(files: Sequence[Path]) -> int:
+    """In bytes; 0 where there are none."""
     from advisor.kept_sums import SUMS
-    from advisor.units import format_bytes
 
-    return next((format_bytes(path.stat().st_size) for path in files if path.name == SUMS), "")
+    return next((path.stat().st_size for path in files if path.name == SUMS), 0)
 
 
-def _fail_on(unwritten: Sequence[str], hint: str) -> None:
+def _fail_on(unwritten: Sequence[str], hint: str, outputs: Outputs) -> None:
     for failure in unwritten:
         typer.echo(f"peft-advisor: error: {failure}", err=True)
     if unwritten:
         talk.notice(hint)
-        raise typer.Exit(EXIT_WRONG_INPUT)
+    outputs.end(EXIT_WRONG_INPUT if unwritten else 0)

@@ -59,6 +59,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "Output": (
         "report",
         "form",
+        "runtime",
         "json",
         "markdown",
         "junit",

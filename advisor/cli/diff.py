@@ -114,9 +114,9 @@ def _read(
     if is_baseline(text):
         return of_baseline(Path(text)), None
     if Path(text).suffix.lower() == ".json":
-        from advisor.report import read_json
+        from advisor.records import Recommendation
 
-        saved = read_json(text)
+        saved = Recommendation.load(text)
         return of_answer(saved), saved
     options.check_model(text)
     talk.notice(f"pricing {text} ...")

@@ -49,21 +49,22 @@ def command(json: options.JsonPath = None, form: options.TextForm = "terminal") 
 
 
 def _print(found: Diagnosis) -> None:
-    from rich.padding import Padding
-    from rich.table import Table
     from rich.text import Text
 
+    from advisor.report.fitted import folded
     from advisor.report.terminal import Output
 
     console = Output(highlight=False)
-    if not found.problems:
-        console.print(Text(_ALL_THERE, style="green"))
+    lines = [] if found.problems else [Text(_ALL_THERE, style="green")]
     for title, rows in _sections(found):
-        grid = Table.grid(padding=(0, 2))
+        lines.append(Text(title, style="bold"))
+        width = max(len(name) for name, _ in rows) + 4
         for name, text in rows:
-            grid.add_row(Text(name), Text(text))
-        console.print(Text(title, style="bold"))
-        console.print(Padding(grid, (0, 0, 0, 2)))
+            told = folded(text, console.width - width, len(text) + 1)
+            starts = [f"  {name}", *[""] * (len(told) - 1)]
+            lines += [Text(f"{start:<{width}}{line}") for start, line in zip(starts, told, strict=True)]
+    for line in lines:
+        console.print(line, no_wrap=True, crop=False, overflow="ignore")
 
 
 def _markdown(found: Diagnosis) -> str:
@@ -99,7 +100,7 @@ def _sections(found: Diagnosis) -> Iterator[tuple[str, list[tuple[str, str]]]]:
 def _optional(package: Package) -> str:
     if package.version is not None:
         return package.version
-    return f"not installed; would give {package.gives}: {package.install}"
+    return f"not installed: {package.install} gives {package.gives}"
 
 
 def _device(device: Device) -> str:

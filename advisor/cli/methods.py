@@ -50,7 +50,8 @@ def command(
 
 
 def _print(asked: Mapping[str, Method], *, in_full: bool) -> None:
-    from rich.padding import Padding
+    from textwrap import wrap
+
     from rich.text import Text
 
     from advisor.report.terminal import Output
@@ -60,11 +61,10 @@ def _print(asked: Mapping[str, Method], *, in_full: bool) -> None:
         console.print(Text(name, style="bold"))
         more = [(line, "") for line in _more(method)] if in_full else []
         for line, style in ((method.summary, ""), (method.formula, ""), *more, (method.source, "dim")):
-            text = Text(line, style=style)
-            if console.is_terminal:
-                console.print(Padding(text, (0, 0, 0, 4), expand=False))
-            else:  # one line each, for grep
-                console.print(Text("    ") + text, soft_wrap=True)
+            # In a file one line each, for grep.
+            told = wrap(line, console.width - 4, break_on_hyphens=False) if console.is_terminal else [line]
+            for each in told:
+                console.print(Text(f"    {each}", style=style), soft_wrap=True)
 
 
 def _json(asked: Mapping[str, Method]) -> str:

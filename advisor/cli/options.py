@@ -314,7 +314,7 @@ def check_model(text: str) -> None:
 
 
 def check_report(text: str) -> None:
-    """Likewise of a missing report what `read_json` would. Raises InputError."""
+    """Likewise of a missing report what `Recommendation.load` would. Raises InputError."""
     if not os.path.lexists(text):
         raise InputError(names.missing_report(text))
 

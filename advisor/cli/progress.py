@@ -53,8 +53,8 @@ class ProgressBars:
             TextColumn("{task.description}", table_column=Column(no_wrap=True)),
             BarColumn(bar_width=16),
             TimeElapsedColumn(table_column=_whole(7)),
-            TextColumn("left", table_column=_whole(4)),
             TimeRemainingColumn(table_column=_whole(7)),
+            TextColumn("left", table_column=_whole(4)),
             # What is running gets what is left of the line.
             TextColumn(
                 "{task.fields[running]}",

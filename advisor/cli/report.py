@@ -44,16 +44,16 @@ def command(
         raise InputError("one answer is given twice; give each once")
     outputs = Outputs({"--report": report}, form)
 
+    from advisor.records import Recommendation
     from advisor.report import (
         print_comparison,
         print_recommendation,
-        read_json,
         redacted,
         render_comparison,
         render_html,
     )
 
-    read = {path: read_json(path) for path in paths}
+    read = {path: Recommendation.load(path) for path in paths}
     if redact:
         read = {
             path if len(read) == 1 else f"answer {n}": redacted(one)

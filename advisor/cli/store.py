@@ -15,6 +15,7 @@ import typer
 
 from advisor.cli import options, talk
 from advisor.cli.commands import App
+from advisor.cli.done import Done, say
 from advisor.cli.outputs import Outputs
 from advisor.errors import InputError
 from advisor.units import format_bytes
@@ -28,36 +29,62 @@ app = App(help="Show, export or clear what finished work is remembered.")
 
 
 @app.command("show")
-def show(store: options.StorePath = None) -> None:
+def show(store: options.StorePath = None, form: options.TextForm = "terminal") -> None:
     """Show where the store is, how large it is, and what is in it.
 
     Examples:
         peft-advisor store show
+        peft-advisor store show --format json
     """
+    outputs = Outputs({}, form)
+
     from advisor.store import SCHEMA_VERSION, set_aside_files
 
     path = _path(store)
     with _opened(path) as opened:
-        if opened is None:
-            typer.echo(f"{path}: nothing is stored yet")
-        else:
-            results = list(opened)
-            typer.echo(f"{path}: {_results(len(results))}, {_size(path)}, schema version {SCHEMA_VERSION}")
-            if results:
-                typer.echo(f"from {_day(results[0].created)} to {_day(results[-1].created)}")
-            for kind, count in sorted(Counter(result.kind for result in results).items()):
-                typer.echo(f"  {kind}: {count}")
-            pairs = Counter(
-                (str(result.key.get("model"))[:8], str(result.key.get("data"))[:8])
-                for result in results
-                if result.kind == "probe"
-            )
-            for (model, data), count in pairs.most_common(_PAIRS_SHOWN):
-                typer.echo(f"  model {model} on data {data}: {count} of the probes")
-            if len(pairs) > _PAIRS_SHOWN:
-                typer.echo(f"  and {len(pairs) - _PAIRS_SHOWN} more models or data sets")
-    for aside in set_aside_files(path):
-        typer.echo(f"could not be read, and was set aside: {aside} ({format_bytes(aside.stat().st_size)})")
+        results = [] if opened is None else list(opened)
+        exists, size = opened is not None, _size(path)
+    kinds = Counter(result.kind for result in results)
+    pairs = Counter(
+        (str(result.key.get("model")), str(result.key.get("data")))
+        for result in results
+        if result.kind == "probe"
+    )
+    aside = {str(file): file.stat().st_size for file in set_aside_files(path)}
+    if exists:
+        held = f"{_results(len(results))}, {format_bytes(size)}, schema version {SCHEMA_VERSION}"
+        lines = [("", f"{path}: {held}")]
+        if results:
+            lines.append(("", f"from {_day(results[0].created)} to {_day(results[-1].created)}"))
+    else:
+        lines = [("", f"{path}: nothing is stored yet")]
+    lines += [("", f"  {kind}: {count:,}") for kind, count in sorted(kinds.items())]
+    lines += [
+        ("", f"  model {model[:8]} on data {data[:8]}: {count:,} of the probes")
+        for (model, data), count in pairs.most_common(_PAIRS_SHOWN)
+    ]
+    if len(pairs) > _PAIRS_SHOWN:
+        lines.append(("", f"  and {len(pairs) - _PAIRS_SHOWN} more models or data sets"))
+    lines += [
+        ("", f"could not be read, and was set aside: {file} ({format_bytes(bytes_)})")
+        for file, bytes_ in aside.items()
+    ]
+    figures = {
+        "path": str(path),
+        "exists": exists,
+        "bytes": size,
+        "store_version": SCHEMA_VERSION,
+        "results": len(results),
+        "oldest": _moment(results[0].created) if results else None,
+        "newest": _moment(results[-1].created) if results else None,
+        "kinds": dict(kinds),
+        "probes": [
+            {"model": model, "data": data, "results": count} for (model, data), count in pairs.most_common()
+        ],
+        "set_aside": [{"path": file, "bytes": bytes_} for file, bytes_ in aside.items()],
+    }
+    say(Done("store show", tuple(lines), figures), outputs)
+    outputs.end()
 
 
 @app.command("export")
@@ -132,14 +159,18 @@ def _opened(path: Path) -> Iterator[Store | None]:
         yield store
 
 
-def _size(path: Path) -> str:
-    """On disk, with what is not yet moved from the log into the database."""
+def _size(path: Path) -> int:
+    """Bytes on disk, with what is not yet moved from the log into the database."""
     files = [file for file in (path, Path(f"{path}-wal")) if file.exists()]
-    return format_bytes(sum(file.stat().st_size for file in files))
+    return sum(file.stat().st_size for file in files)
 
 
 def _day(seconds: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
+
+
+def _moment(seconds: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
 
 
 def _results(count: int) -> str:

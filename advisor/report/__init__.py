@@ -7,7 +7,6 @@ from advisor.report.formats import (
     dumps,
     from_json,
     loads,
-    read_json,
     to_json,
     write_json,
 )
@@ -28,7 +27,6 @@ __all__ = [
     "print_layer_types",
     "print_profile",
     "print_recommendation",
-    "read_json",
     "redacted",
     "render_comparison",
     "render_csv",

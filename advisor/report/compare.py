@@ -25,7 +25,7 @@ from advisor.units import format_bytes, format_flops, format_joules, format_seco
 _NOT_RUN = "Costs are simulated, and none of these was run: recommend runs what it chooses under the limit."
 _UNKNOWN = "Which network, or which method, adapts best can't be told from costs: --data tells."
 _SOLVED = "not raced: of a head in closed form alone"
-_LEAST_NAME, _LEAST_USE = 12, 16
+_LEAST_NAME = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,33 +234,33 @@ def _table(rows: Sequence[Row], width: int) -> list[Text]:
     figures = [_aligned(name, texts) for name, texts in columns]
     longest = max(map(cell_len, ("network", *(view.printable(row.pair.name) for row in rows))))
     uses = max([cell_len("use"), *(cell_len(view.printable(row.use)) for row in chosen)])
-    room = width - 2 - sum(2 + cell_len(cells[0]) for cells in figures) - 2
-    while len(figures) > 1 and room < min(longest, _LEAST_NAME) + min(uses, _LEAST_USE):
+    room = width - 2 - sum(2 + cell_len(cells[0]) for cells in figures)
+    is_beside = longest + 2 + uses <= room  # else what to use stands below each name
+    while len(figures) > 1 and room < min(longest, _LEAST_NAME):
         room += 2 + cell_len(figures.pop()[0])
-    name_room = min(longest, max(room - min(uses, _LEAST_USE), _LEAST_NAME))
-    use_room = min(uses, max(room - name_room, 1))
+    name_room = min(longest, max(room, 1))
 
-    def line(mark: str, name: str, use: str, cells: Iterable[str]) -> str:
-        names = (
-            set_cell_size(elided(name, name_room), name_room),
-            set_cell_size(elided(use, use_room), use_room),
-        )
-        return mark + "  ".join([*names, *cells]).rstrip()
+    def lines_of(mark: str, name: str, use: str, cells: Iterable[str], style: str) -> list[Text]:
+        beside = [set_cell_size(view.printable(use), uses)] if is_beside else []
+        texts = [mark + "  ".join([_sized(name, name_room), *beside, *cells]).rstrip()]
+        texts += [] if is_beside or not use else [f"    {elided(use, width - 4)}"]
+        return [Text(text, style) for text in texts]
 
-    lines = [Text(line("  ", "network", "use", [cells[0] for cells in figures]), "underline")]
+    lines = lines_of(
+        "  ", "network", "use" if is_beside else "", [cells[0] for cells in figures], "underline"
+    )
     count = 0
     for row in rows:
         if row.choice is None:
             why = f"{row.use}: {row.more[:1].lower()}{row.more[1:]}" if row.more else row.use
             why = cut(why, max(width - 4 - name_room, 8))
-            lines.append(
-                Text(f"x {set_cell_size(elided(row.pair.name, name_room), name_room)}  {why}", "dim")
-            )
+            lines.append(Text(f"x {_sized(row.pair.name, name_room)}  {why}", "dim"))
             continue
         count += 1
         mark = "> " if row.pair.is_best else "  "
-        text = line(mark, row.pair.name, row.use, [cells[count] for cells in figures])
-        lines.append(Text(text, "bold" if row.pair.is_best else ""))
+        figures_here = [cells[count] for cells in figures]
+        style = "bold" if row.pair.is_best else ""
+        lines += lines_of(mark, row.pair.name, row.use, figures_here, style)
     return lines
 
 

@@ -61,7 +61,7 @@ def headline(recommendation: Recommendation) -> Headline:
     wrong = (f"First of all: {data.error.text}",) if data and data.error else ()
     if choice is None:
         return _without_choice(recommendation)
-    badge = "fits, and was run" if choice.measured and choice.measured.survived else "fits"
+    badge = _badge(choice, recommendation)
     below = [*wrong, *_in_words(choice, recommendation)]
     if recommendation.runtime is not None:
         below.append(f"Memory: {whole_memory(choice, recommendation.budget, recommendation.runtime)}.")
@@ -78,6 +78,16 @@ def headline(recommendation: Recommendation) -> Headline:
     old = _old_data(recommendation, choice.accuracy, base)
     rests_on = f"{view.tried_text(recommendation)}."
     return Headline(badge, "good", title, (*below, *([old] if old else []), rests_on))
+
+
+def _badge(choice: Evaluation, recommendation: Recommendation) -> str:
+    """Whether it fits, and what was held against the limits."""
+    if choice.violations:
+        return "a limit is broken"  # one of --warn: a warning says which
+    ran = ", and was run" if choice.measured and choice.measured.survived else ""
+    ram, runtime = recommendation.budget.ram_bytes, recommendation.runtime
+    whole = choice.cost.peak_memory_bytes + (runtime.bytes if runtime else 0)
+    return f"{'fits' if ram is None or whole <= ram else 'the update fits'}{ran}"
 
 
 def _in_words(choice: Evaluation, recommendation: Recommendation) -> list[str]:
@@ -266,9 +276,8 @@ def ranked_findings(recommendation: Recommendation) -> list[Finding]:
 
 
 def commands(recommendation: Recommendation) -> list[str]:
-    """What to type next. To render the answer again is no step for who reads it rendered."""
-    steps = next_steps(recommendation, _saved(recommendation))
-    return [shlex.join(step.words) for step in steps if step.words[1] != "report"]
+    """What to type next."""
+    return [shlex.join(step.words) for step in next_steps(recommendation, _saved(recommendation))]
 
 
 def _saved(recommendation: Recommendation) -> str | None:

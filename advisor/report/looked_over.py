@@ -16,7 +16,7 @@ from advisor.report.fitted import folded
 from advisor.report.terminal import Output
 from advisor.report.text_tables import no_formula, plain
 
-_MARKS = {"error": ("!!", "bold red"), "warning": ("! ", "yellow"), "note": ("- ", "")}
+_MARKS = {"error": ("!!", "bold red"), "warning": ("!", "yellow"), "note": ("-", "")}
 _LINES = 6  # of one finding, at most
 _NOTHING_ODD = "Nothing odd was found."
 SCHEMA_VERSION = 1

@@ -24,7 +24,7 @@ class Step:
 
 
 def next_steps(recommendation: Recommendation, saved: str | None) -> list[Step]:
-    """At most three; none where the command that was asked isn't known.
+    """At most two; none where the command that was asked isn't known.
 
     Args:
         saved: the answer's JSON file, if there is one.
@@ -48,9 +48,6 @@ def next_steps(recommendation: Recommendation, saved: str | None) -> list[Step]:
         if saved:
             board = ("peft-advisor", "export", recommendation.model.source, saved, "--output", "bundle/")
             steps.append(Step((*board, *code, *trust), "peft-advisor export MODEL OUT.json --output bundle/"))
-    if saved and len(steps) < 3:
-        everything = ("peft-advisor", "report", saved, "--all")
-        steps.append(Step(everything, "peft-advisor report OUT.json --all"))
     return steps
 
 

@@ -5,6 +5,7 @@ Every line is made to fit the width, so nothing wraps; what there is no room for
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 
 from rich.cells import cell_len
@@ -23,6 +24,7 @@ OBVIOUS = (BASELINE, "lora")  # methods that everybody asks about
 _COMMAND_LINES = 3
 _ANSWER_LINES = 5
 _FEWEST_LINES = 4  # of candidates and warnings
+_WARNED = 3  # lines of warnings that candidates leave room for: the weightiest, the evidence, how many more
 _BAR = 14
 _APART = (2, 1, 5, 3, 4)  # sections with an empty line before them, as far as there is room
 
@@ -44,7 +46,7 @@ def screen(recommendation: Recommendation, width: int, saved: str | None = None)
     while why and room < _FEWEST_LINES:  # the choice and its kind go before what was not chosen
         why.pop()
         room += 1
-    candidates = _candidates(recommendation, width, room - min(len(warnings), 2))
+    candidates = _candidates(recommendation, width, room - min(len(warnings), _WARNED), saved)
     told = _told(warnings, width, room - len(candidates))
     sections = (answer, budgets, candidates, why, told, steps)
     apart = _APART[: max(LINES - sum(map(len, sections)), 0)]
@@ -81,7 +83,9 @@ def answer_lines(recommendation: Recommendation, width: int) -> Lines:
         lines.append(Text(cut(f"  probes    {how.removeprefix(', ')}", width)))
     below = cheaper_text(chosen, recommendation.evaluations)
     if below:
-        lines.append(Text(cut(f"  {'':8}  {below}; --tolerance 0 takes it", width)))
+        unnamed, _, name = below.rpartition(", ")
+        told = [f"  {'':8}  {text}; --tolerance 0 takes it" for text in (f"{unnamed}, {name}", unnamed)]
+        lines.append(Text(cut(next((line for line in told if cell_len(line) <= width), told[-1]), width)))
     by_class = view.by_class_text(chosen.accuracy, recommendation)
     if by_class:
         lines.append(Text(cut(f"  classes   {by_class}", width)))
@@ -153,8 +157,8 @@ def _ran(chosen: Evaluation | None, line: str) -> str:
     return "run within it" if chosen.measured.cap_bytes is not None else "run unlimited"
 
 
-def _candidates(recommendation: Recommendation, width: int, room: int) -> Lines:
-    """The best that fit; where none does, those that come nearest to it."""
+def _candidates(recommendation: Recommendation, width: int, room: int, saved: str | None) -> Lines:
+    """The best that fit; where none does, those that come nearest to it; and where all others are."""
     evaluations = view.ordered(recommendation)
     fitting = [item for item in evaluations if item.fits]
     shown = (fitting or view.nearest(evaluations))[: min(BEST, max(room - 2, 1))]
@@ -168,9 +172,11 @@ def _candidates(recommendation: Recommendation, width: int, room: int) -> Lines:
     others = len(evaluations) - max(len(fitting), len(shown))
     if others:
         more.append(f"{others} that don't" if more else f"and {others} more that don't fit")
-    tail = ", ".join(more) + (": --all" if more else "")
-    notes = "   ".join([*([tail] if tail else []), *legend(shown)])
-    return [header, *rows, *([Text(cut(f"  {notes}", width), "dim")] if notes else [])]
+    again = [shlex.join(["peft-advisor", "report", saved, "--all"])] if saved else []
+    tails = [f"{', '.join(more)}: {shown_by}" for shown_by in (*again, "--all")] if more else [""]
+    notes = ["  " + "   ".join(filter(None, [tail, *legend(shown)])) for tail in tails]
+    note = next((text for text in notes if cell_len(text) <= width), cut(notes[-1], width))
+    return [header, *rows, *([Text(note, "dim")] if note.strip() else [])]
 
 
 def _why_not(recommendation: Recommendation, width: int) -> Lines:
@@ -197,10 +203,14 @@ def _why_not(recommendation: Recommendation, width: int) -> Lines:
 
 
 def _warnings(recommendation: Recommendation) -> list[str]:
-    """By weight: what the engine warns of, what the choice doesn't rest on, what was taken for granted."""
+    """By weight: what the engine warns of, what the choice doesn't rest on, what was taken for granted.
+
+    How much was tried is always told, so it comes second at least.
+    """
     evidence = view.evidence_text(recommendation)
     assumed = [f"assumed: {text}" for text in recommendation.assumed]
-    return [*recommendation.warnings, *([evidence] if evidence else []), *assumed]
+    first, others = recommendation.warnings[:1], recommendation.warnings[1:]
+    return [*first, *([evidence] if evidence else []), *others, *assumed]
 
 
 def _told(warnings: Sequence[str], width: int, room: int) -> Lines:

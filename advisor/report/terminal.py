@@ -16,6 +16,7 @@ from rich.text import Text
 from advisor.records import Evaluation, Recommendation
 from advisor.report import view
 from advisor.report.candidate_lines import candidate_lines, legend
+from advisor.report.fitted import folded
 from advisor.report.screen import answer_lines, budget_lines, screen
 from advisor.units import format_bytes, format_count, format_flops, format_seconds
 
@@ -95,7 +96,7 @@ def print_layer_types(recommendation: Recommendation, console: Console | None = 
             rows.append(("", cells))
         _print_table(headers, rows, console)
         peak = format_bytes(item.cost.peak_memory_bytes)
-        console.print(_text(f"Saved: kept from the forward pass for the backward pass. Peak: {peak}."))
+        _prose(f"Saved: kept from the forward pass for the backward pass. Peak: {peak}.", console)
     _print_footnotes(recommendation, console)
 
 
@@ -125,7 +126,7 @@ def _print_costs(recommendation: Recommendation, console: Console) -> None:
     flops_per_sample = full and view.multiply_add_flops_per_sample(full, recommendation.batch_size)
     if flops_per_sample:
         line = f"full: {format_flops(flops_per_sample)} per sample in convolution and linear layers"
-        console.print(_text(f"{line}, both passes."))
+        _prose(f"{line}, both passes.", console)
 
 
 def _main_ones_as_priced(recommendation: Recommendation) -> list[Evaluation]:
@@ -189,7 +190,7 @@ def _print_subject(recommendation: Recommendation, console: Console) -> None:
         if chosen and by_class:
             lines.append(f"Of {chosen.candidate.short}: {by_class}")
     for line in lines:
-        console.print(_text(line))
+        _prose(line, console)
 
 
 def _print_budgets(recommendation: Recommendation, console: Console) -> None:
@@ -226,12 +227,9 @@ def _print_layer_types(recommendation: Recommendation, console: Console) -> None
     check = "unknown"
     if model.fvcore_forward_flops is not None:
         check = format_flops(model.fvcore_forward_flops)
-    console.print(
-        _text(
-            f"Forward pass of one sample: {format_flops(model.forward_flops)}; "
-            f"fvcore's count of multiply-adds, doubled: {check}."
-        )
-    )
+    forward = format_flops(model.forward_flops)
+    told = f"Forward pass of one sample: {forward}; fvcore's count of multiply-adds, doubled: {check}."
+    _prose(told, console)
 
 
 def _print_footnotes(recommendation: Recommendation, console: Console) -> None:
@@ -299,9 +297,13 @@ def _heading(title: str, console: Console) -> None:
 
 
 def _item(text: str, console: Console) -> None:
-    grid = Table.grid(padding=(0, 1))
-    grid.add_row(Text("-"), _text(text))
-    console.print(grid)
+    _prose(f"- {text}", console)
+
+
+def _prose(text: str, console: Console) -> None:
+    """A sentence, folded between words; each line of it that ends where it came from ends here, too."""
+    for part in text.split("\n"):
+        _print_lines([Text(line) for line in folded(part, console.width, len(part) + 1)], console)
 
 
 def _text(text: str, style: str = "") -> Text:

@@ -14,6 +14,7 @@ from advisor.report.view import printable
 STAYS = "\N{NO-BREAK SPACE}"
 _UNITS = r"%|[kMGT]?B\b|[KMGT]iB\b|[kMGTP]?FLOPs?\b|(?:ms|min|s|h)\b|[kM]?J\b|[kM]\b|points?\b|x\b"
 _FIGURE_AND_UNIT = re.compile(rf"(?<=\d) (?={_UNITS})|(?<=\d\sx) (?=FLOPs)")
+_BATCH = re.compile(r"(?<=\bbatch) (?=\d)|(?<=\d) (?=of \d+x\d)|(?<=\d of) (?=\d+x\d)")
 _FROM_TO = re.compile(r"(?<=\d) ([\N{RIGHTWARDS ARROW}\N{PLUS-MINUS SIGN}]) (?=\d)")
 _MINUS = re.compile(r"(?<![\w.%-])-(?=\d)")
 
@@ -25,8 +26,8 @@ def typeset(text: object) -> Markup:
 
 
 def kept_together(text: str) -> str:
-    """With a space that no line ends at between each figure and its unit."""
-    return _FIGURE_AND_UNIT.sub(STAYS, text)
+    """With a space that no line ends at between each figure and its unit, and in `batch 8 of 3x32x32`."""
+    return _BATCH.sub(STAYS, _FIGURE_AND_UNIT.sub(STAYS, text))
 
 
 def breakable(name: str) -> Markup:

@@ -48,7 +48,7 @@ def answer(
     flops = f"{format_flops(cost.flops.total)} per update" + (
         f" of {format_flops(budget.flops)}" if budget.flops else ""
     )
-    besides = f" and {format_bytes(runtime.bytes)} for the runtime" if runtime else ""
+    besides = f", besides {format_bytes(runtime.bytes)} for the runtime" if runtime else ""
     costs = f"{memory} at its peak{besides}, {flops}, {format_bytes(cost.delta_bytes)} to ship"
     ran = _ran(chosen, budget)
     if accuracy is None:
@@ -78,7 +78,7 @@ def answer(
 
 
 def whole_memory(chosen: Evaluation, budget: Budget, runtime: Runtime) -> str:
-    """`112 MB for the update; the runtime 190 MB more: 302 of 512 MB`, or which of the two is over --ram."""
+    """`112 MB for the update; the runtime 190 MB more: 302 of 512 MB`, or which of the two doesn't fit."""
     update, ram = chosen.cost.peak_memory_bytes, budget.ram_bytes
     total = update + runtime.bytes
     where = f" on {runtime.where}" if runtime.where not in ("", "here") else ""
@@ -89,8 +89,9 @@ def whole_memory(chosen: Evaluation, budget: Budget, runtime: Runtime) -> str:
     if ram is None:
         return f"{said}: {format_bytes(total)} in all"
     if total > ram:
-        whole = f"{format_bytes(total)} with the runtime{where}"
-        return f"{format_bytes(update)} for the update; {whole}, over --ram {format_bytes(ram)}"
+        fits = "exceeds" if update > ram else "fits"
+        whole = f"with the runtime{where} it takes {format_bytes(total)}"
+        return f"the update {fits} --ram {format_bytes(ram)}; {whole}"
     number, unit = format_bytes(total).split()
     allowed = format_bytes(ram)
     return f"{said}: {number}{'' if allowed.endswith(f' {unit}') else f' {unit}'} of {allowed}"
@@ -129,7 +130,7 @@ def lever_words(levers: Levers) -> list[str]:
 
 
 def cheaper_text(chosen: Evaluation, evaluations: Sequence[Evaluation]) -> str:
-    """What a cheaper choice may cost: `0.4 +- 1.1 points below dora-8, the best that fits`, or nothing."""
+    """What a cheaper choice may cost: `0.4 +- 1.1 points below the best that fits, dora-8`, or nothing."""
     known = [e for e in evaluations if e.fits and e.accuracy is not None and e.accuracy.finalist]
     best = max(known, key=lambda e: e.accuracy.mean if e.accuracy else 0.0, default=chosen)
     if best.accuracy is None or chosen.accuracy is None:
@@ -138,7 +139,7 @@ def cheaper_text(chosen: Evaluation, evaluations: Sequence[Evaluation]) -> str:
     if gap < _LEAST_GAP:
         return ""
     return (
-        f"{gap * 100:.1f} +- {_Z95 * error * 100:.1f} points below {best.candidate.short}, the best that fits"
+        f"{gap * 100:.1f} +- {_Z95 * error * 100:.1f} points below the best that fits, {best.candidate.short}"
     )
 
 

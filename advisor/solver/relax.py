@@ -306,4 +306,4 @@ def _told_apart(evaluation: Evaluation, evaluations: Sequence[Evaluation]) -> st
         return own.short
     blocks = max(narrower)
     part = f"the last {blocks} blocks" if blocks > 1 else "the last block" if blocks else "the head"
-    return f"{own.short}, on the whole network and not on {part} alone,"
+    return f"{own.short} (on the whole network, not on {part} alone)"

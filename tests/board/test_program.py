@@ -70,7 +70,7 @@ def test_an_onnx_file_is_held_against_the_network(tuned, tmp_path):
 
 def test_what_cannot_be_written_leaves_no_file(tuned, tmp_path, monkeypatch):
     monkeypatch.setattr("advisor.board.program.find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"--format onnx needs onnx and onnxscript: pip install"):
+    with pytest.raises(InputError, match=r"--as onnx needs onnx and onnxscript: pip install"):
         write_program(str(tuned / "model.pt"), tuned, tmp_path / "a.onnx", "onnx")
     # Folded wrongly, it is not what was trained.
     monkeypatch.setattr(type(get_method("lora")), "merge", lambda self, model: network())

@@ -199,9 +199,9 @@ def test_sensitive_layers_stay_in_float32(tmp_path):
     assert found.left.throughout.mean < found.float32.accuracy.mean - 0.1
     assert found.int8.accuracy.mean > found.float32.accuracy.mean - 0.03
     assert not found.loses_much
-    lines = told(found)
-    assert any("1 in int8, 3 in float32 (depthwise convolutions, the first" in line for line in lines)
-    assert any(line.startswith("Note: ") and "right with all layers in int8" in line for line in lines)
+    lines = dict(told(found))
+    assert "1 in int8, 3 in float32 (depthwise convolutions, the first" in lines["Layers"]
+    assert "right with all layers in int8" in lines["Note"]
     graph = onnx.load(found.path).graph
     assert (
         sum(each.data_type == onnx.TensorProto.INT8 and len(each.dims) > 1 for each in graph.initializer) == 1
@@ -216,7 +216,7 @@ def test_where_no_layer_left_out_helps_it_says_so(tmp_path):
     found = write_quantised(file, tmp_path, tmp_path / "int8.onnx", data)
     assert found.float32.accuracy.mean > 0.95
     assert found.loses_much
-    assert "write --format onnx" in told(found)[-1]
+    assert "write --as onnx" in told(found)[-1][1]
     assert found.path.exists()
 
 
@@ -224,10 +224,10 @@ def test_what_it_tells(folder, tmp_path):
     path = tmp_path / "int8.onnx"
     found = write_quantised(str(folder / "model.pt"), folder, path, str(folder / "images.npz"))
     lines = told(found)
-    assert [line.partition(":")[0] for line in lines] == ["Wrote", "Right", "Changed", "Time", "Layers"]
-    assert lines[0].startswith(f"Wrote:   {path}, ")
-    assert " of 90 images; in float32 " in lines[1]
-    assert lines[4] == "Layers:  all 4 in int8; ranges of 128 other images"
+    assert [name for name, _ in lines] == ["Wrote", "Right", "Changed", "Time", "Layers"]
+    assert lines[0][1].startswith(f"{path}, ")
+    assert " of 90 images; in float32 " in lines[1][1]
+    assert lines[4][1] == "all 4 in int8; ranges of 128 other images"
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from advisor.records import Recommendation
-from advisor.report import read_json, render_html
+from advisor.report import render_html
 
 _PATIENCE = 300_000  # milliseconds: a page of 0.9 s of work took 45 s beside two studies on two cores
 REPORTS = Path(__file__).parents[2] / "reports"
@@ -32,7 +32,7 @@ def browser() -> Iterator[Any]:
 @pytest.fixture(scope="session", params=["demo-new-classes", "resnet20-cifar10-noise"])
 def saved(request: pytest.FixtureRequest) -> Recommendation:
     """Answers of real runs."""
-    return read_json(REPORTS / f"{request.param}.json")
+    return Recommendation.load(REPORTS / f"{request.param}.json")
 
 
 @pytest.fixture

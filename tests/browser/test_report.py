@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from advisor.records import Budget, DataSummary, Finding, Recommendation
+from advisor.report import view
 from advisor.report.whatif import MOST_TOLERANCE, PREFERENCES
 from advisor.solver import LIMIT, figures_of, solve
 from advisor.units import parse_bytes
@@ -133,6 +134,30 @@ def test_charts_switch_and_show_figures_on_focus(opened: Opened, saved: Recommen
     assert page.get_by_role("link", name=told, exact=True).count() == 1
     page.keyboard.press("Escape")
     assert page.locator("#tip:visible").count() == 0
+
+
+def test_arrow_keys_reach_each_point_and_tell_why_it_does_not_fit(
+    opened: Opened, saved: Recommendation
+) -> None:
+    page = opened(saved)
+    figure = page.locator("#trade figure:visible")
+    figure.locator("a").first.focus()
+    count = figure.locator("use").count()
+    page.evaluate(
+        """() => {
+          window.told = new Set();
+          document.addEventListener("focusin", () => told.add(document.getElementById("tip").textContent));
+        }"""
+    )
+    for key, presses in (("ArrowLeft", count), ("ArrowRight", count - 1)):
+        for _ in range(presses):
+            page.keyboard.press(key)
+    told = page.evaluate("[...told]")
+    assert len(told) == count == len(saved.evaluations)
+    for item in saved.evaluations:
+        if not item.fits:
+            (about,) = (text for text in told if text.startswith(f"{item.candidate.short}:"))
+            assert view.reason(item.violations[0]) in about
 
 
 def test_layers_sort_by_keyboard_and_the_map_has_one_square_each(

@@ -13,7 +13,7 @@ import pytest
 from advisor.check import baseline
 from advisor.check.records import Figures, LayerFigures
 from advisor.cli import main
-from advisor.report import read_json
+from advisor.records import Recommendation
 from advisor.units import format_percent
 from tests.check.records import FIGURES, LAYERS, snapshot
 
@@ -81,7 +81,7 @@ def test_saved_answers_are_compared_with_their_accuracies(tmp_path, diff):
     code, out, _ = diff(one, other, "--json", tmp_path / "out.json")
     assert code == 0
     text = " ".join(out.split())
-    before, after = read_json(one), read_json(other)
+    before, after = Recommendation.load(one), Recommendation.load(other)
     assert f"{after.recommended} is recommended instead of {before.recommended}" in text
     old, new = (answer.evaluation(answer.recommended).accuracy.mean for answer in (before, after))
     assert f"accuracy {format_percent(old)}" in text

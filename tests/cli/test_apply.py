@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 from advisor.cli import main
+from advisor.report.text_tables import plain
+from tests.cli.printed import PRINTED
 from tests.cli.test_cli import one_line
 from tests.processes import start_command
 
@@ -51,6 +53,19 @@ def test_it_trains_writes_and_tells(run, tmp_path):
     code, again, err = run("apply", "model.pt", "advice.json", "--output", out, "--epochs", 2)
     assert (code, again) == (0, stdout)
     assert "Epoch" not in err
+
+    again = ("apply", "model.pt", "advice.json", "--output", out, "--epochs", 2)
+    code, printed, _ = run(*again, "--format", "json")
+    document = json.loads(printed)
+    PRINTED.validate(document)
+    assert (code, document["command"], document["candidate"]) == (0, "apply", recommended)
+    assert document["answer"] == last
+    assert str(out / "recipe.json") in document["files"]
+    assert document["accuracy"] == recipe["accuracy"]
+    code, printed, _ = run(*again, "--format", "markdown")
+    assert f"- **Wrote**: {plain(str(out / 'recipe.json'))}\n" in printed
+    assert printed.endswith(f"- {plain(last)}\n")
+    assert "use terminal, json or markdown" in one_line(run(*again, "--format", "html")[2])
 
 
 def test_another_candidate_and_rate(run, tmp_path):
@@ -140,6 +155,11 @@ def test_a_solved_head_grows(run, solved, tmp_path):
     assert "100.0 % right of the 20 images added" in stdout.splitlines()[-1]
     assert {path: path.read_bytes() for path in solved.iterdir() if path.is_file()} == before
 
+    code, again, err = run(*asked, "--format", "json")
+    document = json.loads(again)
+    PRINTED.validate(document)
+    assert (code, document["images"], document["new_classes"]) == (0, {"an eleventh": 20}, ["an eleventh"])
+
     code, again, err = run(*asked)  # from the same sums: the same comes out, and nothing else is kept
     assert (code, again) == (0, stdout)
     assert "is kept beside the new as NAME~" in err
@@ -186,6 +206,23 @@ def test_export_writes_what_a_board_needs_and_tells(run, tmp_path):
     recipe = json.loads((out / "recipe.json").read_text())
     assert recipe["candidate"] == "lora-rank=2"
     assert recipe["board"]["promised_bytes"] > 0
+    again = ("export", "model.pt", "advice.json", "--output", out, "--candidate", "lora-2")
+    document = json.loads(run(*again, "--format", "json")[1])
+    PRINTED.validate(document)
+    assert document["promised_bytes"] == recipe["board"]["promised_bytes"]
+    assert stdout.endswith(f"{document['run']}\n")
+
+
+def test_a_program_is_told_to_scripts(run, tmp_path):
+    tuned, file = tmp_path / "tuned", tmp_path / "tuned.pt2"
+    given = ("--output", tuned, "--candidate", "lora-2", "--epochs", 1)
+    assert run("apply", "model.pt", "advice.json", *given)[0] == 0
+    code, printed, err = run("export", "model.pt", tuned, "--as", "pt2", "--output", file, "--format", "json")
+    assert code == 0, err
+    document = json.loads(printed)
+    PRINTED.validate(document)
+    assert document["files"] == [str(file)]
+    assert document["bytes"] == file.stat().st_size
 
 
 @pytest.mark.parametrize(
@@ -195,13 +232,13 @@ def test_export_writes_what_a_board_needs_and_tells(run, tmp_path):
         (("model.pt", "advice.json", "--candidate", "lora"), "--candidate 'lora' is not in the report"),
         (("model.pt", "advice.json", "--epochs", "0"), "--epochs 0 must be at least 1"),
         (("model.pt", "advice.json", "--output", "model.pt"), "--output model.pt: can't be written to"),
-        (("model.pt", "nowhere/", "--format", "pt2"), "nowhere/recipe.json: can't be read"),
-        (("model.pt", "tuned/", "--format", "pt2", "--data", "digits"), "so --data would change nothing"),
+        (("model.pt", "nowhere/", "--as", "pt2"), "nowhere/recipe.json: can't be read"),
+        (("model.pt", "tuned/", "--as", "pt2", "--data", "digits"), "so --data would change nothing"),
         (
-            ("model.pt", "tuned/", "--format", "onnx-int8", "--epochs", "3", "--candidate", "lora-2"),
+            ("model.pt", "tuned/", "--as", "onnx-int8", "--epochs", "3", "--candidate", "lora-2"),
             "so --candidate, --epochs would change nothing; leave them out",
         ),
-        (("model.pt", "nowhere/", "--format", "onnx-int8"), "needs labelled images, to calibrate with"),
+        (("model.pt", "nowhere/", "--as", "onnx-int8"), "needs labelled images, to calibrate with"),
     ],
 )
 def test_what_can_not_be_exported_is_one_line(run, tmp_path, arguments, message):

@@ -16,6 +16,7 @@ import typer
 from torch import nn
 
 from advisor.cli import app, commands
+from tests.cli.printed import PRINTED
 from tests.cli.test_cli import one_line
 from tests.processes import run_command
 
@@ -311,7 +312,7 @@ def test_methods_by_name(tell):
 def test_methods_in_every_format(tell):
     document = json.loads(tell("methods", "--format", "json")[1])
     known = {each["name"]: each for each in document["methods"]}
-    assert document["schema_version"] == 1
+    PRINTED.validate(document)
     assert known["lora"]["peft_type"] == "LORA"
     assert known["dora"]["learning_rates"] == [0.0005, 0.002, 0.01]
     rows = list(csv.DictReader(io.StringIO(tell("methods", "--format", "csv")[1])))

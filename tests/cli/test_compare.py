@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from advisor.report import read_json
+from advisor.records import Recommendation
 from tests.cli.test_cli import one_line
 from tests.device import profiles
 
@@ -36,7 +36,7 @@ def test_a_table_a_page_and_the_answers(networks, tell, tmp_path):
     assert "2 networks on 2 boards" in (tmp_path / "p.html").read_text()
     names = {f"{name}-on-{board}.json" for name in ("small", "wide") for board in ("pi4", "jetson")}
     assert {path.name for path in (tmp_path / "answers").iterdir()} == names
-    assert read_json(tmp_path / "answers" / "small-on-pi4.json").target.name == "pi4"
+    assert Recommendation.load(tmp_path / "answers" / "small-on-pi4.json").target.name == "pi4"
 
 
 def test_it_is_printed_as_markdown_too(networks, tell):

@@ -11,6 +11,7 @@ from PIL import Image
 from torch import nn
 
 from advisor.data.balance import balance, enough
+from tests.cli.printed import PRINTED
 from tests.processes import run_command
 
 
@@ -64,7 +65,7 @@ def test_every_format_has_what_was_found(tmp_path, form):
     told = ended.stdout
     if form == "json":
         document = json.loads(told)
-        assert document["schema_version"] == 1
+        PRINTED.validate(document)
         assert document["counts"] == {"=a": 10, "b|c": 13}
     elif form == "markdown":
         assert "\n- images: 23 images of 2 classes, 10 to 13 each\n" in told

@@ -13,7 +13,7 @@ from advisor.cli import options
 from advisor.data import load_data
 from advisor.errors import AdvisorError, DataError, InputError, ModelError
 from advisor.models import load_model
-from advisor.report import read_json
+from advisor.records import Recommendation
 from tests.cli.test_cli import one_line
 
 
@@ -96,7 +96,7 @@ def test_of_a_missing_report_the_same_is_said_as_when_it_is_read(tmp_path, monke
     monkeypatch.chdir(tmp_path)
     (tmp_path / "advice.json").touch()
     with pytest.raises(InputError) as reading:
-        read_json(text)
+        Recommendation.load(text)
     with pytest.raises(InputError) as checking:
         options.check_report(text)
     assert str(checking.value) == str(reading.value)

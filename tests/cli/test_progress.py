@@ -79,7 +79,7 @@ def test_in_a_terminal(seen):
     plain = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", shown)
     lines = [line for line in re.split(r"[\r\n]+", plain) if line]
     assert max(map(len, lines)) <= 80
-    assert [line for line in lines if re.match(r"Costing every candidate ━+ 0:00:\d\d left 0:00:\d\d", line)]
+    assert [line for line in lines if re.match(r"Costing every candidate ━+ 0:00:\d\d 0:00:\d\d left", line)]
     assert "\x1b[?25h" in shown  # the cursor is back
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from advisor.report.formats import loads
+from tests.cli.printed import PRINTED
 from tests.cli.test_cli import one_line
 
 REPORTS = Path(__file__).parents[2] / "reports"
@@ -34,6 +35,7 @@ def test_several_are_compared_in_every_format(run):
     rows = list(csv.DictReader(io.StringIO(run("report", ONE, OTHER, "--format", "csv")[1])))
     assert [row["network"] for row in rows] == [ONE.stem, OTHER.stem]
     document = json.loads(run("report", ONE, OTHER, "--format", "json")[1])
+    PRINTED.validate(document)
     assert len(document["compared"]) == 2
 
 

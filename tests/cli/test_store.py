@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from advisor.store import Store, default_path
+from tests.cli.printed import PRINTED
 
 QUICK = (
     "--input-size",
@@ -139,6 +140,22 @@ def test_show(run, store):
     assert "schema version 1" in out
     assert "  probe: 2\n  timing: 1\n" in out
     assert "model aaaaaaaa on data bbbbbbbb: 2" in out
+
+
+def test_show_tells_scripts_the_same(run, store):
+    code, out, _ = run("store", "show", "--store", store, "--format", "json")
+    found = json.loads(out)
+    PRINTED.validate(found)
+    assert (code, found["results"], found["kinds"]) == (0, 3, {"probe": 2, "timing": 1})
+    assert found["probes"] == [{"model": "a" * 64, "data": "b" * 64, "results": 2}]
+    assert found["bytes"] >= store.stat().st_size
+    assert "  \n" not in run("store", "show", "--store", store, "--format", "markdown")[1]
+    assert "use terminal, json or markdown" in one_error(
+        run("store", "show", "--store", store, "--format", "csv")
+    )
+    none = json.loads(run("store", "show", "--store", store.parent / "none", "--format", "json")[1])
+    PRINTED.validate(none)
+    assert (none["exists"], none["results"], none["newest"]) == (False, 0, None)
 
 
 def test_show_makes_nothing(run, tmp_path):

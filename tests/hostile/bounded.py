@@ -238,9 +238,9 @@ def _picture(path):
 
 
 def _answer(path):
-    from advisor.report.formats import read_json
+    from advisor.records import Recommendation
 
-    read_json(path)
+    Recommendation.load(path)
 
 
 def _baseline(path):

@@ -141,6 +141,21 @@ def test_in_a_terminal_no_line_is_too_wide_and_no_figure_is_cut(
     assert "the runtime alone" in rows[3]
 
 
+@pytest.mark.parametrize("width", [80, 140])
+def test_names_are_whole_in_a_terminal(
+    samples: dict[str, Recommendation], width: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = samples["with_data"]
+    names = ["a-network-of-forty-characters-and-no-less", "short"]
+    print_comparison([Compared(name, "", base) for name in names], Console(width=width, highlight=False))
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= width
+    use = base.evaluation(base.recommended or "").candidate.short
+    assert sum(use in line for line in lines) == 2
+    if width == 140:
+        assert all(name in "".join(lines) for name in names)
+
+
 def test_what_was_not_raced_is_told_by_its_solved_head(
     samples: dict[str, Recommendation], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -311,7 +311,7 @@ def test_no_nan_is_written(samples: dict[str, Recommendation]) -> None:
 def test_files_round_trip(samples: dict[str, Recommendation], tmp_path: Path) -> None:
     path = tmp_path / "out.json"
     report.write_json(samples["hostile"], path)
-    assert report.read_json(path) == samples["hostile"]
+    assert Recommendation.load(path) == samples["hostile"]
     assert [item.name for item in tmp_path.iterdir()] == ["out.json"]
 
 
@@ -333,7 +333,7 @@ def test_unreadable_files(tmp_path: Path, content: bytes | None, message: str) -
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(InputError, match=message) as caught:
-        report.read_json(path)
+        Recommendation.load(path)
     assert str(path) in str(caught.value)
 
 

@@ -14,9 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from advisor.records import Candidate, Estimate, Levers, MethodCard, Recommendation
+from advisor.records import Candidate, Estimate, Levers, LimitName, MethodCard, Recommendation
 from advisor.report import dumps, loads, render_html, write_html
 from advisor.report.view import main_ones, percent, printable
+from advisor.solver import violations
 
 VOID = {"meta", "br", "wbr", "line", "circle", "path", "rect", "link", "img", "input", "hr"}
 
@@ -277,3 +278,23 @@ def test_as_many_are_held_out_as_judged_what_was_tried(samples: dict[str, Recomm
     )
     assert "224 held out" in Page(render_html(replace(base, data=data, evaluations=judged))).text
     assert "each of 900 held out once" in Page(render_html(replace(base, data=data))).text
+
+
+@pytest.mark.parametrize(
+    ("megabytes", "warned", "badge"),
+    [
+        (900, (), "fits, and was run"),
+        (640, (), "the update fits, and was run"),  # and not the runtime beside it, which --ram leaves out
+        (600, ("ram",), "a limit is broken"),
+    ],
+)
+def test_the_badge_says_of_what_it_is_true_that_it_fits(
+    samples: dict[str, Recommendation], megabytes: int, warned: tuple[LimitName, ...], badge: str
+) -> None:
+    base = samples["with_data"]
+    budget = replace(base.budget, ram_bytes=megabytes * 10**6, warn=warned)
+    evaluations = tuple(
+        replace(item, violations=violations(budget, item.cost, item.accuracy)) for item in base.evaluations
+    )
+    page = render_html(replace(base, budget=budget, evaluations=evaluations))
+    assert re.search(r'class="badge \w+">([^<]*)<', page)[1] == badge

@@ -13,7 +13,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from advisor.records import Budget, Forecast, Recommendation, Runtime, Target
-from advisor.report import dumps, loads, print_recommendation, read_json, redacted, render_html
+from advisor.report import dumps, loads, print_recommendation, redacted, render_html
 from advisor.report.screen import LINES, screen
 from advisor.report.text_tables import render_csv
 
@@ -48,7 +48,7 @@ def test_it_fits_on_one_screen_and_nothing_wraps(
 @pytest.mark.parametrize("name", ["demo-new-classes", "resnet20-cifar10-noise"])
 @pytest.mark.parametrize("width", [80, 140])
 def test_real_answers_fit_and_no_name_is_cut(name: str, width: int) -> None:
-    lines = lines_of(read_json(REPORTS / f"{name}.json"), width)
+    lines = lines_of(Recommendation.load(REPORTS / f"{name}.json"), width)
     assert len(lines) <= LINES
     assert max(map(cell_len, lines)) <= width
     assert len(rows(lines)) == 5
@@ -125,7 +125,8 @@ def test_the_run_is_told_in_the_terms_of_the_users_limit(samples: dict[str, Reco
         (None, 0, "638 MB for the update; the runtime 190 MB more: 828 MB in all"),
         (900, 0, "638 MB for the update; the runtime 190 MB more: 828 of 900 MB"),
         (2000, 0, "638 MB for the update; the runtime 190 MB more: 828 MB of 2.00 GB"),
-        (640, 0, "638 MB for the update; 828 MB with the runtime, over --ram 640 MB"),
+        (640, 0, "the update fits --ram 640 MB; with the runtime it takes 828 MB"),
+        (600, 0, "the update exceeds --ram 600 MB; with the runtime it takes 828 MB"),
         (900, 190, "638 MB for the update and 190 MB for the runtime: 828 of 900 MB"),
     ],
 )
@@ -170,7 +171,9 @@ def test_the_best_five_have_a_line_each_and_the_rest_is_counted(samples: dict[st
     assert len(best) == 5
     assert best[0].startswith("> ")
     fitting = sum(item.fits for item in samples["many"].evaluations)
-    assert f"  and {fitting - 5} more that fit, {40 - fitting} that don't: --all" in lines
+    tail = f"  and {fitting - 5} more that fit, {40 - fitting} that don't: "
+    assert f"{tail}peft-advisor report {SAVED} --all" in lines
+    assert f"{tail}--all" in lines_of(samples["many"], 80, f"somewhere/else/{SAVED}")
 
 
 def test_what_was_not_tried_is_marked_as_predicted(samples: dict[str, Recommendation]) -> None:
@@ -268,3 +271,26 @@ def test_the_next_command_sets_the_limit_that_would_do(samples: dict[str, Recomm
         provenance={"command": "peft-advisor recommend m.pt"},
     )
     assert "Next: peft-advisor recommend m.pt --ram 91.1MB" in lines_of(given, 80)
+
+
+@pytest.mark.parametrize("width", [80, 140])
+def test_how_much_was_tried_is_told_whatever_else_is_warned_of(
+    samples: dict[str, Recommendation], width: int
+) -> None:
+    base = samples["with_data"]
+    left = next(item for item in base.evaluations if item.fits and item.candidate.id != base.recommended)
+    others = tuple(replace(item, accuracy=None) if item is left else item for item in base.evaluations)
+    warnings = tuple(f"trouble number {n}, which takes a line of its own" for n in range(9))
+    lines = lines_of(replace(base, evaluations=others, warnings=warnings), width)
+    told = [line for line in lines if line.startswith("! ")]
+    assert told[0] == f"! {warnings[0]}"
+    assert "candidates were tried, none of " in told[1]
+    assert told[-1].endswith("more warnings: --all")
+    assert len(lines) <= LINES
+
+
+def test_what_a_cheaper_choice_loses_keeps_its_remedy(samples: dict[str, Recommendation]) -> None:
+    (line,) = (line for line in lines_of(samples["zeros"], 80) if "points below" in line)
+    assert line.endswith("points below the best that fits; --tolerance 0 takes it")
+    (line,) = (line for line in lines_of(samples["zeros"], 120) if "points below" in line)
+    assert line.endswith("points below the best that fits, full; --tolerance 0 takes it")

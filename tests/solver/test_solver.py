@@ -334,7 +334,7 @@ def test_the_order_of_costs_is_as_preferred():
     found = [small, lean, light, quick]
     first = {prefer: rank(found, Budget(prefer=prefer))[0] for prefer in ("ram", "flops", "storage", "time")}
     assert first == {"ram": small, "flops": lean, "storage": light, "time": quick}
-    assert "points below good, the best that fits" in answer(
+    assert "points below the best that fits, good" in answer(
         evaluation("cheap", right=700),
         [evaluation("cheap", right=700), evaluation("good", right=900)],
         Budget(),

@@ -106,7 +106,7 @@ def test_a_looser_limit_says_which_of_a_methods_candidates_it_admits():
     narrow = replace(narrow, candidate=replace(narrow.candidate, levers=levers))
     found = relaxations(narrow, [whole, narrow], budget, None)[0]
     assert found.sentence == (
-        "With --ram 180B (130 B more) tent, on the whole network and not on the last 3 blocks alone, "
+        "With --ram 180B (130 B more) tent (on the whole network, not on the last 3 blocks alone) "
         "fits (not tried)"
     )
     [found] = relaxations(None, [whole], budget, None)  # where no part of it fits, its name is enough

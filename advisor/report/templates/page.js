@@ -2,7 +2,7 @@
 "use strict";
 {
   const data = JSON.parse(document.getElementById("facts").textContent);
-  for (const element of document.querySelectorAll(".whatif, .search, .copy")) element.hidden = false;
+  for (const element of document.querySelectorAll(".whatif, .search, .copy, .keys")) element.hidden = false;
   if (data.candidates.length) {
     showFigures();
     chooseAgain(data);
@@ -114,10 +114,11 @@ function tell(data, answer, isAsked, typed) {
   });
 }
 
-// A candidate's name, and what stands at its point after it.
+// A candidate's name, and what stands at its point after it, with no line ending within a figure.
 function toldOf(n) {
   const name = document.querySelector(`#c${n + 1} .name`).textContent;
-  return [name, document.querySelector(`#p${n + 1} desc`).textContent.slice(name.length + 2)];
+  const told = document.querySelector(`#p${n + 1} desc`).textContent.slice(name.length + 2);
+  return [name, told.replace(/(\d) (?=%|[kMGT]?B\b|[kMGTP]?FLOP\b)/g, "$1\u00a0")];
 }
 
 function showFigures() {
@@ -134,16 +135,33 @@ function showFigures() {
   const hide = () => { tip.hidden = true; };
   for (const title of document.querySelectorAll("defs title")) {
     const told = document.createElementNS(title.namespaceURI, "desc"); // a title is shown a second time
-    told.id = title.id;
+    told.id = `t${title.parentNode.id.slice(1)}`;
     told.textContent = title.textContent;
     title.replaceWith(told);
   }
-  for (const mark of document.querySelectorAll("#trade use")) {
-    mark.addEventListener("mouseenter", () => show(mark));
-    mark.addEventListener("mouseleave", hide);
-    const link = mark.closest("a");
-    link?.addEventListener("focus", () => show(mark));
-    link?.addEventListener("blur", hide);
+  for (const figure of document.querySelectorAll("#trade figure")) {
+    const marks = [...figure.querySelectorAll("use")];
+    const left = new Map(marks.map((mark) => [mark, mark.x.baseVal.value]));
+    const stops = marks.sort((a, b) => left.get(a) - left.get(b)).map((mark) => {
+      const stop = mark.closest("a") ?? mark; // what was tried is a link, and reached by Tab, too
+      if (stop === mark) {
+        mark.tabIndex = -1;
+        mark.setAttribute("role", "img");
+        mark.setAttribute("aria-labelledby", mark.getAttribute("href").replace("#p", "t"));
+      }
+      mark.addEventListener("mouseenter", () => show(mark));
+      mark.addEventListener("mouseleave", hide);
+      stop.addEventListener("focus", () => show(mark));
+      stop.addEventListener("blur", hide);
+      return stop;
+    });
+    figure.addEventListener("keydown", (event) => {
+      const step = {ArrowRight: 1, ArrowLeft: -1}[event.key];
+      const next = step && stops[stops.indexOf(document.activeElement) + step];
+      if (!next) return;
+      event.preventDefault();
+      next.focus();
+    });
   }
   document.addEventListener("keydown", (event) => { if (event.key === "Escape") hide(); });
 }
