@@ -26,7 +26,9 @@ def test_signs_are_printed_and_names_and_options_kept(text: str, told: str) -> N
     assert typeset(text).replace(STAYS, " ") == escape(told)
 
 
-@pytest.mark.parametrize("figure", ["2.67 MB", "94.3 %", "6.80 MFLOP", "0.62 x FLOPs", "21.7 \u2192 94.3 %", "batch 8 of 3x32x32"])
+@pytest.mark.parametrize(
+    "figure", ["2.67 MB", "94.3 %", "6.80 MFLOP", "0.62 x FLOPs", "21.7 \u2192 94.3 %", "batch 8 of 3x32x32"]
+)
 def test_no_line_ends_within_a_figure(figure: str) -> None:
     assert typeset(f"of {figure} in all") == f"of {figure.replace(' ', STAYS)} in all"
 
