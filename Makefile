@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-long test-browser lint study-memory study-flops study-layer-types study-pricing study-peers study-regret study-curves study-prior study-allocation study-augment study-photos study-chance study-smoothing study-check study-files study-lookalikes study-zoos study-device clean
+.PHONY: demo test test-long test-browser lint audit study-memory study-flops study-layer-types study-pricing study-peers study-regret study-curves study-prior study-allocation study-augment study-photos study-chance study-smoothing study-check study-files study-lookalikes study-zoos study-device clean
 
 demo: $(VENV)/.installed
 	$(BIN)/peft-advisor demo
@@ -24,6 +24,10 @@ test-browser: $(VENV)/.installed-browser
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+# Known holes in what an installation brings, by name and version; needs the network.
+audit: $(VENV)/.installed-long
+	$(BIN)/python -m pytest -m long tests/test_audit.py -rs
 
 # STUDY=--quick for the short version.
 study-memory: $(VENV)/.installed-studies

@@ -1,0 +1,451 @@
+"""Which faults the tests notice: one operator, constant or condition is changed at a time, and tests are run.
+
+    python -m measurements.mutants --seconds 600     # of work, before it stops; then the same again
+    python -m measurements.mutants --wider           # those that live: with all tests that concern them
+    python -m measurements.mutants --again           # those that live: with what tests there are now
+
+Of each package so many mutants are drawn as `--each` says. Each is tried in a copy of the project, in a
+process of its own: forked from one that has collected the tests, and given the changed function there. What
+stands outside of functions is changed before anything is imported. Seconds are a processor's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import compileall
+import copy
+import gc
+import importlib
+import json
+import os
+import py_compile
+import random
+import re
+import resource
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import CodeType, FunctionType
+from typing import Any
+
+from measurements.tables import README, table, write_tables
+
+ROOT = Path(__file__).parents[1]
+RESULTS = Path(__file__).parent / "results" / "mutants.json"
+PACKAGES = ("costs", "solver", "probes", "methods")
+# Where the tests of a module are not in the file that has its name.
+ELSEWHERE = {
+    "costs/allocator.py": ("costs/test_simulate.py",),
+    "costs/fvcore_check.py": ("costs/test_flops.py",),
+    "costs/passes.py": ("costs/test_flops.py", "costs/test_simulate.py"),
+    "costs/recorder.py": ("costs/test_simulate.py", "costs/test_flops.py"),
+    "costs/steps.py": ("costs/test_simulate.py",),
+    "costs/work.py": ("costs/test_flops.py", "costs/test_simulate.py", "probes/test_clock.py"),
+    "costs/workspace.py": ("costs/test_simulate.py",),
+    "methods/base.py": ("methods/test_contract.py", "methods/test_another_method.py"),
+    "methods/bias.py": ("methods/test_contract.py",),
+    "methods/full.py": ("methods/test_contract.py",),
+    "methods/head.py": ("methods/test_contract.py",),
+    "methods/ia3.py": ("methods/test_ia3_ssf.py",),
+    "methods/loha.py": ("methods/test_loha_lokr.py",),
+    "methods/lokr.py": ("methods/test_loha_lokr.py",),
+    "methods/lora.py": ("methods/test_low_rank.py",),
+    "methods/norm.py": ("methods/test_contract.py",),
+    "methods/recalibrate.py": ("methods/test_tent.py", "methods/test_contract.py"),
+    "methods/ridge.py": ("parts/test_closed_form.py", "methods/test_contract.py"),
+    "methods/ssf.py": ("methods/test_ia3_ssf.py",),
+    "probes/findings.py": ("probes/test_race.py", "test_compare.py"),
+    "solver/budget.py": ("solver/test_solver.py",),
+    "solver/choose.py": ("solver/test_solver.py", "solver/test_laws.py"),
+    "solver/explain.py": ("solver/test_solver.py",),
+    "solver/limits.py": ("solver/test_solver.py", "solver/test_laws.py"),
+    "solver/relax.py": ("solver/test_solver.py", "solver/test_laws.py"),
+}
+SECONDS = (60, 240)  # of a processor, for the first and for all tests
+MEMORY = 8 * 2**30
+# What tests need, imported once.
+IMPORTED = (
+    *("torch", "torchvision.models", "torch.utils.checkpoint", "torch._subclasses.fake_tensor", "timm"),
+    *("fvcore.nn", "scipy.optimize", "scipy.stats", "sklearn.gaussian_process", "PIL.Image", "jinja2"),
+    *("safetensors.torch", "joblib", "cloudpickle", "typer", "rich.console", "pytest"),
+)
+HOW = ("-rfE", "--tb=no", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning")
+COMPARED = {
+    ast.Lt: ast.LtE,
+    ast.LtE: ast.Lt,
+    ast.Gt: ast.GtE,
+    ast.GtE: ast.Gt,
+    ast.Eq: ast.NotEq,
+    ast.NotEq: ast.Eq,
+    ast.In: ast.NotIn,
+    ast.NotIn: ast.In,
+    ast.Is: ast.IsNot,
+    ast.IsNot: ast.Is,
+}
+COMPUTED = {
+    ast.Add: ast.Sub,
+    ast.Sub: ast.Add,
+    ast.Mult: ast.Div,
+    ast.Div: ast.Mult,
+    ast.FloorDiv: ast.Mult,
+    ast.Mod: ast.Mult,
+    ast.Pow: ast.Mult,
+    ast.BitOr: ast.BitAnd,
+    ast.BitAnd: ast.BitOr,
+}
+NAMED = {"min": "max", "max": "min", "any": "all", "all": "any"}
+
+
+@dataclass(frozen=True, slots=True)
+class Mutant:
+    """A change of one expression; found again by its function and its text, wherever its lines have moved."""
+
+    path: str  # below advisor/
+    where: str  # the function's dotted name
+    before: str
+    after: str
+    nth: int  # of those alike
+    span: tuple[int, int, int, int] = field(compare=False)  # lines and columns, as ast has them
+    inside: bool = field(compare=False)  # a function's body
+
+    def name(self) -> str:
+        """What it is known by."""
+        return f"{self.path}:{self.where}: {self.before} -> {self.after} #{self.nth}"
+
+    def in_function(self) -> bool:
+        """Whether giving functions other code is enough."""
+        return self.inside
+
+    def applied(self, source: str) -> str:
+        """The module with the change, on as many lines."""
+        lines = source.encode().splitlines(keepends=True)
+        first, start, last, end = self.span
+        text = f"({self.after})".encode()
+        whole = b"".join(lines[first - 1 : last])
+        tail = len(b"".join(lines[first - 1 : last - 1])) + end
+        changed = whole[:start] + text + whole[tail:]
+        return b"".join([*lines[: first - 1], changed, *lines[last:]]).decode()
+
+
+def mutants_of(path: Path, below: Path) -> list[Mutant]:
+    """All that are made of a module, in the order of its text."""
+    tree = ast.parse(path.read_text())
+    seen: dict[tuple[str, str, str], int] = {}
+    found = []
+    for node, where, inside in _expressions(tree, "", inside=False):
+        before = ast.unparse(node)
+        for changed in _changes(node):
+            after = ast.unparse(ast.fix_missing_locations(changed))
+            nth = seen[where, before, after] = seen.get((where, before, after), -1) + 1
+            span = (node.lineno, node.col_offset, node.end_lineno or 0, node.end_col_offset or 0)
+            found.append(Mutant(path.relative_to(below).as_posix(), where, before, after, nth, span, inside))
+    return found
+
+
+def _expressions(node: ast.AST, where: str, *, inside: bool) -> Iterator[tuple[ast.expr, str, bool]]:
+    """Those that are computed; not what is told to users, typed, asserted, or says how a class is made."""
+    for name, value in ast.iter_fields(node):
+        is_call = isinstance(node, ast.Call)
+        if name in ("annotation", "returns", "decorator_list", "bases", "keywords") and not is_call:
+            continue
+        # Defaults are computed as the function is made.
+        within = inside or (name == "body" and isinstance(node, ast.FunctionDef))
+        for child in value if isinstance(value, list) else [value]:
+            if not isinstance(child, ast.AST) or isinstance(child, ast.Raise | ast.Assert | ast.JoinedStr):
+                continue
+            if isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING":
+                continue
+            if isinstance(child, ast.Call) and ast.unparse(child.func).startswith(("_log.", "cast")):
+                continue
+            if isinstance(child, ast.FunctionDef | ast.ClassDef):
+                yield from _expressions(child, f"{where}.{child.name}".lstrip("."), inside=within)
+                continue
+            if isinstance(child, ast.expr):
+                yield child, where, within
+            yield from _expressions(child, where, inside=within)
+
+
+def _changes(node: ast.expr) -> Iterator[ast.expr]:
+    changed: Any = copy.deepcopy(node)
+    if isinstance(node, ast.Compare) and len(node.ops) == 1 and type(node.ops[0]) in COMPARED:
+        changed.ops = [COMPARED[type(node.ops[0])]()]
+    elif isinstance(node, ast.BinOp) and type(node.op) in COMPUTED and not _is_type(node):
+        changed.op = COMPUTED[type(node.op)]()
+    elif isinstance(node, ast.BoolOp):
+        changed.op = ast.Or() if isinstance(node.op, ast.And) else ast.And()
+    elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not | ast.USub):
+        changed = changed.operand
+    elif isinstance(node, ast.Constant) and isinstance(node.value, bool):
+        changed.value = not node.value
+    elif isinstance(node, ast.Constant) and isinstance(node.value, int):
+        changed.value = node.value + 1
+    elif isinstance(node, ast.Constant) and isinstance(node.value, float):
+        changed.value = 2 * node.value or 1.0
+    elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in NAMED:
+        changed.func.id = NAMED[node.func.id]
+    elif isinstance(node, ast.IfExp):
+        changed.test = ast.UnaryOp(ast.Not(), changed.test)
+    else:
+        return
+    yield changed
+
+
+def _is_type(node: ast.BinOp) -> bool:
+    """Whether it is `X | None` and the like."""
+    text = ast.unparse(node)
+    return isinstance(node.op, ast.BitOr) and bool(re.search(r"\b(None|int|float|str|nn\.Module)\b", text))
+
+
+def drawn(each: int) -> list[Mutant]:
+    """So many of each package, at random, the same ones each time."""
+    found = []
+    for package in PACKAGES:
+        files = sorted((ROOT / "advisor" / package).glob("*.py"))
+        every = [one for path in files for one in mutants_of(path, ROOT / "advisor")]
+        found += random.Random(f"{package} 0").sample(every, min(each, len(every)))
+    return found
+
+
+def tests_of(path: str) -> tuple[list[str], list[str]]:
+    """Those of the module itself, and all that concern it."""
+    package, _, file = path.partition("/")
+    own = [f"tests/{each}" for each in ELSEWHERE.get(path, (f"{package}/test_{file}",))]
+    own = [each for each in own if (ROOT / each).exists()]
+    module = re.compile(rf"advisor\.{package}\.{file.removesuffix('.py')}\b")
+    named = [p for p in sorted((ROOT / "tests").rglob("test_*.py")) if module.search(p.read_text())]
+    more = [*sorted((ROOT / "tests" / package).glob("test_*.py")), *named, ROOT / "tests/test_constants.py"]
+    kept = [p.relative_to(ROOT).as_posix() for p in more if p.parts[-2] not in ("zoo", "browser", "hostile")]
+    return own, [each for each in dict.fromkeys(kept) if each not in own]
+
+
+class Bench:
+    """A copy of the project, in which one module at a time is another."""
+
+    def __init__(self, folder: Path) -> None:
+        self.root = folder / "copy"
+        left = shutil.ignore_patterns(".git", ".venv", "__pycache__", "results", "reports")
+        shutil.copytree(ROOT, self.root, ignore=left)
+        os.chdir(self.root)
+        sys.path[:] = [str(self.root), *(each for each in sys.path if each not in ("", str(ROOT)))]
+        os.environ |= {"PYTHONPATH": str(self.root), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
+        sys.dont_write_bytecode = True
+        hashed = py_compile.PycInvalidationMode.CHECKED_HASH  # of another source it is not used
+        compileall.compile_dir(str(self.root / "advisor"), quiet=2, invalidation_mode=hashed)
+        for module in IMPORTED:
+            importlib.import_module(module)
+        gc.freeze()
+
+    def fates(
+        self, path: str, mutants: Sequence[Mutant], tests: Sequence[str], seconds: int
+    ) -> Iterator[tuple[Mutant, str, float]]:
+        """What becomes of the tests with each, and how long that took: `passed`, `too long`, or which failed.
+
+        Tests that fail without any mutant are left out: some hold to a clock, and machines are busy.
+
+        Raises:
+            ValueError: none are left.
+        """
+        inside = [each for each in mutants if each.in_function()]
+        outside = [each for each in mutants if not each.in_function()]
+        yield from self._session(path, [None, *inside], tests, seconds)
+        for mutant in outside:
+            with self._changed(mutant):
+                yield from self._session(path, [mutant], tests, seconds)
+
+    @contextmanager
+    def _changed(self, mutant: Mutant) -> Iterator[None]:
+        """The file is the mutant: for processes that tests start, too."""
+        target = self.root / "advisor" / mutant.path
+        source = target.read_text()
+        target.write_text(mutant.applied(source))
+        try:
+            yield
+        finally:
+            target.write_text(source)
+
+    def _session(
+        self, path: str, mutants: Sequence[Mutant | None], tests: Sequence[str], seconds: int
+    ) -> Iterator[tuple[Mutant, str, float]]:
+        read, write = os.pipe()
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+                os.dup2(1, 2)
+                import pytest
+
+                code = int(pytest.main([*HOW, *tests], plugins=[_Trials(self, mutants, seconds, write)]))
+            finally:
+                os._exit(code)
+        os.close(write)
+        waiting = list(mutants)
+        with os.fdopen(read) as said:
+            for line in said:
+                mutant, (what, took) = waiting.pop(0), json.loads(line)
+                if mutant is not None:
+                    yield mutant, what, took
+                elif what != "passed":
+                    print(f"left out, as they fail without any mutant: {what}", flush=True)
+        os.waitpid(child, 0)
+        if len(mutants) > 1 and len(waiting) >= len(mutants) - 1:
+            raise ValueError(f"no test of {path} passes as it is: {', '.join(tests)}")
+        for mutant in waiting:  # it ended all of them, or nothing could be imported
+            assert mutant is not None
+            yield mutant, "ended", 0.0
+
+
+class _Trials:
+    """Plugin of pytest: in place of one run of the tests, one for each mutant, each in its own process."""
+
+    def __init__(self, bench: Bench, mutants: Sequence[Mutant | None], seconds: int, write: int) -> None:
+        self._bench, self._mutants, self._seconds, self._write = bench, mutants, seconds, write
+        self._failed: list[str] = []
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        if report.failed:
+            self._failed.append(report.nodeid)
+
+    def pytest_runtestloop(self, session: Any) -> bool:
+        functions = [each for each in gc.get_objects() if isinstance(each, FunctionType)]
+        for mutant in self._mutants:
+            if mutant is None:
+                what = self._trial(session, {}, most=0)
+                session.items[:] = [each for each in session.items if each.nodeid not in what[0].split("\n")]
+                if not session.items:
+                    return True
+            elif not mutant.in_function():
+                what = self._trial(session, {})
+            else:
+                source = (self._bench.root / "advisor" / mutant.path).read_text()
+                file = str(self._bench.root / "advisor" / mutant.path)
+                new = _codes(compile(mutant.applied(source), file, "exec", dont_inherit=True))
+                old = {each: _plainly(each) for each in functions if each.__code__.co_filename == file}
+                with self._bench._changed(mutant):
+                    what = self._trial(session, {f: new[q] for f, q in old.items() if q in new})
+            os.write(self._write, (json.dumps(what) + "\n").encode())
+        return True
+
+    def _trial(self, session: Any, changed: dict[FunctionType, CodeType], most: int = 1) -> tuple[str, float]:
+        """`most`: after so many failures it ends; 0: never."""
+        read, write = os.pipe()
+        child = os.fork()
+        if child == 0:
+            try:
+                session.config.option.maxfail = most
+                self._tested(session, changed, write)
+            finally:
+                os._exit(1)
+        os.close(write)
+        with os.fdopen(read) as said:
+            failed = said.read()
+        _, status, used = os.wait4(child, 0)
+        with suppress(ProcessLookupError):
+            os.killpg(child, signal.SIGKILL)
+        took = round(used.ru_utime + used.ru_stime, 1)
+        if os.WIFSIGNALED(status):
+            return ("too long" if os.WTERMSIG(status) == signal.SIGXCPU else "died"), took
+        return "passed" if os.WEXITSTATUS(status) == 0 else failed or "ended", took
+
+    def _tested(self, session: Any, changed: dict[FunctionType, CodeType], write: int) -> None:
+        os.setpgid(0, 0)
+        resource.setrlimit(resource.RLIMIT_CPU, (self._seconds, self._seconds + 5))
+        resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
+        for function, code in changed.items():
+            function.__code__ = code
+        from _pytest.main import pytest_runtestloop
+
+        with suppress(session.Failed, session.Interrupted):
+            pytest_runtestloop(session)
+        os.write(write, "\n".join(self._failed).encode())
+        os._exit(bool(session.testsfailed))
+
+
+def _codes(code: CodeType) -> dict[str, CodeType]:
+    """Of all functions in a module, by name."""
+    found = {}
+    for each in code.co_consts:
+        if isinstance(each, CodeType):
+            found |= {each.co_qualname: each} | _codes(each)
+    return found
+
+
+def _plainly(function: FunctionType) -> str:
+    return function.__code__.co_qualname
+
+
+def keep(found: dict[str, Any]) -> None:
+    """Write what is known, and the tables."""
+    RESULTS.write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n")
+    rows = []
+    for package in PACKAGES:
+        own = [each for name, each in found.items() if name.startswith(f"{package}/")]
+        dead = sum(not each["lives"] for each in own)
+        rows.append((package, len(own), dead, f"{dead / len(own):.0%}" if own else "-"))
+    dead = sum(not each["lives"] for each in found.values())
+    rows.append(("all", len(found), dead, f"{dead / max(len(found), 1):.0%}"))
+    lives = [(f"`{name}`", each.get("why", "")) for name, each in sorted(found.items()) if each["lives"]]
+    tables = {
+        "mutants": table(("package", "mutants", "noticed", "share"), rows),
+        "mutants_alive": table(("lives", "why"), [(_cell(name), why) for name, why in lives]),
+    }
+    write_tables(README, tables)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def main() -> None:
+    """Try what has not been tried."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="of work, before it stops")
+    parser.add_argument("--each", type=int, default=15, help="mutants of each package")
+    parser.add_argument("--wider", action="store_true", help="those that live, with all that concerns them")
+    parser.add_argument("--again", action="store_true", help="those that live once more")
+    parser.add_argument("--only", default="", help="those whose names hold this")
+    asked = parser.parse_args()
+    known: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    end = time.monotonic() + asked.seconds
+    by_path: dict[str, list[Mutant]] = {}
+    for mutant in drawn(asked.each):
+        found = known.get(mutant.name())
+        lives = found is not None and found["lives"]
+        wanted = (
+            lives and (asked.again or found["tests"] == "own") if asked.wider or asked.again else not found
+        )
+        if asked.only in mutant.name() and wanted:
+            by_path.setdefault(mutant.path, []).append(mutant)
+    folder = Path(tempfile.mkdtemp())  # removed here alone: a forked process that ends would do it, too
+    try:
+        bench = Bench(folder)
+        for path, mutants in by_path.items():
+            if time.monotonic() > end:
+                break
+            own, more = tests_of(path)
+            tests, seconds, which = (more, SECONDS[1], "all") if asked.wider else (own, SECONDS[0], "own")
+            for mutant, what, took in bench.fates(path, mutants, tests, seconds):
+                before = known.get(mutant.name(), {})
+                kept = {"why": before["why"]} if "why" in before else {}
+                known[mutant.name()] = {
+                    "lives": what == "passed",
+                    "by": what,
+                    "tests": which,
+                    "seconds": took,
+                } | kept
+                print("lives:" if what == "passed" else "noticed:", mutant.name(), what, took, flush=True)
+                keep(known)
+    finally:
+        os.chdir(ROOT)
+        shutil.rmtree(folder)
+
+
+if __name__ == "__main__":
+    main()
