@@ -31,7 +31,8 @@ def solve(evaluations: Sequence[Evaluation], budget: Budget, data: DataSummary |
     than the tolerance is lost with it. And what is not surely above the share of the largest class has
     learnt nothing; where classes count alike, what is not surely above one in as many as there are.
     """
-    ranked = rank(judged(evaluations, budget), budget)
+    found = judged(evaluations, budget)
+    ranked = rank(found, budget)
     probed = [e for e in ranked if e.accuracy is not None]
     if not probed or data is None:
         return Verdict("use" if ranked else "none", tuple(ranked))
@@ -48,7 +49,7 @@ def solve(evaluations: Sequence[Evaluation], budget: Budget, data: DataSummary |
         and _meets_floors(base, budget)
         and is_as_good(base, best.accuracy, budget)
     ):
-        return Verdict("leave", (), _leave(base, best, budget))
+        return Verdict("leave", (), _leave(base, best, budget) + _hoped(base, found, budget))
     if not able:
         return Verdict("none", (), _unlearnable(best, tries, budget, data))
     return Verdict("use", tuple(able))
@@ -87,6 +88,18 @@ def _leave(base: Accuracy, best: Evaluation, budget: Budget) -> str:
         f"Leave the model as it is: {answered(format_percent(base.mean), base.samples, budget.metric)} "
         f"({format_percents(base.low, base.high)}), and the best that was tried, {best.candidate.short}, is "
         f"{within}{expected}: {format_percent(best.accuracy.mean)}, {gain:+.1f} points."
+    )
+
+
+def _hoped(base: Accuracy, found: Sequence[Evaluation], budget: Budget) -> str:
+    """What the race had no time for, where it is expected to be better: then to leave the model is hasty."""
+    untried = [(e.predicted.mean, e) for e in found if e.fits and e.accuracy is None and e.predicted]
+    mean, best = max(untried, key=lambda one: one[0], default=(0.0, None))
+    if best is None or best.predicted is None or mean - base.mean <= budget.tolerance:
+        return ""
+    return (
+        f" But {best.candidate.short}, which was not tried, is expected to come to {format_percent(mean)} "
+        f"({format_percents(best.predicted.low, best.predicted.high)}): allow more --probe-time."
     )
 
 

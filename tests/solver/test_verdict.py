@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from advisor.paired import binomial_tail
-from advisor.records import Budget, DataSummary
+from advisor.records import Budget, DataSummary, Estimate
 from advisor.solver import rank, relaxations, solve
 from tests.solver.test_solver import accuracy, evaluation
 
@@ -38,6 +38,18 @@ def test_what_is_no_better_than_the_model_as_it_is_leaves_it_alone(right, base):
     assert verdict.reason.startswith("Leave the model as it is: 97.6 % of 1,000")
     assert f"recalibrate, is {'within 1.0 %' if right > base else 'no better'}" in verdict.reason
     assert f"{(right - base) / 10:+.1f} points" in verdict.reason
+
+
+@pytest.mark.parametrize(("expected", "is_told"), [(0.8, True), (0.98, True), (0.976, False), (0.7, False)])
+def test_leaving_it_alone_tells_of_what_was_not_tried_and_is_expected_to_be_better(expected, is_told):
+    base = 750 if expected < 0.9 else 960
+    hoped = replace(evaluation("norm"), accuracy=None, predicted=Estimate(expected, expected - 0.1, 1.0))
+    tried = evaluation("recalibrate", right=base)
+    budget = Budget(tolerance=0.018)
+    verdict = solve([tried, hoped], budget, data(base))
+    assert verdict.outcome == "leave"
+    said = "norm, which was not tried, is expected to come to"
+    assert (said in verdict.reason) == ("--probe-time" in verdict.reason) == is_told
 
 
 def test_without_a_tolerance_a_gain_however_small_is_taken():
