@@ -7,10 +7,9 @@ import math
 import os
 import platform
 import time
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
-from operator import itemgetter
 from typing import Unpack
 
 import torch
@@ -500,7 +499,7 @@ def _probe_all(
             result = race(
                 trainer,
                 {evaluation.candidate: evaluation.cost for evaluation in fitting},
-                seconds=_probe_seconds(request, trainer, fitting, risky, updates, store, progress),
+                seconds=_probe_seconds(request, trainer, evaluations, most, updates, store, progress),
                 updates=updates,
                 seed=request.seed,
                 new_head=situation.head_replaced,
@@ -580,34 +579,32 @@ def _probe_all(
 def _probe_seconds(
     request: Request,
     trainer: Trainer,
-    fitting: Sequence[Evaluation],
-    risky: Set[Candidate],
+    evaluations: Sequence[Evaluation],
+    most_bytes: float,
     updates: int,
     store: Store,
     progress: Progress,
 ) -> float:
     """What the probes may take: as asked, or what a fine-tune of every weight would take on this machine.
 
-    Of the candidates that train and surely fit into this machine's memory, the one with most FLOPs is timed.
+    That is so whatever the limits admit: they are the device's. Where it might not fit into this machine's
+    memory, or isn't asked about, the one of those that train and do fit that has most FLOPs is timed.
     """
     if request.probe_seconds != "auto":
         assert request.probe_seconds is not None  # noqa: S101 - the caller probes
         return request.probe_seconds
-    key = trainer.key() | {"updates": updates, "fitting": [evaluation.candidate.id for evaluation in fitting]}
+    key = trainer.key() | {"updates": updates, "of": [evaluation.candidate.id for evaluation in evaluations]}
     known = store.get("auto", key)
     if known is not None:
         return float(known["seconds"])
-    trained = [
-        (e.cost.flops.total, training_of(e.candidate, trainer.census))
-        for e in fitting
-        if learning_rates(e.candidate)
-    ]
-    _, timed = max((each for each in trained if each[1] not in risky), default=(0, None), key=itemgetter(0))
+    able = [e for e in evaluations if learning_rates(e.candidate) and e.cost.peak_memory_bytes <= most_bytes]
+    full = (e for e in able if e.candidate == Candidate("full"))
+    timed = next(full, None) or max(able, default=None, key=lambda e: e.cost.flops.total)
     seconds = _LEAST_PROBING
     if timed is not None:
-        progress("probe", 0.0, f"timing {timed.id}")
+        progress("probe", 0.0, f"timing {timed.candidate.id}")
         with suppress(Exception):  # its probe will say why
-            seconds = updates * trainer.time_updates(timed)[1]
+            seconds = updates * trainer.time_updates(training_of(timed.candidate, trainer.census))[1]
     # Rounded, so that how busy the machine is hardly matters.
     seconds = min(max(round(seconds / _ROUNDED) * _ROUNDED, _LEAST_PROBING), _MOST_PROBING)
     store.put("auto", key, {"seconds": seconds})

@@ -138,6 +138,32 @@ def test_few_images_are_all_held_out_in_turn(tmp_path):
     assert {e.accuracy.samples for e in found.evaluations if e.accuracy} == {20}
 
 
+@pytest.mark.parametrize("flops", [None, 400_000])  # of full fine-tuning 590,000
+def test_probes_may_take_as_long_as_one_full_fine_tune_whatever_the_device_can_do(tmp_path, flops):
+    """The limits are the device's, the time that of whoever asks."""
+    labels = np.arange(60) % 4
+    images = np.random.default_rng(0).random((60, 3, 12, 12))
+    np.savez(tmp_path / "few.npz", images=images.astype(np.float32), labels=labels)
+    request = Request(
+        batch_size=4,
+        input_size=(3, 12, 12),
+        data=str(tmp_path / "few.npz"),
+        methods=("full", "head", "norm"),
+        probe_seconds="auto",
+        verify=False,
+    )
+    timed = []
+
+    def progress(_stage, _fraction, running):
+        if running.startswith("timing"):
+            timed.append(running)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        recommend(network(), Budget(flops=flops), request, progress)
+    assert timed == ["timing full"]
+
+
 @pytest.mark.parametrize("count", [20, 320])  # so few are all held out in turn
 def test_the_same_question_is_answered_again_without_decoding_an_image(tmp_path, monkeypatch, count):
     random = np.random.default_rng(0)
