@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import resource
+import subprocess
 import sys
 from pathlib import Path
 
@@ -21,27 +21,28 @@ def test_bytes_are_the_kernels_pages():
     assert process_bytes("VmSize") == pytest.approx(pages * resource.getpagesize(), rel=3e-4)
 
 
+ALONE = f"""
+import ctypes
+from advisor.costs.process import give_back_freed_memory, keep_freed_memory, process_bytes
+
+%s()
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+before = process_bytes("VmRSS")
+block = ctypes.c_void_p(libc.malloc({MEGABYTES} * 10**6))
+ctypes.memset(block, 1, {MEGABYTES} * 10**6)
+libc.free(block)
+print((process_bytes("VmRSS") - before) / 1e6)
+"""
+
+
 def still_resident(prepare):
-    """Of 64 MB that were used and freed, in a process apart: how much it still has."""
-    read, write = os.pipe()
-    child = os.fork()
-    if child == 0:
-        try:
-            prepare()
-            libc = ctypes.CDLL(None)
-            libc.malloc.restype = ctypes.c_void_p
-            before = process_bytes("VmRSS")
-            block = ctypes.c_void_p(libc.malloc(MEGABYTES * 10**6))
-            ctypes.memset(block, 1, MEGABYTES * 10**6)
-            libc.free(block)
-            os.write(write, str((process_bytes("VmRSS") - before) / 1e6).encode())
-        finally:
-            os._exit(0)
-    os.close(write)
-    with os.fdopen(read) as said:
-        found = float(said.read())
-    os.waitpid(child, 0)
-    return found
+    """Of 64 MB that were used and freed, how much a process still has that did nothing else before."""
+    code = ALONE % prepare.__name__
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
+    )
+    return float(found.stdout)
 
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="glibc's")

@@ -32,7 +32,8 @@ def trial(candidate=NORM, updates=10, samples=20, rate=1e-3, **others):
 
 def probe(trial, setup=1.0, each=0.5, judging=2.0):
     seconds = setup + trial.updates * each + judging
-    return Probe(trial, bytes(trial.samples), seconds, "", None, (), setup, each, judging)
+    times = {"setup_seconds": setup, "update_seconds": each, "judging_seconds": judging}
+    return Probe(trial, bytes(trial.samples), seconds, **times)
 
 
 def test_nothing_is_known_at_first_but_how_long_an_image_takes():
