@@ -61,7 +61,7 @@ ELSEWHERE = {
     "methods/recalibrate.py": ("methods/test_tent.py", "methods/test_contract.py"),
     "methods/ridge.py": ("parts/test_closed_form.py", "methods/test_contract.py"),
     "methods/ssf.py": ("methods/test_ia3_ssf.py",),
-    "probes/findings.py": ("probes/test_race.py", "test_compare.py"),
+    "probes/findings.py": ("probes/test_findings.py", "probes/test_race.py", "test_compare.py"),
     "solver/budget.py": ("solver/test_solver.py",),
     "solver/choose.py": ("solver/test_solver.py", "solver/test_laws.py"),
     "solver/explain.py": ("solver/test_solver.py",),

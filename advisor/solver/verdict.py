@@ -93,13 +93,13 @@ def _leave(base: Accuracy, best: Evaluation, budget: Budget) -> str:
 
 def _hoped(base: Accuracy, found: Sequence[Evaluation], budget: Budget) -> str:
     """What the race had no time for, where it is expected to be better: then to leave the model is hasty."""
-    untried = [(e.predicted.mean, e) for e in found if e.fits and e.accuracy is None and e.predicted]
-    mean, best = max(untried, key=lambda one: one[0], default=(0.0, None))
-    if best is None or best.predicted is None or mean - base.mean <= budget.tolerance:
+    untried = ((e.predicted, e.candidate) for e in found if e.fits and e.accuracy is None and e.predicted)
+    hope, best = max(untried, key=lambda one: one[0].mean, default=(None, None))
+    if hope is None or best is None or hope.mean - base.mean <= budget.tolerance:
         return ""
     return (
-        f" But {best.candidate.short}, which was not tried, is expected to come to {format_percent(mean)} "
-        f"({format_percents(best.predicted.low, best.predicted.high)}): allow more --probe-time."
+        f" But {best.short}, which was not tried, is expected to come to {format_percent(hope.mean)} "
+        f"({format_percents(hope.low, hope.high)}): allow more --probe-time."
     )
 
 
