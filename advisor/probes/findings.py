@@ -182,22 +182,22 @@ class Findings:
         """The accuracies of all that was probed, and what all others would come to.
 
         Those that were trained for the longest are the finalists. Of many that are judged on few images the
-        best is the luckiest, too: what all probes together say of a finalist makes up for that. The others
-        are told at the best of their learning rates, `unaffordable` ones too.
+        best is the luckiest, too: what all probes together say of each makes up for that. Those that are no
+        finalists are told at the best of their learning rates, `unaffordable` ones too.
         """
-        finalists, accuracies = self._judged()
-        wanted = dict[Point, list[Candidate]]()
+        judged, wanted = self._judged(), dict[Point, list[Candidate]]()
         for candidate in [*self._unended(), *unaffordable]:
             one = training_of(candidate, self._census)
             for point in whole(one, _head_in(one, candidate)) if one not in self._failures else ():
                 wanted.setdefault(point, []).append(candidate)
-        seen, predicted = self.seen(), dict[Candidate, Estimate]()
+        seen = self.seen()
         if not seen:
             return {}, {}
-        points = list(dict.fromkeys([*finalists, *wanted]))
+        accuracies, predicted = dict[Candidate, Accuracy](), dict[Candidate, Estimate]()
+        points = list(dict.fromkeys([*judged, *wanted]))
         estimates = pictured(seen, points, self._conditions, self.prior)
         for point, told in zip(points, estimates, strict=True):
-            for candidate, accuracy in finalists.get(point, {}).items():
+            for candidate, accuracy in judged.get(point, {}).items():
                 if candidate not in accuracies or told.mean > accuracies[candidate].mean:
                     accuracies[candidate] = replace(
                         accuracy, seen=accuracy.mean, mean=told.mean, low=told.low, high=told.high
@@ -209,26 +209,25 @@ class Findings:
 
     def leading(self, picture: Picture, belief: Belief) -> tuple[Candidate, Estimate] | None:
         """The best of the finalists, by what is believed, and what it would come to; None: there is none."""
-        rows = {picture.rows[point]: found for point, found in self._judged()[0].items() if found}
-        if not rows:
-            return None
-        best = max(rows, key=lambda row: belief.means[row])
-        return next(iter(rows[best])), belief.estimate(best)
+        finalists = (
+            (picture.rows[point], candidate)
+            for point, found in self._judged().items()
+            for candidate, accuracy in found.items()
+            if accuracy.finalist
+        )
+        best = max(finalists, key=lambda each: belief.means[each[0]], default=None)
+        return None if best is None else (best[1], belief.estimate(best[0]))
 
-    def _judged(self) -> tuple[dict[Point, dict[Candidate, Accuracy]], dict[Candidate, Accuracy]]:
-        """What the finalists got right, at each of their learning rates; what others did, at the best."""
-        finalists, others = dict[Point, dict[Candidate, Accuracy]](), dict[Candidate, Accuracy]()
+    def _judged(self) -> dict[Point, dict[Candidate, Accuracy]]:
+        """What was tried got right: finalists at each of their learning rates, others at the best."""
+        found = {}
         for one, heads in self._alike.items():
             ended = self._ended(one)
             for probe in ended or ([self._standing(one)] if one in self._probes else []):
                 for head, accuracy in self.by_head(probe).items():
                     known = replace(accuracy, finalist=bool(ended), curve=self._curve(probe.trial, head))
-                    candidates = dict.fromkeys(heads.get(head, ()), known)
-                    if ended:
-                        finalists[self._point(one, known, head)] = candidates
-                    else:
-                        others |= candidates
-        return finalists, others
+                    found[self._point(one, known, head)] = dict.fromkeys(heads.get(head, ()), known)
+        return found
 
     def _unended(self) -> list[Candidate]:
         """Those that are no finalists."""

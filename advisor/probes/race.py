@@ -54,7 +54,7 @@ _FREE_SHARE = 0.1  # of all time: for what needs no training, before anything el
 _JUDGING_SHARE = 0.1  # of all time, at most, for one network's held-out images
 _LEAST_SAMPLES = 40  # judged on fewer, nothing can be told apart
 _NO_TIME = "allow more --probe-time"
-_NO_PROMISE = "by what was tried it would hardly be better"
+_NO_PROMISE = "by what was tried, little is to be gained"
 _TIMED = 3  # trainings, beforehand; what others take is told from FLOPs, then from their probes
 
 

@@ -44,18 +44,18 @@ def _first_choice(cheapest: Sequence[Evaluation], budget: Budget) -> Evaluation:
     """Of candidates in order of cost, the cheapest that is as good as the most accurate.
 
     Where it is known what they forget, what surely forgets more than another that is as good isn't. One
-    that is less accurate than a cheaper one doesn't count, however unsure its accuracy is. So more to choose
-    from never makes the choice dearer and less accurate, but for what it forgets, and what is beaten changes
-    nothing.
+    that is neither more accurate than a cheaper one nor forgets less doesn't count, however unsure both are.
+    So more to choose from never makes the choice dearer and less accurate, but for what it forgets, and what
+    is beaten changes nothing.
     """
-    stairs: list[Evaluation] = []
+    unbeaten: list[Evaluation] = []
     for evaluation in cheapest:
-        if not stairs or _mean(evaluation) > _mean(stairs[-1]):
-            stairs.append(evaluation)
-    best = stairs[-1].accuracy
+        if all(_mean(evaluation) > _mean(e) or _kept(evaluation) > _kept(e) for e in unbeaten):
+            unbeaten.append(evaluation)
+    best = max(unbeaten, key=_mean).accuracy
     assert best is not None  # noqa: S101 - the caller ranks only those that have one
-    good = [e for e in stairs if e.accuracy is not None and is_as_good(e.accuracy, best, budget)]
-    most = max((old.mean for e in good if (old := _retained(e)) is not None), default=0.0)
+    good = [e for e in unbeaten if e.accuracy is not None and is_as_good(e.accuracy, best, budget)]
+    most = max(map(_kept, good))
     return next(e for e in good if (old := _retained(e)) is None or old.high >= most)
 
 
@@ -112,12 +112,12 @@ def pareto_front(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
     """Those that no other surely beats in accuracy and all costs at once, by peak memory.
 
     One beats another where none of its costs - RAM, FLOPs, bytes to ship, trained parameters, inference
-    overhead, and seconds as far as both were run - is higher, its accuracy is not lower, and this is no
-    chance: it is surely more accurate, or surely no less and cheaper in something, or cheaper in each of
-    the first four. So what is dearer in all and
-    not seen to be more accurate is beaten; what is less accurate, but not surely, and as cheap in
-    something stays. Accuracies count for the race's finalists only: the others' come from shorter
-    training. Where none is known, costs alone decide.
+    overhead, and seconds as far as both were run - is higher, its accuracy, and that on old data, where it
+    is known, is not lower, and this is no chance: it is surely more accurate, or surely no less and cheaper
+    in something, or cheaper in each of the first four. So what is dearer in all and not seen to be more
+    accurate is beaten; what is less accurate, but not surely, and as cheap in something stays. Accuracies
+    count for the race's finalists only: the others' come from shorter training. Where none is known, costs
+    alone decide.
     """
     finalists = [e for e in evaluations if e.accuracy is not None and e.accuracy.finalist]
     compared = finalists or list(evaluations)
@@ -127,7 +127,9 @@ def pareto_front(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
 
 def _beats(one: Evaluation, other: Evaluation) -> bool:
     first, second = _costs(one), _costs(other)
-    if any(a > b for a, b in zip(first, second, strict=True)) or _mean(one) < _mean(other):
+    if any(a > b for a, b in zip(first, second, strict=True)):
+        return False
+    if _mean(one) < _mean(other) or _kept(one) < _kept(other):
         return False
     its, own = other.update_seconds, one.update_seconds
     if its is not None and not (own is not None and own <= its):
@@ -153,6 +155,11 @@ def _costs(evaluation: Evaluation) -> tuple[float, ...]:
 
 def _retained(evaluation: Evaluation) -> Accuracy | None:
     return evaluation.accuracy.retained if evaluation.accuracy is not None else None
+
+
+def _kept(evaluation: Evaluation) -> float:
+    old = _retained(evaluation)
+    return old.mean if old is not None else 0.0
 
 
 def _mean(evaluation: Evaluation) -> float:

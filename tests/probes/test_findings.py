@@ -32,9 +32,9 @@ def findings():
     return Findings(costs, census, Conditions(4, 8), 24, ACCURACY, None)
 
 
-def probe(candidate, margins):
-    """As long as any; judged on these."""
-    trial = Trial(candidate, learning_rates(candidate)[0], 24, len(margins), 0)
+def probe(candidate, margins, updates=24):
+    """Judged on these."""
+    trial = Trial(candidate, learning_rates(candidate)[0], updates, len(margins), 0)
     correct = bytes((margins > 0).astype(np.uint8))
     return Probe(trial, correct, 1.0, margins=margins.astype(np.float32).tobytes())
 
@@ -54,3 +54,14 @@ def test_smoothed_shares_are_moved_to_where_right_answers_lie(findings):
     findings.add(probe(NORM, UNCLEAR))
     told = [each.accuracy for each in findings.seen()]
     assert statistics.fmean(told) == pytest.approx(0.6, abs=0.02)
+
+
+def test_what_was_trained_for_less_is_told_by_all_probes_too(findings):
+    """What it got right may be luck, as it may of one that was trained to the end."""
+    lucky = np.where(np.arange(100) < 80, 0.2, -1.0)
+    findings.add(probe(FULL, RIGHT - 0.5))
+    findings.add(probe(NORM, lucky, updates=6))
+    norm = findings.told(())[0][NORM]
+    assert not norm.finalist
+    assert norm.seen == 0.8
+    assert norm.low < norm.mean < 0.78

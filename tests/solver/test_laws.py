@@ -129,7 +129,7 @@ def test_more_allowed_never_gives_a_worse_choice(found, budget, data):
         return
     if loose.accuracy.mean < tight.accuracy.mean:
         old = [a.retained for a in (tight.accuracy, loose.accuracy)]
-        forgets_less = all(old) and old[1].high > old[0].high
+        forgets_less = bool(old[1]) and old[1].mean > (old[0].mean if old[0] else 0.0)
         assert cheapest_first([tight, loose], budget)[0] is loose or forgets_less
         fitting = [e.accuracy for e in judged(found, looser) if e.fits and e.accuracy]
         best = max((a for a in fitting if a.finalist == loose.accuracy.finalist), key=lambda a: a.mean)

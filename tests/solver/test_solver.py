@@ -76,6 +76,10 @@ def test_of_those_as_good_what_surely_forgets_more_is_no_choice():
     assert rank([cheap, dear], Budget(tolerance=0.01)) == [dear, cheap]
     near = replace(cheap, accuracy=replace(cheap.accuracy, retained=accuracy(740)))
     assert rank([near, dear], Budget(tolerance=0.01)) == [near, dear]  # that may be chance
+    # Nor has it to be more accurate than what is cheaper.
+    loyal = replace(dear, accuracy=replace(dear.accuracy, mean=0.949))
+    assert rank([cheap, loyal], Budget(tolerance=0.01)) == [loyal, cheap]
+    assert pareto_front([cheap, loyal]) == [cheap, loyal]
     better = replace(dear, accuracy=replace(dear.accuracy, mean=0.99))  # no longer as good
     assert rank([cheap, better], Budget(tolerance=0.01)) == [better, cheap]
 

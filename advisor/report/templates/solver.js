@@ -33,18 +33,19 @@ function rank(data, budget, fitting) {
 }
 
 // Of candidates in order of cost, the cheapest that is as good as the most accurate, and doesn't surely forget
-// more than another that is; one that is less accurate than a cheaper one doesn't count.
+// more than another that is; one that is neither more accurate than a cheaper one nor forgets less doesn't count.
 function firstChoice(data, cheapest, tolerance) {
   const accuracy = (n) => data.candidates[n].accuracy;
-  const stairs = [];
-  for (const n of cheapest) {
-    if (!stairs.length || accuracy(n) > accuracy(stairs.at(-1))) stairs.push(n);
-  }
-  const best = stairs.at(-1);
-  const good = stairs.filter((n) => accuracy(best) - accuracy(n) <= tolerance
-    || lossesOf(data, best).get(n) <= tolerance);
   const retained = (n) => data.candidates[n].retained;
-  const most = Math.max(...good.filter(retained).map((n) => retained(n)[0]));
+  const kept = (n) => retained(n)?.[0] ?? 0;
+  const unbeaten = [];
+  for (const n of cheapest) {
+    if (unbeaten.every((other) => accuracy(n) > accuracy(other) || kept(n) > kept(other))) unbeaten.push(n);
+  }
+  const best = mostAccurate(data, unbeaten);
+  const good = unbeaten.filter((n) => accuracy(best) - accuracy(n) <= tolerance
+    || lossesOf(data, best).get(n) <= tolerance);
+  const most = Math.max(...good.map(kept));
   return good.find((n) => !retained(n) || retained(n)[1] >= most);
 }
 
