@@ -277,7 +277,9 @@ def _effect(
     accuracy = chosen.accuracy if chosen is not None else None
     if gain is not None and accuracy and to.accuracy:
         half = 100 * _Z95 * paired_error(to.accuracy, accuracy)
-        return f"{said}: {gain * 100:+.1f} +- {half:.1f} points"
+        old, now = to.accuracy.retained, accuracy.retained
+        forgets = f", {100 * (old.mean - now.mean):+.1f} on old data" if old and now else ""
+        return f"{said}: {gain * 100:+.1f} +- {half:.1f} points{forgets}"
     if accuracy and to.predicted:
         low, mean, high = (
             100 * (x - accuracy.mean) for x in (to.predicted.low, to.predicted.mean, to.predicted.high)
