@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 
 if TYPE_CHECKING:
-    from advisor.adapters import Recipe, load_adapter, save_adapter
     from advisor.advise import profile, recommend
-    from advisor.apply import apply_advice
+    from advisor.delivery.adapters import Recipe, load_adapter, save_adapter
+    from advisor.delivery.apply import apply_advice
     from advisor.errors import AdvisorError
     from advisor.models import load_model
     from advisor.records import Budget, Recommendation
@@ -49,16 +49,16 @@ __all__ = [
 _HOMES = {
     "AdvisorError": "advisor.errors",
     "Budget": "advisor.records",
-    "Recipe": "advisor.adapters",
+    "Recipe": "advisor.delivery.adapters",
     "Recommendation": "advisor.records",
     "Request": "advisor.situation",
-    "apply_advice": "advisor.apply",
-    "load_adapter": "advisor.adapters",
+    "apply_advice": "advisor.delivery.apply",
+    "load_adapter": "advisor.delivery.adapters",
     "load_model": "advisor.models",
     "parse_budget": "advisor.solver",
     "profile": "advisor.advise",
     "recommend": "advisor.advise",
-    "save_adapter": "advisor.adapters",
+    "save_adapter": "advisor.delivery.adapters",
     "to_pandas": "advisor.report",
     "write_html": "advisor.report",
     "write_json": "advisor.report",

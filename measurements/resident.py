@@ -30,8 +30,8 @@ import numpy as np
 from PIL import Image
 
 from advisor.advise import recommend, simulator_for
-from advisor.apply import Application
 from advisor.board.export import SCRIPT, export
+from advisor.delivery.apply import Application
 from advisor.device.program import program
 from advisor.records import Budget, Candidate, Evaluation
 from advisor.situation import Request, prepare

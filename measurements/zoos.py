@@ -29,8 +29,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from advisor.adapters import Recipe, load_adapter, save_adapter
 from advisor.costs import Simulator
+from advisor.delivery.adapters import Recipe, load_adapter, save_adapter
 from advisor.errors import InputError, first_line
 from advisor.files import write_whole
 from advisor.methods import Method, get_method, methods, middle_rate

@@ -13,8 +13,8 @@ from PIL import Image
 from torch import nn
 
 from advisor import Request, recommend
-from advisor.apply import Application, _recorded, apply_advice
 from advisor.data import Normalisation
+from advisor.delivery.apply import Application, _recorded, apply_advice
 from advisor.errors import ModelError
 from advisor.models import load_module
 from advisor.records import Framing
@@ -150,7 +150,9 @@ def test_apply_sees_the_images_that_recommend_saw(tmp_path, monkeypatch):
     assert "1 of 40 images can't be read" in "".join(found.warnings)
     assert found.data.unreadable_samples == 1
     seen = []
-    monkeypatch.setattr("advisor.apply.prepare", lambda *given: seen.append(prepare(*given)) or seen[0])
+    monkeypatch.setattr(
+        "advisor.delivery.apply.prepare", lambda *given: seen.append(prepare(*given)) or seen[0]
+    )
     # Whatever so few images of noise come to, the head can be trained on them.
     judged = next(e for e in found.evaluations if e.accuracy)
     application = Application(output=tmp_path / "out", epochs=1, candidate=judged.candidate.id)

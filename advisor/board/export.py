@@ -16,14 +16,14 @@ import numpy as np
 import torch
 
 import advisor
-from advisor.adapters import RECIPE, document_of
-from advisor.apply import Application, advised, chosen, learning_rate_of, promised_bytes, recipe_of
 from advisor.board.network import written
 from advisor.board.tensors import can_be_packed, packed, tensors_of
 from advisor.costs.passes import pass_size
 from advisor.data.loading import Dataset
 from advisor.data.pixels import Frame
 from advisor.data.pools import Found
+from advisor.delivery.adapters import RECIPE, document_of
+from advisor.delivery.apply import Application, advised, chosen, learning_rate_of, promised_bytes, recipe_of
 from advisor.errors import InputError
 from advisor.files import make_folder, write_whole
 from advisor.methods import get_method, plan

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from advisor.adapters import Recipe, attach_adapter, read_recipe, read_tensors
+from advisor.delivery.adapters import Recipe, attach_adapter, read_recipe, read_tensors
 from advisor.errors import InputError, first_line
 from advisor.files import check_writable, replacing
 from advisor.methods import get_method

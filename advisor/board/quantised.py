@@ -25,15 +25,15 @@ from advisor.data import Normalisation, load_data
 from advisor.data.loading import LabelledImages
 from advisor.data.pools import Found
 from advisor.data.sources import find
+from advisor.delivery.kept_sums import SUMS, KeptSums, marks_of
+from advisor.delivery.recipe_images import frame_of, outputs_for
 from advisor.errors import DataError, InputError, first_line
 from advisor.files import check_writable, replacing
-from advisor.kept_sums import SUMS, KeptSums, marks_of
 from advisor.names import listed
-from advisor.paired import paired_gap
 from advisor.probes import ACCURACY
-from advisor.recipe_images import frame_of, outputs_for
 from advisor.records import Accuracy
 from advisor.situation import Progress
+from advisor.solver.paired import paired_gap
 from advisor.temporary import TemporaryFolder
 from advisor.units import format_bytes, format_percent, format_seconds
 

@@ -97,9 +97,9 @@ def command(
     recommendation = Recommendation.load(report)
     _say_what_is_kept(output)
 
-    from advisor.apply import Application, apply_advice, verdict
     from advisor.cli.progress import ProgressBars
-    from advisor.delivery import CHECKPOINT
+    from advisor.delivery.apply import Application, apply_advice, verdict
+    from advisor.delivery.folder import CHECKPOINT
     from advisor.units import format_bytes
 
     application = Application(
@@ -160,7 +160,7 @@ def _grow(
     _say_what_is_kept(output)
 
     from advisor.cli.progress import ProgressBars
-    from advisor.grow import Growth, grow, verdict
+    from advisor.delivery.grow import Growth, grow, verdict
     from advisor.units import format_bytes, format_flops
 
     with results_apart(), ProgressBars() as progress:
@@ -224,7 +224,7 @@ def _written(
 
 def _size_of_sums(files: Sequence[Path]) -> int:
     """In bytes; 0 where there are none."""
-    from advisor.kept_sums import SUMS
+    from advisor.delivery.kept_sums import SUMS
 
     return next((path.stat().st_size for path in files if path.name == SUMS), 0)
 

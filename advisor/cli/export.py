@@ -98,9 +98,9 @@ def command(
 
     recommendation = Recommendation.load(report)
 
-    from advisor.apply import Application
     from advisor.board.export import SCRIPT, export
     from advisor.cli.progress import ProgressBars
+    from advisor.delivery.apply import Application
     from advisor.units import format_bytes
 
     application = Application(

@@ -20,7 +20,7 @@ class Ridge(Method):
     """No gradient, no learning rate, no epochs: memory and FLOPs of inference, then one linear system.
 
     What the system is made of are sums over images, so more images and new classes can be added to it later,
-    without the old ones and without forgetting: `advisor.grow`.
+    without the old ones and without forgetting: `advisor.delivery.grow`.
     """
 
     name = "ridge"

@@ -23,7 +23,6 @@ from advisor.models.blocks import evaluating
 from advisor.models.fingerprint import fingerprint
 from advisor.models.layers import logits
 from advisor.names import RESIZES
-from advisor.paired import binomial_tail
 from advisor.probes.scenarios import Situation
 from advisor.probes.train import key_of
 from advisor.records import Finding
@@ -177,5 +176,7 @@ def _answers(model: nn.Module, images: torch.Tensor, normalisation: Normalisatio
 
 def _surely(better: torch.Tensor, worse: torch.Tensor) -> bool:
     """The one-sided sign test of paired answers."""
+    from scipy.special import bdtrc
+
     won, lost = int((better & ~worse).sum()), int((worse & ~better).sum())
-    return binomial_tail(won, won + lost, 0.5) < _SURE
+    return bool(bdtrc(won - 1, won + lost, 0.5) < _SURE)

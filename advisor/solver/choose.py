@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from advisor.paired import paired_error, paired_gap
 from advisor.records import Accuracy, Budget, Evaluation, Preference
+from advisor.solver.paired import paired_error, paired_gap
 
 _TRUE_SPREAD = 0.02  # accuracy; of finalists on the tasks of measurements/regret.py
 

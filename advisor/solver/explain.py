@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from advisor.names import answered
-from advisor.paired import paired_error
 from advisor.records import Budget, DataSummary, Evaluation, Levers, LimitName, Runtime
 from advisor.solver.limits import LIMIT, allowed_memory, figures_of, limits_of
+from advisor.solver.paired import paired_error
 from advisor.units import format_bytes, format_flops, format_percent, format_percents
 
 _LEAST_GAP = 0.0005  # of accuracy: what is printed as 0.1 points or more

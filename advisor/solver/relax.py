@@ -9,9 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
 
-from advisor.paired import paired_error
 from advisor.records import BASELINE, Budget, DataSummary, Evaluation, LimitName, Relaxation
 from advisor.solver.limits import LIMIT, figures_of, judged, limits_of, with_limits
+from advisor.solver.paired import paired_error
 from advisor.solver.verdict import solve
 from advisor.units import format_percent
 

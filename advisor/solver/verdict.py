@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from advisor.names import answered
-from advisor.paired import binomial_tail
 from advisor.records import Accuracy, Budget, DataSummary, Evaluation, Outcome
 from advisor.solver.choose import is_as_good, rank
 from advisor.solver.limits import judged
@@ -60,9 +59,11 @@ def has_learnt(accuracy: Accuracy, budget: Budget, data: DataSummary, tries: int
     share, judged = _guess(accuracy, budget, data)
     if share is None or judged is None:
         return True
+    from scipy.special import bdtrc  # of a binomial distribution what lies above
+
     samples = judged.effective_samples or judged.samples
     right = judged.mean if judged.seen is None else judged.seen
-    return tries * binomial_tail(round(right * samples), samples, share) <= _CHANCE
+    return bool(tries * bdtrc(round(right * samples) - 1, samples, share) <= _CHANCE)
 
 
 def _guess(accuracy: Accuracy, budget: Budget, data: DataSummary) -> tuple[float | None, Accuracy | None]:

@@ -15,9 +15,9 @@ from torch import nn
 from torch.nn import functional
 
 from advisor import Budget, Request, load_adapter, recommend
-from advisor.apply import Application, apply_advice
 from advisor.board.export import export
 from advisor.costs import Simulator
+from advisor.delivery.apply import Application, apply_advice
 from advisor.errors import InputError
 from advisor.methods import registered
 from advisor.methods.full import Full

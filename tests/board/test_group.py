@@ -15,8 +15,8 @@ from PIL import Image
 from torch import nn
 
 from advisor import recommend
-from advisor.apply import Application
 from advisor.board.export import export
+from advisor.delivery.apply import Application
 
 # Where groups are made, and the file of a group's limit, in the kernel's two versions of them.
 VERSIONS = ((Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes"), (Path("/sys/fs/cgroup"), "memory.max"))

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from advisor import load_adapter
-from advisor.adapters import Recipe, save_adapter
 from advisor.board.program import write_program
+from advisor.delivery.adapters import Recipe, save_adapter
 from advisor.errors import InputError
 from advisor.methods import get_method
 from advisor.models import load_model

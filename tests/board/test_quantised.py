@@ -12,12 +12,12 @@ from safetensors.torch import load_file
 from torch import nn
 
 from advisor import load_adapter
-from advisor.adapters import TENSORS, Recipe, attach_adapter, read_recipe, save_adapter
 from advisor.board import quantised
 from advisor.board.quantised import told, write_quantised
 from advisor.data import load_data
+from advisor.delivery.adapters import TENSORS, Recipe, attach_adapter, read_recipe, save_adapter
+from advisor.delivery.kept_sums import SUMS, KeptSums, marks_of
 from advisor.errors import InputError
-from advisor.kept_sums import SUMS, KeptSums, marks_of
 from advisor.models import load_model
 from advisor.models.layers import take_census
 from advisor.parts.sums import Sums

@@ -271,7 +271,7 @@ def _store(path):
 
 
 def _adapter(path):
-    from advisor.adapters import load_adapter
+    from advisor.delivery.adapters import load_adapter
     from tests.hostile.saved import network
 
     load_adapter(network(), path)
@@ -280,7 +280,7 @@ def _adapter(path):
 def _sums(path):
     import hashlib
 
-    from advisor.kept_sums import KeptSums
+    from advisor.delivery.kept_sums import KeptSums
 
     KeptSums.read(Path(path), hashlib.sha256(Path(path).read_bytes()).hexdigest())
 

@@ -176,7 +176,7 @@ def adapter():
     import copy
     import tempfile
 
-    from advisor.adapters import Recipe, save_adapter
+    from advisor.delivery.adapters import Recipe, save_adapter
     from advisor.models import take_census
     from advisor.records import Candidate, Levers
     from advisor.training.update import begin

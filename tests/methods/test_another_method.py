@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from advisor.adapters import Recipe, load_adapter, save_adapter
 from advisor.costs import Simulator
 from advisor.costs.allocator import allocator_peak
+from advisor.delivery.adapters import Recipe, load_adapter, save_adapter
 from advisor.methods import get_method, methods, registered
 from advisor.methods.base import Method
 from advisor.models.layers import take_census

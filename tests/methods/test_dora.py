@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from advisor.adapters import Recipe, load_adapter, save_adapter
+from advisor.delivery.adapters import Recipe, load_adapter, save_adapter
 from advisor.methods import get_method
 from advisor.methods.dora import DoRABypass, DoRAWeight, bypass_holds_less
 from advisor.models.layers import take_census

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from advisor.adapters import Recipe, load_adapter, save_adapter
 from advisor.costs.simulate import simulate
+from advisor.delivery.adapters import Recipe, load_adapter, save_adapter
 from advisor.methods import get_method
 from advisor.models.layers import take_census
 from advisor.records import Candidate

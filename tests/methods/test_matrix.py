@@ -7,11 +7,11 @@ import copy
 import pytest
 import torch
 
-from advisor.adapters import Recipe, load_adapter, save_adapter
 from advisor.costs import Simulator
 from advisor.costs.allocator import allocator_peak, held_bytes, peak_of
 from advisor.data import Dataset, Normalisation
 from advisor.data.loading import LabelledImages
+from advisor.delivery.adapters import Recipe, load_adapter, save_adapter
 from advisor.errors import InputError
 from advisor.methods import get_method
 from advisor.models.blocks import run_front

@@ -10,8 +10,8 @@ import torch
 import torchvision
 from torch import nn
 
-from advisor.adapters import Recipe, attach_adapter
 from advisor.costs.simulate import simulate
+from advisor.delivery.adapters import Recipe, attach_adapter
 from advisor.methods import get_method
 from advisor.methods.sparse import CHILD, TrainedChannels, share
 from advisor.models.layers import take_census

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from advisor.errors import InputError
-from advisor.paired import paired_gap
 from advisor.probes.judging import ACCURACY, Metric, by_class, metric_of
+from advisor.solver.paired import paired_gap
 
 NAMES = ("good", "scratch", "dent")
 ANSWERS = st.lists(st.tuples(st.integers(0, 2), st.booleans()), min_size=3, max_size=40)

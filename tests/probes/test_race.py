@@ -15,12 +15,12 @@ from advisor.costs import Simulator
 from advisor.errors import DataError
 from advisor.methods import get_method, registered
 from advisor.models.layers import take_census
-from advisor.paired import paired_gap
 from advisor.probes import CrossValidation
 from advisor.probes.judging import ACCURACY
 from advisor.probes.race import race
 from advisor.probes.train import Trainer, trained_as
 from advisor.records import Candidate, Levers
+from advisor.solver.paired import paired_gap
 from advisor.store import Store
 from advisor.training import loop
 from advisor.training.loop import level_updates

@@ -5,10 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from advisor.paired import binomial_tail
 from advisor.records import Budget, DataSummary, Estimate
 from advisor.solver import rank, relaxations, solve
 from tests.solver.test_solver import accuracy, evaluation
@@ -98,17 +95,6 @@ def test_without_accuracies_the_cheapest_is_used_and_where_nothing_fits_nothing_
     cheap, dear = evaluation("cheap", memory=1), evaluation("dear", memory=9)
     assert solve([cheap, dear], Budget(), None).choices == (cheap, dear)
     assert solve([], Budget(), None).outcome == "none"
-
-
-@given(st.integers(1, 60), st.floats(0.01, 0.99))
-@settings(deadline=None)
-def test_binomial_tails_are_those_of_the_distribution(samples, share):
-    from scipy.stats import binom
-
-    for least in (0, 1, samples // 2, samples):
-        assert binomial_tail(least, samples, share) == pytest.approx(
-            binom.sf(least - 1, samples, share), abs=1e-9
-        )
 
 
 def test_a_looser_limit_says_which_of_a_methods_candidates_it_admits():

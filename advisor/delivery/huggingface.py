@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import save as save_tensors
 from torch import nn
 
-from advisor.adapters import Recipe
+from advisor.delivery.adapters import Recipe
 from advisor.errors import InputError
 from advisor.files import write_whole
 from advisor.methods import get_method

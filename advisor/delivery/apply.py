@@ -13,13 +13,13 @@ from typing import Any, cast
 
 import torch
 
-from advisor.adapters import Recipe
 from advisor.costs import available_bytes
 from advisor.costs.passes import pass_size
 from advisor.data import Normalisation
-from advisor.delivery import CHECKPOINT, check_folder, deliver
+from advisor.delivery.adapters import Recipe
+from advisor.delivery.folder import CHECKPOINT, check_folder, deliver
+from advisor.delivery.kept_sums import KeptSums, marks_of
 from advisor.errors import InputError
-from advisor.kept_sums import KeptSums, marks_of
 from advisor.methods import learning_rates
 from advisor.models.pickles import read_data
 from advisor.names import answered, check_at_least_one, did_you_mean, names_code

@@ -23,9 +23,9 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import nn
 
+from advisor.delivery.kept_sums import SUMS, KeptSums
 from advisor.errors import InputError
 from advisor.files import kept_name, opened, read_json, write_whole
-from advisor.kept_sums import SUMS, KeptSums
 from advisor.models import take_census
 from advisor.models.fingerprint import model_fingerprint
 from advisor.models.heads import with_head

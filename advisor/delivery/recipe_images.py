@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any, cast
 
-from advisor.adapters import Recipe
 from advisor.data import Normalisation
 from advisor.data.loading import default_normalisation
 from advisor.data.pixels import Frame
 from advisor.data.pools import Found
+from advisor.delivery.adapters import Recipe
 from advisor.errors import DataError
 from advisor.models import LoadedModel
 from advisor.records import Framing

@@ -15,22 +15,22 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from advisor.adapters import RECIPE, Recipe, attach_adapter, read_recipe, read_tensors
 from advisor.costs.growing import GrowingCost, growing_cost
 from advisor.data.loading import LabelledImages
 from advisor.data.pools import Found
 from advisor.data.sources import find
 from advisor.data.survey import Unreadable, check_share, left_out
-from advisor.delivery import check_folder, deliver
+from advisor.delivery.adapters import RECIPE, Recipe, attach_adapter, read_recipe, read_tensors
+from advisor.delivery.folder import check_folder, deliver
+from advisor.delivery.kept_sums import SUMS, KeptSums, marks_of
+from advisor.delivery.recipe_images import frame_of, known_outputs, outputs_for
 from advisor.errors import DataError, InputError
-from advisor.kept_sums import SUMS, KeptSums, marks_of
 from advisor.models import load_model, take_census
 from advisor.models.layers import logits
 from advisor.parts.attachment import Trainable
 from advisor.parts.closed_form import inputs_of
 from advisor.parts.sums import Spectrum
 from advisor.probes import ACCURACY, head_of
-from advisor.recipe_images import frame_of, known_outputs, outputs_for
 from advisor.records import Accuracy, Census
 from advisor.situation import Progress, versions
 from advisor.training.update import head_to_solve

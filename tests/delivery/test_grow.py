@@ -15,13 +15,13 @@ from safetensors.torch import load_file
 from sklearn.datasets import load_digits
 
 from advisor import load_adapter
-from advisor.adapters import RECIPE, TENSORS, read_recipe
+from advisor.delivery.adapters import RECIPE, TENSORS, read_recipe
+from advisor.delivery.grow import Growth, grow, verdict
+from advisor.delivery.kept_sums import SUMS, KeptSums, marks_of
 from advisor.errors import InputError
-from advisor.grow import Growth, grow, verdict
-from advisor.kept_sums import SUMS, KeptSums, marks_of
 from advisor.models import load_model
 from advisor.parts.sums import Spectrum
-from tests.test_apply import advised, carried_out, situation  # noqa: F401 - a fixture
+from tests.delivery.test_apply import advised, carried_out, situation  # noqa: F401 - a fixture
 
 OLD, NEW = range(7), range(7, 10)
 

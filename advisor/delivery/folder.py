@@ -9,12 +9,12 @@ from pathlib import Path
 
 import torch
 
-from advisor.adapters import RECIPE, TENSORS, Recipe, save_adapter
+from advisor.delivery.adapters import RECIPE, TENSORS, Recipe, save_adapter
+from advisor.delivery.huggingface import save_for_peft
+from advisor.delivery.kept_sums import SUMS, KeptSums
+from advisor.delivery.merged import NAMES, save_merged
 from advisor.errors import InputError
 from advisor.files import make_folder
-from advisor.huggingface import save_for_peft
-from advisor.kept_sums import SUMS, KeptSums
-from advisor.merged import NAMES, save_merged
 from advisor.models import LoadedModel
 from advisor.parts.attachment import Trainable
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 from advisor.records import Accuracy
 
 _RESAMPLES = 2000
@@ -46,20 +44,3 @@ def paired_error(one: Accuracy, other: Accuracy) -> float:
     weights = np.ones(shared) if one.weights is None else np.array(one.weights[:shared])
     apart = first - second - np.average(first - second, weights=weights)
     return float(np.sqrt(np.sum((weights * apart) ** 2)) / weights.sum())
-
-
-def binomial_tail(least: int, samples: int, share: float) -> float:
-    """P(X >= least) of X ~ Binomial(samples, share)."""
-    if least <= 0 or share >= 1:
-        return 1.0
-    if share <= 0:
-        return 0.0
-    logs = (
-        math.lgamma(samples + 1)
-        - math.lgamma(right + 1)
-        - math.lgamma(samples - right + 1)
-        + right * math.log(share)
-        + (samples - right) * math.log1p(-share)
-        for right in range(least, samples + 1)
-    )
-    return min(math.fsum(map(math.exp, logs)), 1.0)

@@ -14,12 +14,12 @@ from sklearn.datasets import load_digits
 from torch import nn
 from torch.nn import functional
 
-import advisor.apply
-import advisor.delivery
+import advisor.delivery.apply
+import advisor.delivery.folder
 from advisor import Budget, Request, load_adapter, recommend
-from advisor.adapters import RECIPE, TENSORS, read_recipe
-from advisor.apply import Application, apply_advice, verdict
-from advisor.delivery import CHECKPOINT
+from advisor.delivery.adapters import RECIPE, TENSORS, read_recipe
+from advisor.delivery.apply import Application, apply_advice, verdict
+from advisor.delivery.folder import CHECKPOINT
 from advisor.errors import InputError
 from advisor.models import load_model
 
@@ -83,13 +83,13 @@ def outputs(module, images=None):
 def trained(monkeypatch):
     """What the trained modules answered when they were written."""
     kept = []
-    save = advisor.delivery.save_adapter
+    save = advisor.delivery.folder.save_adapter
 
     def keep(folder, trainable, recipe, sums):
         kept.append(outputs(trainable.model))
         return save(folder, trainable, recipe, sums)
 
-    monkeypatch.setattr(advisor.delivery, "save_adapter", keep)
+    monkeypatch.setattr(advisor.delivery.folder, "save_adapter", keep)
     return kept
 
 
@@ -224,7 +224,7 @@ def test_statistics_are_re_estimated_in_one_epoch(situation, advice, tmp_path):
 def test_held_out_images_choose_nothing(situation, advice, tmp_path, monkeypatch):
     found = iter([9, 5])
     monkeypatch.setattr(
-        advisor.apply.FineTune,
+        advisor.delivery.apply.FineTune,
         "judge",
         lambda *_, **__: bytes([1] * (right := next(found, 7)) + [0] * (10 - right)),
     )
@@ -272,7 +272,7 @@ def test_the_merged_model_has_the_form_of_the_base(situation, tmp_path, form):
         save_file(state, path)
     else:
         torch.save({"state_dict": {prefix + name: tensor for name, tensor in state.items()}}, path)
-    arch = "tests.test_apply:network"
+    arch = "tests.delivery.test_apply:network"
     request = replace(REQUEST, data=str(situation / "data.npz"), arch=arch, methods=("lora",))
     advice = recommend(str(path), Budget(), request)
     assert advice.model.arch == arch

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from advisor.adapters import Recipe
-from advisor.huggingface import FOLDER, save_for_peft
+from advisor.delivery.adapters import Recipe
+from advisor.delivery.huggingface import FOLDER, save_for_peft
 from advisor.models.layers import take_census
 from advisor.records import Candidate, Levers
 from advisor.training.update import begin, update

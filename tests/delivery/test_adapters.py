@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from advisor.adapters import RECIPE, TENSORS, Recipe, load_adapter, save_adapter
+from advisor.delivery.adapters import RECIPE, TENSORS, Recipe, load_adapter, save_adapter
 from advisor.errors import InputError
 from advisor.methods import get_method
 from advisor.models.layers import take_census
