@@ -79,8 +79,10 @@ TEACHING: tuple[Training, ...] = (
     lambda blocks: Candidate("norm", levers=replace(FROZEN, scope=blocks // 2)),
     lambda blocks: Candidate("ssf", levers=replace(FROZEN, scope=blocks // 2)),
     lambda blocks: Candidate.of("galore", {"rank": 8}, replace(FROZEN, scope=blocks // 2)),
-    lambda blocks: Candidate.of("adapter", {"kind": "conv", "reduction": 8}, Levers(scope=blocks // 2)),
-    lambda blocks: Candidate.of("adapter", {"kind": "parallel"}, Levers(scope=blocks // 2)),
+    lambda blocks: Candidate.of(
+        "adapter", {"kind": "conv", "reduction": 8}, replace(FROZEN, scope=blocks // 2)
+    ),
+    lambda blocks: Candidate.of("adapter", {"kind": "parallel"}, replace(FROZEN, scope=blocks // 2)),
 )
 QUICK_TRAININGS = tuple(TRAININGS[number] for number in (0, 2, 7))
 
