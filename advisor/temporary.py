@@ -1,7 +1,8 @@
 """Files and folders that are needed for a while, of which nothing stays behind, however a process ends.
 
 Whoever makes one holds a lock on it, which the kernel lets go of with the process: those whose lock is free
-were left behind by one that was killed, and go as the next one is made beside them.
+were left behind by one that was killed, and go as the next one is made beside them. With a folder goes what
+joblib made for its process's workers: it leaves that behind where it is killed together with them.
 """
 
 from __future__ import annotations
@@ -13,9 +14,12 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from glob import escape
+from itertools import chain
 from pathlib import Path
 
 _PREFIX = "peft-advisor-"
+_SHARED = Path("/dev/shm")  # noqa: S108 - where Linux has it
+_OF_WORKERS = ("sem.loky-{}-*", "joblib_memmapping_folder_{}_*")
 _NO_LOCKS = -1  # of this platform, in place of a descriptor
 _made: weakref.WeakSet[TemporaryFolder] = weakref.WeakSet()
 
@@ -31,7 +35,7 @@ class TemporaryFolder(tempfile.TemporaryDirectory[str]):
         """
         remove_left_behind(Path(beside or tempfile.gettempdir()))
         while True:
-            super().__init__(prefix=_PREFIX, dir=beside)
+            super().__init__(prefix=f"{_PREFIX}{os.getpid()}-", dir=beside)
             lock = _locked(self.name)
             if lock is not None and Path(self.name).exists():
                 break
@@ -83,9 +87,22 @@ def remove_left_behind(folder: Path, names: str = f"{_PREFIX}*") -> None:
             with suppress(OSError):
                 if found.is_dir():
                     shutil.rmtree(found, ignore_errors=True)
+                    _remove_of_workers(found.name.removeprefix(_PREFIX).partition("-")[0])
                 elif names.endswith(".tmp"):
                     found.unlink()
             _close(lock)
+
+
+def _remove_of_workers(process: str) -> None:
+    """What joblib names after the process that started workers, once there is none of that number."""
+    if not process.isdecimal() or Path("/proc", process).exists():
+        return
+    for found in chain.from_iterable(_SHARED.glob(each.format(process)) for each in _OF_WORKERS):
+        with suppress(OSError):
+            if found.is_dir():
+                shutil.rmtree(found)
+            else:
+                found.unlink()
 
 
 def _locked(path: str | Path) -> int | None:

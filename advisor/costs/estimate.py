@@ -9,7 +9,7 @@ to a trained layer before it. So the table has an entry for (flows, layer, optio
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from functools import partial, reduce
 from operator import or_
@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from advisor.costs.memo import DeviceNeededError, OperatorMemo, tensors_in
+from advisor.costs.attention import DeviceNeededError, cpu_attention
+from advisor.costs.memo import OperatorMemo, tensors_in
 from advisor.costs.recorder import Recorder
 from advisor.costs.simulate import shape_copy, without_collector
 from advisor.errors import InputError
@@ -164,7 +165,7 @@ def _record(
     """One update of the option, or of a model that is frozen but lets gradients through."""
     mode = torch.device("meta") if memo is not None else FakeTensorMode()
     copied = shape_copy(model, mode)
-    with mode:
+    with mode, cpu_attention() if memo is not None else nullcontext():
         trainable, optimizer = begin(copied, census, option or Candidate(BASELINE), learning_rate=1e-3)
         if option is None:
             copied.requires_grad_(False)

@@ -18,6 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
+from advisor.costs.attention import DeviceNeededError, check_attention
 from advisor.costs.flops import OperatorFlops, operator_flops
 from advisor.costs.work import Piece, work_of
 from advisor.costs.workspace import OPERATORS, Call, call_of
@@ -25,10 +26,6 @@ from advisor.costs.workspace import OPERATORS, Call, call_of
 _Template = tuple[torch.Size, tuple[int, ...], torch.dtype]
 _AGAIN = object()  # cheap to run, or not a matter of shapes: run every time
 _FIRST = object()  # only changes its first argument's values, which a meta tensor has none of
-
-
-class DeviceNeededError(Exception):
-    """What an operator does here depends on the device, so meta tensors can't stand for the CPU's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +52,7 @@ class OperatorMemo:
         """The operator's result on meta tensors, what else is known of such calls, and the tensors it reads.
 
         Raises:
-            DeviceNeededError: attention, which takes another path on the CPU, and what runs under autocast.
+            DeviceNeededError: attention that takes another path on the CPU, and what runs under autocast.
         """
         read: list[torch.Tensor] = []
         key: list[Any] = [func]
@@ -86,8 +83,7 @@ class OperatorMemo:
         kwargs: Mapping[str, Any],
         read: Sequence[torch.Tensor],
     ) -> Known:
-        if func.overloadpacket is torch.ops.aten._safe_softmax:
-            raise DeviceNeededError("scaled_dot_product_attention is one fused kernel on the CPU")
+        check_attention(func)
         if torch.is_autocast_enabled("cpu"):
             raise DeviceNeededError("autocast is the device's: it leaves meta tensors as they are")
         behaviour = self._behaviour(func, args, kwargs, read)

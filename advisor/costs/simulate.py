@@ -34,8 +34,9 @@ import advisor.parts
 import advisor.records
 import advisor.training
 from advisor.costs.allocator import allocator_peak
+from advisor.costs.attention import DeviceNeededError, cpu_attention
 from advisor.costs.closely import NO_LAYER, Stage, layer_costs, timeline, with_stage
-from advisor.costs.memo import DeviceNeededError, OperatorMemo, Remembering
+from advisor.costs.memo import OperatorMemo, Remembering
 from advisor.costs.recorder import Recorder, Recording, SkippingWrites, optimizers_in
 from advisor.costs.steps import known_step, make_state
 from advisor.costs.work import as_work
@@ -101,7 +102,7 @@ class Simulator:
         self._forward_flops: dict[str, int] | None = None
         self._known: dict[tuple[Method, Candidate, int, Tensors | None], Cost] = {}
         self._fronts: dict[tuple[tuple[str, ...], bool, torch.Size], tuple[int, torch.Tensor]] = {}
-        self._needs_device = False  # known once a candidate could not run on meta tensors
+        self._need_device: set[str] = set()  # methods of which a candidate could not run on meta tensors
         # Of shapes alone nothing can be run: `_cost` then says what is left out.
         self._recurrent = [name for name, each in model.named_modules() if isinstance(each, nn.RNNBase)]
         self._needs_kernels = bool(self._recurrent) and workspace and not is_shapes(model)
@@ -257,11 +258,11 @@ class Simulator:
             return self._cost(candidate, batch_size, tensors)
         if self._needs_kernels:
             return self._cost(candidate, batch_size, "real")
-        if not self._needs_device:
+        if candidate.method not in self._need_device:
             try:
                 return self._cost(candidate, batch_size, "meta")
             except DeviceNeededError:
-                self._needs_device = True
+                self._need_device.add(candidate.method)
             except Exception:  # noqa: BLE001, S110 - what fails for another reason fails below, too
                 pass
         try:
@@ -442,7 +443,7 @@ class Simulator:
         if tensors == "real":
             return copy.deepcopy(self._model), nullcontext()
         if tensors == "meta":
-            return shape_copy(self._model, torch.device("meta")), nullcontext()
+            return shape_copy(self._model, torch.device("meta")), cpu_attention()
         mode = FakeTensorMode()
         return shape_copy(self._model, mode), mode
 

@@ -7,7 +7,7 @@ a trained layer before it; that is decided, and paid for, once. Any layers may b
 
 from __future__ import annotations
 
-import time
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,12 +15,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+_log = logging.getLogger(__name__)
 _Numbers = NDArray[np.float64]
 _GAP = 1e-3  # of the best, that a plan may be short of it
 _ROUGH = 1e-2  # likewise of a plan that only shows where to look
 _MARGIN = 1e-5  # of a limit, that is left: HiGHS takes what is above it by 1e-6 for within
-_INFEASIBLE, _FAILED = 2, 4  # milp's status
-_SECONDS = 10.0  # a plan found by then is taken as it is
+_OPTIMAL, _INFEASIBLE = 0, 2  # milp's status
+# How long is looked for a better plan. Counted, not timed: a busy machine finds the same one. One branching
+# and three rounds are usual.
+_BRANCHINGS, _ROUNDS = 1000, 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +49,8 @@ def allocate(
         leads_to: (L, C): whether a layer's output enters a call, the layers' first calls before further ones.
 
     Returns:
-        (L,) numbers of options, within 0.1 % of the best plan's benefit.
+        (L,) numbers of options, within 0.1 % of the best plan's benefit; where that takes more branchings
+        than are allowed, which the log tells, the best that was found by then.
     """
     shape = _Shape(_affordable(allowed, leads_to, resources), leads_to)
     rows = [*shape.one_option_each(), *shape.flows_follow()]
@@ -56,10 +60,13 @@ def allocate(
         rows.append((shape.taken(resource) / whole, -np.inf, resource.limit / whole - _MARGIN))
     programme = _Programme(shape.spread(benefit) / (np.abs(benefit).max() or 1.0), rows)
     best: _Numbers | None = None
-    won, until = -np.inf, time.monotonic() + _SECONDS
+    won = -np.inf
     # Where gradients flow is the hard part. With options in shares it takes few branchings, and says what any
     # plan with other flows can win; for given flows, whole options win nearly as much, and are soon found.
-    while (shares := programme.solve(whole=shape.flows)) is not None and time.monotonic() < until:
+    for _ in range(_ROUNDS):
+        shares = programme.solve(whole=shape.flows)
+        if shares is None:
+            break
         flows = np.where(shape.flows, np.round(shares), np.nan)
         found = programme.solve(fixed=flows)
         if found is not None and programme.value(found) > won:
@@ -67,6 +74,8 @@ def allocate(
             # Once none is worth that, it is the best but for the gap.
             programme.demand(won + max(_GAP * abs(won), _MARGIN))
         programme.exclude(flows)
+    else:
+        _log.warning("the plan may be short of the best: the search ended after %d rounds", _ROUNDS)
     return None if best is None else _filled(shape.plan(best), benefit, allowed, leads_to, resources)
 
 
@@ -235,24 +244,39 @@ class _Programme:
             whole: which are 0 or 1, the others being shares; all by default.
             fixed: decisions that are made already; NaN for the others.
         """
+        gap = _GAP if whole is None else _ROUGH
+        # Presolving now and then ends in numerical trouble, or finds infeasible what isn't.
+        for presolve in (True, False):
+            found = self._solved(whole, fixed, gap, presolve=presolve, most=_BRANCHINGS)
+            if found.x is not None:
+                break
+        if found.status not in (_OPTIMAL, _INFEASIBLE):
+            _log.warning(
+                "the plan may be short of the best: the search ended after %d branchings", _BRANCHINGS
+            )
+            if found.x is None:  # then the first that is found, or that there is none
+                found = self._solved(whole, fixed, np.inf, presolve=False)
+        return found.x
+
+    def _solved(
+        self,
+        whole: NDArray[np.bool_] | None,
+        fixed: _Numbers | None,
+        gap: float,
+        *,
+        presolve: bool,
+        most: int | None = None,
+    ) -> Any:
+        """What milp says; `most`: so many branchings."""
         from scipy.optimize import Bounds, LinearConstraint, milp
         from scipy.sparse import vstack
 
         made = np.full(len(self._worth), np.nan) if fixed is None else fixed
-        found = None
-        # Presolving now and then ends in numerical trouble, or finds infeasible what isn't.
-        for presolve in (True, False):
-            found = milp(
-                -self._worth,
-                integrality=np.ones(len(self._worth)) if whole is None else whole.astype(int),
-                bounds=Bounds(np.nan_to_num(made, nan=0.0), np.nan_to_num(made, nan=1.0)),
-                constraints=LinearConstraint(vstack(self._rows), self._least, self._most),
-                options={
-                    "mip_rel_gap": _GAP if whole is None else _ROUGH,
-                    "time_limit": _SECONDS,
-                    "presolve": presolve,
-                },
-            )
-            if found.status not in (_INFEASIBLE, _FAILED):
-                break
-        return None if found is None else found.x
+        return milp(
+            -self._worth,
+            integrality=np.ones(len(self._worth)) if whole is None else whole.astype(int),
+            bounds=Bounds(np.nan_to_num(made, nan=0.0), np.nan_to_num(made, nan=1.0)),
+            constraints=LinearConstraint(vstack(self._rows), self._least, self._most),
+            options={"mip_rel_gap": gap, "presolve": presolve}
+            | ({} if most is None else {"node_limit": most}),
+        )

@@ -71,6 +71,25 @@ def test_a_frozen_plan_costs_a_forward_pass(small):
     assert estimates.flops == pytest.approx(forward, rel=0.05)
 
 
+def test_what_no_layer_does_is_counted_once():
+    class Scales(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.head = nn.Conv2d(3, 2, 1), nn.Linear(2, 4)
+
+        def forward(self, x):
+            x = self.first(x)
+            for _ in range(20):
+                x = torch.sin(x) * 2
+            return self.head(x.mean((2, 3)))
+
+    model = Scales()
+    census = take_census(model, (3, 16, 16))
+    frozen = Estimator(model, census, OPTIONS, 4)(np.zeros((1, 2), dtype=np.int64))
+    forward = Simulator(model, census).cost(Candidate("head"), 4).flops.forward
+    assert frozen.flops == pytest.approx(forward, rel=0.05)
+
+
 def test_parameters_add_up(small):
     rng = np.random.default_rng(0)
     plans = random_plans(small, 50, rng)

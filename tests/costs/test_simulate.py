@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import threading
+from collections import Counter
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from advisor.costs import Simulator
 from advisor.costs.allocator import allocator_peak
+from advisor.costs.figures import FIGURES
 from advisor.costs.recorder import Recorder
 from advisor.costs.simulate import shape_copy, simulate
 from advisor.methods import get_method, methods
@@ -327,6 +330,48 @@ def test_a_model_that_reads_values_is_run_on_real_tensors_and_says_so():
     plain = network()
     reference = simulate(plain, take_census(plain, SIZE), Candidate("full"), 2)
     assert cost.peak_memory_bytes == reference.peak_memory_bytes
+
+
+class Guarded(nn.Module):
+    """What holds a lock can be copied by its own code alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.lock = threading.Lock()
+
+    def __deepcopy__(self, memo):
+        return Guarded()
+
+    def forward(self, x):
+        with self.lock:
+            return x
+
+
+def test_a_module_that_copies_itself_is_copied_by_itself():
+    model = network()
+    guarded = nn.Sequential(Guarded(), *model)
+    found = simulate(guarded, take_census(guarded, SIZE), Candidate("full"), 2, workspace=False)
+    assert found.fidelity == "simulated"
+    plain = simulate(model, take_census(model, SIZE), Candidate("full"), 2, workspace=False)
+    assert found.memory == plain.memory
+
+
+def test_each_further_part_of_a_batch_is_as_much_work_and_the_optimizer_steps_once():
+    model = network()
+    simulator = Simulator(model, take_census(model, SIZE))
+    two, three, four = (
+        Counter(
+            {
+                (each.kind, each.phase, name): getattr(each, name)
+                for each in simulator.cost(Candidate("full", levers=Levers(micro_batch=1)), images).work
+                for name in FIGURES
+            }
+        )
+        for images in (2, 3, 4)
+    )
+    assert four - three == three - two
+    once = {key[0] for key, count in two.items() if count and four[key] == count}
+    assert once == {"adam"}
 
 
 class Reader(nn.Module):

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,8 +20,10 @@ from advisor.probes.executor import executor_for
 from advisor.probes.race import race
 from advisor.probes.train import Trainer, Trial, training_of
 from advisor.records import Candidate, Levers
+from advisor.temporary import TemporaryFolder
 from tests.probes.test_race import SIMULATED
 from tests.probes.test_train import SIZE, dataset, network
+from tests.processes import ROOT
 
 CANDIDATES = [Candidate("head"), Candidate("norm"), Candidate.of("lora", {"rank": 2}, Levers())]
 TRIALS = [Trial(candidate, rate, 10, 40, 0) for candidate in CANDIDATES for rate in (1e-3, 1e-2)]
@@ -138,3 +144,34 @@ def test_a_cluster_that_is_not_there_is_said(monkeypatch):
     monkeypatch.setattr("advisor.probes.executor._CLUSTER_SECONDS", 1.0)
     with pytest.raises(InputError, match="no dask scheduler"), executor_for("dask://127.0.0.1:9", trainer()):
         pass
+
+
+WORKS = """
+from advisor.probes.executor import executor_for
+from tests.probes.test_executor import TRIALS, trainer
+
+with executor_for("local:1", trainer()) as executor:
+    for probe in executor.run(TRIALS):
+        print("done", flush=True)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /dev/shm")
+def test_what_a_tree_of_processes_shared_goes_with_the_next_run_after_it_was_killed(tmp_path):
+    """Killed all at once, nobody of them is left to tidy up, loky's own tracker neither."""
+    env = os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)}
+    tree = subprocess.Popen(
+        [sys.executable, "-c", WORKS], env=env, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    with tree:
+        assert tree.stdout.readline() == "done\n"
+        os.killpg(tree.pid, signal.SIGKILL)
+
+    def shared():
+        return [each for each in Path("/dev/shm").iterdir() if f"-{tree.pid}-" in each.name.replace("_", "-")]
+
+    assert shared()
+    assert list(tmp_path.glob("peft-advisor-*"))
+    with TemporaryFolder(tmp_path) as name:
+        assert list(tmp_path.iterdir()) == [Path(name)]
+    assert not shared()

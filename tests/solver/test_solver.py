@@ -223,6 +223,14 @@ def test_relaxations_say_how_much_more_admits_what():
     ]
 
 
+@pytest.mark.parametrize("warn", [frozenset(), frozenset({"step_time"})])
+def test_where_seconds_are_limited_what_was_not_run_may_be_too_slow(warn):
+    budget = Budget(ram_bytes=100, step_seconds=1.0, warn=warn)
+    made = [evaluation("head", budget, right=500, memory=90), evaluation("norm", budget, memory=130)]
+    [norm] = [r for r in relaxations(made[0], made, budget, None) if r.candidate_id == "norm"]
+    assert norm.sentence.endswith("if it is quick enough: it was not run") == (not warn)
+
+
 def test_what_is_expected_to_be_no_better_is_not_offered():
     budget = Budget(ram_bytes=100)
     head = evaluation("head", budget, right=500, memory=90)
