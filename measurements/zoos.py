@@ -51,7 +51,7 @@ SMALL = ("test_", "atto", "femto", "pico", "nano", "xxs", "xxt", "tiny", "_xs", 
 class Network:
     name: str  # as on the command line
     family: str  # timm's module; torchvision's networks are one each
-    entries: int  # of its state dict: how long it takes, roughly
+    size: int  # how long it takes, roughly: entries of its state dict, and parameters where they are known
 
 
 def networks() -> list[Network]:
@@ -63,7 +63,11 @@ def networks() -> list[Network]:
     families = {
         f"timm:{name}": module for module in timm.list_modules() for name in timm.list_models(module=module)
     }
-    found = [Network(name, name, size) for name, size in known.items() if name.startswith("torchvision:")]
+    found = [
+        Network(name, name, size + _parameters(name.removeprefix("torchvision:")) // 100_000)
+        for name, size in known.items()
+        if name.startswith("torchvision:")
+    ]
     smallest: dict[str, Network] = {}
     for name, size in sorted(known.items(), key=lambda item: (item[1], _rank(item[0]), item[0])):
         family = families.get(name)
@@ -71,11 +75,21 @@ def networks() -> list[Network]:
             family not in smallest or _rank(name) < _rank(smallest[family].name) == len(SMALL)
         ):
             smallest[family] = Network(name, family, size)
-    # Few entries may be large ones: those whose names say that they are small come first.
+    # Few entries may be large ones: of timm's, those whose names say that they are small come first.
     return sorted(
         (*found, *smallest.values()),
-        key=lambda network: (_rank(network.name) == len(SMALL), network.entries, network.name),
+        key=lambda network: (
+            network.name.startswith("timm:") and _rank(network.name) == len(SMALL),
+            network.size,
+            network.name,
+        ),
     )
+
+
+def _parameters(name: str) -> int:
+    from torchvision.models import get_model_weights
+
+    return int(next(iter(get_model_weights(name))).meta["num_params"])
 
 
 def _rank(name: str) -> int:

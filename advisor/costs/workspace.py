@@ -21,9 +21,10 @@ from torch.profiler import ProfilerActivity, profile, record_function
 aten = torch.ops.aten
 # Those seen to allocate more than their results (measurements/memory_accuracy.py looks for others).
 OPERATORS = {
-    *(aten.convolution, aten.convolution_backward, aten.native_batch_norm_backward),
+    *(aten.convolution, aten.convolution_backward, aten.native_batch_norm, aten.native_batch_norm_backward),
     *(aten.native_layer_norm, aten.native_layer_norm_backward, aten.native_group_norm),
     *(aten.native_group_norm_backward, aten.roll),
+    *(aten.upsample_bilinear2d, aten.upsample_bilinear2d_backward),
     *(aten._scaled_dot_product_flash_attention_for_cpu,),
     *(aten._scaled_dot_product_flash_attention_for_cpu_backward,),
 }
@@ -62,7 +63,11 @@ class Workspace:
         channels padded to a multiple of 16, and some scratch. `made` is the bytes of the results.
         """
         known = self._known.get(call)
-        return known if known is not None else _guessed(call) + int(2.35 * made)
+        if known is not None:
+            return known
+        if call[0].overloadpacket is aten.native_batch_norm:
+            return made + 2 * _bytes(call[1][3:5])  # a factor and a summand for each channel
+        return _guessed(call) + int(2.35 * made)
 
 
 def _measured(calls: Sequence[Call]) -> list[int]:

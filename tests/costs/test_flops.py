@@ -139,6 +139,14 @@ def test_counts_are_additive_over_the_batch(batch, groups, kernel, size):
     assert many.forward == many.input_gradient == many.weight_gradient
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_a_norm_layer_costs_as_much_for_each_element(training):
+    layer = nn.BatchNorm2d(4).train(training)
+    small, large = (record(layer, torch.randn(2, 4, side, side, requires_grad=True)) for side in (6, 12))
+    assert large.forward == pytest.approx(4 * small.forward, rel=0.01)
+    assert small.forward > 0
+
+
 def test_an_operator_without_a_rule_is_named():
     class Odd(nn.Module):
         def forward(self, x):

@@ -332,6 +332,36 @@ def test_a_model_that_reads_values_is_run_on_real_tensors_and_says_so():
     assert cost.peak_memory_bytes == reference.peak_memory_bytes
 
 
+class Frozen(nn.Module):
+    """Its peak is where a frozen norm layer, or one that resizes, runs."""
+
+    def __init__(self, *last):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 16, 1), *last)
+        self.head = nn.Linear(16, 4)
+
+    def forward(self, x):
+        return self.head(self.body(x).mean((2, 3)))
+
+
+class Resized(nn.Module):
+    def forward(self, x):
+        columns = x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)  # channels last
+        return nn.functional.interpolate(columns, scale_factor=2, mode="bilinear")
+
+
+@pytest.mark.parametrize("last", [nn.BatchNorm2d(16), Resized()], ids=["norm", "resized"])
+def test_what_kernels_take_inside_counts_where_only_they_do(last):
+    model = Frozen(last)
+    census = take_census(model, SIZE)
+    found = simulate(model, census, Candidate("head"), 4)
+    trainable, optimizer = begin(copy.deepcopy(model), census, Candidate("head"), 1e-3)
+    images, labels = torch.rand(4, *SIZE), torch.arange(4) % 4
+    for _ in range(2):
+        update(trainable, optimizer, images, labels)
+    assert found.peak_memory_bytes == allocator_peak(trainable, optimizer, images, labels)
+
+
 class Guarded(nn.Module):
     """What holds a lock can be copied by its own code alone."""
 

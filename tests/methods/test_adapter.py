@@ -27,6 +27,18 @@ def test_a_model_without_room_for_an_adapter_is_refused():
         attached(model, {"kind": "conv", "reduction": 4})
 
 
+@pytest.mark.parametrize(("padding", "fits"), [((1, 1), True), ((1, 0), False), ((0, 1), False)])
+def test_a_1x1_beside_a_convolution_needs_the_same_pixels_on_both_axes(padding, fits):
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=padding), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3)
+    )
+    if fits:
+        assert attached(model, {"kind": "parallel"}) == ["0"]
+    else:
+        with pytest.raises(InputError, match="no convolution has room"):
+            attached(model, {"kind": "parallel"})
+
+
 def test_linear_layers_have_adapters_too_but_never_the_head():
     model = nn.Sequential(nn.Flatten(), nn.Linear(48, 32), nn.GELU(), nn.Linear(32, 16), nn.Linear(16, 3))
     assert attached(model, {"kind": "linear", "reduction": 8}) == ["1", "3"]

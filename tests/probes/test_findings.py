@@ -65,3 +65,21 @@ def test_what_was_trained_for_less_is_told_by_all_probes_too(findings):
     assert not norm.finalist
     assert norm.seen == 0.8
     assert norm.low < norm.mean < 0.78
+
+
+def test_what_was_not_tried_is_told_an_estimate_and_what_ended_is_not(findings):
+    findings.add(probe(FULL, CLEAR))
+    accuracies, predicted = findings.told(())
+    assert set(accuracies) == {FULL}
+    assert set(predicted) == {NORM}
+
+
+def test_of_what_learns_at_a_rate_each_length_is_pictured_of_the_rest_the_end():
+    model = network()
+    census = take_census(model, SIZE)
+    simulator = Simulator(model, census, images=60)
+    still = Candidate("recalibrate")
+    costs = {candidate: simulator.cost(candidate, 8) for candidate in (NORM, still)}
+    pictured = Findings(costs, census, Conditions(4, 8), 24, ACCURACY, None).picture([6, 12]).rows
+    shares = {one: {point.share for point in pictured if point.training == one} for one in costs}
+    assert shares == {NORM: {0.25, 0.5, 1.0}, still: {1.0}}

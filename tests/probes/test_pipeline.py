@@ -69,6 +69,20 @@ def test_another_range(tmp_path):
     assert "with --mean 0,0,0 --std 1,1,1 the model as it is gets 100 %" in finding.text
 
 
+def test_of_arrays_it_is_remembered_too(tmp_path):
+    """No files tell whether they have changed: their pixels do."""
+    random = np.random.default_rng(0)
+    labels = np.arange(90) % 3
+    noise = random.integers(-15, 15, (90, 1, 1, 3))
+    images = np.clip(np.array(list(COLOURS.values()))[labels][:, None, None] + noise, 0, 255)
+    images = np.broadcast_to(images, (90, 8, 8, 3)).astype(np.uint8)
+    with Store(tmp_path / "store.sqlite") as store:
+        first, again = (found_in((images, labels), Hue(), USUAL, store=store) for _ in range(2))
+        assert first.weight == "error"
+        assert again == first
+        assert found_in((255 - images, labels), Hue(), PLAIN, store=store) != first
+
+
 def test_another_order_of_the_channels(tmp_path):
     names = tuple(COLOURS)
     assert "--channels bgr" in found_in(folder(tmp_path), Hue((0, 1, 2)), names=names).text

@@ -21,7 +21,7 @@ from advisor.records import (
     Memory,
 )
 from advisor.solver import answer, pareto_front, parse_budget, rank, relaxations, violations
-from advisor.solver.choose import paired_gap
+from advisor.solver.choose import expected_gap, paired_gap
 
 
 def cost(memory=100, flops=100, delta=100):
@@ -229,6 +229,14 @@ def test_where_seconds_are_limited_what_was_not_run_may_be_too_slow(warn):
     made = [evaluation("head", budget, right=500, memory=90), evaluation("norm", budget, memory=130)]
     [norm] = [r for r in relaxations(made[0], made, budget, None) if r.candidate_id == "norm"]
     assert norm.sentence.endswith("if it is quick enough: it was not run") == (not warn)
+
+
+@given(st.floats(0.001, 0.5), st.floats(0.001, 0.2))
+def test_what_was_seen_of_a_gap_counts_less_the_less_sure_it_is_by_squares(gap, error):
+    """As of a normal variable seen with normal noise: odds of signal to noise."""
+    once, twice = (gap / expected_gap(gap, times * error) - 1 for times in (1, 2))
+    assert twice == pytest.approx(4 * once)
+    assert expected_gap(gap, 0) == pytest.approx(gap)
 
 
 def test_what_is_expected_to_be_no_better_is_not_offered():
