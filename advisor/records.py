@@ -375,9 +375,10 @@ class Work:
     phase: str  # forward, input_gradient, weight_gradient
     calls: int
     flops: int  # of elementwise ones those alone that take more than their bytes
-    flops_in_8s: int  # of convolutions whose channels are done eight at a time, the idle ones included
+    flops_in_8s: int  # of convolutions that are done eight at a time, the idle ones included
     flops_in_16s: int
     bytes: int  # read and written
+    new_bytes: int  # of memory that the kernel has to hand out
 
 
 @dataclass(frozen=True, slots=True)

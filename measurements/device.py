@@ -1,18 +1,22 @@
 """Study: seconds of updates as predicted from this machine's profile, and as they are.
 
-    python -m measurements.device           # about 6 minutes on a machine that does nothing else
+    python -m measurements.device           # about 8 minutes on a machine that does nothing else
     python -m measurements.device --quick   # one thread, the first few updates
+    python -m measurements.device --tables  # writes those of what is known, and runs nothing
 
 For 1 and for 2 threads: the profile is measured as `peft-advisor device measure` does, then updates of
-networks that it knows nothing of are priced and run as on a board; the fastest of their repetitions counts.
-With one thread the clock is the processor's own, so other programs hardly matter. What is known is kept at
-once: started again, it goes on; --anew forgets it. Writes results/device.json and the tables in README.md.
+networks that it knows nothing of are priced and run as on a board, each in a process that has run nothing
+else: what others have freed would spare it memory that the kernel hands out. The fastest of its repetitions
+counts. With one thread the clock is the processor's own, so other programs hardly matter. What is known is
+kept at once: started again, it goes on; --anew forgets it. Writes results/device.json and the tables in
+README.md.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import platform
 import subprocess
@@ -32,13 +36,14 @@ from advisor.costs.simulate import Simulator
 from advisor.device.profile import Clock, read_profile
 from advisor.device.program import program
 from advisor.models import load_model, take_census
+from advisor.models.architectures import import_torchvision
 from advisor.records import Candidate, Work
 from advisor.training.update import begin, update
 from measurements.tables import README, table, write_tables
 
 RESULTS = Path(__file__).parent / "results" / "device.json"
 THREADS = (1, 2)
-FEWEST, SECONDS, MOST_SECONDS = 4, 0.5, 8.0  # of an update's repetitions
+FEWEST, SECONDS, MOST_SECONDS = 6, 1.0, 8.0  # of an update's repetitions
 # (network, side of the images, batch, candidates)
 UPDATES = (
     ("mobilenet_v2", 96, 8, ("full", "norm@last-3", "lora-rank=4", "head")),
@@ -47,6 +52,10 @@ UPDATES = (
     ("shufflenet_v2_x1_0", 96, 8, ("full@momentum", "norm")),
     ("efficientnet_b0", 64, 4, ("full@sgd", "adapter-kind=parallel-reduction=8@last-4")),
     ("regnet_y_400mf", 64, 4, ("full", "head")),
+    ("mnasnet0_5", 96, 16, ("full", "lora-rank=4@last-4")),
+    ("squeezenet1_1", 96, 16, ("full@sgd", "bias")),
+    ("densenet121", 64, 4, ("full", "ssf@last-2")),
+    ("convnext_tiny", 64, 2, ("norm",)),
     ("small", 32, 16, ("full", "dora-rank=2", "norm@checkpoint", "head")),
 )
 QUICK = 3
@@ -88,13 +97,18 @@ def measured(threads: int) -> dict[str, Any]:
     return found
 
 
-def fastest_update(module: nn.Module, side: int, batch_size: int, candidate: Candidate) -> float:
-    """Seconds of one update, as a bundle's finetune.py runs it."""
+def fastest_update(name: str, side: int, batch_size: int, text: str, threads: int) -> float:
+    """Seconds of one update, as a bundle's finetune.py runs it, in a process of its own."""
+    torch.set_num_threads(threads)
+    # Random weights lead to such numbers, which take longer; trained ones don't.
+    torch.set_flush_denormal(True)
+    give_back_freed_memory()
+    module = network(name)
     census = take_census(module, (3, side, side))
-    trainable, optimizer = begin(module, census, candidate, learning_rate=1e-6)
+    trainable, optimizer = begin(module, census, Candidate.parse(text), learning_rate=1e-6)
     images = torch.rand(batch_size, 3, side, side)
     labels = torch.arange(batch_size) % (census.classes or 1)
-    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    clock = time.process_time if threads == 1 else time.perf_counter
     update(trainable, optimizer, images, labels)
     best, total, count = float("inf"), 0.0, 0
     while (count < FEWEST or total < SECONDS) and total < MOST_SECONDS:
@@ -106,39 +120,36 @@ def fastest_update(module: nn.Module, side: int, batch_size: int, candidate: Can
 
 
 def study(threads: int, results: dict[str, Any], *, quick: bool) -> None:
-    """Of one thread count, in a process of its own; kept after every update."""
-    torch.set_num_threads(threads)
-    torch.set_flush_denormal(
-        True
-    )  # random weights lead to such numbers, which take longer; trained ones don't
-    give_back_freed_memory()
+    """Of one thread count; kept after every update."""
     own = results.setdefault(str(threads), {"updates": []})
     if "profile" not in own:
         own["profile"] = measured(threads)
         keep(results)
     known = {(each["network"], each["candidate"]) for each in own["updates"]}
-    for name, side, batch_size, candidates in UPDATES[: QUICK if quick else None]:
-        wanted = [each for each in candidates if (name, each) not in known]
-        module = network(name) if wanted else nn.Identity()
-        simulator = (
-            Simulator(module, take_census(module, (3, side, side)), workspace=False) if wanted else None
-        )
-        for text in wanted:
-            candidate = Candidate.parse(text)
-            assert simulator is not None
-            work = simulator.cost(candidate, batch_size).work
-            found = {
-                "network": name,
-                "candidate": text,
-                "side": side,
-                "batch_size": batch_size,
-                "work": [list(astuple(each)) for each in work],
-                "measured_seconds": fastest_update(network(name), side, batch_size, candidate),
-            }
-            own["updates"].append(found)
-            predict(own)
-            keep(results)
-            print(f"{threads} {name} {text}: {_off(found):+.0%}", flush=True)
+    import_torchvision()  # once, and nothing is run here: a process that is forked off begins as it is
+    with multiprocessing.get_context("fork").Pool(1, maxtasksperchild=1) as fresh:
+        for name, side, batch_size, candidates in UPDATES[: QUICK if quick else None]:
+            for text in candidates:
+                if (name, text) in known:
+                    continue
+                seconds = fresh.apply(fastest_update, (name, side, batch_size, text, threads))
+                found = {"network": name, "candidate": text, "side": side, "batch_size": batch_size}
+                own["updates"].append(found | {"measured_seconds": seconds})
+                keep(results)
+                print(f"{threads} {name} {text}: {1e3 * seconds:.1f} ms", flush=True)
+
+
+def price(own: dict[str, Any]) -> None:
+    """What each update asks of a device."""
+    for name, side, batch_size, _ in UPDATES:
+        wanted = [each for each in own["updates"] if each["network"] == name and "work" not in each]
+        if not wanted:
+            continue
+        module = network(name)
+        simulator = Simulator(module, take_census(module, (3, side, side)), workspace=False)
+        for each in wanted:
+            cost = simulator.cost(Candidate.parse(each["candidate"]), batch_size)
+            each["work"] = [list(astuple(work)) for work in cost.work]
 
 
 def predict(own: dict[str, Any]) -> None:
@@ -212,6 +223,7 @@ def main() -> None:
     """Run it, or what of it is not known."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--tables", action="store_true", help="of what is known, and nothing else")
     parser.add_argument("--anew", action="store_true", help="forget what is known")
     parser.add_argument("--threads", type=int, help="this number alone")
     options = parser.parse_args()
@@ -221,13 +233,14 @@ def main() -> None:
         results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
         study(options.threads, results, quick=options.quick)
         return
-    for threads in THREADS[: 1 if options.quick else None]:
+    for threads in THREADS[: 0 if options.tables else 1 if options.quick else None]:
         more = ["--quick"] if options.quick else []
         command = [sys.executable, "-m", "measurements.device", "--threads", str(threads), *more]
         subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": str(threads)}, check=True)
     results = json.loads(RESULTS.read_text())
     for threads in map(str, THREADS):
         if threads in results:
+            price(results[threads])
             predict(results[threads])
             results[threads]["summary"] = summary(results[threads]["updates"])
             results[threads]["profile"].pop("samples", None)

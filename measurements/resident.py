@@ -51,7 +51,7 @@ UPDATES = (
         *("resnet18", 96, 16),
         ("full@last-2", "dora-rank=2@last-4", "norm@checkpoint", "bias", "ridge-features=all"),
     ),
-    ("resnet50", 64, 4, ("full", "full@per-parameter@sgd", "norm", "lora-rank=4@last-3", "head")),
+    ("resnet50", 64, 4, ("full", "full@sgd@per-parameter", "norm", "lora-rank=4@last-3", "head")),
     ("mobilenet_v3_small", 128, 16, ("full", "ssf", "bias@last-4@micro-2", "lokr-rank=4", "head")),
     ("mobilenet_v3_large", 96, 8, ("full", "norm@statistics-frozen", "adapter", "tent", "recalibrate")),
     (

@@ -14,9 +14,12 @@ import json
 import math
 import shutil
 import sys
+import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+warnings.filterwarnings("ignore", "Failed to initialize NumPy")  # PyTorch looks for it; nothing here needs it
 
 import torch
 from torch import nn

@@ -10,10 +10,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 # glibc keeps freed memory for later; under a cap it has to go back at once, or the cap would count it.
+BACK_AT_ONCE = 2**16  # bytes of an allocation from which on it does
 GIVE_BACK = {
     "MALLOC_ARENA_MAX": "1",
-    "MALLOC_MMAP_THRESHOLD_": "65536",
-    "MALLOC_TRIM_THRESHOLD_": "65536",
+    "MALLOC_MMAP_THRESHOLD_": str(BACK_AT_ONCE),
+    "MALLOC_TRIM_THRESHOLD_": str(BACK_AT_ONCE),
 }
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -3, -4, -8  # of glibc's malloc.h
 _ALL = 2**31 - 1  # of a C int

@@ -18,6 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from advisor.costs.figures import new_bytes
 from advisor.costs.flops import NONE, OperatorFlops, operator_flops
 from advisor.costs.memo import OperatorMemo, UncompiledMode, tensors_in
 from advisor.costs.steps import Step, known_step
@@ -275,7 +276,8 @@ class Recorder(UncompiledMode):
                 self._flops[group, "optimizer"] += parameter.numel() * step.flops_per_element + step.flops
                 # The weight, its gradient and the state are read, and all but the gradient are written.
                 size = parameter.nbytes * (3 + 2 * len(step.states))
-                self._work[(step.name, "forward", 0, 0, 0, size), "optimizer"] += 1
+                new = new_bytes(*[parameter.nbytes] * step.temporaries)
+                self._work[(step.name, "forward", 1, 0, 0, 0, size, new), "optimizer"] += 1
                 made = [self._allocate(parameter.nbytes, group) for _ in range(step.temporaries)]
                 for temporary in (*made[:-1], lingering):
                     if temporary is not None:

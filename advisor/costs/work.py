@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 
-from advisor.costs.figures import FIGURES, convolution_figures, convolution_kind
+from advisor.costs.figures import FIGURES, convolution_figures, convolution_kind, new_bytes
 from advisor.costs.flops import OperatorFlops
 from advisor.records import Work
 
 aten = torch.ops.aten
-# (kind, phase, flops, in eights, in sixteens, bytes); phase "": as the recorder has it.
-Piece = tuple[str, str, int, int, int, int]
+# Kind, phase, and the figures; phase "": as the recorder has it.
+Piece = tuple[str, str, *tuple[int, ...]]
 _CONVOLUTIONS = {aten.convolution, aten._convolution}
 _PRODUCTS = {aten.mm, aten.addmm, aten.addmm_, aten.bmm, aten.baddbmm, aten.mv, aten.addmv, aten.addr}
 _NORMS = {
@@ -28,6 +28,8 @@ _NORMS = {
 _NORM_GRADIENTS = {
     *(aten.native_batch_norm_backward, aten.native_layer_norm_backward, aten.native_group_norm_backward),
 }
+_POOLS = {aten.max_pool2d_with_indices, aten.avg_pool2d}
+_POOL_GRADIENTS = {aten.max_pool2d_with_indices_backward, aten.avg_pool2d_backward}
 # Elementwise operators that take more than their bytes.
 _COSTLY = {
     *(aten.sigmoid, aten.sigmoid_, aten.silu, aten.silu_, aten.silu_backward, aten.gelu, aten.gelu_backward),
@@ -62,22 +64,35 @@ def work_of(
     """
     packet = func.overloadpacket
     if packet in _CONVOLUTIONS:
-        return (_convolution("forward", args[0], args[1], result, args[6], args[8], _bytes(read, made)),)
+        return (_convolution("forward", args[0], args[1], result, args[3], args[6], args[8]),)
     if packet is aten.convolution_backward:
         return _convolution_gradients(args)
-    if packet in _PRODUCTS:
-        count = flops.result if flops is not None else 0
-        return (("linear", "", count, count, count, _bytes(read, made)),)
-    if packet in _NORMS or packet in _NORM_GRADIENTS:
-        phase = "forward" if packet in _NORMS else "input_gradient"
-        count = flops.result + flops.input_gradient + flops.weight_gradient if flops is not None else 0
-        return (("norm", phase, count, count, count, _bytes(read, made)),)
     if func.is_view or packet is aten._unsafe_view or packet in _MAKES_NOTHING or func.namespace != "aten":
-        return (("view", "forward", 0, 0, 0, 0),)
+        return (("view", "forward", 1, 0, 0, 0, 0, 0),)
+    kind, phase, count = _other(func, args, made, flops)
+    return ((kind, phase, 1, count, count, count, *_bytes(read, made)),)
+
+
+def _other(
+    func: torch._ops.OpOverload,
+    args: Sequence[Any],
+    made: Sequence[torch.Tensor],
+    flops: OperatorFlops | None,
+) -> tuple[str, str, int]:
+    """Kind, phase and FLOPs of what is no convolution."""
+    packet = func.overloadpacket
+    if packet in _PRODUCTS:
+        return "linear", "", flops.result if flops is not None else 0
+    if packet in _NORMS or packet in _NORM_GRADIENTS:
+        count = flops.result + flops.input_gradient + flops.weight_gradient if flops is not None else 0
+        return "norm", "forward" if packet in _NORMS else "input_gradient", count
+    if packet in _POOLS:  # each place looks at its window
+        return "pool", "forward", made[0].numel() * prod(args[1])
+    if packet in _POOL_GRADIENTS:
+        return "pool", "input_gradient", args[0].numel()
     count = sum(tensor.numel() for tensor in made) if packet in _COSTLY else 0
     # What is written where it was read needs no new memory.
-    kind = "in_place" if func._schema.is_mutable else "elementwise"
-    return ((kind, "forward" if kind == "in_place" else "", count, count, count, _bytes(read, made)),)
+    return ("in_place", "forward", count) if func._schema.is_mutable else ("elementwise", "", count)
 
 
 def _convolution(
@@ -85,32 +100,38 @@ def _convolution(
     x: torch.Tensor,
     weight: torch.Tensor,
     y: torch.Tensor,
+    strides: Sequence[int],
     is_transposed: bool,
     groups: int,
-    size: int,
 ) -> Piece:
-    kernel, inputs = prod(weight.shape[2:]), x.shape[1]
+    taps, inputs = prod(weight.shape[2:]), x.shape[1]
     outputs = weight.shape[1] * groups if is_transposed else weight.shape[0]
-    positions = (x if is_transposed else y).numel() // (inputs if is_transposed else outputs)
-    figures = convolution_figures(positions, inputs, outputs, kernel, groups, size)
-    return (convolution_kind(inputs, kernel, groups), phase, *figures)
+    wide, channels = (x, inputs) if is_transposed else (y, outputs)
+    images = x.shape[0] or 1
+    places = wide.numel() // channels // images
+    strided = is_transposed or any(step > 1 for step in strides)
+    kind = convolution_kind(images, places, inputs, taps, groups, strided=strided)
+    sizes = {"forward": (x, weight, y), "input_gradient": (y, weight, x), "weight_gradient": (y, x, weight)}
+    first, second, made = (tensor.nbytes for tensor in sizes[phase])
+    figures = convolution_figures(kind, images, places, inputs, outputs, taps, groups, (first, second), made)
+    return (kind, phase, *figures)
 
 
 def _convolution_gradients(args: Sequence[Any]) -> tuple[Piece, ...]:
-    y, x, weight, is_transposed, groups, wanted = args[0], args[1], args[2], args[7], args[9], args[10]
-    found = []
-    if wanted[0]:
-        size = _bytes((y, weight), (x,))
-        found.append(_convolution("input_gradient", x, weight, y, is_transposed, groups, size))
-    if wanted[1] or wanted[2]:
-        size = _bytes((y, x), (weight,))
-        found.append(_convolution("weight_gradient", x, weight, y, is_transposed, groups, size))
-    return tuple(found)
+    y, x, weight, strides, is_transposed, groups, wanted = (args[n] for n in (0, 1, 2, 4, 7, 9, 10))
+    phases = {"input_gradient": wanted[0], "weight_gradient": wanted[1] or wanted[2]}
+    return tuple(
+        _convolution(phase, x, weight, y, strides, is_transposed, groups)
+        for phase, is_wanted in phases.items()
+        if is_wanted
+    )
 
 
-def _bytes(read: Sequence[torch.Tensor], made: Sequence[torch.Tensor]) -> int:
-    """Read and written; what is broadcast is read as often as it is held."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in (*read, *made))
+def _bytes(read: Sequence[torch.Tensor], made: Sequence[torch.Tensor]) -> tuple[int, int]:
+    """Read and written; and of new memory. What is broadcast is read as often as it is held."""
+    size = sum(tensor.numel() * tensor.element_size() for tensor in (*read, *made))
+    there = set(map(id, read))
+    return size, new_bytes(*(tensor.nbytes for tensor in made if id(tensor) not in there))
 
 
 def summed(calls: Mapping[tuple[Piece, str], int]) -> Counter[tuple[str, str, str]]:
@@ -124,7 +145,7 @@ def summed(calls: Mapping[tuple[Piece, str], int]) -> Counter[tuple[str, str, st
                 phase = "input_gradient"
             if phase == "optimizer":
                 phase = "forward"
-        for name, value in zip(FIGURES, (1, *figures), strict=True):
+        for name, value in zip(FIGURES, figures, strict=True):
             found[kind, phase, name] += count * value
     return found
 

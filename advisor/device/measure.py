@@ -29,7 +29,7 @@ from torch import nn
 from torch.nn import functional
 
 from advisor.costs.energy import count_joules
-from advisor.costs.figures import FIGURES, convolution_figures, convolution_kind
+from advisor.costs.figures import FIGURES, convolution_figures, convolution_kind, new_bytes
 from advisor.costs.process import (
     give_back_freed_memory,
     process_bytes,
@@ -39,9 +39,9 @@ from advisor.device.lean import leave_compiler_out
 from advisor.device.throttling import watch_throttling
 from advisor.machine import end_with_parent
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 KIND = "peft-advisor device"
-_SECONDS = 0.06  # that an operator's repetitions take
+_SECONDS = 0.04  # that an operator's repetitions take
 _FEWEST, _MOST_SECONDS = 4, 0.5  # repetitions; of one operator
 # Bytes of tensors that take turns, and how many do: in an update, nothing is in the nearest caches.
 _APART, _MOST_COPIES = 48 * 2**20, 64
@@ -50,26 +50,38 @@ _APART, _MOST_COPIES = 48 * 2**20, 64
 _CONVOLUTIONS = (
     *((8, 3, 32, 128, 3, 2, 1), (2, 3, 16, 64, 7, 2, 1), (8, 3, 16, 32, 3, 1, 1)),
     *((8, 16, 16, 32, 3, 1, 1), (8, 64, 64, 28, 3, 1, 1), (4, 128, 128, 14, 3, 1, 1)),
-    *((8, 256, 256, 7, 3, 1, 1), (1, 64, 64, 8, 3, 1, 1), (8, 64, 4, 28, 3, 1, 1)),
-    *((8, 64, 128, 28, 3, 2, 1), (8, 8, 8, 8, 3, 1, 1), (2, 32, 64, 56, 3, 1, 1)),
+    *((8, 256, 256, 7, 3, 1, 1), (2, 64, 64, 8, 3, 1, 1), (8, 64, 4, 28, 3, 1, 1)),
+    *((8, 64, 128, 28, 3, 2, 1), (8, 8, 8, 8, 3, 1, 1), (2, 32, 64, 56, 3, 1, 1), (4, 384, 384, 4, 3, 1, 1)),
     # Pointwise.
     *((8, 16, 96, 56, 1, 1, 1), (8, 96, 24, 28, 1, 1, 1), (8, 24, 144, 28, 1, 1, 1)),
     *((8, 192, 64, 14, 1, 1, 1), (8, 576, 160, 7, 1, 1, 1), (8, 320, 1280, 5, 1, 1, 1)),
     *((8, 144, 4, 28, 1, 1, 1), (8, 4, 144, 28, 1, 1, 1), (1, 96, 576, 14, 1, 1, 1)),
     *((8, 16, 8, 8, 1, 1, 1), (8, 256, 64, 28, 1, 1, 1), (8, 40, 240, 1, 1, 1, 1)),
+    # Of few places.
+    *((8, 96, 384, 2, 1, 1, 1), (4, 640, 320, 2, 1, 1, 1), (8, 160, 480, 3, 1, 1, 1)),
+    *((4, 480, 80, 3, 1, 1, 1), (2, 16, 64, 3, 1, 1, 1)),
+    # Of many images, or strided.
+    *((16, 24, 144, 28, 1, 1, 1), (16, 384, 64, 14, 1, 1, 1), (32, 160, 480, 4, 1, 1, 1)),
+    *((8, 64, 128, 28, 1, 2, 1), (16, 16, 8, 8, 1, 1, 1), (16, 240, 40, 1, 1, 1, 1)),
+    # In groups.
+    *((8, 96, 96, 14, 1, 1, 96), (4, 384, 384, 3, 1, 1, 384), (8, 64, 64, 7, 1, 1, 4)),
     # Depthwise.
     *((8, 32, 32, 80, 3, 1, 32), (8, 96, 96, 56, 3, 2, 96), (8, 144, 144, 28, 3, 1, 144)),
     *((8, 8, 8, 8, 3, 1, 8), (8, 384, 384, 14, 3, 1, 384), (8, 576, 576, 7, 3, 1, 576)),
-    *((8, 240, 240, 14, 5, 1, 240), (1, 144, 144, 28, 3, 1, 144), (8, 16, 16, 32, 3, 1, 16)),
-    (8, 240, 240, 28, 5, 2, 240),
+    *((1, 144, 144, 28, 3, 1, 144), (8, 16, 16, 32, 3, 1, 16)),
+    # Wide.
+    *((8, 240, 240, 14, 5, 1, 240), (8, 144, 144, 28, 5, 2, 144), (8, 480, 480, 7, 5, 1, 480)),
+    *((2, 48, 48, 14, 5, 1, 48), (4, 96, 96, 14, 7, 1, 96), (4, 640, 640, 4, 5, 1, 640)),
     # Grouped.
-    *((8, 64, 64, 28, 3, 1, 2), (8, 128, 128, 14, 3, 1, 32), (8, 256, 256, 7, 1, 1, 4)),
-    *((2, 64, 64, 14, 3, 1, 8), (8, 16, 16, 8, 3, 1, 2)),
+    *((8, 64, 64, 28, 3, 1, 2), (8, 128, 128, 14, 3, 1, 32), (16, 256, 256, 7, 1, 1, 4)),
+    *((2, 64, 64, 14, 3, 1, 8), (8, 16, 16, 8, 3, 1, 2), (4, 192, 192, 14, 3, 2, 12)),
 )
 # Rows, inputs and outputs.
 _LINEAR = ((8, 1280, 100), (8, 512, 1000), (8, 64, 10), (1576, 192, 576), (512, 64, 64), (8, 960, 1280))
+# Images, channels, side, window and stride.
+_POOLS = ((8, 64, 28, 3, 2), (2, 32, 56, 2, 2), (4, 16, 14, 3, 1))
 _NORMS = ((8, 32, 80), (8, 96, 28), (8, 16, 32), (8, 576, 7), (1, 64, 28), (8, 8, 8), (2, 256, 14))
-_ELEMENTS = (10**3, 2 * 10**4, 2 * 10**5, 2 * 10**6)
+_ELEMENTS = (10**3, 10**4, 2 * 10**5, 2 * 10**6)
 _PARAMETERS = (64, 4_096, 262_144, 2_000_000)
 
 Sample = tuple[str, str, tuple[int, ...], float]  # kind, phase, figures of one call, seconds
@@ -191,7 +203,7 @@ def fitted(samples: Sequence[Sample]) -> list[dict[str, Any]]:
     return found
 
 
-_PER = ("call", "flop", "flop_in_8s", "flop_in_16s", "byte")
+_PER = ("call", "flop", "flop_in_8s", "flop_in_16s", "byte", "new_byte")
 
 
 def in_context(operators: Sequence[dict[str, Any]]) -> tuple[float, float]:
@@ -219,7 +231,7 @@ def in_context(operators: Sequence[dict[str, Any]]) -> tuple[float, float]:
     return factor, more
 
 
-_NOT_WORK = ("view", "update")
+_NOT_WORK = ("view", "update", "pointwise_groups")  # many calls of the last are one operator
 
 
 def _networks() -> Iterator[tuple[nn.Module, int, int]]:
@@ -256,31 +268,45 @@ def _work_of(network: nn.Module, x: torch.Tensor) -> list[tuple[str, str, tuple[
         if isinstance(layer, nn.BatchNorm2d):
             forward, backward = _norm_figures(given.numel(), layer.num_features, training=True)
             found.extend((("norm", "forward", forward), ("norm", "input_gradient", backward)))
-            found.append(("in_place", "forward", (1, 0, 0, 0, 16)))  # it counts its batches
+            found.append(("in_place", "forward", (1, 0, 0, 0, 16, 0)))  # it counts its batches
         elif isinstance(layer, nn.ReLU):
-            found.append(("elementwise", "forward", (1, 0, 0, 0, size)))
-            found.append(("elementwise", "input_gradient", (1, 0, 0, 0, size + y.nbytes)))
+            new = new_bytes(y.nbytes)
+            found.append(("elementwise", "forward", (1, 0, 0, 0, size, new)))
+            found.append(("elementwise", "input_gradient", (1, 0, 0, 0, size + y.nbytes, new)))
         elif isinstance(layer, nn.Conv2d | nn.Linear):
-            kind, figures = _product_figures(layer, y, size + layer.weight.nbytes)
+            kind, figures = _product_figures(layer, given, y)
             phases = ["forward", "weight_gradient", *(["input_gradient"] if given is not x else [])]
-            found.extend((kind, phase, figures) for phase in phases)
+            found.extend((kind, phase, figures[phase]) for phase in phases)
 
     handles = [layer.register_forward_hook(seen) for layer in network.modules()]
     with torch.no_grad():
         network(x)
     for handle in handles:
         handle.remove()
-    steps = [("adam", "forward", (1, 0, 0, 0, 7 * each.nbytes)) for each in network.parameters()]
+    steps = [("adam", "forward", _step_figures(each.nbytes, "adam")) for each in network.parameters()]
     return [*found, *steps]
 
 
-def _product_figures(layer: Any, y: torch.Tensor, size: int) -> tuple[str, tuple[int, ...]]:
+def _product_figures(layer: Any, x: torch.Tensor, y: torch.Tensor) -> tuple[str, dict[str, tuple[int, ...]]]:
+    """The layer's kind, and the figures of each phase."""
+    sizes = {
+        "forward": (x.nbytes, layer.weight.nbytes, y.nbytes),
+        "input_gradient": (y.nbytes, layer.weight.nbytes, x.nbytes),
+        "weight_gradient": (y.nbytes, x.nbytes, layer.weight.nbytes),
+    }
     if isinstance(layer, nn.Linear):
         count = 2 * y.numel() * layer.in_features
-        return "linear", (1, count, count, count, size)
+        return "linear", {
+            phase: (1, count, count, count, sum(size), new_bytes(size[-1])) for phase, size in sizes.items()
+        }
     taps, inputs, outputs = layer.kernel_size[0] ** 2, layer.in_channels, layer.out_channels
-    figures = convolution_figures(y.numel() // outputs, inputs, outputs, taps, layer.groups, size)
-    return convolution_kind(inputs, taps, layer.groups), (1, *figures)
+    images = len(x)
+    places = y.numel() // outputs // images
+    kind = convolution_kind(images, places, inputs, taps, layer.groups, strided=layer.stride[0] > 1)
+    return kind, {
+        phase: convolution_figures(kind, images, places, inputs, outputs, taps, layer.groups, (a, b), made)
+        for phase, (a, b, made) in sizes.items()
+    }
 
 
 def _update_of(network: nn.Module, x: torch.Tensor, labels: torch.Tensor) -> Callable[[], None]:
@@ -299,10 +325,20 @@ def _norm_figures(elements: int, channels: int, *, training: bool) -> tuple[tupl
     own = 4 * channels  # bytes of one of its vectors
     saved = 2 * own if training else 0
     forward, backward = elements * (6 if training else 2), elements * (8 if training else 5)
+    new = new_bytes(4 * elements)
     return (
-        (1, forward, forward, forward, 8 * elements + 4 * own + saved),
-        (1, backward, backward, backward, 12 * elements + 5 * own + saved),
+        (1, forward, forward, forward, 8 * elements + 4 * own + saved, new),
+        (1, backward, backward, backward, 12 * elements + 5 * own + saved, new),
     )
+
+
+def _step_figures(size: int, name: str) -> tuple[int, ...]:
+    """Of a parameter of that many bytes: it, its gradient and state are read, it and its state written."""
+    states, temporaries = _STEPS[name]
+    return (1, 0, 0, 0, size * (3 + 2 * states), new_bytes(*[size] * temporaries))
+
+
+_STEPS = {"adam": (2, 2), "momentum": (1, 0), "sgd": (0, 0)}  # states, tensors made on the way
 
 
 def _not_negative(shares: torch.Tensor) -> torch.Tensor:
@@ -310,7 +346,7 @@ def _not_negative(shares: torch.Tensor) -> torch.Tensor:
     rows, columns = shares.shape
     best, least = torch.zeros(columns, dtype=torch.float64), float("inf")
     scale = shares.abs().amax(dim=0).clamp(min=1e-300)
-    for count in range(1, min(rows, columns) + 1):
+    for count in range(1, min(max(rows // 2, 1), columns) + 1):  # more would fit what is chance
         for chosen in combinations(range(columns), count):
             part = (shares / scale)[:, chosen]
             prices = torch.linalg.lstsq(part, torch.ones(rows, 1, dtype=torch.float64)).solution[:, 0]
@@ -324,7 +360,7 @@ def _not_negative(shares: torch.Tensor) -> torch.Tensor:
 
 def _fastest(run: Callable[[], object], calls: int) -> float:
     """Seconds a call, of the fastest repetition."""
-    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    clock = _clock()
     run()  # what is only done once
     best, total, count = float("inf"), 0.0, 0
     while (count < _FEWEST or total < _SECONDS) and total < _MOST_SECONDS:
@@ -333,6 +369,10 @@ def _fastest(run: Callable[[], object], calls: int) -> float:
         took = clock() - before
         best, total, count = min(best, took), total + took, count + 1
     return best / calls
+
+
+def _clock() -> Callable[[], float]:
+    return time.process_time if torch.get_num_threads() == 1 else time.perf_counter
 
 
 def _reference() -> float:
@@ -345,31 +385,36 @@ def _samples() -> Iterator[Sample]:
     for shape in _CONVOLUTIONS:
         yield from _convolution(*shape)
     for rows, inputs, outputs in _LINEAR:
-        x, layer = torch.rand(rows, inputs), nn.Linear(inputs, outputs)
-        with torch.no_grad():
-            y = layer(x)
-        kind, figures = _product_figures(layer, y, x.nbytes + y.nbytes + layer.weight.nbytes)
-        for phase, seconds in _phases(layer, x):
-            yield kind, phase, figures, seconds
+        yield from _product(nn.Linear(inputs, outputs), torch.rand(rows, inputs))
     for batch, channels, side in _NORMS:
         for training in (True, False):
             yield from _norm(batch, channels, side, training=training)
+    for batch, channels, side, window, stride in _POOLS:
+        yield from _pool(torch.rand(batch, channels, side, side), window, stride)
     for elements in _ELEMENTS:
         yield from _elementwise(elements)
     for elements in _PARAMETERS:
         yield from _optimizers(elements)
     x = torch.rand(8, 8, requires_grad=True)
-    yield "view", "forward", (1, 0, 0, 0, 0), _fastest(lambda: [x.view(64) for _ in range(100)], 100)
+    nothing = (1, 0, 0, 0, 0, 0)
+    yield "view", "forward", nothing, _fastest(lambda: [x.view(64) for _ in range(100)], 100)
     smallest = nn.Linear(4, 2)
     run = _update_of(smallest, torch.rand(2, 4), torch.tensor([0, 1]))
-    yield "update", "forward", (1, 0, 0, 0, 0), _fastest(run, 1)
+    yield "update", "forward", nothing, _fastest(run, 1)
 
 
 def _copies(layer: nn.Module, x: torch.Tensor) -> list[tuple[nn.Module, torch.Tensor]]:
-    """So many that their tensors are not all in the processor's caches, as in an update."""
+    """So many that their tensors are not all in the processor's caches, as in an update.
+
+    Of what takes long there are fewer, or a slow board would take many minutes.
+    """
+    clock = _clock()
+    before = clock()
+    layer(x)
+    took = max(clock() - before, 1e-6)
     size = 3 * x.nbytes + 2 * sum(each.nbytes for each in layer.parameters())
-    count = min(max(_APART // size, 2), _MOST_COPIES)
-    return [(copy.deepcopy(layer), x.clone()) for _ in range(count)]
+    count = min(_APART // size, _MOST_COPIES, int(_MOST_SECONDS / 4 / took))
+    return [(copy.deepcopy(layer), x.clone()) for _ in range(max(count, 2))]
 
 
 def _phases(layer: nn.Module, x: torch.Tensor) -> Iterator[tuple[str, float]]:
@@ -396,12 +441,32 @@ def _convolution(
     batch: int, inputs: int, outputs: int, side: int, kernel: int, stride: int, groups: int
 ) -> Iterator[Sample]:
     layer = nn.Conv2d(inputs, outputs, kernel, stride=stride, padding=kernel // 2, groups=groups, bias=False)
-    x = torch.rand(batch, inputs, side, side)
+    yield from _product(layer, torch.rand(batch, inputs, side, side))
+
+
+def _product(layer: nn.Module, x: torch.Tensor) -> Iterator[Sample]:
     with torch.no_grad():
         y = layer(x)
-    kind, figures = _product_figures(layer, y, x.nbytes + y.nbytes + layer.weight.nbytes)
+    kind, figures = _product_figures(layer, x, y)
     for phase, seconds in _phases(layer, x):
-        yield kind, phase, figures, seconds
+        yield kind, phase, figures[phase], seconds
+
+
+def _pool(x: torch.Tensor, window: int, stride: int) -> Iterator[Sample]:
+    xs = [x.requires_grad_(True) for _, x in _copies(nn.Identity(), x)]
+    functions = (
+        (functional.max_pool2d, 3),  # it keeps where each largest was, in eight bytes
+        (functional.avg_pool2d, 1),
+    )
+    for function, parts in functions:
+        ys = [function(each, window, stride) for each in xs]
+        made, taps = ys[0].nbytes, ys[0].numel() * window**2
+        seconds = _fastest(lambda: [function(each, window, stride) for each in xs], len(xs))  # noqa: B023
+        new = new_bytes(made, made * (parts - 1))
+        yield "pool", "forward", (1, taps, taps, taps, x.nbytes + parts * made, new), seconds
+        count = ys[0].numel()
+        figures = (1, count, count, count, parts * made + 2 * x.nbytes, new_bytes(x.nbytes))
+        yield "pool", "input_gradient", figures, _fastest(_backward(ys, xs), len(xs))
 
 
 def _norm(batch: int, channels: int, side: int, *, training: bool) -> Iterator[Sample]:
@@ -418,24 +483,26 @@ def _norm(batch: int, channels: int, side: int, *, training: bool) -> Iterator[S
 def _elementwise(elements: int) -> Iterator[Sample]:
     pairs = [x for _, x in _copies(nn.Identity(), torch.rand(elements))]
     count, size = len(pairs), 4 * elements
+    new = new_bytes(size)
     for costly, function in ((0, functional.relu), (0, functional.hardswish), (elements, functional.silu)):
         xs = [x.detach().requires_grad_(True) for x in pairs]
         work = (costly, costly, costly)
         seconds = _fastest(lambda: [function(x) for x in xs], count)  # noqa: B023 - it is run here
-        yield "elementwise", "forward", (1, *work, 2 * size), seconds
+        yield "elementwise", "forward", (1, *work, 2 * size, new), seconds
         run = _backward([function(x) for x in xs], xs)
-        yield "elementwise", "input_gradient", (1, *work, 3 * size), _fastest(run, count)
+        yield "elementwise", "input_gradient", (1, *work, 3 * size, new), _fastest(run, count)
     others = [torch.rand(elements).requires_grad_(True) for _ in pairs]
     seconds = _fastest(lambda: [x + y for x, y in zip(pairs, others, strict=True)], count)
-    yield "elementwise", "forward", (1, 0, 0, 0, 3 * size), seconds
-    seconds = _fastest(lambda: [x.relu_() for x in pairs], count)
-    yield "in_place", "forward", (1, 0, 0, 0, 2 * size), seconds
+    yield "elementwise", "forward", (1, 0, 0, 0, 3 * size, new), seconds
+    for costly, in_place in ((0, functional.relu_), (elements, torch.sigmoid_)):
+        seconds = _fastest(lambda: [in_place(x) for x in pairs], count)  # noqa: B023
+        yield "in_place", "forward", (1, costly, costly, costly, 2 * size, 0), seconds
 
 
 def _optimizers(elements: int) -> Iterator[Sample]:
-    """One parameter's step; it reads it, its gradient and its state, and writes all but the gradient."""
+    """One parameter's step."""
     count = min(max(_APART // (16 * elements), 2), _MOST_COPIES)
-    for name, states in (("adam", 2), ("momentum", 1), ("sgd", 0)):
+    for name, (states, _) in _STEPS.items():
         weights = [nn.Parameter(torch.rand(elements)) for _ in range(count)]
         for weight in weights:
             weight.grad = torch.rand(elements)
@@ -444,5 +511,5 @@ def _optimizers(elements: int) -> Iterator[Sample]:
             optimizer = torch.optim.Adam(weights, lr=1e-6, foreach=False)
         else:
             optimizer = torch.optim.SGD(weights, lr=1e-6, momentum=0.9 * states, foreach=False)
-        size = 4 * elements * (3 + 2 * states)
-        yield name, "forward", (1, 0, 0, 0, size), _fastest(optimizer.step, count)
+        figures = _step_figures(4 * elements, name)
+        yield name, "forward", figures, _fastest(optimizer.step, count)

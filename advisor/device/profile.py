@@ -19,13 +19,14 @@ from advisor.files import parse_json, read_text
 from advisor.plain import decode, shortened
 from advisor.records import Cost, Forecast, Target, Work
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 KIND = "peft-advisor device"
 _PHASES = ("forward", "input_gradient", "weight_gradient")
 # Every operator is one of these: without a price it would be for nothing.
 _NEEDED = (
-    *product(("standard", "pointwise", "depthwise", "grouped", "linear"), _PHASES),
-    *product(("norm", "elementwise"), _PHASES[:2]),
+    *product(("standard", "pointwise", "pointwise_few", "pointwise_blocks", "pointwise_groups"), _PHASES),
+    *product(("depthwise", "depthwise_wide", "grouped", "linear"), _PHASES),
+    *product(("norm", "pool", "elementwise"), _PHASES[:2]),
     *product(("in_place", "view", "update", "adam", "momentum", "sgd"), _PHASES[:1]),
 )
 _MOST_OPERATORS = 1000
@@ -43,6 +44,7 @@ class Price:
     seconds_per_flop_in_8s: float
     seconds_per_flop_in_16s: float
     seconds_per_byte: float
+    seconds_per_new_byte: float
     median_error: float  # of the shapes that it was fitted to, relatively
 
     def seconds(self, work: Work) -> float:
@@ -53,6 +55,7 @@ class Price:
             + self.seconds_per_flop_in_8s * work.flops_in_8s
             + self.seconds_per_flop_in_16s * work.flops_in_16s
             + self.seconds_per_byte * work.bytes
+            + self.seconds_per_new_byte * work.new_bytes
         )
 
 

@@ -25,6 +25,6 @@ def profile(**more):
 
 
 def operator(kind, phase, **more):
-    per = dict.fromkeys(("flop_in_8s", "flop_in_16s", "byte"), 0.0) | {"call": 1e-6, "flop": 1e-9}
+    per = dict.fromkeys(("flop_in_8s", "flop_in_16s", "byte", "new_byte"), 0.0) | {"call": 1e-6, "flop": 1e-9}
     prices = {f"seconds_per_{name}": price for name, price in per.items()}
     return {"kind": kind, "phase": phase, **prices, "median_error": 0.1} | more

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections import Counter
+from math import prod
 from pathlib import Path
 
 import jsonschema
@@ -13,11 +14,14 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
 import advisor.device
 from advisor import Request, profile, recommend
 from advisor.costs import Simulator
 from advisor.costs.figures import FIGURES
+from advisor.costs.memo import UncompiledMode, tensors_in
+from advisor.costs.work import work_of
 from advisor.device import measure
 from advisor.device.profile import Clock, read_profile, shipped
 from advisor.device.program import program
@@ -56,7 +60,7 @@ def test_made_profiles_are_as_the_schema_says():
 
 
 # A few shapes of each kind: the program itself, in a process of its own, as on a board.
-_FEW = {"_SECONDS = 0.06": "_SECONDS = 0", "_FEWEST, _MOST_SECONDS = 4": "_FEWEST, _MOST_SECONDS = 1"}
+_FEW = {"_SECONDS = 0.04": "_SECONDS = 0", "_FEWEST, _MOST_SECONDS = 4": "_FEWEST, _MOST_SECONDS = 1"}
 
 
 def test_what_the_program_prints_is_a_profile(tmp_path):
@@ -97,6 +101,76 @@ def test_the_program_counts_its_own_networks_as_updates_are_counted():
         for place, amount in told.items():
             if place[0] in kinds or (place[0] == "linear" and place[2] < 2):  # its bias is read besides
                 assert own[place] == amount, place
+
+
+class _Seen(UncompiledMode):
+    """The pieces of all operators that are run."""
+
+    def __init__(self):
+        super().__init__()
+        self.pieces = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        read, made = tensors_in((args, kwargs)), tensors_in(result)
+        self.pieces += work_of(func, args, result, read, made, None)
+        return result
+
+
+def _seen(run):
+    with _Seen() as seen:
+        run()
+    return {(kind, phase): tuple(figures) for kind, phase, *figures in seen.pieces}
+
+
+@pytest.mark.parametrize("shape", [shape for shape in measure._CONVOLUTIONS if prod(shape[:4]) < 10**6])
+def test_the_program_counts_each_shape_as_updates_count_it(shape):
+    batch, inputs, outputs, side, kernel, stride, groups = shape
+    layer = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, groups=groups, bias=False)
+    x = torch.rand(batch, inputs, side, side, requires_grad=True)
+    kind, figures = measure._product_figures(layer, x, layer(x))
+    found = _seen(lambda: layer(x).sum().backward())
+    assert {phase: found[kind, phase] for phase in figures} == figures
+
+
+@pytest.mark.parametrize("shape", measure._POOLS)
+def test_the_program_counts_each_pool_as_updates_count_it(shape, monkeypatch):
+    batch, channels, side, window, stride = shape
+    monkeypatch.setattr(measure, "_fastest", lambda run, calls: run() and 1.0)
+    x = torch.rand(batch, channels, side, side)
+    told = [(place, figures) for *place, figures, _ in measure._pool(x, window, stride)]
+    for n, function in enumerate((functional.max_pool2d, functional.avg_pool2d)):
+        y = x.clone().requires_grad_(True)
+        found = _seen(lambda: function(y, window, stride).sum().backward())  # noqa: B023
+        assert {tuple(place): figures for place, figures in told[2 * n : 2 * n + 2]}.items() <= found.items()
+
+
+def test_memory_is_new_from_where_the_kernel_hands_it_out():
+    """As many bytes as the kernel counts, in a process that gives freed memory back as a board's does."""
+    if not sys.platform.startswith("linux") or "[always]" in Path(_PAGES).read_text():
+        pytest.skip("pages of 4 KiB are counted")
+    code = """
+import resource, sys, torch
+from torch.nn import functional
+from advisor.costs.figures import new_bytes
+from advisor.costs.process import give_back_freed_memory
+torch.set_num_threads(1)
+give_back_freed_memory()
+for elements in (4_000, 300_000):
+    x = torch.rand(elements)
+    functional.relu(x)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    kept = [functional.relu(x) for _ in range(20)]
+    print(20 * new_bytes(x.nbytes), 4096 * (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    small, large = ([int(word) for word in line.split()] for line in done.stdout.splitlines())
+    assert small[0] == 0
+    assert small[1] < 20 * 16_000 * 1.1  # the heap itself may grow
+    assert large[1] == pytest.approx(large[0], rel=0.05)
+
+
+_PAGES = "/sys/kernel/mm/transparent_hugepage/enabled"
 
 
 def test_what_takes_longer_in_whole_updates_is_told_from_what_each_call_takes_more():
@@ -217,7 +291,7 @@ def _with_operator(**more):
     ("change", "told"),
     [
         ({"kind": "something"}, "it is no device's profile"),
-        ({"schema_version": 2}, "schema_version is 2, this release reads 1"),
+        ({"schema_version": 1}, "schema_version is 1, this release reads 2"),
         ({"schema_version": True}, "schema_version is True"),
         ({"threads": 0}, "threads and runtime_bytes must be above 0"),
         ({"runtime_bytes": "many"}, "runtime_bytes"),
