@@ -175,7 +175,8 @@ _PAGES = "/sys/kernel/mm/transparent_hugepage/enabled"
 
 def test_what_takes_longer_in_whole_updates_is_told_from_what_each_call_takes_more():
     """Of prices that are half of the truth, both factors must come out as 2."""
-    shares = torch.tensor([[0.4, 0.1], [0.05, 0.45], [0.25, 0.25]], dtype=torch.float64)
+    told = [[0.4, 0.1], [0.05, 0.45], [0.25, 0.25], [0.1, 0.4]]
+    shares = torch.tensor(told, dtype=torch.float64)
     assert measure._not_negative(shares).tolist() == pytest.approx([2, 2])
     # What only adds noise stays out, and nothing is below 0.
     assert measure._not_negative(torch.tensor([[1.0, 2.0], [1.0, 3.0]], dtype=torch.float64))[1] == 0
