@@ -97,6 +97,9 @@ def _fine_tune(options: argparse.Namespace) -> None:
     before = _judged(_former(options.output, candidate, census), held_out, normalisation, passes)
 
     network = _network()
+    # PyTorch makes kernels for each number of images: 9 MB for 60 convolutions, which are the runtime's.
+    last = len(train) % passes
+    evaluate(network, train, normalisation, last, pass_size=max(last, 1))
     names_before = set(network.state_dict())  # no view: that would keep the tensors
     if candidate.levers.statistics == "reestimated":
         network = reestimated(network, census, train, batch_size, normalisation, passes)
