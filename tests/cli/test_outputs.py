@@ -151,7 +151,7 @@ def test_what_apply_cannot_write_takes_nothing_else_with_it(run, tmp_path, monke
         raise InputError(f"{folder}/adapter.safetensors: can't be written (No space left on device)")
 
     with monkeypatch.context() as patch:
-        patch.setattr("advisor.delivery.save_adapter", full)
+        patch.setattr("advisor.delivery.folder.save_adapter", full)
         code, stdout, err = run(*asked)
     assert code == 2
     assert "No space left" in one_line(err)
