@@ -44,8 +44,8 @@ def candidate_lines(
     longest = max(map(cell_len, ("candidate", *names)))
     columns = [column.cells(evaluations) for column in _columns(evaluations, recommendation)]
     gap = _GAP
-    if whole_names and _MARK + longest + sum(gap + cell_len(cells[0]) for cells in columns) > width:
-        gap = 1
+    if _MARK + longest + sum(gap + cell_len(cells[0]) for cells in columns) > width:
+        gap = 1  # before a name is cut, or has a line of its own
     taken = _MARK + sum(gap + cell_len(cells[0]) for cells in columns)
     while len(columns) > 1 and taken + min(longest, _LEAST_NAME) > width:
         taken -= gap + cell_len(columns.pop()[0])
