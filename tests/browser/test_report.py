@@ -224,8 +224,7 @@ def test_prints_without_what_was_not_tried(opened: Opened, saved: Recommendation
     assert cut == []
     page.emulate_media()
     printed = page.pdf(format="A4")
-    tried = sum(evaluation.accuracy is not None for evaluation in saved.evaluations)  # each has its row
-    assert 1 <= printed.count(b"/Type /Page\n") <= max(13, 11 + tried // 8)
+    assert 1 <= printed.count(b"/Type /Page\n") <= 13
 
 
 def test_reads_without_its_script(opened: Opened, saved: Recommendation) -> None:
