@@ -16,7 +16,7 @@ from advisor.report import view
 from advisor.report.candidate_lines import candidate_lines, legend
 from advisor.report.fitted import cut, folded, shell_lines
 from advisor.report.next_steps import next_steps
-from advisor.solver import LEAST, cheaper_text, describe, whole_memory
+from advisor.solver import LEAST, cheaper_text, describe, rate_words, whole_memory
 
 LINES = 24
 BEST = 5  # candidates shown
@@ -24,7 +24,7 @@ OBVIOUS = (BASELINE, "lora")  # methods that everybody asks about
 _COMMAND_LINES = 3
 _ANSWER_LINES = 5
 _FEWEST_LINES = 4  # of candidates and warnings
-_WARNED = 3  # lines of warnings that candidates leave room for: the weightiest, the evidence, how many more
+_WARNED = 2  # warnings that candidates leave room for: the weightiest, the evidence
 _BAR = 14
 _APART = (2, 1, 5, 3, 4)  # sections with an empty line before them, as far as there is room
 
@@ -34,20 +34,31 @@ Lines = list[Text]
 def screen(recommendation: Recommendation, width: int, saved: str | None = None) -> Lines:
     """At most `LINES` lines of that many columns.
 
+    For the best five, what an answer can do without gives way: lines left empty, the words for what the
+    choice's name says, the second command written out, and, where even few candidates have no room, why not
+    another.
+
     Args:
         saved: the answer's JSON file, for the commands to type next.
     """
     answer = answer_lines(recommendation, width)
     budgets = budget_lines(recommendation, width)
     why = _why_not(recommendation, width)
-    steps = _steps(recommendation, width, saved)
+    steps = _steps(recommendation, width, saved, written_out=2)
     warnings = _warnings(recommendation)
-    room = LINES - sum(map(len, (answer, budgets, why, steps)))
-    while why and room < _FEWEST_LINES:  # the choice and its kind go before what was not chosen
+    wanted = BEST + 2 + min(len(warnings), _WARNED)
+
+    def room() -> int:
+        return LINES - sum(map(len, (answer, budgets, why, steps)))
+
+    if room() < wanted:
+        answer = answer_lines(recommendation, width, in_words=False)
+    if room() < wanted:
+        steps = _steps(recommendation, width, saved, written_out=1)
+    while why and room() < _FEWEST_LINES:  # the choice and its kind go before what was not chosen
         why.pop()
-        room += 1
-    candidates = _candidates(recommendation, width, room - min(len(warnings), _WARNED), saved)
-    told = _told(warnings, width, room - len(candidates))
+    candidates = _candidates(recommendation, width, room() - min(len(warnings), _WARNED), saved)
+    told = _told(warnings, width, room() - len(candidates))
     sections = (answer, budgets, candidates, why, told, steps)
     apart = _APART[: max(LINES - sum(map(len, sections)), 0)]
     lines: Lines = []
@@ -56,19 +67,24 @@ def screen(recommendation: Recommendation, width: int, saved: str | None = None)
     return lines
 
 
-def answer_lines(recommendation: Recommendation, width: int) -> Lines:
-    """What to do, and what is won and lost by it, one below the other."""
+def answer_lines(recommendation: Recommendation, width: int, in_words: bool = True) -> Lines:
+    """What to do, and what is won and lost by it, one below the other.
+
+    Args:
+        in_words: what the choice's name says is told in words, too.
+    """
     chosen, data = view.chosen(recommendation), recommendation.data
     if chosen is None:
         style = "bold red" if recommendation.outcome == "none" else "bold green"
         first, *rest = folded(recommendation.answer or "No answer was worked out.", width, _ANSWER_LINES)
         return [Text(first, style), *map(Text, rest)]
-    name, words = chosen.candidate.short, describe(chosen)
+    name = chosen.candidate.short
+    words = f": {describe(chosen)}" if in_words else f", {rate_words(chosen)}"
     whole = _whole_memory(chosen, recommendation, width)
     wrong = data.error if data else None
     before = folded(f"First of all: {wrong.text}", width, _ANSWER_LINES) if wrong else []
     lines = [Text(line, "bold red") for line in before]
-    told = folded(f"Use {name}" + (f": {words}" if words != name else ""), width, 2)
+    told = folded(f"Use {name}" + (words if words[2:] not in (name, "") else ""), width, 2)
     lines += [Text(line, "bold green") for line in told]
     if chosen.accuracy is None:
         least = LEAST[recommendation.budget.prefer]
@@ -214,17 +230,20 @@ def _warnings(recommendation: Recommendation) -> list[str]:
 
 
 def _told(warnings: Sequence[str], width: int, room: int) -> Lines:
-    shown = warnings if len(warnings) <= room else warnings[: max(room - 1, 0)]
-    lines = [Text(cut(f"! {warning}", width), "yellow") for warning in shown]
+    """As many as there is room for; the last line tells how many are left."""
+    shown = warnings[: max(room, 0)]
     left = len(warnings) - len(shown)
-    return [*lines, Text(f"! {left} more warning{'s' * (left > 1)}: --all", "yellow")] if left else lines
+    tails = [""] * (len(shown) - 1) + [f"; {left} more warning{'s' * (left > 1)}: --all" if left else ""]
+    fitted = zip(shown, tails, strict=False)
+    return [Text(cut(f"! {warning}", width - len(tail)) + tail, "yellow") for warning, tail in fitted]
 
 
-def _steps(recommendation: Recommendation, width: int, saved: str | None) -> Lines:
+def _steps(recommendation: Recommendation, width: int, saved: str | None, written_out: int) -> Lines:
+    """What to type next: of the first `written_out` commands all that a shell needs."""
     lines: Lines = []
     for number, step in enumerate(next_steps(recommendation, saved)):
         command = shell_lines(step.words, width, len("Next: "))
-        if len(command) > _COMMAND_LINES:
+        if len(command) > (_COMMAND_LINES if number < written_out else 1):
             command = [cut(f"      {step.brief}", width)]
         if number == 0:
             command[0] = command[0].replace("      ", "Next: ", 1)

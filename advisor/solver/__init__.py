@@ -2,7 +2,15 @@
 
 from advisor.solver.budget import parse_budget
 from advisor.solver.choose import cheapest_first, expected_loss, pareto_front, rank
-from advisor.solver.explain import LEAST, answer, cheaper_text, describe, lever_words, whole_memory
+from advisor.solver.explain import (
+    LEAST,
+    answer,
+    cheaper_text,
+    describe,
+    lever_words,
+    rate_words,
+    whole_memory,
+)
 from advisor.solver.limits import (
     LIMIT,
     allowed_memory,
@@ -34,6 +42,7 @@ __all__ = [
     "pareto_front",
     "parse_budget",
     "rank",
+    "rate_words",
     "relaxations",
     "solve",
     "violations",

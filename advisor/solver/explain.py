@@ -99,12 +99,16 @@ def whole_memory(chosen: Evaluation, budget: Budget, runtime: Runtime) -> str:
 
 def describe(evaluation: Evaluation) -> str:
     """The candidate in words: `lora, rank 4, learning rate 0.002`."""
-    candidate, accuracy = evaluation.candidate, evaluation.accuracy
+    candidate = evaluation.candidate
     parts = [candidate.method, *(f"{name} {value}" for name, value in candidate.said)]
-    parts += lever_words(candidate.levers)
-    if accuracy is not None and accuracy.learning_rate is not None:
-        parts.append(f"learning rate {accuracy.learning_rate:g}")
-    return ", ".join(parts)
+    parts += [*lever_words(candidate.levers), rate_words(evaluation)]
+    return ", ".join(filter(None, parts))
+
+
+def rate_words(evaluation: Evaluation) -> str:
+    """`learning rate 0.002`; empty where none was chosen."""
+    rate = evaluation.accuracy.learning_rate if evaluation.accuracy else None
+    return f"learning rate {rate:g}" if rate is not None else ""
 
 
 def lever_words(levers: Levers) -> list[str]:

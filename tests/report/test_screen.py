@@ -214,7 +214,7 @@ def test_where_the_model_is_left_alone_nothing_is_to_be_carried_out(
 def test_warnings_come_by_weight_and_the_rest_is_counted(samples: dict[str, Recommendation]) -> None:
     told = [line for line in lines_of(samples["long_names"], 80) if line.startswith("! ")]
     assert told[0].startswith("! warning 0 of a kind")
-    assert re.fullmatch(r"! \d+ more warnings: --all", told[-1])
+    assert re.fullmatch(r"! warning \d+ of a kind.*; \d+ more warnings: --all", told[-1])
 
 
 def test_names_use_the_width(samples: dict[str, Recommendation]) -> None:
@@ -236,6 +236,18 @@ def test_commands_can_be_pasted_as_they_stand(samples: dict[str, Recommendation]
     script = f'set -- {command}\nprintf "%s\\n" "$@"'
     words = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True).stdout
     assert words.splitlines() == ["peft-advisor", "apply", source, SAVED, "--output", "tuned/"]
+
+
+def test_for_the_best_five_words_that_the_name_says_and_the_second_command_give_way(
+    samples: dict[str, Recommendation],
+) -> None:
+    tight = samples["remembered"]
+    far = f"/home/somebody/{'far-away/' * 5}advice.json"
+    roomy, narrow = lines_of(tight, 140), lines_of(tight, 80, far)
+    assert roomy[0] == "Use norm: norm, learning rate 0.01"
+    assert narrow[0] == "Use norm, learning rate 0.01"
+    assert narrow[-1] == "      peft-advisor export MODEL OUT.json --output bundle/"
+    assert far in "".join(narrow)
 
 
 def test_an_answer_that_is_in_no_file_is_saved_first(samples: dict[str, Recommendation]) -> None:
