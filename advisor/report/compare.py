@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
 
 from markupsafe import Markup
 from rich.cells import cell_len, set_cell_size
@@ -155,8 +154,11 @@ def _row(number: int, pair: Compared) -> Row:
 
 
 def by_board(rows: Sequence[Row]) -> list[list[Row]]:
-    """Those of one board one after the other; none has a board of its own where none was given."""
-    return [list(group) for _, group in groupby(rows, key=lambda row: row.pair.board)]
+    """Those of each board together, as they came; none has a board of its own where none was given."""
+    boards: dict[str, list[Row]] = {}
+    for row in rows:
+        boards.setdefault(row.pair.board, []).append(row)
+    return list(boards.values())
 
 
 def board_text(rows: Sequence[Row]) -> str:

@@ -124,6 +124,12 @@ def test_boards_stand_one_after_the_other(samples: dict[str, Recommendation]) ->
     assert "Time against memory of each answer" in render_comparison(_boards(samples)[::2])
 
 
+def test_answers_that_alternate_between_boards_stand_by_board(samples: dict[str, Recommendation]) -> None:
+    first, second, third, fourth = _boards(samples)
+    page = render_comparison([first, third, second, fourth])
+    assert page.count('<table class="answers') == 2
+
+
 @pytest.mark.parametrize("width", [60, 80, 140])
 def test_in_a_terminal_no_line_is_too_wide_and_no_figure_is_cut(
     samples: dict[str, Recommendation], width: int, capsys: pytest.CaptureFixture[str]
