@@ -16,15 +16,15 @@ _UNITS = r"%|[kMGT]?B\b|[KMGT]iB\b|[kMGTP]?FLOPs?\b|(?:ms|min|s|h)\b|[kM]?J\b|[k
 _FIGURE_AND_UNIT = re.compile(rf"(?<=\d) (?={_UNITS})|(?<=\d\sx) (?=FLOPs)")
 _BATCH = re.compile(r"(?<=\bbatch) (?=\d)|(?<=\d) (?=of \d+x\d)|(?<=\d of) (?=\d+x\d)")
 _FROM_TO = re.compile(r"(?<=\d) ([\N{RIGHTWARDS ARROW}\N{PLUS-MINUS SIGN}]) (?=\d)")
-_OPTION = re.compile(r"(?<!\S)--[a-z]+-[a-z-]+")
+_WHOLE = re.compile(r"(?<!\S)--[a-z]+-[a-z-]+|\d+\.\d-\d+\.\d")
 _MINUS = re.compile(r"(?<![\w.%-])-(?=\d)")
 
 
 def typeset(text: object) -> Markup:
-    """`-0.8 +- 2.1 points` as `−0.8 ± 2.1 points`, with no line ending within a figure or an option."""
+    """`-0.8 +- 2.1 points` as `−0.8 ± 2.1 points`, with no line ending within a figure, an interval or an option."""
     signs = _MINUS.sub("\N{MINUS SIGN}", printable(str(text)).replace(" +- ", " \N{PLUS-MINUS SIGN} "))
     told = str(Markup.escape(_FROM_TO.sub(rf"{STAYS}\1{STAYS}", kept_together(signs))))
-    return Markup(_OPTION.sub(r'<span class="word">\g<0></span>', told))  # noqa: S704 - escaped above
+    return Markup(_WHOLE.sub(r'<span class="word">\g<0></span>', told))  # noqa: S704 - escaped above
 
 
 def kept_together(text: str) -> str:

@@ -20,7 +20,9 @@ STAYS = "\N{NO-BREAK SPACE}"
         ("fits: -2.5 points (-62.4 to +2.7)", "fits: \u22122.5 points (\u221262.4 to +2.7)"),
         (
             "90.6-96.5, lora-4 and --min-retained 0.9",
-            Markup('90.6-96.5, lora-4 and <span class="word">--min-retained</span> 0.9'),
+            Markup(
+                '<span class="word">90.6-96.5</span>, lora-4 and <span class="word">--min-retained</span> 0.9'
+            ),
         ),
         ("<b> & 2.67 MB", "<b> & 2.67 MB"),
     ],
