@@ -34,10 +34,10 @@ def network() -> nn.Sequential:
     )
 
 
-def proposed(names=None, allowed=None, images=0, model=None, store=None, batch_size=BATCH):
+def proposed(names=None, allowed=None, images=0, model=None, store=None, batch_size=BATCH, simulator=None):
     model = model or network()
     census = take_census(model, SIZE)
-    simulator = Simulator(model, census, images, workspace=False)
+    simulator = simulator or Simulator(model, census, images, workspace=False)
     proposals = Proposals(
         simulator, census, batch_size=batch_size, allowed_bytes=allowed, images=images, store=store
     )
@@ -161,7 +161,7 @@ def test_something_is_proposed_that_fits_exactly_where_brute_force_finds_somethi
     ]
     peaks = [simulator.cost(Candidate("full", levers=levers), BATCH).peak_memory_bytes for levers in every]
     for allowed in (min(peaks) - 1, min(peaks), *sorted(set(peaks))[1::25]):
-        found, _ = proposed(["full"], allowed=allowed, model=model)
+        found, _ = proposed(["full"], allowed=allowed, model=model, simulator=simulator)
         least = min(cost.peak_memory_bytes for cost in found.values())
         assert least == min(peaks) if allowed < min(peaks) else least <= allowed
 

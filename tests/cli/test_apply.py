@@ -21,7 +21,7 @@ from tests.processes import start_command
 def folder(folder):
     """A trained model, its changed situation, and the advice for it."""
     paths = (folder / "model.pt", "--data", folder / "new-data.npz", "--json", folder / "advice.json")
-    quick = ("--input-size", "1x8x8", "--methods", "norm,lora", "--ranks", "2", "--probe-time", "4s")
+    quick = ("--input-size", "1x8x8", "--methods", "norm,lora", "--ranks", "2", "--probe-time", "2s")
     with pytest.raises(SystemExit) as done:
         main(["recommend", *map(str, paths), *quick, "--no-store", "--no-verify"])
     assert not done.value.code

@@ -16,7 +16,7 @@ from advisor.demo import make_situation
 from advisor.units import format_percent
 from tests.processes import run_command, start_command
 
-QUICK = ("--input-size", "1x8x8", "--methods", "head,norm,lora", "--ranks", "2", "--probe-time", "4s")
+QUICK = ("--input-size", "1x8x8", "--methods", "head,norm,lora", "--ranks", "2", "--probe-time", "2s")
 
 
 def one_line(err):

@@ -145,7 +145,7 @@ def test_a_clock_that_jumps_changes_nothing(run, monkeypatch, tmp_path, jump):
         "new-data.npz",
         *ASKED,
         "--probe-time",
-        "5s",
+        "2s",
         "--no-verify",
     )
     files = ("--store", tmp_path / "store.sqlite", "--json", tmp_path / "o.json")

@@ -19,7 +19,7 @@ def store(tmp_path_factory):
 
 
 def test_where_memory_is_short_a_plan_is_tried_and_can_be_applied(run, tmp_path, store):
-    ask = (*ASK, "--methods", "plan", "--ram", "600kB", "--probe-time", "6s", "--store", store)
+    ask = (*ASK, "--methods", "plan", "--ram", "600kB", "--probe-time", "3s", "--store", store)
     code, out, err = run(*ask, "--json", "advice.json")
     assert code == 0, err
     advice = json.loads(Path("advice.json").read_text())

@@ -10,9 +10,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from advisor.costs.flops import convolution_flops, matmul_flops
+from advisor.costs.flops import convolution_flops, matmul_flops, operator_flops
 from advisor.costs.recorder import Recorder
 from advisor.models.layers import layer_type
 from advisor.parts.attachment import train_only
@@ -157,3 +159,113 @@ def test_an_operator_without_a_rule_is_named():
     recording = recorder.record_forward(torch.eye(3)[None])
     assert any("linalg_eig" in operator for operator in recording.uncounted)
     assert recording.flops["other"].forward >= 2 * prod((3, 3, 3))
+
+
+class Counted(TorchDispatchMode):
+    """What all operators take that are run: results, input gradients, weight gradients."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = [0, 0, 0]
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        flops = operator_flops(func, args, kwargs or {}, result)
+        each = (flops.result, flops.input_gradient, flops.weight_gradient)
+        self.found = [sum(pair) for pair in zip(self.found, each, strict=True)]
+        return result
+
+
+def attended(*, backward=False):
+    query, key, value = (torch.rand(1, 2, 3, size, requires_grad=backward) for size in (4, 4, 4))
+    with nn.attention.sdpa_kernel(nn.attention.SDPBackend.FLASH_ATTENTION):
+        y = functional.scaled_dot_product_attention(query, key, value)
+    return y.backward(torch.ones_like(y)) if backward else None
+
+
+def self_attention():
+    layer = nn.MultiheadAttention(4, 2, batch_first=True).eval()
+    x = torch.rand(2, 3, 4)
+    with torch.no_grad():
+        layer(x, x, x, need_weights=False)
+
+
+def normed(training):
+    layer = nn.BatchNorm1d(5).train(training)
+    layer.num_batches_tracked = None  # counting batches is an operator of its own
+    layer.momentum = 0.1
+    x = torch.rand(4, 5, requires_grad=True)
+    y = layer(x)
+    y.backward(torch.ones_like(y))
+
+
+@pytest.mark.parametrize(
+    ("run", "expected"),
+    [
+        # Of 12 elements: the largest, the difference, exp, the sum, the quotient.
+        (lambda: torch.softmax(torch.ones(3, 4), 1), 5 * 12),
+        (lambda: torch.log_softmax(torch.ones(3, 4), 1), 5 * 12),
+        # A sum, and one whose second term is multiplied first.
+        (lambda: torch.add(torch.ones(6), torch.ones(6)), 6),
+        (lambda: torch.sub(torch.ones(6), torch.ones(6), alpha=3), 12),
+        (lambda: torch.addcmul(torch.ones(6), torch.ones(6), torch.ones(6)), 18),
+        (lambda: torch.lerp(torch.ones(6), torch.ones(6), 0.5), 18),
+        (lambda: torch.mv(torch.ones(2, 3), torch.ones(3)), 12),
+        (lambda: torch.dot(torch.ones(3), torch.ones(3)), 6),
+        (lambda: functional.layer_norm(torch.ones(2, 5), (5,)), 6 * 10),
+        (lambda: functional.group_norm(torch.ones(2, 4, 3), 2), 6 * 24),
+        (lambda: torch.var_mean(torch.ones(2, 5)), 4 * 10),
+        (lambda: torch.linalg.vector_norm(torch.ones(2, 5)), 2 * 10),
+        # Windows of 2 x 2: four results. All of an image's 16 elements are read for one mean.
+        (lambda: functional.max_pool2d(torch.ones(1, 1, 4, 4), 2), 4 * 4),
+        (lambda: functional.avg_pool2d(torch.ones(1, 1, 4, 4), 2), 4 * 4),
+        (lambda: functional.adaptive_avg_pool2d(torch.ones(1, 2, 4, 4), 2), 2 * 16),
+        # Of so many neighbours each: a multiply-add.
+        (lambda: functional.interpolate(torch.ones(1, 1, 4), 8, mode="linear"), 2 * 2 * 8),
+        (lambda: functional.interpolate(torch.ones(1, 1, 4, 4), 8, mode="bilinear"), 2 * 4 * 64),
+        (lambda: functional.interpolate(torch.ones(1, 1, 2, 2, 2), 4, mode="trilinear"), 2 * 8 * 64),
+        (lambda: functional.nll_loss(torch.ones(7, 2), torch.zeros(7, dtype=torch.int64)), 7),
+        # 14 m n^2 + 8 n^3 of 6 x 4, whichever way round; 9 n^3.
+        (lambda: torch.linalg.svd(torch.rand(6, 4), full_matrices=False), 14 * 6 * 16 + 8 * 64),
+        (lambda: torch.linalg.svd(torch.rand(3, 4, 6), full_matrices=False), 3 * (14 * 6 * 16 + 8 * 64)),
+        (lambda: torch.linalg.eigh(torch.eye(3)), 9 * 27),
+        # Two heads of three queries, keys and values, each of four: products with each, and softmax.
+        (attended, 2 * (18 * 4 + 18 * 4) + 5 * 18),
+        # Two images of three tokens, four wide: four projections, then the same in two heads of two.
+        (self_attention, 2 * (6 * 4 * 16) + 2 * 2 * (2 * 2 * 9 * 2) + 5 * (2 * 2 * 9)),
+    ],
+)
+def test_an_operator_takes_what_is_said_of_it(run, expected):
+    with Counted() as counted:
+        run()
+    assert counted.found == [expected, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("run", "expected"),
+    [
+        # Mean (1), variance (3), x * a + b (2); then the sums of both gradients (4), and the input's.
+        (lambda: normed(True), [6 * 20, 4 * 20, 4 * 20]),
+        (lambda: normed(False), [2 * 20, 20, 4 * 20]),
+        # As above; backward five products, and what the softmax takes.
+        (lambda: attended(backward=True), [378, 2 * (3 * 18 * 4 + 2 * 18 * 4) + 8 * 18, 0]),
+    ],
+)
+def test_gradients_take_what_is_said_of_them(run, expected):
+    with Counted() as counted:
+        run()
+    assert counted.found == expected
+
+
+def test_a_recurrent_layer_takes_its_gates_products():
+    """Four steps of two sequences, 5 features to 3: 24 states, each with four gates of 5 + 3 products."""
+    if not hasattr(torch.ops.aten, "mkldnn_rnn_layer") or not torch.backends.mkldnn.is_available():
+        pytest.skip("torch has no such operator here")
+    layer, x = nn.LSTM(5, 3), torch.rand(4, 2, 5, requires_grad=True)
+    with Counted() as counted:
+        y, _ = layer(x)
+    products = 2 * 4 * 24 * (5 + 3)
+    assert counted.found == [products + 13 * 24, 0, 0]
+    with Counted() as counted:
+        y.backward(torch.ones_like(y))
+    assert counted.found == [0, products + 22 * 24, products + 4 * 24]

@@ -15,6 +15,7 @@ from advisor.errors import InputError
 from advisor.methods import get_method
 from advisor.models.layers import take_census
 from advisor.records import Candidate, Levers
+from advisor.training.update import attach
 from tests.methods.test_contract import ALL_SETTINGS, SIZE, network, trained
 
 
@@ -44,6 +45,30 @@ def test_the_file_may_be_named_in_place_of_its_folder(tmp_path):
     x = torch.randn(4, *SIZE)
     with torch.no_grad():
         assert torch.equal(load_adapter(base, tmp_path / TENSORS)(x), adapted(x))
+
+
+class Versioned(nn.Sequential):
+    """Takes no state that doesn't say its version, as torchvision's MNASNet doesn't."""
+
+    _version = 2
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, *others):
+        if local_metadata.get("version") != 2:
+            raise ValueError("of another version")
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *others)
+
+
+def test_a_network_that_loads_no_state_without_a_version_takes_an_adapter(tmp_path):
+    base = Versioned(*network())
+    candidate, census = Candidate.of("norm", {}, Levers()), take_census(base, SIZE)
+    trainable = attach(copy.deepcopy(base), census, candidate)
+    with torch.no_grad():
+        for parameter in trainable.parameters.values():
+            parameter.add_(torch.randn(parameter.shape))
+    save_adapter(tmp_path, trainable, Recipe.of(base, candidate, census))
+    x = torch.randn(4, *SIZE)
+    with torch.no_grad():
+        assert torch.equal(load_adapter(base, tmp_path)(x), trainable.model.eval()(x))
 
 
 def test_an_adapter_with_more_classes_grows_the_head(tmp_path):

@@ -59,8 +59,12 @@ def test_made_profiles_are_as_the_schema_says():
     jsonschema.Draft202012Validator(SCHEMA).validate(profiles.profile())
 
 
-# A few shapes of each kind: the program itself, in a process of its own, as on a board.
-_FEW = {"_SECONDS = 0.04": "_SECONDS = 0", "_FEWEST, _MOST_SECONDS = 4": "_FEWEST, _MOST_SECONDS = 1"}
+# All shapes, each a few times: the program itself, in a process of its own, as on a board.
+_FEW = {
+    "_SECONDS = 0.04": "_SECONDS = 0",
+    "_FEWEST, _MOST_SECONDS = 4": "_FEWEST, _MOST_SECONDS = 1",
+    "_APART, _MOST_COPIES = 48 * 2**20, 64": "_APART, _MOST_COPIES = 2**20, 2",
+}
 
 
 def test_what_the_program_prints_is_a_profile(tmp_path):

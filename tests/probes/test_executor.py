@@ -79,9 +79,17 @@ def test_a_dask_cluster_finds_the_same(dask_address):
 
 
 @pytest.mark.filterwarnings("ignore")  # the engine's own
-def test_ray_finds_the_same():
-    pytest.importorskip("ray")
-    finds_what_is_found_here("ray")
+@pytest.mark.parametrize("workers", [1, pytest.param(None, marks=pytest.mark.long)])
+def test_ray_finds_the_same(workers):
+    """On a cluster that is there, of one worker; on one that is started for it, with one for each core."""
+    ray = pytest.importorskip("ray")
+    if workers:
+        ray.init(num_cpus=workers, include_dashboard=False, log_to_driver=False)
+    try:
+        finds_what_is_found_here("ray")
+        assert ray.is_initialized() == bool(workers)
+    finally:
+        ray.shutdown()
 
 
 class Dies(torch.nn.Module):
