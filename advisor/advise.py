@@ -275,8 +275,11 @@ def _runtime(
         return Runtime(budget.runtime_overhead_bytes, "")
     on_their_way = request.batch_size * math.prod(story.census.input_size)  # images, a byte a channel
     if device is not None and target is not None:
-        return Runtime(device.runtime_bytes + on_their_way, target.name)
-    return Runtime(lean.bytes() + on_their_way, "here") if lean is not None else None
+        return Runtime(device.runtime_bytes + on_their_way, target.name, device.kernel_bytes)
+    if lean is None:
+        return None
+    here = lean.footprint()
+    return Runtime(here.bytes + on_their_way, "here", here.kernel_bytes)
 
 
 def _with_runtime(budget: Budget, runtime: Runtime | None) -> tuple[Budget, Runtime]:
@@ -289,7 +292,7 @@ def _with_runtime(budget: Budget, runtime: Runtime | None) -> tuple[Budget, Runt
             f"than --ram {format_bytes(budget.ram_bytes or 0)}: no update fits beside it; give more --ram, "
             "or a leaner runtime's figure with --target or --runtime-overhead"
         )
-    return replace(budget, runtime_overhead_bytes=runtime.bytes), runtime
+    return replace(budget, runtime_overhead_bytes=runtime.bytes, kernel_bytes=runtime.kernel_bytes), runtime
 
 
 def profile(
@@ -373,6 +376,7 @@ def cost_all(
         story.census,
         batch_size=request.batch_size,
         allowed_bytes=allowed_memory(budget),
+        kernel_bytes=budget.kernel_bytes,
         images=_images(story),
         store=store,
     )
@@ -684,7 +688,7 @@ def _verify(
                     story.census,
                     candidate,
                     request.batch_size,
-                    allowed_bytes=allowed,
+                    allowed_bytes=enforced_memory(budget, evaluation.cost),
                     cache_bytes=evaluation.cost.cache_bytes,
                     images=_images(story),
                     device=device,

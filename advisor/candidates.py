@@ -48,18 +48,22 @@ class Proposals:
         *,
         batch_size: int,
         allowed_bytes: int | None,
+        kernel_bytes: int = 0,
         images: int,
         store: Store | None = None,
     ) -> None:
         """Prepare to propose.
 
         Args:
+            allowed_bytes: that an update may hold; None: as many as it likes.
+            kernel_bytes: that count within them for each of its kernels.
             images: how many there are to train on; 0 where no data is given.
             store: where costs are looked for and kept; None: only for this run.
         """
         self._store, self._key = store, simulator.key() | {"batch_size": batch_size} if store else {}
         self._simulator, self._census = simulator, census
         self._batch_size, self._allowed, self._images = batch_size, allowed_bytes, images
+        self._kernel_bytes = kernel_bytes
         self._costs: dict[Candidate, Cost | None] = {}
         self._helped: dict[tuple[str, int | None], list[_Levers]] = defaultdict(list)
         self._least_left: dict[Levers, float] = {}  # of the peak, by levers: the least of any method so far
@@ -157,7 +161,7 @@ class Proposals:
                 return
             singles = tuple(levers | {"micro_batch": 1} for levers in parts)
             tried += [self._with(narrow, levers) for levers in (*(_SAME_UPDATE if trains else ()), *singles)]
-        peaks = {c: cost.peak_memory_bytes for c in tried if (cost := self.price(c)) is not None}
+        peaks = {c: self._taken(cost) for c in tried if (cost := self.price(c)) is not None}
         if peaks:  # says how much there would have to be
             yield from self._priced(min(peaks, key=lambda candidate: peaks[candidate]))
 
@@ -220,7 +224,7 @@ class Proposals:
         if whole is None or one is None or self._allowed is None:
             return False
         share = (size - 1) / max(self._batch_size - 1, 1)
-        peak = one.peak_memory_bytes + share * (whole.peak_memory_bytes - one.peak_memory_bytes)
+        peak = self._taken(one) + share * (self._taken(whole) - self._taken(one))
         return peak <= self._allowed
 
     def _first_fitting(self, candidate: Candidate, kind: str, ladder: Iterable[_Levers]) -> Candidate | None:
@@ -263,7 +267,11 @@ class Proposals:
         if unaided is not None:
             left = cost.peak_memory_bytes / unaided.peak_memory_bytes
             self._least_left[candidate.levers] = min(left, self._least_left.get(candidate.levers, left))
-        return cost.peak_memory_bytes <= self._allowed
+        return self._taken(cost) <= self._allowed
+
+    def _taken(self, cost: Cost) -> int:
+        """Of what is allowed."""
+        return cost.peak_memory_bytes + cost.kernels * self._kernel_bytes
 
     def _priced(self, candidate: Candidate) -> Iterator[tuple[Candidate, Cost]]:
         cost = self.price(candidate)

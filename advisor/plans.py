@@ -48,6 +48,9 @@ def worth_trying(
     """
     limits = {name: limit for name, limit in limits_of(budget).items() if name not in budget.warn}
     ram, flops = limits.get("ram", math.inf), limits.get("flops", math.inf)
+    everything = price(Candidate(BASELINE, levers=levers))
+    if everything is not None:
+        ram -= everything.kernels * budget.kernel_bytes  # a plan has much the same
 
     def everything_fits(with_levers: Levers) -> bool | None:
         cost = price(Candidate(BASELINE, levers=with_levers))

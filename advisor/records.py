@@ -398,6 +398,8 @@ class Cost:
     setup_flops: int = 0  # once, before the first update: to fill the cache, to re-estimate statistics
     # The peak of the tensors alone: the same on every machine, as workspace isn't. None: not known.
     tensor_peak_bytes: int | None = None
+    # That PyTorch makes for shapes of convolutions in the fine-tune, and keeps: the runtime's memory.
+    kernels: int = 0
     # Of the few candidates that are shown closely.
     by_layer: tuple[LayerCost, ...] = ()  # in the order of the forward pass, then what no layer does
     timeline: Timeline | None = None
@@ -483,6 +485,11 @@ class Runtime:
 
     bytes: int  # Python, PyTorch, Pillow, and the images of a batch on their way
     where: str  # it was measured: `here`, or the target's name; empty: it was given
+    kernel_bytes: int = 0  # more for each of a candidate's kernels
+
+    def beside(self, cost: Cost) -> int:
+        """What a fine-tune of that cost has resident besides the update."""
+        return self.bytes + cost.kernels * self.kernel_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -546,6 +553,7 @@ class Budget:
     min_retained: float | None = None  # accuracy on the old data
     tolerance: float = 0.005  # of accuracy, as a fraction: within it of the best, the cheapest wins
     runtime_overhead_bytes: int = 0  # taken off ram_bytes
+    kernel_bytes: int = 0  # likewise, for each of a candidate's kernels
     # Whether the runtime's part is found out, and taken off; None: with a target.
     ram_includes_runtime: bool | None = None
     prefer: Preference = "ram"

@@ -3,12 +3,13 @@
     python -m measurements.resident              # about 10 minutes
     python -m measurements.resident --quick      # the first network alone
     python -m measurements.resident --tables     # writes those of what is known, and runs nothing
-    python -m measurements.resident --python OTHER/bin/python    # with that interpreter's build of PyTorch
+    python -m measurements.resident --python ONE/bin/python OTHER/bin/python    # their builds of PyTorch
 
-Predicted: what the runtime takes there, the update's simulated peak, and the images of a batch on their way.
-Measured: the most that the kernel saw resident in the process, from its start to its end (VmHWM): photos
-are read, both networks judged, an epoch is trained, and files are written. What is known is kept at once:
-started again, it goes on; --anew forgets it. Writes results/resident.json and the tables in README.md.
+Predicted: what the runtime takes there, with the kernels that it makes for shapes of convolutions, the
+update's simulated peak, and the images of a batch on their way. Measured: the most that was resident in the
+process, from its start to its end (the kernel's VmHWM): photos are read, both networks judged, an epoch is
+trained, and files are written. What is known, failures included, is kept at once: started again, it goes on;
+--anew forgets it. Writes results/resident.json and the tables in README.md.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import prod
 from pathlib import Path
@@ -33,7 +34,8 @@ from advisor.advise import recommend, simulator_for
 from advisor.board.export import SCRIPT, export
 from advisor.delivery.apply import Application
 from advisor.device.program import program
-from advisor.records import Budget, Candidate, Evaluation
+from advisor.plain import decode, encode
+from advisor.records import Budget, Candidate, Evaluation, Runtime
 from advisor.situation import Request, prepare
 from measurements.tables import README, table, write_tables
 
@@ -84,29 +86,37 @@ def photos(folder: Path) -> Path:
     return folder
 
 
-def runtime_bytes(python: str) -> tuple[str, int]:
+def runtime_of(python: str) -> tuple[str, Runtime]:
     """The build of PyTorch that an interpreter has, and what its runtime takes."""
     told = subprocess.run(
         [python, "-c", "import torch; print(torch.__version__)"], capture_output=True, text=True, check=True
     )
     command = [python, "-P", "-c", program(), "--runtime", "--threads", "1"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return told.stdout.strip(), int(json.loads(done.stdout)["runtime_bytes"])
+    found = json.loads(done.stdout)
+    return told.stdout.strip(), Runtime(found["runtime_bytes"], "", found["kernel_bytes"])
 
 
-def study(python: str, results: dict[str, Any], *, quick: bool) -> None:
-    """Every update that is not known yet; kept after each."""
-    build, runtime = runtime_bytes(python)
-    own = results.setdefault(build, {"runtime_bytes": runtime, "updates": []})
-    known = {
-        tuple(each[name] for name in ("network", "side", "batch_size", "candidate"))
-        for each in own["updates"]
-    }
+def study(pythons: Sequence[str], results: dict[str, Any], *, quick: bool) -> None:
+    """Every update that is not known yet, of each build; kept after each, those that fail as well."""
+    builds = {}
+    for python in pythons:
+        build, runtime = runtime_of(python)
+        builds[build] = python
+        results.setdefault(build, {"runtime": encode(runtime), "updates": []})
+
+    def missing(name: str, side: int, batch_size: int, text: str) -> list[str]:
+        """Builds of which it is not known."""
+        asked = {"network": name, "side": side, "batch_size": batch_size, "candidate": text}.items()
+        return [
+            build for build in builds if not any(asked <= each.items() for each in results[build]["updates"])
+        ]
+
     with tempfile.TemporaryDirectory() as folder:
         data = photos(Path(folder, "photos"))
         for name, side, batch_size, candidates in UPDATES[: 1 if quick else None]:
             named = [SETTINGS.get(each, each) for each in candidates]
-            wanted = [each for each in named if (name, side, batch_size, each) not in known]
+            wanted = {text: found for text in named if (found := missing(name, side, batch_size, text))}
             if not wanted:
                 continue
             request = Request(
@@ -120,36 +130,43 @@ def study(python: str, results: dict[str, Any], *, quick: bool) -> None:
             model = f"torchvision:{name}"
             advice = recommend(model, Budget(), request)
             simulator = simulator_for(prepare(model, request, lambda *_: None))
-            for text in wanted:
+            for text, of_builds in wanted.items():
                 candidate = Candidate.parse(text)
                 cost = simulator.cost(candidate, batch_size)
                 told = replace(advice, evaluations=(Evaluation(candidate, cost),), recommended=text)
-                bundle, output = Path(folder, "bundle"), Path(tempfile.mkdtemp(dir=folder))
-                export(model, told, Application(bundle, epochs=1))
-                command = [python, str(bundle / SCRIPT), str(data), "--output", str(output)]
-                subprocess.run(
-                    command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL, check=True
-                )
-                history = json.loads((output / "history.json").read_text())
-                own["updates"].append(
-                    {
-                        "network": name,
-                        "side": side,
-                        "batch_size": batch_size,
-                        "candidate": text,
-                        "update_bytes": cost.peak_memory_bytes,
-                        "in_flight_bytes": batch_size * prod(request.input_size or ()),
-                        "measured_bytes": history["peak_resident_bytes"],
-                    }
-                )
-                keep(results)
-                each = own["updates"][-1]
-                beside = each["measured_bytes"] - runtime
-                print(
-                    f"{name} {side} b{batch_size} {text}: {off(each, runtime):+.1%}; besides the runtime "
-                    f"{beside / 1e6:.1f} MB, predicted {cost.peak_memory_bytes / 1e6:.1f}",
-                    flush=True,
-                )
+                known = {"network": name, "side": side, "batch_size": batch_size, "candidate": text}
+                known |= {
+                    "update_bytes": cost.peak_memory_bytes,
+                    "kernels": cost.kernels,
+                    "in_flight_bytes": batch_size * prod(request.input_size or ()),
+                }
+                export(model, told, Application(Path(folder, "bundle"), epochs=1))
+                for build in of_builds:
+                    found = known | outcome(builds[build], Path(folder), data)
+                    results[build]["updates"].append(found)
+                    keep(results)
+                    line = said(found, decode(Runtime, results[build]["runtime"]))
+                    print(f"{build} {name} {side} b{batch_size} {text}: {line}", flush=True)
+
+
+def outcome(python: str, folder: Path, data: Path) -> dict[str, Any]:
+    """Bytes that were resident at most while the folder's bundle ran, or why it didn't come to its end."""
+    output = Path(tempfile.mkdtemp(dir=folder))
+    command = [python, str(folder / "bundle" / SCRIPT), str(data), "--output", str(output)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        *_, last = [f"it ended with {done.returncode}", *filter(None, done.stderr.splitlines())]
+        return {"failure": last}
+    return {"measured_bytes": json.loads((output / "history.json").read_text())["peak_resident_bytes"]}
+
+
+def said(each: Mapping[str, Any], runtime: Runtime) -> str:
+    """How far the prediction is off, or why there is nothing to hold it against."""
+    if "failure" in each:
+        return f"failed: {each['failure']}"
+    predicted, measured = predicted_bytes(each, runtime), each["measured_bytes"]
+    return f"{off(each, runtime):+.1%}; predicted {predicted / 1e6:.1f} MB, measured {measured / 1e6:.1f}"
 
 
 def keep(results: dict[str, Any]) -> None:
@@ -157,20 +174,28 @@ def keep(results: dict[str, Any]) -> None:
     RESULTS.write_text(json.dumps(results, indent=1) + "\n")
 
 
-def off(each: Mapping[str, Any], runtime: int) -> float:
+def predicted_bytes(each: Mapping[str, Any], runtime: Runtime) -> int:
+    """The runtime with the kernels that it makes, the update, and a batch's images on their way."""
+    of_kernels = each["kernels"] * runtime.kernel_bytes
+    return int(runtime.bytes + of_kernels + each["update_bytes"] + each["in_flight_bytes"])
+
+
+def off(each: Mapping[str, Any], runtime: Runtime) -> float:
     """How much more is predicted than was measured, relatively."""
-    predicted = runtime + each["update_bytes"] + each["in_flight_bytes"]
-    return float(predicted / each["measured_bytes"] - 1)
+    return float(predicted_bytes(each, runtime) / each["measured_bytes"] - 1)
 
 
 def summary(own: Mapping[str, Any]) -> dict[str, float]:
-    """How far predictions are off, over all updates of a build."""
-    signed = [off(each, own["runtime_bytes"]) for each in own["updates"]]
+    """How far predictions are off, over all updates of a build that came to their end."""
+    runtime = decode(Runtime, own["runtime"])
+    signed = [off(each, runtime) for each in own["updates"] if "failure" not in each]
     errors = [abs(each) for each in signed]
     return {
         "updates": len(errors),
+        "failed": len(own["updates"]) - len(errors),
         "median_error": median(errors),
         "percentile_95": quantiles(errors, n=20, method="inclusive")[-1],
+        "within_5_percent": sum(error <= 0.05 for error in errors) / len(errors),
         "most_short": -min(signed),
     }
 
@@ -179,14 +204,17 @@ def tables(results: Mapping[str, Any]) -> dict[str, str]:
     """For README.md, by name."""
     rows, each_row = [], []
     for build, own in results.items():
-        found = summary(own)
+        found, runtime = summary(own), decode(Runtime, own["runtime"])
         rows.append(
             (
                 build,
-                f"{own['runtime_bytes'] / 1e6:.0f}",
+                f"{runtime.bytes / 1e6:.0f}",
+                f"{runtime.kernel_bytes / 1e3:.0f}",
                 str(found["updates"]),
+                str(found["failed"]),
                 f"{found['median_error']:.1%}",
                 f"{found['percentile_95']:.1%}",
+                f"{found['within_5_percent']:.0%}",
                 f"{found['most_short']:.1%}",
             )
         )
@@ -195,13 +223,19 @@ def tables(results: Mapping[str, Any]) -> dict[str, str]:
                 f"{each['network']}, {each['side']} pixels, batch {each['batch_size']}",
                 each["candidate"],
                 build,
-                f"{(own['runtime_bytes'] + each['update_bytes'] + each['in_flight_bytes']) / 1e6:.0f}",
-                f"{each['measured_bytes'] / 1e6:.0f}",
-                f"{off(each, own['runtime_bytes']):+.1%}",
+                f"{predicted_bytes(each, runtime) / 1e6:.0f}",
+                *(
+                    (each["failure"], "failed")
+                    if "failure" in each
+                    else (f"{each['measured_bytes'] / 1e6:.0f}", f"{off(each, runtime):+.1%}")
+                ),
             )
             for each in own["updates"]
         ]
-    header = ("PyTorch", "runtime, MB", "updates", "median error", "95th percentile", "most too low")
+    header = (
+        *("PyTorch", "runtime, MB", "a kernel, kB", "updates", "failed"),
+        *("median error", "95th percentile", "within 5 %", "most too low"),
+    )
     columns = ("network", "candidate", "PyTorch", "predicted, MB", "measured, MB", "off")
     return {"resident": table(header, rows), "resident_updates": table(columns, each_row)}
 
@@ -212,7 +246,12 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--tables", action="store_true", help="of what is known, and nothing else")
     parser.add_argument("--anew", action="store_true", help="forget what is known")
-    parser.add_argument("--python", default=sys.executable, help="that has PyTorch and Pillow")
+    parser.add_argument(
+        "--python",
+        nargs="+",
+        default=[sys.executable],
+        help="that have PyTorch and Pillow; default: this one",
+    )
     options = parser.parse_args()
     if options.anew:
         RESULTS.unlink(missing_ok=True)

@@ -18,15 +18,20 @@ def new_bytes(*sizes: int) -> int:
     return sum(size for size in sizes if size >= BACK_AT_ONCE)
 
 
+def is_product(images: int, taps: int, *, strided: bool) -> bool:
+    """Whether PyTorch does a convolution as a product of matrices for each image, and each group.
+
+    With one thread and few images it does those with one tap so; all others are done by a library that works
+    on blocks of channels.
+    """
+    return taps == 1 and images < _FEW_IMAGES and not strided
+
+
 def convolution_kind(
     images: int, places: int, inputs: int, taps: int, groups: int, *, strided: bool = False
 ) -> str:
-    """Of so many images with `inputs` channels, `places` in the output of each, and `taps` in the kernel.
-
-    With one thread and few images, PyTorch takes a product of matrices for each image, and each group, of a
-    convolution with one tap; all others are done by a library that works on blocks of channels.
-    """
-    if taps == 1 and images < _FEW_IMAGES and not strided:
+    """Of so many images with `inputs` channels, `places` in the output of each, and `taps` in the kernel."""
+    if is_product(images, taps, strided=strided):
         if groups > 1:
             return "pointwise_groups"
         return "pointwise_few" if 1 < places < _FEW_PLACES else "pointwise"

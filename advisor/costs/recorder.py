@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from advisor.costs.figures import new_bytes
 from advisor.costs.flops import NONE, OperatorFlops, operator_flops
+from advisor.costs.kernels import kernels_of
 from advisor.costs.memo import OperatorMemo, UncompiledMode, tensors_in
 from advisor.costs.steps import Step, known_step
 from advisor.costs.work import Piece, summed, work_of
@@ -52,6 +53,8 @@ class Recording:
     moments: tuple[Moment, ...] = ()  # where they were asked for: of every stretch that one group runs
     work: Mapping[tuple[str, str, str], int] = field(default_factory=dict)  # by kind, phase and figure
     work_again: Mapping[tuple[str, str, str], int] = field(default_factory=dict)  # of the second micro-batch
+    kernels: int = 0  # that its convolutions need, each shape's in each direction
+    shapes: int = 0  # that convolutions have in its forward pass
 
 
 class _ForwardCall(NamedTuple):
@@ -394,6 +397,7 @@ class Recorder(UncompiledMode):
             tuple(self._moments(log, peak, workspace, purpose_of)),
             summed(self._work),
             summed({key: count for key, count in again.items() if key[1] != "optimizer"}),
+            *kernels_of({call for *_, call in self._calls_made}),
         )
         self._reset()
         return recording

@@ -18,7 +18,7 @@ import gc
 import platform
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from operator import attrgetter
 from typing import Any, Literal
@@ -36,6 +36,7 @@ import advisor.training
 from advisor.costs.allocator import allocator_peak
 from advisor.costs.attention import DeviceNeededError, cpu_attention
 from advisor.costs.closely import NO_LAYER, Stage, layer_costs, timeline, with_stage
+from advisor.costs.kernels import PASSES
 from advisor.costs.memo import OperatorMemo, Remembering
 from advisor.costs.recorder import Recorder, Recording, SkippingWrites, optimizers_in
 from advisor.costs.steps import known_step, make_state
@@ -99,7 +100,7 @@ class Simulator:
         self._groups: Mapping[str, str] = census.types()
         self._kinds: tuple[str, ...] = LAYER_TYPES
         self._memo = OperatorMemo()
-        self._forward_flops: dict[str, int] | None = None
+        self._forward: Recording | None = None
         self._known: dict[tuple[Method, Candidate, int, Tensors | None], Cost] = {}
         self._fronts: dict[tuple[tuple[str, ...], bool, torch.Size], tuple[int, torch.Tensor]] = {}
         self._need_device: set[str] = set()  # methods of which a candidate could not run on meta tensors
@@ -274,22 +275,25 @@ class Simulator:
 
     def forward_flops(self) -> dict[str, int]:
         """FLOPs of one image's forward pass in eval mode, by layer type."""
-        if self._forward_flops is None:
-            self._forward_flops = self._count_forward()
-        return self._forward_flops
+        return {kind: flops.forward for kind, flops in self._forward_pass().flops.items()}
 
-    def _count_forward(self) -> dict[str, int]:
-        for tensors in ("meta", "fake", "real"):
-            model, mode = self._copy(tensors)
-            try:
-                with mode:
-                    recording = self._record_inference(model, tensors)
-            except Exception:
-                if tensors == "real":
-                    raise
-            else:
-                break
-        return {kind: flops.forward for kind, flops in recording.flops.items()}
+    def _forward_pass(self) -> Recording:
+        """Of one image, in eval mode."""
+        if self._forward is None:
+            self._forward = self._record_forward()
+        return self._forward
+
+    def _record_forward(self) -> Recording:
+        lighter: tuple[Tensors, ...] = ("meta", "fake")
+        for tensors in lighter:
+            with suppress(Exception):  # it needs a device, or values
+                return self._record_inference_on(tensors)
+        return self._record_inference_on("real")
+
+    def _record_inference_on(self, tensors: Tensors) -> Recording:
+        model, mode = self._copy(tensors)
+        with mode:
+            return self._record_inference(model, tensors)
 
     def _cost(self, candidate: Candidate, batch_size: int, tensors: Tensors) -> Cost:
         method, levers = get_method(candidate.method), candidate.levers
@@ -375,6 +379,8 @@ class Simulator:
             inference_flops_ratio=ratio,
             notes=trainable.notes + self._left_out(),
             tensor_peak_bytes=tensor_peak_bytes,
+            # A front whose outputs are cached is in no update, and in the passes.
+            kernels=recording.kernels + PASSES * max(recording.shapes, self._forward_pass().shapes),
             by_layer=layer_costs(self._census, trainable, own, by_layer_type) if self._closely else (),
             timeline=timeline(recording, stages) if self._closely else None,
             work=as_work(self._work(recording, micro_batches, with_gradients=optimizer is not None)),

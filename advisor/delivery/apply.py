@@ -26,6 +26,7 @@ from advisor.names import answered, check_at_least_one, did_you_mean, names_code
 from advisor.probes import FineTune, Trainer, judged_in_groups, metric_of
 from advisor.records import Accuracy, Candidate, DataSummary, Evaluation, Framing, Recommendation
 from advisor.situation import Progress, Request, Story, prepare, versions
+from advisor.solver import allowed_memory
 from advisor.training.epochs import EpochReport, Epochs, Length
 from advisor.units import format_percent
 
@@ -181,8 +182,8 @@ def advised(
 
 def promised_bytes(recommendation: Recommendation, evaluation: Evaluation) -> int:
     """What the fine-tune may take: `--ram` if that was given and kept to, else the candidate's own peak."""
-    budget, peak = recommendation.budget, evaluation.cost.peak_memory_bytes
-    return max(peak, (budget.ram_bytes or 0) - budget.runtime_overhead_bytes)
+    cost = evaluation.cost
+    return max(cost.peak_memory_bytes, allowed_memory(recommendation.budget, cost) or 0)
 
 
 def chosen(recommendation: Recommendation, wanted: str | None) -> Evaluation:

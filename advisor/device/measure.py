@@ -18,9 +18,9 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
-from itertools import combinations
+from itertools import combinations, product
 from math import prod
 from typing import Any
 
@@ -99,28 +99,29 @@ def main() -> int:
     give_back_freed_memory()
     if options.runtime:
         end_with_parent()  # which asked for it, and may be interrupted
-        print(json.dumps({"runtime_bytes": runtime_bytes()}))
+        print(json.dumps(runtime()))
     else:
         print(json.dumps(measured(_runtime_of_another_process()), indent=1))
     return 0
 
 
-def _runtime_of_another_process() -> int:
+def _runtime_of_another_process() -> dict[str, int]:
     """In one that has run nothing else."""
     threads = ["--threads", str(torch.get_num_threads())]
     # Run from a file, or as text behind -c.
     program = [sys.argv[0]] if sys.argv[0] != "-c" else ["-c", sys.orig_argv[sys.orig_argv.index("-c") + 1]]
     command = [sys.executable, *program, "--runtime", *threads]
     done = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603 - this program
-    found: int = json.loads(done.stdout)["runtime_bytes"]
+    found: dict[str, int] = json.loads(done.stdout)
     return found
 
 
-def runtime_bytes() -> int:
+def runtime() -> dict[str, int]:
     """Resident bytes that Python, PyTorch and Pillow take in a fresh process, once updates have run.
 
-    Every kernel of a small network is loaded, threads are started, a picture was read. What the network
-    itself takes, some KB, is counted in.
+    The code of all kinds of convolutions is loaded, threads are started, a picture was read. What the small
+    network itself takes, some KB, is counted in. What PyTorch makes for a shape is told apart, for each
+    kernel: one for each shape and direction.
     """
     _read_a_picture()
     torch.manual_seed(0)
@@ -135,6 +136,27 @@ def runtime_bytes() -> int:
         scores = network(torch.rand(4, 3, 32, 32))
         functional.cross_entropy(scores, torch.arange(4)).backward()
         optimizer.step()
+    few = _make_kernels(range(2))
+    before = resident()
+    more = _make_kernels(range(2, 12))
+    each = max(resident() - before, 0) // more
+    return {"runtime_bytes": before - few * each, "kernel_bytes": each}
+
+
+def _make_kernels(steps: Iterable[int]) -> int:
+    """Those of a convolution of each kind that the library does, of so many shapes; how many they are."""
+    made = 0
+    for step, (kernel, per_group) in product(steps, ((3, None), (1, None), (3, 1), (3, 8))):
+        channels = 16 + 8 * step
+        groups = channels // (per_group or channels)
+        layer = nn.Conv2d(channels, channels, kernel, padding=kernel // 2, groups=groups, bias=False)
+        layer(torch.ones(16, channels, 6 + step, 6 + step, requires_grad=True)).sum().backward()
+        made += 3  # forward, and both gradients
+    return made
+
+
+def resident() -> int:
+    """Bytes, once what was freed has gone back to the kernel."""
     return_freed_memory()
     return process_bytes("VmRSS")
 
@@ -150,7 +172,7 @@ def _read_a_picture() -> None:
     Image.open(file).convert("RGB").resize((32, 32)).tobytes()
 
 
-def measured(runtime: int) -> dict[str, Any]:
+def measured(runtime: Mapping[str, int]) -> dict[str, Any]:
     """The profile: `device.schema.json` tells what is in it."""
     began, joules, throttled = time.perf_counter(), count_joules(torch.device("cpu")), watch_throttling()
     torch.manual_seed(0)
@@ -174,7 +196,7 @@ def measured(runtime: int) -> dict[str, Any]:
         "machine": f"{platform.system()} {platform.machine()}",
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
-        "runtime_bytes": runtime,
+        **runtime,
         "watts": used / took if used is not None else None,
         "slowdown": last / first,
         "throttled": throttled(),

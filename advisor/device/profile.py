@@ -73,6 +73,7 @@ class DeviceProfile:
     slowdown: float  # of an operator timed again at the end: above 1 it had become slower
     measuring_seconds: float
     operators: tuple[Price, ...]
+    kernel_bytes: int = 0  # that PyTorch keeps of a kernel, one for each shape of a convolution and direction
     throttled: bool | None = None  # as the device itself tells; None: it doesn't
 
     @property
@@ -128,6 +129,8 @@ def _checked(document: object) -> DeviceProfile:
     profile = decode(DeviceProfile, {name: value for name, value in document.items() if name in known})
     if not 1 <= profile.threads <= 4096 or profile.runtime_bytes < 1:
         raise InputError("its threads and runtime_bytes must be above 0")
+    if profile.kernel_bytes < 0:
+        raise InputError("its kernel_bytes are below 0")
     if len(profile.operators) > _MOST_OPERATORS:
         raise InputError(f"it has more than {_MOST_OPERATORS} operators")
     watts = [] if profile.watts is None else [profile.watts]

@@ -8,6 +8,7 @@ import platform
 import subprocess
 import sys
 from contextlib import suppress
+from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
@@ -19,7 +20,17 @@ from advisor.store import Store
 
 _TIMEOUT_SECONDS = 120
 _KIND = "runtime"
-_measured: dict[str, int] = {}  # in this process, by key: what was measured stays as it was
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """What is resident of the runtime."""
+
+    bytes: int
+    kernel_bytes: int  # more for each kernel that is made
+
+
+_measured: dict[str, Footprint] = {}  # in this process, by key: what was measured stays as it was
 
 
 class HereRuntime:
@@ -40,7 +51,7 @@ class HereRuntime:
         self._process: subprocess.Popen[str] | None = None
         known = store.get(_KIND, self._key) if store is not None else None
         if known is not None:
-            _measured[self._name] = int(known["bytes"])
+            _measured[self._name] = Footprint(int(known["bytes"]), int(known["kernel_bytes"]))
         elif self._name not in _measured:
             threads = str(torch.get_num_threads())
             with suppress(OSError):
@@ -53,19 +64,21 @@ class HereRuntime:
                     start_new_session=True,  # a Ctrl-C is for the run, which ends it
                 )
 
-    def bytes(self) -> int:
-        """Resident bytes, once they are measured. Raises AdvisorError where they can't be."""
+    def footprint(self) -> Footprint:
+        """What is resident, once it is measured. Raises AdvisorError where it can't be."""
         if self._name not in _measured:
             if self._process is None:
                 raise AdvisorError("what the runtime takes can't be measured: no process can be started")
             try:
                 text, _ = self._process.communicate(timeout=_TIMEOUT_SECONDS)
-                _measured[self._name] = int(parse_json(text)["runtime_bytes"])
+                told = parse_json(text)
+                _measured[self._name] = Footprint(int(told["runtime_bytes"]), int(told["kernel_bytes"]))
             except (OSError, subprocess.TimeoutExpired, ValueError, KeyError, TypeError) as error:
-                told = f"what the runtime takes can't be measured: {first_line(error)}"
-                raise AdvisorError(f"{told}; give --runtime-overhead") from error
+                raise AdvisorError(
+                    f"what the runtime takes can't be measured: {first_line(error)}; give --runtime-overhead"
+                ) from error
         if self._store is not None:
-            self._store.put(_KIND, self._key, {"bytes": _measured[self._name]})
+            self._store.put(_KIND, self._key, asdict(_measured[self._name]))
         return _measured[self._name]
 
     def stop(self) -> None:

@@ -66,7 +66,7 @@ class Row:
         answer = self.pair.recommendation
         if self.choice is None or answer is None or answer.runtime is None:
             return ""
-        return format_bytes(self.choice.cost.peak_memory_bytes + answer.runtime.bytes)
+        return format_bytes(self.choice.cost.peak_memory_bytes + answer.runtime.beside(self.choice.cost))
 
     @property
     def accuracy(self) -> Accuracy | None:

@@ -86,7 +86,7 @@ def _badge(choice: Evaluation, recommendation: Recommendation) -> str:
         return "a limit is broken"  # one of --warn: a warning says which
     ran = ", and was run" if choice.measured and choice.measured.survived else ""
     ram, runtime = recommendation.budget.ram_bytes, recommendation.runtime
-    whole = choice.cost.peak_memory_bytes + (runtime.bytes if runtime else 0)
+    whole = choice.cost.peak_memory_bytes + (runtime.beside(choice.cost) if runtime else 0)
     return f"{'fits' if ram is None or whole <= ram else 'the update fits'}{ran}"
 
 

@@ -120,10 +120,10 @@ def _cells(item: Evaluation, recommendation: Recommendation) -> Sequence[object]
         cost.flops.total,
         cost.delta_bytes,
         cost.trainable_parameters,
-        figures_of(item)["step_time"],
-        figures_of(item)["total_time"],
+        figures_of(item, recommendation.budget)["step_time"],
+        figures_of(item, recommendation.budget)["total_time"],
         item.forecast.update_joules if item.forecast else None,
-        figures_of(item)["energy"],
+        figures_of(item, recommendation.budget)["energy"],
         "; ".join(view.reason(violation) for violation in item.violations),
     )
 

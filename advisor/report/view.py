@@ -381,7 +381,7 @@ def budget_lines(recommendation: Recommendation) -> list[BudgetLine]:
         _line(
             "peak memory",
             least_memory.cost.peak_memory_bytes,
-            allowed_memory(budget),
+            allowed_memory(budget, least_memory.cost),
             format_bytes,
             memory_remark,
         ),
@@ -422,7 +422,7 @@ def _set_limits(pool: Sequence[Evaluation], budget: Budget) -> list[BudgetLine]:
     lines = []
     for name, allowed in limits_of(budget).items():
         if name in ("max_trainable", "max_overhead"):
-            least = min(value for item in pool if (value := figures_of(item)[name]) is not None)
+            least = min(value for item in pool if (value := figures_of(item, budget)[name]) is not None)
             lines.append(_line(LIMIT[name].what, least, allowed, LIMIT[name].show, ""))
     return lines
 
@@ -523,7 +523,7 @@ def uncounted(evaluations: Iterable[Evaluation]) -> list[str]:
 
 def measured_text(evaluation: Evaluation, budget: Budget) -> str:
     """What its run showed, before it was recommended, in one line; empty where there was none."""
-    run, allowed = evaluation.measured, allowed_memory(budget)
+    run, allowed = evaluation.measured, allowed_memory(budget, evaluation.cost)
     if run is None:
         return ""
     held = run.cap_bytes is not None and allowed is not None

@@ -36,7 +36,7 @@ def facts(recommendation: Recommendation) -> dict[str, Any]:
     """
     recommendation = replace(recommendation, evaluations=tuple(view.ordered(recommendation)))
     evaluations, data, budget = recommendation.evaluations, recommendation.data, recommendation.budget
-    figures = [figures_of(evaluation) for evaluation in evaluations]
+    figures = [figures_of(evaluation, budget) for evaluation in evaluations]
     known = {name: {each[name] for each in figures} - {None} for name in LIMIT}
     names = [
         name

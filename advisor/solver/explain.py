@@ -43,12 +43,12 @@ def answer(
     if chosen is None:
         return _nothing_fits(evaluations, budget)
     cost, accuracy = chosen.cost, chosen.accuracy
-    allowed = allowed_memory(budget)
+    allowed = allowed_memory(budget, cost)
     memory = format_bytes(cost.peak_memory_bytes) + (f" of {format_bytes(allowed)}" if allowed else "")
     flops = f"{format_flops(cost.flops.total)} per update" + (
         f" of {format_flops(budget.flops)}" if budget.flops else ""
     )
-    besides = f", besides {format_bytes(runtime.bytes)} for the runtime" if runtime else ""
+    besides = f", besides {format_bytes(runtime.beside(cost))} for the runtime" if runtime else ""
     costs = f"{memory} at its peak{besides}, {flops}, {format_bytes(cost.delta_bytes)} to ship"
     ran = _ran(chosen, budget)
     if accuracy is None:
@@ -80,11 +80,12 @@ def answer(
 def whole_memory(chosen: Evaluation, budget: Budget, runtime: Runtime) -> str:
     """`112 MB for the update; the runtime 190 MB more: 302 of 512 MB`, or which of the two doesn't fit."""
     update, ram = chosen.cost.peak_memory_bytes, budget.ram_bytes
-    total = update + runtime.bytes
+    beside = runtime.beside(chosen.cost)
+    total = update + beside
     where = f" on {runtime.where}" if runtime.where not in ("", "here") else ""
-    besides = f"; the runtime {format_bytes(runtime.bytes)} more{where}"
+    besides = f"; the runtime {format_bytes(beside)} more{where}"
     if budget.runtime_overhead_bytes:
-        besides = f" and {format_bytes(runtime.bytes)} for the runtime{where}"
+        besides = f" and {format_bytes(beside)} for the runtime{where}"
     said = f"{format_bytes(update)} for the update{besides}"
     if ram is None:
         return f"{said}: {format_bytes(total)} in all"
@@ -163,7 +164,7 @@ def _nothing_fits(evaluations: Sequence[Evaluation], budget: Budget) -> str:
     parts = []
     for name, allowed in limits_of(budget).items():
         limit = LIMIT[name]
-        known = [(value, e) for e in evaluations if (value := figures_of(e)[name]) is not None]
+        known = [(value, e) for e in evaluations if (value := figures_of(e, budget)[name]) is not None]
         if name in budget.warn or not known:
             continue
         value, nearest = (max if limit.at_least else min)(known, key=lambda pair: pair[0])

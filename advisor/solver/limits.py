@@ -117,13 +117,20 @@ def figures(
     accuracy: Accuracy | None = None,
     measured: Measurement | None = None,
     forecast: Forecast | None = None,
+    *,
+    kernel_bytes: int = 0,
 ) -> dict[LimitName, float | None]:
-    """What a candidate has of each that is limited; None: unknown."""
+    """What a candidate has of each that is limited; None: unknown.
+
+    Args:
+        kernel_bytes: as the budget has them.
+    """
     retained = accuracy.retained if accuracy is not None else None
     here = measured.update_seconds if measured is not None and measured.survived else None
     return {
         # What a run took counts where it is more: operators' workspace differs.
-        "ram": max(cost.peak_memory_bytes, measured.peak_memory_bytes if measured is not None else 0),
+        "ram": max(cost.peak_memory_bytes, measured.peak_memory_bytes if measured is not None else 0)
+        + cost.kernels * kernel_bytes,
         "flops": cost.flops.total,
         "storage": cost.delta_bytes,
         "step_time": forecast.update_seconds if forecast is not None else here,
@@ -136,9 +143,15 @@ def figures(
     }
 
 
-def figures_of(evaluation: Evaluation) -> dict[LimitName, float | None]:
+def figures_of(evaluation: Evaluation, budget: Budget) -> dict[LimitName, float | None]:
     """Likewise, of all that is known of it."""
-    return figures(evaluation.cost, evaluation.accuracy, evaluation.measured, evaluation.forecast)
+    return figures(
+        evaluation.cost,
+        evaluation.accuracy,
+        evaluation.measured,
+        evaluation.forecast,
+        kernel_bytes=budget.kernel_bytes,
+    )
 
 
 def limits_of(budget: Budget) -> dict[LimitName, float]:
@@ -160,14 +173,17 @@ def with_limits(budget: Budget, limits: Mapping[LimitName, float]) -> Budget:
     return replace(budget, **changes)  # type: ignore[arg-type]
 
 
-def allowed_memory(budget: Budget) -> int | None:
-    """What an update may hold: --ram less the runtime's own footprint."""
-    return None if budget.ram_bytes is None else budget.ram_bytes - budget.runtime_overhead_bytes
+def allowed_memory(budget: Budget, cost: Cost | None = None) -> int | None:
+    """What an update may hold: --ram less the runtime's own footprint, that of its kernels included."""
+    if budget.ram_bytes is None:
+        return None
+    kernels = cost.kernels if cost is not None else 0
+    return budget.ram_bytes - budget.runtime_overhead_bytes - kernels * budget.kernel_bytes
 
 
-def enforced_memory(budget: Budget) -> int | None:
+def enforced_memory(budget: Budget, cost: Cost | None = None) -> int | None:
     """Likewise, where the limit is hard."""
-    return None if "ram" in budget.warn else allowed_memory(budget)
+    return None if "ram" in budget.warn else allowed_memory(budget, cost)
 
 
 def violations(
@@ -179,15 +195,16 @@ def violations(
 ) -> tuple[Violation, ...]:
     """Every limit that the candidate breaks, in numbers, hard ones first. What is unknown breaks none."""
     found: list[Violation] = []
-    values = figures(cost, accuracy, measured, forecast)
+    values = figures(cost, accuracy, measured, forecast, kernel_bytes=budget.kernel_bytes)
+    for_kernels = cost.kernels * budget.kernel_bytes
     for name, allowed in limits_of(budget).items():
         value, hard = values[name], name not in budget.warn
         if value is None or LIMIT[name].is_met(value, allowed):
             continue
-        if name == "ram" and cost.peak_memory_bytes <= allowed < value:
+        if name == "ram" and cost.peak_memory_bytes + for_kernels <= allowed < value:
             reason = (
-                f"did not survive a run under {format_bytes(allowed)}: the allocator needs "
-                f"{format_bytes(value)}, operators' workspace included"
+                f"did not survive a run under {format_bytes(allowed - for_kernels)}: the allocator needs "
+                f"{format_bytes(value - for_kernels)}, operators' workspace included"
             )
             found.append(Violation("execution", value, allowed, reason, hard))
         else:

@@ -65,7 +65,7 @@ def _what_for(answer: Evaluation, chosen: Evaluation, budget: Budget) -> str:
         return ""
     if _is_more(answer.accuracy.mean, chosen.accuracy.mean):
         return ""
-    now, then = figures_of(chosen), figures_of(answer)
+    now, then = figures_of(chosen, budget), figures_of(answer, budget)
     preferred: LimitName = "step_time" if budget.prefer == "time" else budget.prefer
     for name in (preferred, "ram", "flops", "storage", "min_retained"):
         limit, old, new = LIMIT[name], now[name], then[name]
@@ -121,7 +121,7 @@ def _slack(
     values = {
         value
         for e in evaluations
-        if (value := figures_of(e)[name]) is not None and limit.is_met(value, allowed)
+        if (value := figures_of(e, budget)[name]) is not None and limit.is_met(value, allowed)
     }
     stays: float | None = None
     for value in sorted(values, reverse=not limit.at_least):  # from the limit inwards
@@ -209,7 +209,7 @@ def _shut_out_by(name: LimitName, evaluations: Sequence[Evaluation]) -> list[Eva
 
 def _limit_for(name: LimitName, evaluation: Evaluation, budget: Budget) -> float | None:
     """The tightest limit that can be typed and that the candidate meets; None: unknown."""
-    value, offset = figures_of(evaluation)[name], _offset(name, budget)
+    value, offset = figures_of(evaluation, budget)[name], _offset(name, budget)
     limit = LIMIT[name].meeting(value + offset) if value is not None else None
     return None if limit is None else limit - offset
 

@@ -244,6 +244,23 @@ def test_the_targets_runtime_counts_within_ram(target):
         recommend(network(), target=target, ram="100MB", **ASKED)
 
 
+def test_the_targets_kernels_count_as_well(tmp_path):
+    path = tmp_path / "pi4.json"
+    path.write_text(json.dumps(profiles.profile(kernel_bytes=100_000)))
+
+    def asked(room):
+        return recommend(network(), target=path, ram=150_000_000 + 4 * 3 * 16 * 16 + room, **ASKED)
+
+    found = asked(10_000_000)
+    assert found.runtime.kernel_bytes == found.budget.kernel_bytes == 100_000
+    full = found.evaluation("full").cost
+    assert full.kernels > found.evaluation("head").cost.kernels > 0
+    # A limit between the update with its kernels and the update alone shuts it out.
+    close = asked(full.peak_memory_bytes + full.kernels * 100_000 - 1)
+    assert [each.limit for each in close.evaluation("full").violations] == ["ram"]
+    assert asked(full.peak_memory_bytes + full.kernels * 100_000).evaluation("full").fits
+
+
 def test_a_profile_of_costs_has_them_too(target):
     found = profile(network(), Request(input_size=(3, 16, 16), methods=("norm",), target=target))
     assert all(e.forecast.tune_seconds is None for e in found.evaluations)
@@ -300,6 +317,7 @@ def _with_operator(**more):
         ({"schema_version": True}, "schema_version is True"),
         ({"threads": 0}, "threads and runtime_bytes must be above 0"),
         ({"runtime_bytes": "many"}, "runtime_bytes"),
+        ({"kernel_bytes": -1}, "kernel_bytes are below 0"),
         ({"watts": 0.0}, "below 0, or not finite"),
         ({"slowdown": 1e400}, "JSON"),
         ({"operators": []}, "it has no operator standard, forward"),
