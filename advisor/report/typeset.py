@@ -21,7 +21,7 @@ _MINUS = re.compile(r"(?<![\w.%-])-(?=\d)")
 
 
 def typeset(text: object) -> Markup:
-    """`-0.8 +- 2.1 points` as `−0.8 ± 2.1 points`, with no line ending within a figure, an interval or an option."""
+    """`-0.8 +- 2.1 points` as `−0.8 ± 2.1 points`, no line ending within a figure, interval or option."""
     signs = _MINUS.sub("\N{MINUS SIGN}", printable(str(text)).replace(" +- ", " \N{PLUS-MINUS SIGN} "))
     told = str(Markup.escape(_FROM_TO.sub(rf"{STAYS}\1{STAYS}", kept_together(signs))))
     return Markup(_WHOLE.sub(r'<span class="word">\g<0></span>', told))  # noqa: S704 - escaped above
