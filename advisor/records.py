@@ -26,6 +26,7 @@ LAYER_TYPES = (
 )
 MULTIPLY_ADD_TYPES = ("standard", "pointwise", "depthwise", "grouped", "transposed", "linear")
 
+Z95 = 1.959964  # intervals are of 95 %: the normal distribution's 97.5 % quantile
 BASELINE = "full"  # the method that all others are held against: every weight is trained
 
 Fidelity = Literal["estimated", "simulated", "measured"]

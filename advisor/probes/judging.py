@@ -11,9 +11,8 @@ import torch
 
 from advisor.errors import InputError
 from advisor.names import listed
-from advisor.records import Accuracy
+from advisor.records import Z95, Accuracy
 
-_Z95 = 1.959964  # the normal distribution's 97.5 % quantile
 _BORDER = 0.8  # of the usual margin, a standard deviation: measurements/smoothing.py
 _PARTS = 255  # that an answer is told in, when it counts in part
 
@@ -195,8 +194,8 @@ def by_class(
 
 def _interval(mean: float, samples: int) -> tuple[float, float]:
     """Wilson's 95 % score interval."""
-    denominator = 1 + _Z95**2 / samples
-    centre = (mean + _Z95**2 / (2 * samples)) / denominator
-    spread = _Z95 * math.sqrt(mean * (1 - mean) / samples + _Z95**2 / (4 * samples**2)) / denominator
+    denominator = 1 + Z95**2 / samples
+    centre = (mean + Z95**2 / (2 * samples)) / denominator
+    spread = Z95 * math.sqrt(mean * (1 - mean) / samples + Z95**2 / (4 * samples**2)) / denominator
     # Rounding must not put the mean outside its own interval at 0 and 1.
     return min(max(centre - spread, 0.0), mean), max(min(centre + spread, 1.0), mean)

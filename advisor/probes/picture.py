@@ -19,10 +19,9 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from advisor.methods import get_method, learning_rates
-from advisor.records import SMALL_BATCH, Candidate, Estimate, Features
+from advisor.records import SMALL_BATCH, Z95, Candidate, Estimate, Features
 from advisor.training.loop import head_of
 
-_Z95 = 1.959964  # the normal distribution's 97.5 % quantile
 _PRIOR = Path(__file__).parent / "prior.json"
 _STEP = math.log(5)  # between two learning rates of a grid, about
 _WORSE = 0.8  # in log odds below the best: how much further is all one
@@ -289,7 +288,7 @@ class Belief:
     def estimate(self, row: int) -> Estimate:
         """What it would come to, on any images like those that judged, with a 95 % interval."""
         mean = float(self.means[row])
-        away = _Z95 * math.sqrt(self.variances[row] + self.prior.noise**2)
+        away = Z95 * math.sqrt(self.variances[row] + self.prior.noise**2)
         low = mean - away
         if row not in self._judged.rows:  # what was not seen and is that bad may fail altogether
             low -= _FURTHER * max(min(mean, self.floor) - low, 0.0)

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from advisor.names import answered
-from advisor.records import Budget, DataSummary, Evaluation, Levers, LimitName, Runtime
+from advisor.records import Z95, Budget, DataSummary, Evaluation, Levers, LimitName, Runtime
 from advisor.solver.limits import LIMIT, allowed_memory, figures_of, limits_of
 from advisor.solver.paired import paired_error
 from advisor.units import format_bytes, format_flops, format_percent, format_percents
 
 _LEAST_GAP = 0.0005  # of accuracy: what is printed as 0.1 points or more
-_Z95 = 1.959964  # the normal distribution's 97.5 % quantile
 LEAST = {
     "ram": "least memory",
     "flops": "fewest FLOPs",
@@ -144,7 +143,7 @@ def cheaper_text(chosen: Evaluation, evaluations: Sequence[Evaluation]) -> str:
     if gap < _LEAST_GAP:
         return ""
     return (
-        f"{gap * 100:.1f} +- {_Z95 * error * 100:.1f} points below the best that fits, {best.candidate.short}"
+        f"{gap * 100:.1f} +- {Z95 * error * 100:.1f} points below the best that fits, {best.candidate.short}"
     )
 
 

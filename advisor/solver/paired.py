@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from advisor.records import Accuracy
+from advisor.records import Z95, Accuracy
 
 _RESAMPLES = 2000
-_Z95 = 1.959964  # the normal distribution's 97.5 % quantile
 
 
 def paired_gap(better: Accuracy, other: Accuracy) -> tuple[float, float]:
@@ -37,7 +36,7 @@ def paired_error(one: Accuracy, other: Accuracy) -> float:
 
     shared = min(len(one.correct), len(other.correct))
     if shared == 0:  # read back from a file: the intervals', as if they were independent
-        return (one.high - one.low + other.high - other.low) / (2 * _Z95)
+        return (one.high - one.low + other.high - other.low) / (2 * Z95)
     first, second = (
         np.frombuffer(accuracy.correct[:shared], np.uint8) / accuracy.seeds for accuracy in (one, other)
     )
