@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -94,7 +95,8 @@ def write_network(trained: Trained, path: Path, form: str) -> float | None:
     write, run = {"pt2": (_write_pt2, _run_pt2), "onnx": (_write_onnx, _run_onnx)}[form]
     try:
         with torch.no_grad():
-            write(trained.network, traced, path)
+            # The exporter puts copies in place of containers, so a wide head no longer hears of its blocks.
+            write(copy.deepcopy(trained.network), traced, path)
             return _difference(trained.network, others, lambda given: run(path, given))
     except InputError:
         raise

@@ -37,6 +37,7 @@ from advisor.training.update import attach, head_to_solve
 FORMAT = "peft-advisor adapter 1"
 _MOST_VALUES = 2**25  # of an image: a recipe's are run through the model
 TENSORS, RECIPE = "adapter.safetensors", "recipe.json"
+HISTORY = "history.json"  # that a bundle's finetune.py writes, whatever it came to
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,8 +271,13 @@ def _read_tensors(path: Path, recipe: Recipe) -> dict[str, torch.Tensor]:
 
 
 def _unreadable(path: Path, error: OSError) -> InputError:
+    if path.parent.joinpath(HISTORY).exists() and not path.exists():
+        return InputError(f"{path.parent}: its fine-tune kept the old weights, so it holds no new ones")
     reason = error.strerror or type(error).__name__
-    return InputError(f"{path}: can't be read ({reason}); give the folder that peft-advisor apply wrote")
+    return InputError(
+        f"{path}: can't be read ({reason}); give the folder that peft-advisor apply, or a bundle's "
+        "finetune.py, wrote"
+    )
 
 
 def _situation(recipe: Recipe) -> Situation:

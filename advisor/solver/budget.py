@@ -65,8 +65,8 @@ def parse_budget(
         raise InputError(
             f"--tolerance {tolerance_points:g} is out of range; give percentage points such as 0.5"
         )
-    ram_bytes = parse_bytes(ram) if ram is not None else None
-    overhead = parse_bytes(runtime_overhead) if runtime_overhead is not None else 0
+    ram_bytes = _named("--ram", parse_bytes, ram)
+    overhead = _named("--runtime-overhead", parse_bytes, runtime_overhead) or 0
     if ram_bytes is not None and overhead >= ram_bytes:
         raise InputError(
             f"--runtime-overhead {runtime_overhead} leaves nothing of --ram {ram}; "
@@ -85,8 +85,8 @@ def parse_budget(
         first, flops = "flops", None
     budget = Budget(
         ram_bytes=ram_bytes,
-        flops=parse_flops(flops) if flops is not None else None,
-        storage_bytes=parse_bytes(storage) if storage is not None else None,
+        flops=_named("--flops-budget", parse_flops, flops),
+        storage_bytes=_named("--storage", parse_bytes, storage),
         metric=parse_metric(metric),
         min_accuracy=_fraction("--min-accuracy", min_accuracy),
         min_retained=_fraction("--min-retained", min_retained),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -14,7 +16,7 @@ from advisor.methods import get_method
 from advisor.models import load_model
 from advisor.models.layers import take_census
 from advisor.records import Candidate
-from advisor.training.update import attach
+from advisor.training.update import attach, solve_head
 
 SIZE = (3, 12, 12)
 
@@ -54,6 +56,22 @@ def test_a_program_answers_as_the_trained_network_for_any_batch(tuned, tmp_path)
         images = torch.randn(count, *SIZE)
         with torch.no_grad():
             torch.testing.assert_close(program(images), trained(images), rtol=1e-4, atol=1e-4)
+
+
+def test_a_head_that_reads_blocks_is_written_too(tmp_path):
+    torch.manual_seed(0)
+    block = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.ReLU())
+    stem = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU())
+    blocks = (copy.deepcopy(block) for _ in range(4))
+    layers = [stem, *blocks, nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))]
+    torch.save(nn.Sequential(*layers).eval(), tmp_path / "model.pt")
+    base = load_model(str(tmp_path / "model.pt")).module
+    census, candidate = take_census(base, SIZE), Candidate.parse("ridge-features=all")
+    trainable = attach(load_model(str(tmp_path / "model.pt")).module, census, candidate)
+    solve_head(trainable, census, [(torch.randn(20, *SIZE), torch.arange(20) % 4)])
+    save_adapter(tmp_path, trainable, Recipe.of(base, candidate, census))
+    written = write_program(str(tmp_path / "model.pt"), tmp_path, tmp_path / "tuned.pt2", "pt2")
+    assert written.difference < 1e-4
 
 
 def test_an_onnx_file_is_held_against_the_network(tuned, tmp_path):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from advisor.delivery.adapters import RECIPE, TENSORS, Recipe, load_adapter, save_adapter
+from advisor.delivery.adapters import HISTORY, RECIPE, TENSORS, Recipe, load_adapter, save_adapter
 from advisor.errors import InputError
 from advisor.methods import get_method
 from advisor.models.layers import take_census
@@ -69,6 +69,12 @@ def test_a_network_that_loads_no_state_without_a_version_takes_an_adapter(tmp_pa
     x = torch.randn(4, *SIZE)
     with torch.no_grad():
         assert torch.equal(load_adapter(base, tmp_path)(x), trainable.model.eval()(x))
+
+
+def test_where_the_old_weights_were_kept_it_says_so(tmp_path):
+    (tmp_path / HISTORY).write_text("{}")  # and nothing else, as finetune.py leaves it then
+    with pytest.raises(InputError, match=r"its fine-tune kept the old weights, so it holds no new ones$"):
+        load_adapter(network(), tmp_path)
 
 
 def test_an_adapter_with_more_classes_grows_the_head(tmp_path):
