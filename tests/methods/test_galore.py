@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import pytest
 import torch
 from torch import nn
 
-from advisor.methods.galore import GaLoreOptimizer
+from advisor.methods.galore import GaLoreOptimizer, projects
 
 
 def state_size(optimizer):
@@ -109,3 +110,18 @@ def test_what_is_not_projected_follows_the_learning_rate():
     optimizer.step()
     assert not weight.any()
     assert not bias.any()
+
+
+@pytest.mark.parametrize(
+    ("shape", "moments", "expected"),
+    [
+        ((3, 3), 2, False),  # 2 * (2 * 3 + 3) against 2 * 9: as large is not smaller
+        ((3, 4), 2, True),  # 2 * (2 * 4 + 3) against 2 * 12
+        ((4, 3), 2, True),
+        ((3, 4), 1, False),  # 2 * (4 + 3) against 12
+        ((3, 2, 2), 2, True),
+        ((100,), 2, False),
+    ],
+)
+def test_what_is_projected_keeps_a_smaller_state(shape, moments, expected):
+    assert projects(torch.empty(shape), 2, moments) is expected

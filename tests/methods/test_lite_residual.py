@@ -148,6 +148,24 @@ def test_branches_go_where_the_blocks_begin():
     assert kinds == {(3, 3), (7, 7)}
 
 
+def test_a_branch_is_smaller_than_what_it_stands_beside():
+    """3 x 3 in two groups 4 -> 2, then 2 -> 18: 72 weights, as many as 4 -> 18 has by itself."""
+    for outputs, expected in ((18, []), (19, ["0"])):
+        model = nn.Sequential(
+            nn.Conv2d(4, outputs, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(outputs, 5)
+        )
+        census = take_census(model, (4, 8, 8))
+        assert get_method("lite-residual").suits(census, LITE) == bool(expected)
+        get_method("lite-residual").attach(model, census, LITE)
+        assert [name for name, module in model.named_modules() if bypass_of(module) is not None] == expected
+
+
+def test_one_layer_with_room_is_enough():
+    """The last convolutions of its blocks have none."""
+    census = take_census(torchvision.models.mobilenet_v2(weights=None), (3, 64, 64))
+    assert get_method("lite-residual").suits(census, LITE)
+
+
 def test_biases_and_the_head_are_trained_too():
     model = network()
     trainable = get_method("lite-residual").attach(model, take_census(model, SIZE), LITE)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from advisor.methods import learning_rates
 from advisor.probes.picture import (
     Conditions,
+    Picture,
     Point,
     Prior,
     Seen,
@@ -145,3 +146,56 @@ def test_every_effect_has_its_spread():
         under = replace(UNDER, side=side, images=100)
         groups = {group for point in points for group, _ in effects(point, under)}
         assert shipped_prior(under.world).spreads.keys() >= groups
+
+
+def weights(training, *, times=1.0, share=1.0, head=None, images=400):
+    """Of each group's effects: their sum, at so many times the lowest learning rate."""
+    rate = times * learning_rates(training)[0]
+    found = {}
+    for (group, _), weight in effects(
+        Point(training, rate, share, head), replace(UNDER, images=images)
+    ).items():
+        found[group] = found.get(group, 0.0) + weight
+    return found
+
+
+@pytest.mark.parametrize(("times", "raised", "risked"), [(1, 0, 0), (5, 1, 0), (25, 1, 1)])
+def test_a_rate_is_raised_by_one_step_and_risked_beyond(times, raised, risked):
+    found = weights(Candidate("full"), times=times)
+    assert found.get("rate raised, trained head", 0.0) == pytest.approx(raised)
+    assert found.get("rate risked, trained head", 0.0) == pytest.approx(risked)
+    assert found["method, trained head"] == 1
+
+
+def test_a_solved_head_gains_as_what_is_before_it_is_trained():
+    """By the share of the network, and the root of the share of the updates."""
+    part = Candidate("full", levers=Levers(scope=5))  # of 10 blocks
+    found = weights(part, share=0.25, head="last")
+    assert found["gain, solved head"] == found["method, solved head"] == pytest.approx(0.25)
+    assert not any(group.endswith("trained head") or group.startswith("length") for group in found)
+    assert weights(part, share=0.25)["method, trained head"] == 1
+    assert weights(part, share=0.25)["depth, trained head"] == pytest.approx(-0.5 + 0.25)  # and its square
+
+
+@pytest.mark.parametrize(("images", "expected"), [(50, -1), (400, 0), (800, 1 / 3), (3200, 1), (10**6, 1)])
+def test_images_count_by_their_doublings(images, expected):
+    assert weights(Candidate("full"), images=images).get("head by images", 0.0) == pytest.approx(expected)
+
+
+def test_what_was_not_seen_may_fail_altogether():
+    """Its interval reaches twice as far again below all that was told apart."""
+    known, rate = Candidate("full"), learning_rates(Candidate("norm"))[1]
+    picture = Picture([*whole(known), Point(Candidate("norm"), rate)], UNDER, PRIOR)
+    belief = picture.given([seen(known, 0.3)])
+    row = picture.rows[Point(Candidate("norm"), rate)]
+    mean = float(belief.means[row])
+    away = 1.959964 * (float(belief.variances[row]) + PRIOR.noise**2) ** 0.5
+
+    def low(row, floor):
+        return logit(replace(belief, floor=floor).estimate(row).low, 10**9)
+
+    assert low(row, -50.0) == pytest.approx(mean - away, abs=1e-3)  # nothing is as low as that
+    assert low(row, mean + 1) == pytest.approx(mean - 3 * away, abs=1e-3)
+    assert low(row, mean - away / 2) == pytest.approx(mean - 2 * away, abs=1e-3)
+    judged = picture.rows[seen(known, 0.3).point]
+    assert low(judged, 50.0) == low(judged, -50.0)
