@@ -325,7 +325,10 @@ def _connect_ray(spec: str, cleanup: ExitStack) -> int:
             raise InputError(f"--executor: there is no ray cluster at {spec}: {first_line(error)}") from error
         cleanup.callback(ray.shutdown)
     register_ray()
-    return max(int(ray.cluster_resources().get("CPU", 1)), 1)
+    workers = int(ray.cluster_resources().get("CPU", 0))
+    if workers < 2:  # with a single job joblib would run it in this process, and ray refuses two
+        raise InputError("--executor: the ray cluster has fewer than 2 CPUs; give it more, or leave it out")
+    return workers
 
 
 def _deaths() -> tuple[type[BaseException], ...]:

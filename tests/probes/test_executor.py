@@ -79,15 +79,26 @@ def test_a_dask_cluster_finds_the_same(dask_address):
 
 
 @pytest.mark.filterwarnings("ignore")  # the engine's own
-@pytest.mark.parametrize("workers", [1, pytest.param(None, marks=pytest.mark.long)])
+@pytest.mark.parametrize("workers", [2, pytest.param(None, marks=pytest.mark.long)])
 def test_ray_finds_the_same(workers):
-    """On a cluster that is there, of one worker; on one that is started for it, with one for each core."""
+    """On a cluster that is there, of two workers; on one that is started for it, with one for each core."""
     ray = pytest.importorskip("ray")
     if workers:
         ray.init(num_cpus=workers, include_dashboard=False, log_to_driver=False)
     try:
         finds_what_is_found_here("ray")
         assert ray.is_initialized() == bool(workers)
+    finally:
+        ray.shutdown()
+
+
+@pytest.mark.filterwarnings("ignore")  # the engine's own
+def test_a_ray_cluster_of_one_processor_is_refused():
+    ray = pytest.importorskip("ray")
+    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+    try:
+        with pytest.raises(InputError, match="fewer than 2 CPUs"), executor_for("ray", trainer()):
+            pass
     finally:
         ray.shutdown()
 
