@@ -16,11 +16,11 @@ import ast
 import compileall
 import copy
 import gc
+import hashlib
 import importlib
 import json
 import os
 import py_compile
-import random
 import re
 import resource
 import shutil
@@ -68,7 +68,8 @@ ELSEWHERE = {
     "solver/limits.py": ("solver/test_solver.py", "solver/test_laws.py"),
     "solver/relax.py": ("solver/test_solver.py", "solver/test_laws.py"),
 }
-SECONDS = (60, 240)  # of a processor, for the first and for all tests
+SECONDS = (60, 240)  # of a processor, for the first and for all tests; more where these take longer anyway
+_AS_IT_IS = 1200
 MEMORY = 8 * 2**30
 # What tests need, imported once.
 IMPORTED = (
@@ -100,6 +101,15 @@ COMPUTED = {
     ast.BitOr: ast.BitAnd,
     ast.BitAnd: ast.BitOr,
 }
+NONE = "changes nothing"  # how what is said of a mutant begins, where no test could notice it
+HEADS = (
+    "package",
+    "mutants",
+    "change nothing",
+    "noticed",
+    "by the tests that there were",
+    "share of the rest",
+)
 NAMED = {"min": "max", "max": "min", "any": "all", "all": "any"}
 
 
@@ -203,14 +213,19 @@ def _is_type(node: ast.BinOp) -> bool:
     return isinstance(node.op, ast.BitOr) and bool(re.search(r"\b(None|int|float|str|nn\.Module)\b", text))
 
 
+def every(package: str) -> list[Mutant]:
+    """All of a package."""
+    files = sorted((ROOT / "advisor" / package).glob("*.py"))
+    return [one for path in files for one in mutants_of(path, ROOT / "advisor")]
+
+
 def drawn(each: int) -> list[Mutant]:
-    """So many of each package, at random, the same ones each time."""
-    found = []
-    for package in PACKAGES:
-        files = sorted((ROOT / "advisor" / package).glob("*.py"))
-        every = [one for path in files for one in mutants_of(path, ROOT / "advisor")]
-        found += random.Random(f"{package} 0").sample(every, min(each, len(every)))
-    return found
+    """So many of each package, at random: whatever is edited elsewhere, the same ones each time."""
+    return [one for package in PACKAGES for one in sorted(every(package), key=_lot)[:each]]
+
+
+def _lot(mutant: Mutant) -> str:
+    return hashlib.sha256(mutant.name().encode()).hexdigest()
 
 
 def tests_of(path: str) -> tuple[list[str], list[str]]:
@@ -222,7 +237,7 @@ def tests_of(path: str) -> tuple[list[str], list[str]]:
     named = [p for p in sorted((ROOT / "tests").rglob("test_*.py")) if module.search(p.read_text())]
     more = [*sorted((ROOT / "tests" / package).glob("test_*.py")), *named, ROOT / "tests/test_constants.py"]
     kept = [p.relative_to(ROOT).as_posix() for p in more if p.parts[-2] not in ("zoo", "browser", "hostile")]
-    return own, [each for each in dict.fromkeys(kept) if each not in own]
+    return own or kept, [each for each in dict.fromkeys(kept) if each not in own]
 
 
 class Bench:
@@ -230,6 +245,7 @@ class Bench:
 
     def __init__(self, folder: Path) -> None:
         self.root = folder / "copy"
+        self._pass: dict[str, bool] = {}  # tests, without any mutant
         left = shutil.ignore_patterns(".git", ".venv", "__pycache__", "results", "reports")
         shutil.copytree(ROOT, self.root, ignore=left)
         os.chdir(self.root)
@@ -243,21 +259,48 @@ class Bench:
         gc.freeze()
 
     def fates(
-        self, path: str, mutants: Sequence[Mutant], tests: Sequence[str], seconds: int
+        self, mutants: Sequence[Mutant], tests: Sequence[str], seconds: int
     ) -> Iterator[tuple[Mutant, str, float]]:
         """What becomes of the tests with each, and how long that took: `passed`, `too long`, or which failed.
 
-        Tests that fail without any mutant are left out: some hold to a clock, and machines are busy.
+        Tests that fail without any mutant are left out: some hold to a clock, and machines are busy. So many
+        seconds are more where the tests take longer anyway.
 
         Raises:
-            ValueError: none are left.
+            ValueError: no tests are found.
         """
-        inside = [each for each in mutants if each.in_function()]
-        outside = [each for each in mutants if not each.in_function()]
-        yield from self._session(path, [None, *inside], tests, seconds)
-        for mutant in outside:
-            with self._changed(mutant):
-                yield from self._session(path, [mutant], tests, seconds)
+        usual = None
+        while mutants:
+            again = []
+            for mutant, what, took in self._tried(mutants, tests, seconds):
+                if what == "too long" and usual is None:
+                    [(_, _, usual)] = self._session([None], tests, _AS_IT_IS)
+                if what == "too long" and usual is not None and _more(usual) > seconds:
+                    again.append(mutant)
+                elif "::" in what and not self._passes(test := what.split("\n")[0]):
+                    print(f"left out, as it fails without any mutant: {test}", flush=True)
+                    tests = [*tests, f"--deselect={test}"]
+                    again.append(mutant)
+                else:
+                    yield mutant, what, took
+            mutants, seconds = again, max(seconds, _more(usual or 0.0))
+
+    def _tried(
+        self, mutants: Sequence[Mutant], tests: Sequence[str], seconds: int
+    ) -> Iterator[tuple[Mutant, str, float]]:
+        yield from self._session([each for each in mutants if each.in_function()], tests, seconds)
+        for mutant in mutants:
+            if not mutant.in_function():
+                with self._changed(mutant):
+                    found = list(self._session([mutant], tests, seconds))
+                yield from found
+
+    def _passes(self, test: str) -> bool:
+        """Without any mutant."""
+        if test not in self._pass:
+            [(_, what, _)] = self._session([None], [test], _AS_IT_IS)
+            self._pass[test] = what == "passed"
+        return self._pass[test]
 
     @contextmanager
     def _changed(self, mutant: Mutant) -> Iterator[None]:
@@ -271,8 +314,10 @@ class Bench:
             target.write_text(source)
 
     def _session(
-        self, path: str, mutants: Sequence[Mutant | None], tests: Sequence[str], seconds: int
-    ) -> Iterator[tuple[Mutant, str, float]]:
+        self, mutants: Sequence[Mutant | None], tests: Sequence[str], seconds: int
+    ) -> Iterator[tuple[Any, str, float]]:
+        if not mutants:
+            return
         read, write = os.pipe()
         child = os.fork()
         if child == 0:
@@ -289,16 +334,12 @@ class Bench:
         waiting = list(mutants)
         with os.fdopen(read) as said:
             for line in said:
-                mutant, (what, took) = waiting.pop(0), json.loads(line)
-                if mutant is not None:
-                    yield mutant, what, took
-                elif what != "passed":
-                    print(f"left out, as they fail without any mutant: {what}", flush=True)
+                what, took = json.loads(line)
+                yield waiting.pop(0), what, took
         os.waitpid(child, 0)
-        if len(mutants) > 1 and len(waiting) >= len(mutants) - 1:
-            raise ValueError(f"no test of {path} passes as it is: {', '.join(tests)}")
+        if len(waiting) == len(mutants) and (mutants[0] is None or mutants[0].in_function()):
+            raise ValueError(f"nothing is found to be run: {', '.join(tests)}")
         for mutant in waiting:  # it ended all of them, or nothing could be imported
-            assert mutant is not None
             yield mutant, "ended", 0.0
 
 
@@ -316,30 +357,25 @@ class _Trials:
     def pytest_runtestloop(self, session: Any) -> bool:
         functions = [each for each in gc.get_objects() if isinstance(each, FunctionType)]
         for mutant in self._mutants:
-            if mutant is None:
-                what = self._trial(session, {}, most=0)
-                session.items[:] = [each for each in session.items if each.nodeid not in what[0].split("\n")]
-                if not session.items:
-                    return True
-            elif not mutant.in_function():
+            if mutant is None or not mutant.in_function():
                 what = self._trial(session, {})
             else:
                 source = (self._bench.root / "advisor" / mutant.path).read_text()
                 file = str(self._bench.root / "advisor" / mutant.path)
-                new = _codes(compile(mutant.applied(source), file, "exec", dont_inherit=True))
-                old = {each: _plainly(each) for each in functions if each.__code__.co_filename == file}
+                new = dict(zip(_codes(source, file), _codes(mutant.applied(source), file), strict=True))
+                of_it = [each for each in functions if each.__code__.co_filename == file]
                 with self._bench._changed(mutant):
-                    what = self._trial(session, {f: new[q] for f, q in old.items() if q in new})
+                    codes = {each: new[each.__code__] for each in of_it if each.__code__ in new}
+                    what = self._trial(session, codes)
             os.write(self._write, (json.dumps(what) + "\n").encode())
         return True
 
-    def _trial(self, session: Any, changed: dict[FunctionType, CodeType], most: int = 1) -> tuple[str, float]:
-        """`most`: after so many failures it ends; 0: never."""
+    def _trial(self, session: Any, changed: dict[FunctionType, CodeType]) -> tuple[str, float]:
         read, write = os.pipe()
         child = os.fork()
         if child == 0:
             try:
-                session.config.option.maxfail = most
+                session.config.option.maxfail = 1
                 self._tested(session, changed, write)
             finally:
                 os._exit(1)
@@ -368,35 +404,46 @@ class _Trials:
         os._exit(bool(session.testsfailed))
 
 
-def _codes(code: CodeType) -> dict[str, CodeType]:
-    """Of all functions in a module, by name."""
-    found = {}
-    for each in code.co_consts:
-        if isinstance(each, CodeType):
-            found |= {each.co_qualname: each} | _codes(each)
-    return found
+def _more(usual: float) -> int:
+    """Of a processor: what takes longer than this is in an endless loop."""
+    return int(2 * usual) + 10
 
 
-def _plainly(function: FunctionType) -> str:
-    return function.__code__.co_qualname
+def _codes(source: str, file: str) -> list[CodeType]:
+    """Of all functions in a module, in its order: names are not enough, as lambdas have the same one."""
+
+    def inside(code: CodeType) -> Iterator[CodeType]:
+        for each in code.co_consts:
+            if isinstance(each, CodeType):
+                yield each
+                yield from inside(each)
+
+    return list(inside(compile(source, file, "exec", dont_inherit=True)))
 
 
 def keep(found: dict[str, Any]) -> None:
     """Write what is known, and the tables."""
     RESULTS.write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n")
-    rows = []
-    for package in PACKAGES:
-        own = [each for name, each in found.items() if name.startswith(f"{package}/")]
-        dead = sum(not each["lives"] for each in own)
-        rows.append((package, len(own), dead, f"{dead / len(own):.0%}" if own else "-"))
-    dead = sum(not each["lives"] for each in found.values())
-    rows.append(("all", len(found), dead, f"{dead / max(len(found), 1):.0%}"))
+    shares = {package: [e for n, e in found.items() if n.startswith(f"{package}/")] for package in PACKAGES}
+    rows = [(package, *_counts(own)) for package, own in (shares | {"all": list(found.values())}).items()]
     lives = [(f"`{name}`", each.get("why", "")) for name, each in sorted(found.items()) if each["lives"]]
     tables = {
-        "mutants": table(("package", "mutants", "noticed", "share"), rows),
+        "mutants": table(HEADS, rows),
         "mutants_alive": table(("lives", "why"), [(_cell(name), why) for name, why in lives]),
     }
     write_tables(README, tables)
+
+
+def _counts(found: Sequence[dict[str, Any]]) -> tuple[int, int, int, int, str]:
+    none = sum(each.get("why", "").startswith(NONE) for each in found)
+    dead = [each for each in found if not each["lives"]]
+    return (
+        len(found),
+        none,
+        len(dead),
+        sum(not each.get("late", False) for each in dead),
+        f"{len(dead) / max(len(found) - none, 1):.0%}",
+    )
 
 
 def _cell(text: str) -> str:
@@ -407,21 +454,23 @@ def main() -> None:
     """Try what has not been tried."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=float("inf"), help="of work, before it stops")
-    parser.add_argument("--each", type=int, default=15, help="mutants of each package")
+    parser.add_argument("--each", type=int, default=30, help="mutants of each package")
     parser.add_argument("--wider", action="store_true", help="those that live, with all that concerns them")
     parser.add_argument("--again", action="store_true", help="those that live once more")
-    parser.add_argument("--only", default="", help="those whose names hold this")
+    parser.add_argument("--only", nargs="*", default=[""], help="those whose names hold one of these")
     asked = parser.parse_args()
+    there = {one.name(): one for package in PACKAGES for one in every(package)}
     known: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    known = {name: found for name, found in known.items() if name in there}  # others' code has changed since
     end = time.monotonic() + asked.seconds
     by_path: dict[str, list[Mutant]] = {}
-    for mutant in drawn(asked.each):
+    for mutant in {**{one.name(): one for one in drawn(asked.each)}, **{n: there[n] for n in known}}.values():
         found = known.get(mutant.name())
-        lives = found is not None and found["lives"]
+        lives = found is not None and found["lives"] and not found.get("why", "").startswith(NONE)
         wanted = (
             lives and (asked.again or found["tests"] == "own") if asked.wider or asked.again else not found
         )
-        if asked.only in mutant.name() and wanted:
+        if wanted and any(part in mutant.name() for part in asked.only):
             by_path.setdefault(mutant.path, []).append(mutant)
     folder = Path(tempfile.mkdtemp())  # removed here alone: a forked process that ends would do it, too
     try:
@@ -431,9 +480,11 @@ def main() -> None:
                 break
             own, more = tests_of(path)
             tests, seconds, which = (more, SECONDS[1], "all") if asked.wider else (own, SECONDS[0], "own")
-            for mutant, what, took in bench.fates(path, mutants, tests, seconds):
+            for mutant, what, took in bench.fates(mutants, tests, seconds):
                 before = known.get(mutant.name(), {})
                 kept = {"why": before["why"]} if "why" in before else {}
+                if asked.again or before.get("late"):  # tests were written since it was first tried
+                    kept["late"] = True
                 known[mutant.name()] = {
                     "lives": what == "passed",
                     "by": what,

@@ -250,8 +250,17 @@ def write(known: dict[str, Any], every: list[Network]) -> None:
         of = sum(name.startswith(f"{library}:") for name in families)
         whole = sum(bool(found.get("whole because")) for found in mine.values())
         slow = [sum(each["seconds"] for each in _priced(found)) for found in mine.values()]
-        rows.append((library, of, len(mine), right, whole, f"{np.median(slow):.1f}" if slow else "-"))
-    heads = ("library", "networks", "tried", "all right", "no last part of it", "seconds to price, median")
+        priced = (f"{np.median(slow):.1f}", f"{max(slow):.1f}") if slow else ("-", "-")
+        rows.append((library, of, len(mine), right, whole, *priced))
+    heads = (
+        "library",
+        "networks",
+        "tried",
+        "all right",
+        "no last part of it",
+        "seconds to price, median",
+        "most",
+    )
     tables = {
         "zoos": table(heads, rows),
         "zoos-wrong": table(("network", "what is wrong"), wrong or [("none", "-")]),

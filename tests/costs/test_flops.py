@@ -177,7 +177,7 @@ class Counted(TorchDispatchMode):
 
 
 def attended(*, backward=False):
-    query, key, value = (torch.rand(1, 2, 3, size, requires_grad=backward) for size in (4, 4, 4))
+    query, key, value = (torch.rand(1, 2, length, 4, requires_grad=backward) for length in (3, 6, 6))
     with nn.attention.sdpa_kernel(nn.attention.SDPBackend.FLASH_ATTENTION):
         y = functional.scaled_dot_product_attention(query, key, value)
     return y.backward(torch.ones_like(y)) if backward else None
@@ -190,8 +190,8 @@ def self_attention():
         layer(x, x, x, need_weights=False)
 
 
-def normed(training):
-    layer = nn.BatchNorm1d(5).train(training)
+def normed(training, affine=True):
+    layer = nn.BatchNorm1d(5, affine=affine).train(training)
     layer.num_batches_tracked = None  # counting batches is an operator of its own
     layer.momentum = 0.1
     x = torch.rand(4, 5, requires_grad=True)
@@ -229,8 +229,8 @@ def normed(training):
         (lambda: torch.linalg.svd(torch.rand(6, 4), full_matrices=False), 14 * 6 * 16 + 8 * 64),
         (lambda: torch.linalg.svd(torch.rand(3, 4, 6), full_matrices=False), 3 * (14 * 6 * 16 + 8 * 64)),
         (lambda: torch.linalg.eigh(torch.eye(3)), 9 * 27),
-        # Two heads of three queries, keys and values, each of four: products with each, and softmax.
-        (attended, 2 * (18 * 4 + 18 * 4) + 5 * 18),
+        # Two heads of three queries and six keys and values, each of four: products with both, and softmax.
+        (attended, 2 * (36 * 4 + 36 * 4) + 5 * 36),
         # Two images of three tokens, four wide: four projections, then the same in two heads of two.
         (self_attention, 2 * (6 * 4 * 16) + 2 * 2 * (2 * 2 * 9 * 2) + 5 * (2 * 2 * 9)),
     ],
@@ -247,8 +247,11 @@ def test_an_operator_takes_what_is_said_of_it(run, expected):
         # Mean (1), variance (3), x * a + b (2); then the sums of both gradients (4), and the input's.
         (lambda: normed(True), [6 * 20, 4 * 20, 4 * 20]),
         (lambda: normed(False), [2 * 20, 20, 4 * 20]),
+        # The sums enter the input's gradient in training alone.
+        (lambda: normed(True, affine=False), [6 * 20, 4 * 20 + 4 * 20, 0]),
+        (lambda: normed(False, affine=False), [2 * 20, 20, 0]),
         # As above; backward five products, and what the softmax takes.
-        (lambda: attended(backward=True), [378, 2 * (3 * 18 * 4 + 2 * 18 * 4) + 8 * 18, 0]),
+        (lambda: attended(backward=True), [756, 2 * (3 * 36 * 4 + 2 * 36 * 4) + 8 * 36, 0]),
     ],
 )
 def test_gradients_take_what_is_said_of_them(run, expected):

@@ -375,3 +375,15 @@ def test_where_no_limit_alone_is_in_the_way_two_are_named_together():
         way.sentence
         == "With --ram 100B (50 B more) and --flops-budget 100FLOP (50 FLOP more) the answer is head"
     )
+
+
+@pytest.mark.parametrize(("typed", "meant"), [(0.8, 0.8), (1, 1), (80, 0.8), (100, 1)])
+def test_a_floor_is_a_share_or_in_percent(typed, meant):
+    assert parse_budget(min_accuracy=typed).min_accuracy == pytest.approx(meant)
+    assert parse_budget(min_retained=typed).min_retained == pytest.approx(meant)
+
+
+@pytest.mark.parametrize("typed", [0, -0.1, 100.5])
+def test_a_floor_that_is_no_share_is_refused(typed):
+    with pytest.raises(InputError, match=r"--min-accuracy .* out of range; give a fraction such as 0.8"):
+        parse_budget(min_accuracy=typed)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from scipy.special import bdtrc
 
 from advisor.records import Budget, DataSummary, Estimate
 from advisor.solver import rank, relaxations, solve
@@ -130,3 +131,14 @@ def test_of_a_recall_judged_on_eight_images_a_gap_counts_as_it_was_seen():
     dear = replace(evaluation("dear", memory=9), accuracy=accuracy(7, 8))
     assert rank([cheap, dear], Budget())[0] is cheap
     assert rank([cheap, dear], Budget(metric="recall:hat"))[0] is dear
+
+
+def test_luck_is_told_from_learning_by_the_97_5th_percentile():
+    """As many of 1,000 images as one guesser in 40 gets of two alike classes; among 10 tries, 400."""
+    for tries, chance in ((1, 0.025), (10, 0.0025)):
+        enough = next(right for right in range(501, 1000) if bdtrc(right - 1, 1000, 0.5) <= chance)
+        assert bdtrc(enough - 2, 1000, 0.5) < 2 * chance  # one less would do for twice the chance
+        others = [evaluation(f"lora-rank={rank}", right=400) for rank in range(1, tries)]
+        for right, outcome in ((enough, "use"), (enough - 1, "none")):
+            found = [evaluation("full", right=right), *others]
+            assert weighed(found, scenario="new-classes").outcome == outcome
