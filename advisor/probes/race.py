@@ -279,13 +279,14 @@ class _Race:
         return list(self._remembered("plan", self._race_key, planned)["lengths"])
 
     def _seconds(self, updates: int, samples: int, of: Callable[[Iterable[float]], float]) -> float:
-        """Of so many updates of the quickest, say, of those that were timed."""
-        return of(
+        """Of so many updates of the quickest, say, of those that were timed; 0 where none may be run here."""
+        each = [
             self._clock.expected(
                 Trial(one, learning_rates(one)[0], updates, samples, 0, self._found.heads(one))
             )
             for one in self._clock.timed
-        )
+        ]
+        return of(each) if each else 0.0
 
     def _next(
         self, picture: Picture, belief: Belief, lengths: Sequence[int], steps: Sequence[int]

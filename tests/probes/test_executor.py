@@ -139,6 +139,14 @@ def test_what_may_run_out_of_memory_runs_elsewhere():
     assert found[TRIALS[0]].correct
 
 
+def test_where_all_may_run_out_of_memory_the_race_times_none_here_and_is_run():
+    sent = trainer()
+    with executor_for("here", sent, is_risky=lambda candidate: True) as executor:
+        costs = dict.fromkeys(CANDIDATES, SIMULATED)
+        found = race(sent, costs, seconds=3600, updates=16, seed=0, executor=executor)
+    assert any(accuracy.learning_rate for accuracy in found.accuracies.values())
+
+
 @pytest.mark.parametrize("spec", ["here", "local:2"])
 def test_images_are_not_made_before_a_trial_is_run(spec):
     late = trainer()
