@@ -28,7 +28,7 @@ Opened = Callable[..., Any]
 def random_budgets(recommendation: Recommendation, count: int, shown: list[str]) -> list[Budget]:
     """Limits among the values that candidates have, so that each may decide."""
     rng = random.Random(0)
-    figures = [figures_of(evaluation) for evaluation in recommendation.evaluations]
+    figures = [figures_of(evaluation, recommendation.budget) for evaluation in recommendation.evaluations]
     budgets = []
     for _ in range(count):
         limits = {
