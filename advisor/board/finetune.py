@@ -12,6 +12,7 @@ import argparse
 import hashlib
 import json
 import math
+import os
 import shutil
 import sys
 import warnings
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 warnings.filterwarnings("ignore", "Failed to initialize NumPy")  # PyTorch looks for it; nothing here needs it
+os.environ.setdefault("MKL_DISABLE_FAST_MM", "1")  # it keeps up to 23 MB of a head's solver; PyTorch loads it
 
 import torch
 from torch import nn
@@ -38,7 +40,7 @@ from advisor.plain import decode
 from advisor.probes.judging import ACCURACY
 from advisor.records import Candidate, Census
 from advisor.training.epochs import Epochs, Length
-from advisor.training.loop import FrontOutputs, Training, evaluate, head_of, reestimated
+from advisor.training.loop import MOST_IN_MEMORY, FrontOutputs, Training, evaluate, head_of, reestimated
 from advisor.training.update import attach, head_to_solve
 from advisor.training.views import Images, Views
 
@@ -115,13 +117,13 @@ def _fine_tune(options: argparse.Namespace) -> None:
         on_disk = candidate.levers.cached_prefix == "disk"
 
         def of_view(images: Images) -> FrontOutputs:
-            count = views.count or 1
-            fronts = made(images, trainable, normalisation, census, in_file=on_disk, views=count)
+            most = 0 if on_disk else MOST_IN_MEMORY // (views.count or 1)
+            fronts = made(images, trainable, normalisation, census, in_memory=most)
             cached.extend([] if fronts.folder else [fronts.outputs])
             return fronts
 
         # No memory was promised for those that are held out.
-        return views.run_through(of_view), [made(held_out, trainable, normalisation, census, in_file=True)]
+        return views.run_through(of_view), [made(held_out, trainable, normalisation, census, in_memory=0)]
 
     training = Training(
         network,

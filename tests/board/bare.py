@@ -1,8 +1,9 @@
 """A board, as far as this machine can be one: an interpreter that finds torch and Pillow and nothing else.
 
 As a program it runs the fine-tunes of several bundles, each in a process of its own, forked after torch was
-imported: `python bare.py JOBS.json`, each job a list of the bundle, the photos, the output, more arguments,
-and after how many updates the power is cut (0: never). It prints a line of JSON for each.
+imported, with what `finetune.py` sets before that: `python bare.py JOBS.json`, each job a list of the bundle,
+the photos, the output, more arguments, and after how many updates the power is cut (0: never). It prints a
+line of JSON for each.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def run_bare(jobs, folder):
     (folder / "jobs.json").write_text(json.dumps(jobs))
     done = subprocess.run(
         [sys.executable, "-S", "-s", "-P", __file__, str(folder / "jobs.json")],
-        env={"PYTHONPATH": str(packages), "OMP_NUM_THREADS": "1"},
+        env={"PYTHONPATH": str(packages), "OMP_NUM_THREADS": "1", "MKL_DISABLE_FAST_MM": "1"},
         capture_output=True,
         text=True,
         timeout=300,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -281,3 +283,22 @@ def test_what_is_not_ours_or_is_priced_only_is_refused(folder, advised, tmp_path
     with pytest.raises(InputError, match=r"--output .* holds advisor/ and is no bundle"):
         exported(folder, advised("full"), tmp_path)
     assert (tmp_path / "advisor" / "mine.py").exists()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a file of Linux's tells what is held")
+def test_what_a_head_s_solver_works_in_is_given_back():
+    program = """
+import advisor.board.finetune, torch
+from advisor.costs.process import give_back_freed_memory, process_bytes, return_freed_memory
+torch.set_num_threads(1)
+give_back_freed_memory()
+matrix = torch.eye(256, dtype=torch.float64)
+matrix @ matrix[:8].T  # code is loaded
+return_freed_memory()
+before = process_bytes("VmData")
+torch.linalg.eigh(matrix + 1)
+return_freed_memory()
+print(process_bytes("VmData") - before)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 2**20
