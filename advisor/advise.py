@@ -24,13 +24,16 @@ from advisor.costs import (
     WaitingChild,
     available_bytes,
     fvcore_forward_flops,
+    return_freed_memory,
     without_collector,
 )
 from advisor.costs.measure import measure
+from advisor.data import Dataset
 from advisor.device.profile import Clock, DeviceProfile, read_profile, target_of
 from advisor.device.runtime import HereRuntime
 from advisor.errors import AdvisorError, InputError, ModelError, first_line
 from advisor.interrupts import stoppable
+from advisor.machine import is_ample
 from advisor.methods import get_method, learning_rates, methods
 from advisor.models.fingerprint import code_fingerprint
 from advisor.plans import worth_trying
@@ -86,7 +89,8 @@ from advisor.units import format_bytes, format_flops, format_percent, format_sec
 _log = logging.getLogger(__name__)
 _LEAST_PROBING, _MOST_PROBING, _ROUNDED = 60.0, 1200.0, 30.0  # seconds
 _TIMED = 4  # candidates, where seconds are preferred: each run takes seconds itself
-_SAFE_SHARE = 0.25  # of the memory that is left: probes hold the images and cached fronts, too
+# Of the memory that is left beside the images: a training in this process; what probes remember.
+_SAFE_SHARE, _REMEMBERED_SHARE = 0.25, 0.25
 
 
 def recommend(
@@ -172,7 +176,7 @@ def recommend(
     budget, request = asked(budget, request, given)
     with ExitStack() as cleanup:
         waiting = None
-        if request.verify:
+        if request.verify and is_ample():
             # It imports while candidates are priced: the same question asked again should wait for little.
             with suppress(OSError):  # verification will tell why
                 waiting = WaitingChild(early=True)
@@ -210,6 +214,9 @@ def _recommend(
         if not is_given and (budget.ram_includes_runtime or request.verify):
             lean = HereRuntime(store)
             cleanup.callback(lean.stop)
+            if not is_ample():
+                with suppress(AdvisorError):  # who needs the figure will tell
+                    lean.footprint()
         story = prepare(model, request, progress, store)
         if story.task is not None:
             class_of_recall(budget.metric, story.task.dataset.class_names)  # a mistyped one costs no time
@@ -217,9 +224,11 @@ def _recommend(
         if budget.ram_includes_runtime:
             budget, runtime = _with_runtime(budget, _runtime(lean, device, target, budget, story, request))
         simulator = simulator_for(story)
+        return_freed_memory()  # what one part of the work held at its peak would add to the next one's
         evaluations = cost_all(story, request, simulator, budget, progress, store, device)
         story.base_forward_flops = simulator.forward_flops()
         data_summary = None
+        return_freed_memory()
         if story.task is not None:
             evaluations, data_summary = _probe_all(
                 story, story.task, evaluations, budget, request, progress, store
@@ -227,6 +236,7 @@ def _recommend(
         with suppress(AdvisorError):  # it was not asked for
             runtime = runtime or _runtime(lean, device, target, budget, story, request)
         story.warnings += [store.trouble] if store.trouble else []
+    return_freed_memory()
     chosen, evaluations, verdict = _verify(
         story, evaluations, budget, data_summary, request, progress, waiting
     )
@@ -496,8 +506,11 @@ def _probe_all(
         trainer, folds = _trainer(story, task, request)
         train, held_out = len(trainer.dataset.train), trainer.dataset.validation
         fitting = [evaluation for evaluation in cheapest_first(evaluations, budget) if evaluation.fits]
-        most = _SAFE_SHARE * available_bytes() if trainer.accelerator == CPU else math.inf
-        risky = {training_of(e.candidate, story.census) for e in fitting if e.cost.peak_memory_bytes > most}
+        most = _SAFE_SHARE * _left(dataset) if trainer.accelerator == CPU else math.inf
+        peaks = {each.candidate: each.cost.peak_memory_bytes for each in evaluations}
+        trainings = {each.candidate: training_of(each.candidate, story.census) for each in fitting}
+        # Trained here without the levers that only spare memory, a candidate takes more.
+        risky = {its for one, its in trainings.items() if max(peaks[one], peaks.get(its, 0)) > most}
         updates = request.epochs * max(train // request.batch_size, 1)
         with executor_for(request.executor, trainer, risky.__contains__) as executor:
             result = race(
@@ -638,14 +651,22 @@ def _largest_share(labels: torch.Tensor) -> float:
     return float(labels.unique(return_counts=True)[1].max()) / len(labels)
 
 
+def _left(dataset: Dataset) -> int:
+    """Bytes that are available beside the images, which may be decoded in parts and joined."""
+    parts = dataset.train, dataset.validation, dataset.retained, dataset.unlabelled
+    images = sum(math.prod(part.undecoded.shape) for part in parts if part is not None)
+    return max(available_bytes() - 2 * images, 0)
+
+
 def _trainer(story: Story, task: Task, request: Request) -> tuple[Trainer, int]:
     """What the race trains with, and on how many splits: on several where images are few."""
     module, census = in_quick_layout(story.loaded.module, story.census), story.census
     folds, accelerator = fold_count(task.dataset), accelerator_for(request.device)
     given = module, census, task.dataset, request.batch_size
+    remembered = int(_REMEMBERED_SHARE * _left(task.dataset))
     if folds == 1:
-        return Trainer(*given, accelerator=accelerator), 1
-    return CrossValidation(*given, folds, task.imprinted_from, accelerator), folds
+        return Trainer(*given, accelerator=accelerator, remembered=remembered), 1
+    return CrossValidation(*given, folds, task.imprinted_from, accelerator, remembered), folds
 
 
 def _verify(

@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 _PR_SET_PDEATHSIG = 1  # of Linux's sys/prctl.h
+_AMPLE = 2**31  # bytes
 
 
 def available_bytes(root: Path = Path("/")) -> int:
@@ -23,6 +24,11 @@ def available_bytes(root: Path = Path("/")) -> int:
         root: of the file system that says so.
     """
     return min([_of_machine(root), *_of_groups(root)])
+
+
+def is_ample() -> bool:
+    """Whether so much memory is left that processes may wait with PyTorch in them and keep what they free."""
+    return available_bytes() > _AMPLE
 
 
 def _of_machine(root: Path) -> int:
@@ -85,10 +91,18 @@ def _group_folders(root: Path) -> Iterator[tuple[Path, bool]]:
             yield folder, kind == "cgroup2"
 
 
+def end_first() -> None:
+    """Have the kernel kill this process rather than another where memory runs out."""
+    with suppress(OSError):  # elsewhere than on Linux there is no such file
+        Path("/proc/self/oom_score_adj").write_text("1000")
+
+
 def end_with_parent() -> None:
     """Have the kernel kill this process as soon as the one that started it is gone, however it ended.
 
-    Elsewhere than on Linux a child that nobody waits for runs to the end of its work.
+    Where memory runs out, it goes before that one. Elsewhere than on Linux a child that nobody waits for runs
+    to the end of its work.
     """
+    end_first()
     if sys.platform.startswith("linux"):
         getattr(ctypes.CDLL(None), "prctl", lambda *_: None)(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -114,6 +114,14 @@ def test_here():
     assert 0 < available_bytes() < 2**50
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a file of Linux's")
+def test_a_child_goes_first_where_memory_runs_out():
+    score = "print(open('/proc/self/oom_score_adj').read())"
+    program = f"from advisor.machine import end_with_parent; end_with_parent(); {score}"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert int(done.stdout) == 1000
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a signal of Linux's")
 def test_a_child_ends_with_its_parent_however_that_ends():
     child = """

@@ -6,7 +6,7 @@ The functions `simulate` and `measure` are in the modules of their names, which 
 from advisor.costs.estimate import Estimates, Estimator
 from advisor.costs.fvcore_check import fvcore_forward_flops
 from advisor.costs.measure import WaitingChild
-from advisor.costs.process import keep_freed_memory
+from advisor.costs.process import keep_freed_memory, return_freed_memory
 from advisor.costs.simulate import Simulator, without_collector
 from advisor.machine import available_bytes
 
@@ -18,5 +18,6 @@ __all__ = [
     "available_bytes",
     "fvcore_forward_flops",
     "keep_freed_memory",
+    "return_freed_memory",
     "without_collector",
 ]

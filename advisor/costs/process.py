@@ -9,12 +9,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-# glibc keeps freed memory for later; under a cap it has to go back at once, or the cap would count it.
+from advisor.machine import is_ample
+
+# glibc and MKL keep freed memory for later; under a cap it has to go back at once, or the cap would count it.
 BACK_AT_ONCE = 2**16  # bytes of an allocation from which on it does
 GIVE_BACK = {
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_THRESHOLD_": str(BACK_AT_ONCE),
     "MALLOC_TRIM_THRESHOLD_": str(BACK_AT_ONCE),
+    "MKL_DISABLE_FAST_MM": "1",  # of a head's solver it kept up to 23 MB
 }
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -3, -4, -8  # of glibc's malloc.h
 _ALL = 2**31 - 1  # of a C int
@@ -58,7 +61,7 @@ def return_freed_memory() -> None:
 
 
 def give_back_freed_memory() -> None:
-    """What `GIVE_BACK` says in the environment, of a process that runs already."""
+    """What `GIVE_BACK` says to glibc in the environment, of a process that runs already."""
     if sys.platform.startswith("linux"):
         set_option = getattr(ctypes.CDLL(None), "mallopt", lambda *_: None)
         set_option(_M_ARENA_MAX, int(GIVE_BACK["MALLOC_ARENA_MAX"]))
@@ -69,9 +72,10 @@ def give_back_freed_memory() -> None:
 def keep_freed_memory() -> None:
     """Let glibc keep all freed memory for later: else the kernel hands an update's pages out anew each time.
 
-    At large images that is a good part of an update's time; a little more memory stays resident.
+    At large images that is a good part of an update's time; a little more memory stays resident, so nothing
+    is kept where little is left.
     """
-    if sys.platform.startswith("linux"):
+    if sys.platform.startswith("linux") and is_ample():
         set_option = getattr(ctypes.CDLL(None), "mallopt", lambda *_: None)
         set_option(_M_MMAP_MAX, 0)
         set_option(_M_TRIM_THRESHOLD, _ALL)

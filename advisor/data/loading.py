@@ -32,19 +32,28 @@ if TYPE_CHECKING:
 
 
 class LabelledImages:
-    """Images that stay in RAM as bytes from when they are first looked at, and their labels."""
+    """Images that stay in RAM as bytes from when they are first looked at, and their labels.
+
+    Some of them share the bytes of all.
+    """
 
     def __init__(
-        self, images: torch.Tensor | Deferred, labels: torch.Tensor, groups: torch.Tensor | None = None
+        self,
+        images: torch.Tensor | Deferred,
+        labels: torch.Tensor,
+        groups: torch.Tensor | None = None,
+        places: torch.Tensor | None = None,
     ) -> None:
         """Images, and what is known of each.
 
         Args:
-            images: (N, C, H, W) uint8, at the model's input size.
+            images: (M, C, H, W) uint8, at the model's input size.
             labels: (N,) int64.
             groups: (N,) int64: those of one number are held out together; None: each may be, alone.
+            places: (N,) int64: which of the M images these are; None: all, in their order.
         """
-        self.undecoded = images if isinstance(images, Deferred) else Deferred.of(images)
+        self._shared = images if isinstance(images, Deferred) else Deferred.of(images)
+        self._places = places
         self.labels = labels
         self.groups = groups
 
@@ -64,9 +73,21 @@ class LabelledImages:
         )
 
     @property
+    def undecoded(self) -> Deferred:
+        """The images (N, C, H, W), before they are looked at."""
+        if self._places is None:
+            return self._shared
+        places = self._places
+        return self._shared.changed(itemgetter(places), places.tolist(), count=len(places))
+
+    @property
     def images(self) -> torch.Tensor:
-        """(N, C, H, W) uint8."""
+        """(N, C, H, W) uint8; a copy, where these are some of others."""
         return self.undecoded.images
+
+    def decode(self) -> None:
+        """Look at them, if nobody did."""
+        self._shared.images  # noqa: B018 - looked at
 
     @property
     def key(self) -> str:
@@ -76,18 +97,19 @@ class LabelledImages:
 
     def labelled(self, labels: torch.Tensor) -> LabelledImages:
         """The same images with other labels."""
-        return LabelledImages(self.undecoded, labels, self.groups)
+        return LabelledImages(self._shared, labels, self.groups, self._places)
 
     def those(self, wanted: torch.Tensor) -> LabelledImages:
         """The images at indices, or where a mask is true."""
         places = torch.arange(len(self))[wanted]
-        images = self.undecoded.changed(itemgetter(places), places.tolist(), count=len(places))
         groups = None if self.groups is None else self.groups[places]
-        return LabelledImages(images, self.labels[places], groups)
+        within = places if self._places is None else self._places[places]
+        return LabelledImages(self._shared, self.labels[places], groups, within)
 
     def batch(self, indices: torch.Tensor, normalisation: Normalisation) -> tuple[torch.Tensor, torch.Tensor]:
         """The images at `indices` (B,), normalised float32 (B, C, H, W), and their labels (B,)."""
-        return normalisation.of(self.images[indices]), self.labels[indices]
+        places = indices if self._places is None else self._places[indices]
+        return normalisation.of(self._shared.images[places]), self.labels[indices]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

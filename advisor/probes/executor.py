@@ -21,6 +21,7 @@ import torch
 
 from advisor.costs import keep_freed_memory
 from advisor.errors import InputError, first_line
+from advisor.machine import end_first, is_ample
 from advisor.names import check_executor
 from advisor.probes.train import Probe, Trainer, Trial
 from advisor.records import Candidate
@@ -94,6 +95,9 @@ class InProcess:
         for trial in trials:
             if self._cleanup is None or not self.is_risky(trial.candidate):
                 yield self._trainer.probe(trial)
+                continue
+            if not is_ample():
+                yield Probe(trial, None, 0.0, "it may need more memory than is left here")
                 continue
             if self._elsewhere is None:
                 sent = cache(partial(_sent_by_file, self._trainer, self._cleanup, threads=self.threads))
@@ -221,8 +225,9 @@ def _local() -> dict[str, Any]:
 def _follow(parent: int) -> None:
     """In a worker process of this machine: end soon after the process that started it, however that ended.
 
-    It only trains, so it keeps what it frees.
+    It only trains, so it keeps what it frees; and it goes first where memory runs out.
     """
+    end_first()
     keep_freed_memory()
 
     def watch() -> None:

@@ -18,7 +18,7 @@ from advisor.methods import Trainable
 from advisor.models.blocks import has_replaceable_front, without_front
 from advisor.probes.scenarios import features_before, imprint
 from advisor.probes.train import (
-    MOST_KEPT,
+    REMEMBERED,
     TIMES,
     Answers,
     Kept,
@@ -71,6 +71,7 @@ class CrossValidation(Trainer):
         folds: int,
         imprinted_from: int | None = None,
         accelerator: Accelerator = CPU,
+        remembered: int = REMEMBERED,
     ) -> None:
         """Ready to judge.
 
@@ -96,7 +97,7 @@ class CrossValidation(Trainer):
                 replace(dataset, train=images.those(others), validation=images.those(own), retained=old)
             )
         whole = replace(self._parts[0], validation=images, retained=dataset.retained)
-        super().__init__(model, census, whole, batch_size, accelerator=accelerator)
+        super().__init__(model, census, whole, batch_size, accelerator=accelerator, remembered=remembered)
         self.steps = (len(images),) if len(images) < _FEW else tuple(accumulate(self._sizes))
         self._trainers: dict[int, Trainer] = {}
         self._answered: dict[tuple[int, Trial], Probe] = {}
@@ -126,7 +127,7 @@ class CrossValidation(Trainer):
     def _features_anew(self, head: str) -> torch.Tensor:
         images, normalisation = self.dataset.validation, self.dataset.normalisation
         if self.accelerator != CPU or not has_replaceable_front(self.census, 0):
-            return features_before(self.model, head, images, normalisation)
+            return features_before(self.model, head, images, normalisation, self.pass_size)
         # Probes want the front of the head, too; and that of half the blocks, from which others go on.
         model = copy.deepcopy(self.model)
         for scope in (-(-len(self.census.blocks) // 2), 0):
@@ -135,7 +136,7 @@ class CrossValidation(Trainer):
                 trainable = attach(model, self.census, one)
                 made = self.front_of(trainable)
         with without_front(model, trainable.front):
-            return features_before(model, head, made, normalisation)
+            return features_before(model, head, made, normalisation, self.pass_size)
 
     def front_of(self, trainable: Trainable, how: tuple[Any, ...] = ()) -> FrontOutputs:
         """What a frozen front makes of the images of all folds, for which it is run once.
@@ -213,7 +214,7 @@ class _Fold(Trainer):
     ) -> None:
         super().__init__(model, census, part, batch_size, accelerator=of.accelerator)
         self._of, self._number = of, fold
-        self._kept = Kept(MOST_KEPT // of.folds)
+        self._kept, self.room = Kept(of.states // of.folds), of.room
 
     def fronts(
         self, trainable: Trainable, candidate: Candidate, nearest: Sequence[FrontOutputs] = ()

@@ -16,8 +16,8 @@ from advisor.models.layers import TRANSPOSED, is_whole, logits
 from advisor.parts.attachment import is_bias
 from advisor.parts.bypass import LayerModule
 from advisor.parts.low_rank import ADAPTED_TYPES, plan_layer
-from advisor.records import BASELINE, Candidate, Census, Layer
-from advisor.training.update import begin
+from advisor.records import BASELINE, Candidate, Census, Layer, Levers
+from advisor.training.update import begin, routed
 
 _BATCHES = 8  # that gradients are averaged over
 
@@ -55,7 +55,9 @@ def captured(
 
 def _with_gradients(model: nn.Module, census: Census, dataset: Dataset, batch_size: int) -> nn.Module:
     """A copy of the model with the mean gradients of a few batches."""
-    trainable, _ = begin(copy.deepcopy(model), census, Candidate(BASELINE), learning_rate=0.0)
+    # Block by block they are the same, and take the memory of one block.
+    whole = Candidate(BASELINE, levers=Levers(checkpoint=True))
+    trainable, _ = begin(copy.deepcopy(model), census, whole, learning_rate=0.0)
     images = dataset.train
     size = min(batch_size, len(images))
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
@@ -64,7 +66,9 @@ def _with_gradients(model: nn.Module, census: Census, dataset: Dataset, batch_si
         for indices in order[: _BATCHES * size].split(size):
             if len(indices) == size:  # statistics of a few images would be others
                 inputs, labels = images.batch(indices, dataset.normalisation)
-                trainable.loss(logits(trainable.model(inputs)), labels).backward()
+                with routed(trainable):
+                    loss = trainable.loss(logits(trainable.model(inputs)), labels)
+                loss.backward()
     return trainable.model
 
 

@@ -26,6 +26,7 @@ from advisor.probes.scenarios import features_before
 from advisor.probes.train import key_of
 from advisor.records import Finding, Picture
 from advisor.store import Store
+from advisor.training.loop import images_at_once
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 # CIFAR-10, which have none, it changes nothing (measurements/lookalikes.py).
 ALIKE = 0.55
 _SIDE = 128  # pixels; of larger images so many tell as much, in a third of the time
+_AT_ONCE = images_at_once((3, _SIDE, _SIDE))
 _LEAST_GROUPS = 3  # of a class: else all of it looks alike, and that tells nothing
 _SAMPLED = 2900  # images: of more, the split holds a sample
 _SHOWN = 4  # of the largest group
@@ -58,8 +60,11 @@ def held_out_together(
 
     def find() -> dict[str, list[Any]]:
         groups = groups_of(features(model, head, images, dataset.normalisation), images.labels)
-        largest = (groups == np.bincount(groups).argmax()).nonzero()[0][:_SHOWN].tolist()
-        shown = [picture(dataset.class_names[images.labels[n]], images.images[n]) for n in largest]
+        largest = images.those(
+            torch.from_numpy((groups == np.bincount(groups).argmax()).nonzero()[0][:_SHOWN])
+        )
+        captions = (dataset.class_names[label] for label in largest.labels)
+        shown = list(map(picture, captions, largest.images))
         return {
             "groups": groups.tolist(),
             "shown": [(each.caption, b64encode(each.jpeg).decode()) for each in shown],
@@ -108,9 +113,9 @@ def features(
         return F.interpolate(x, scale_factor=scale, mode="area") if scale < 1 else x
 
     try:
-        return features_before(model, head, images, normalisation, smaller)
+        return features_before(model, head, images, normalisation, _AT_ONCE, smaller)
     except (RuntimeError, ValueError, AssertionError):  # it takes images of one size alone
-        return features_before(model, head, images, normalisation)
+        return features_before(model, head, images, normalisation, images_at_once(images.undecoded.shape[1:]))
 
 
 def groups_of(features: torch.Tensor, labels: torch.Tensor, alike: float = ALIKE) -> Labels:

@@ -27,8 +27,9 @@ from advisor.probes.scenarios import Situation
 from advisor.probes.train import key_of
 from advisor.records import Finding
 from advisor.store import Store
+from advisor.training.loop import images_at_once
 
-_IMAGES, _BATCH = 128, 32
+_IMAGES = 128
 _GOOD = 0.95  # so many right: they are read as they should be
 _GAIN = 0.1  # in accuracy: less is no other world
 _SURE = 1e-4  # the sign test's probability that one way is no better than another; there are ten of them
@@ -170,7 +171,7 @@ def _answers(model: nn.Module, images: torch.Tensor, normalisation: Normalisatio
     """(N,): the output that is highest."""
     whole = LabelledImages(images, torch.zeros(len(images), dtype=torch.int64))
     with torch.inference_mode(), evaluating(model):
-        parts = torch.arange(len(images)).split(_BATCH)
+        parts = torch.arange(len(images)).split(images_at_once(images.shape[1:]))
         return torch.cat([logits(model(whole.batch(part, normalisation)[0])).argmax(1) for part in parts])
 
 

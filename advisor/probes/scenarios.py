@@ -20,10 +20,11 @@ from advisor.data.pixels import Normalisation
 from advisor.errors import DataError, ModelError
 from advisor.models.blocks import evaluating
 from advisor.models.layers import logits
+from advisor.training.loop import images_at_once
 from advisor.training.views import Images
 
 _NOISE = 0.1  # of the old rows' mean norm: a new row's own part
-_LOOKED_AT, _BATCH = 512, 64  # images, to imprint new rows
+_LOOKED_AT = 512  # images, to imprint new rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,16 +176,18 @@ def features_before(
     head: str,
     images: Images,
     normalisation: Normalisation,
+    pass_size: int,
     changed: Callable[[torch.Tensor], torch.Tensor] = lambda batch: batch,
 ) -> torch.Tensor:
     """The features (N, F) that reach the head.
 
     Args:
+        pass_size: how many images run at once.
         changed: what becomes of a batch (B, C, H, W) before the model sees it.
     """
     features: list[torch.Tensor] = []
     with _heard(_head_layer(model, head), features), torch.no_grad(), evaluating(model):
-        for part in torch.arange(len(images)).split(_BATCH):
+        for part in torch.arange(len(images)).split(pass_size):
             model(changed(images.batch(part, normalisation)[0]))
     return torch.cat(features)
 
@@ -194,12 +197,10 @@ def _seen_by(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Of some training images the features (N, F) that reach the head, and the answers (N,)."""
     count = _looked_at(len(data.train), layer)
+    parts = torch.arange(count).split(images_at_once(data.train.undecoded.shape[1:]))
     features: list[torch.Tensor] = []
     with _heard(layer, features), torch.no_grad(), evaluating(model):
-        answers = [
-            logits(model(data.train.batch(part, data.normalisation)[0])).argmax(1)
-            for part in torch.arange(count).split(_BATCH)
-        ]
+        answers = [logits(model(data.train.batch(part, data.normalisation)[0])).argmax(1) for part in parts]
     return torch.cat(features), torch.cat(answers)
 
 

@@ -35,20 +35,20 @@ from advisor.parts.closed_form import Examples, feature_blocks, feature_sizes, i
 from advisor.records import FEATURES, Block, Candidate, Census, Features
 from advisor.training.accelerator import CPU, Accelerator, host
 from advisor.training.loop import (
-    PASS,
     FrontOutputs,
     Training,
     evaluate,
     head_of,
+    images_at_once,
     level_updates,
     reestimated,
     right,
 )
-from advisor.training.views import CACHED_VIEWS, Images, View, Views
+from advisor.training.views import Images, View, Views
 
 _log = logging.getLogger(__name__)
 _TIMED_UPDATES, _TIMING_SECONDS = 8, 0.5  # of each candidate: enough to plan with
-MOST_KEPT = 2**29  # bytes of states to go on from
+REMEMBERED, _STATES = 2**32, 2**29  # bytes: of all that a trainer remembers, and of states to go on from
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +118,7 @@ class Trainer:
         batch_size: int,
         as_advised: int | None = None,
         accelerator: Accelerator = CPU,
+        remembered: int = REMEMBERED,
     ) -> None:
         """Prepare to train.
 
@@ -126,13 +127,15 @@ class Trainer:
             as_advised: every lever is pulled as on the device, where so many images run at once when no
                 gradient is needed; None: training runs in the quickest way that comes out the same.
             accelerator: what trains, and judges.
+            remembered: bytes in memory that states to go on from, and what frozen fronts make, may take.
         """
         self.accelerator = accelerator
         self.model, self.census, self.dataset, self.batch_size = model, census, dataset, batch_size
         self.as_advised = as_advised
         self._recalibrated: nn.Module | None = None
         self._features: dict[tuple[Any, ...], tuple[FrontOutputs, ...]] = {}
-        self._kept = Kept(MOST_KEPT)
+        self.states = min(_STATES, remembered // 2)
+        self._kept, self.room = Kept(self.states), Room(remembered - self.states)
         self._without_labels: LabelledImages | None = None
         # How many of the held-out images a trial may be judged on: each step is another training.
         self.steps: tuple[int, ...] = (len(dataset.validation),)
@@ -140,11 +143,11 @@ class Trainer:
     @property
     def pass_size(self) -> int:
         """How many images run at once where no gradient is needed."""
-        return self.as_advised or PASS
+        return self.as_advised or images_at_once(self.census.input_size)
 
     def __getstate__(self) -> dict[str, Any]:
         forgotten: dict[str, Any] = {"_recalibrated": None, "_features": {}, "_without_labels": None}
-        return self.__dict__ | forgotten | {"_kept": Kept(MOST_KEPT)}
+        return self.__dict__ | forgotten | {"_kept": Kept(self.states)}
 
     def key(self) -> dict[str, Any]:
         """All that a probe's result depends on, besides its trial: to find it in a store."""
@@ -229,7 +232,8 @@ class Trainer:
         model, on = self.model, self.accelerator
         if on != CPU:
             model = on.place(copy.deepcopy(model))
-        return evaluate(model, images, self.dataset.normalisation, samples, accelerator=on)
+        normalisation = self.dataset.normalisation
+        return evaluate(model, images, normalisation, samples, pass_size=self.pass_size, accelerator=on)
 
     def time_updates(self, candidate: Candidate) -> tuple[float, float]:
         """Wall clock before the candidate's first update, and of one on average, in seconds.
@@ -344,17 +348,18 @@ class Trainer:
         self, trainable: Trainable, images: Images, nearest: FrontOutputs | None = None
     ) -> FrontOutputs:
         """What a frozen front makes of images, or of what a part of it made of them."""
-        views = 1 if self.dataset.augment == "none" else CACHED_VIEWS
-        return FrontOutputs.of(
+        made = FrontOutputs.of(
             images,
             trainable,
             self.dataset.normalisation,
             self.census,
             self.pass_size,
-            views=views,
+            self.room.left,
             accelerator=self.accelerator,
             nearest=nearest,
         )
+        self.room.left -= made.outputs.nbytes if made.folder is None else 0
+        return made
 
 
 def longest_begun(
@@ -435,7 +440,7 @@ class FineTune(Training):
                 torch.inference_mode(),
                 self._precision.forward(),
             ):
-                for indices in torch.arange(count).split(PASS):
+                for indices in torch.arange(count).split(self._pass_size):
                     model(self._accelerator.placed(part.batch(indices, self._normalisation)[0]))
                     inputs.append(host(head[0]))
                     for block in missing:
@@ -477,6 +482,13 @@ class Kept:
             del self._states[next(iter(self._states))]
 
 
+class Room:
+    """Bytes in memory that are left for what fronts make, of all candidates; more goes into files."""
+
+    def __init__(self, left: int) -> None:
+        self.left = left
+
+
 def _margins(outputs: torch.Tensor, labels: torch.Tensor) -> bytes:
     """How far each label's output is above the highest of the others: float32."""
     own = outputs.float()
@@ -497,7 +509,7 @@ def _parts(data: Dataset) -> tuple[LabelledImages, ...]:
 def _decode(data: Dataset) -> None:
     """What is not decoded yet: it should count as no candidate's time."""
     for part in _parts(data):
-        part.images  # noqa: B018 - looked at
+        part.decode()
 
 
 def in_quick_layout(model: nn.Module, census: Census) -> nn.Module:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import starmap
@@ -29,9 +29,18 @@ from advisor.training.step_at_once import StepAtOnce
 from advisor.training.update import begin, reestimation_updates, solve_head, update
 from advisor.training.views import Images, Views
 
-PASS = 64  # images that run at once where no gradient is needed
-_MOST_IN_MEMORY = 2**30  # bytes of one front's outputs for all views; more go into files
+_AT_ONCE, _PIXELS_AT_ONCE = 64, 2**19  # of images where no gradient is needed, at most
+MOST_IN_MEMORY = 2**30  # bytes of what a front makes; more goes into a file
 _COOL_DOWN = 0.2  # of the updates, at the end
+
+
+def images_at_once(input_size: Sequence[int]) -> int:
+    """How many images run at once where no gradient is needed: more are no faster, and hold more memory.
+
+    Args:
+        input_size: (channels, height, width), or with any other sides.
+    """
+    return min(_AT_ONCE, 2 ** max(int(math.log2(_PIXELS_AT_ONCE / math.prod(input_size[1:]))), 0))
 
 
 class Training:
@@ -56,7 +65,7 @@ class Training:
         seed: int,
         normalisation: Normalisation,
         inputs: Callable[[Trainable], tuple[Views, Sequence[Images]]],
-        pass_size: int = PASS,
+        pass_size: int,
         accelerator: Accelerator = CPU,
     ) -> None:
         """Attach the candidate, ready for the first update.
@@ -119,7 +128,9 @@ class Training:
             self.optimizer.zero_grad(set_to_none=True)  # nothing is held that the next update doesn't need
         model, passes = self.trainable.model, self._pass_size
         with self._without_front():
-            yield from answers(model, images, self._normalisation, samples, passes, self._accelerator)
+            yield from answers(
+                model, images, self._normalisation, samples, pass_size=passes, accelerator=self._accelerator
+            )
 
     def finish(self) -> None:
         """What follows training: a head in closed form is solved, and takes its place."""
@@ -182,7 +193,7 @@ def reestimated(
     images: Images,
     batch_size: int,
     normalisation: Normalisation,
-    pass_size: int = PASS,
+    pass_size: int,
     accelerator: Accelerator = CPU,
 ) -> nn.Module:
     """The model, in eval mode, with its statistics re-estimated on the images, in place."""
@@ -238,7 +249,8 @@ def evaluate(
     images: Images,
     normalisation: Normalisation,
     samples: int | None = None,
-    pass_size: int = PASS,
+    *,
+    pass_size: int,
     accelerator: Accelerator = CPU,
 ) -> bytes:
     """Which of the first `samples` images the model classifies right: one byte each, 1 = right.
@@ -247,7 +259,8 @@ def evaluate(
         samples: None: all; of none, nothing.
         accelerator: where the model is.
     """
-    return b"".join(starmap(right, answers(model, images, normalisation, samples, pass_size, accelerator)))
+    told = answers(model, images, normalisation, samples, pass_size=pass_size, accelerator=accelerator)
+    return b"".join(starmap(right, told))
 
 
 def answers(
@@ -255,7 +268,8 @@ def answers(
     images: Images,
     normalisation: Normalisation,
     samples: int | None = None,
-    pass_size: int = PASS,
+    *,
+    pass_size: int,
     accelerator: Accelerator = CPU,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """The model's outputs (n, classes) for the first `samples` images, and their labels (n,), in parts."""
@@ -291,19 +305,17 @@ class FrontOutputs:
         trainable: Trainable,
         normalisation: Normalisation,
         census: Census,
-        pass_size: int = PASS,
-        in_file: bool = False,
+        pass_size: int,
+        in_memory: int = MOST_IN_MEMORY,
         beside: Path | None = None,
-        views: int = 1,
         accelerator: Accelerator = CPU,
         nearest: FrontOutputs | None = None,
     ) -> FrontOutputs:
         """Run the front on all images.
 
         Args:
-            in_file: whether the outputs are kept in a file, however few they are.
+            in_memory: bytes that the outputs may take there; more go into a file.
             beside: the folder for that file; None: that of temporary files.
-            views: of the images, that together take no more memory than is allowed for one.
             accelerator: where the model is; what comes of it is kept in the host's memory.
             nearest: what a part of the front made of the same images: only the rest of it is run.
         """
@@ -322,11 +334,13 @@ class FrontOutputs:
             if not outputs.numel():
                 shape = (len(images), *made.shape[1:])
                 size = math.prod(shape) * made.element_size()
-                if in_file or views * size > _MOST_IN_MEMORY:
+                if size > in_memory:
                     folder = TemporaryFolder(beside)
                     path = str(Path(folder.name, "front"))
                     flat = torch.from_file(path, shared=True, size=math.prod(shape), dtype=made.dtype)
                     outputs = flat.view(shape)
+                    with suppress(OSError):  # where it is mapped its bytes stay, until nobody looks at them
+                        folder.cleanup()
                 else:
                     outputs = made.new_empty(shape)
             outputs[positions] = made

@@ -152,7 +152,7 @@ def update(
     if optimizer is None:
         for part in images.split(size):
             if trainable.solved is not None:  # its features are what is kept of a batch
-                with torch.no_grad(), precision.forward(), _routed(trainable):
+                with torch.no_grad(), precision.forward(), routed(trainable):
                     trainable.model(part)
             else:
                 with precision.forward():
@@ -164,7 +164,7 @@ def update(
         part = slice(start, start + size)
         if isinstance(optimizer, StepAtOnce):
             optimizer.complete = start + size >= count
-        with precision.forward(), _routed(trainable):
+        with precision.forward(), routed(trainable):
             loss = trainable.loss(logits(trainable.model(images[part])), labels[part])
         if size < count:
             loss = loss * (len(labels[part]) / count)
@@ -175,7 +175,7 @@ def update(
 
 
 @contextmanager
-def _routed(trainable: Trainable) -> Iterator[None]:
+def routed(trainable: Trainable) -> Iterator[None]:
     """The model's forward pass as the levers want it: the front left out, blocks checkpointed."""
     with ExitStack() as routes:
         if trainable.levers.cached_prefix != "no":

@@ -79,3 +79,28 @@ def test_it_runs_to_its_end_in_the_memory_that_was_asked_for(group, bundle, tmp_
     # The group holds: a fraction of that is not even enough for PyTorch.
     code, _ = group(whole // 10, *command)
     assert code == -signal.SIGKILL
+
+
+@pytest.mark.long
+def test_the_advice_itself_runs_in_little_memory(group, tmp_path):
+    random = np.random.default_rng(0)
+    for number in range(80):
+        path = tmp_path / "photos" / "ab"[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        light = 90 * (number % 2)
+        Image.fromarray(random.integers(light, light + 160, (224, 224, 3), dtype=np.uint8)).save(path)
+    asked = (
+        "--data",
+        tmp_path / "photos",
+        "--input-size",
+        "3x224x224",
+        "--ram",
+        "1GB",
+        "--probe-time",
+        "30s",
+    )
+    told = ("--ram-includes-runtime", "--no-store", "--json", tmp_path / "advice.json")
+    command = (sys.executable, "-m", "advisor", "recommend", "torchvision:mobilenet_v2")
+    code, said = group(1_500_000_000, *command, *map(str, (*asked, *told)))
+    assert code == 0, said
+    assert (tmp_path / "advice.json").exists()

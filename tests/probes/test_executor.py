@@ -139,6 +139,15 @@ def test_what_may_run_out_of_memory_runs_elsewhere():
     assert found[TRIALS[0]].correct
 
 
+def test_with_little_memory_left_what_may_run_out_of_it_is_not_run(monkeypatch):
+    monkeypatch.setattr("advisor.machine.available_bytes", lambda: 2**31)
+    risky = TRIALS[0].candidate
+    with executor_for("here", trainer(), is_risky=lambda candidate: candidate == risky) as executor:
+        left_out, *others = executor.run(TRIALS)
+    assert left_out.failure == "it may need more memory than is left here"
+    assert any(probe.correct for probe in others)
+
+
 def test_where_all_may_run_out_of_memory_the_race_times_none_here_and_is_run():
     sent = trainer()
     with executor_for("here", sent, is_risky=lambda candidate: True) as executor:

@@ -131,7 +131,7 @@ def test_what_new_rows_are_imprinted_from_is_what_probes_go_on_from():
     model = blocks()
     model[0].append(Counting(seen))
     trainer = cross_validation(data, 3, model, imprinted_from=0)
-    plain = features_before(copy.deepcopy(model), "4", trainer.dataset.validation, data.normalisation)
+    plain = features_before(copy.deepcopy(model), "4", trainer.dataset.validation, data.normalisation, 64)
     seen.clear()
     trainer._trainer(0)
     assert torch.allclose(trainer._before_head, plain, atol=1e-6)

@@ -32,7 +32,7 @@ from advisor.probes.train import (
     without_head,
 )
 from advisor.records import Candidate, Levers
-from advisor.training.loop import evaluate
+from advisor.training.loop import evaluate, images_at_once
 
 SIZE = (1, 6, 6)
 
@@ -71,7 +71,7 @@ def test_training_learns_and_leaves_the_model_alone(method):
     model, data = network(), dataset()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     trained = run(model, Candidate(method), data, updates=120)
-    right = evaluate(trained.model, data.validation, data.normalisation)
+    right = evaluate(trained.model, data.validation, data.normalisation, pass_size=64)
     assert sum(right) / len(right) > 0.9
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
@@ -106,7 +106,7 @@ def test_a_learning_rate_far_too_high_is_no_crash():
 
 def test_evaluation_is_in_eval_mode_and_in_order():
     data, model = dataset(), network().train()
-    right = evaluate(model, data.validation, data.normalisation, 7)
+    right = evaluate(model, data.validation, data.normalisation, 7, pass_size=4)
     assert len(right) == 7
     images, labels = data.validation.batch(torch.arange(7), data.normalisation)
     with torch.no_grad():
@@ -116,8 +116,8 @@ def test_evaluation_is_in_eval_mode_and_in_order():
 
 def test_of_no_samples_nothing_is_judged_and_no_accuracy_is_known():
     data, model = dataset(), network()
-    assert evaluate(model, data.validation, data.normalisation, 0) == b""
-    assert len(evaluate(model, data.validation, data.normalisation)) == len(data.validation)
+    assert evaluate(model, data.validation, data.normalisation, 0, pass_size=64) == b""
+    assert len(evaluate(model, data.validation, data.normalisation, pass_size=64)) == len(data.validation)
     trainer = Trainer(model, take_census(network(), SIZE), replace(data, retained=data.train), 8)
     assert trainer.judge_base(0) == trainer.judge_base_retained(0) == b""
     probe = trainer.probe(Trial(Candidate("head"), 1e-3, 1, 0, 0))
@@ -172,6 +172,36 @@ def test_a_front_runs_once_for_all_candidates():
         assert tuned.judge(40)
     assert not calls
     assert len(trainer._features) == 1
+
+
+def test_what_fronts_make_goes_into_files_when_the_memory_for_it_is_used_up():
+    data, census = dataset(), take_census(blocks(), SIZE)
+    candidates = [Candidate("full", levers=Levers(scope=scope)) for scope in (2, 1)]
+
+    def judged(remembered):
+        trainer = Trainer(blocks(), census, data, 8, remembered=remembered)
+        tuned = [FineTune(trainer, candidate, 1e-2, 8, 0) for candidate in candidates]
+        assert all(one.run(8) for one in tuned)
+        made = [front for fronts in trainer._features.values() for front in fronts]
+        inside = sum(front.outputs.nbytes for front in made if front.folder is None)
+        return [one.judge(40) for one in tuned], made, inside
+
+    everything, made, inside = judged(2**20)
+    assert all(front.folder is None for front in made)
+    for share in (0.0, 0.4, 0.8):
+        # Half of what is remembered is for states.
+        same, made, held = judged(int(2 * share * inside))
+        assert same == everything
+        assert held <= share * inside
+        assert any(front.folder is not None for front in made)
+        assert (held > 0) == (share > 0)
+
+
+@pytest.mark.parametrize(
+    ("size", "images"), [((3, 32, 32), 64), ((3, 224, 224), 8), ((1, 9000, 9000), 1), ((7,), 64)]
+)
+def test_as_many_images_run_at_once_as_hold_half_a_million_pixels(size, images):
+    assert images_at_once(size) == images
 
 
 class Counting(nn.Module):
@@ -422,7 +452,7 @@ def test_heads_that_are_judged_on_the_way_are_those_that_are_carried_out(method,
         assert margins[0] == pytest.approx(margins[1], rel=1e-3, abs=1e-4)
         assert bytes((margins[0] > 0).astype(np.uint8)) == found.correct
         assert tuned.judge(30) == evaluate(
-            tuned.trainable.model, data.validation, data.normalisation, 30
+            tuned.trainable.model, data.validation, data.normalisation, 30, pass_size=64
         ) or (tuned.trainable.levers.cached_prefix != "no")
 
 
