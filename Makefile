@@ -12,7 +12,7 @@ test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 # What takes minutes: hostile files, fuzzing, faults, a fresh installation. Its figures are kept, see
-# measurements/results/reliability.json. FUZZ=SECONDS for each loader.
+# measurements/results/reliability.json. FUZZ=SECONDS for each loader, MOMENTS=NUMBER of runs interrupted or killed.
 test-long: $(VENV)/.installed-long
 	$(BIN)/python -m pytest -m long --durations=0
 

@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_map_only
 from advisor.costs.attention import DeviceNeededError, check_attention
 from advisor.costs.flops import OperatorFlops, operator_flops
 from advisor.costs.work import Piece, work_of
-from advisor.costs.workspace import OPERATORS, Call, call_of
+from advisor.costs.workspace import Call, call_of
 
 _Template = tuple[torch.Size, tuple[int, ...], torch.dtype]
 _AGAIN = object()  # cheap to run, or not a matter of shapes: run every time
@@ -93,7 +93,7 @@ class OperatorMemo:
             result = func(*args, **kwargs)
         else:
             result = _made(behaviour)
-        call = call_of(func, args, kwargs) if func.overloadpacket in OPERATORS else None
+        call = call_of(func, args, kwargs, read)
         flops = operator_flops(func, args, kwargs, result)
         return Known(behaviour, flops, call, work_of(func, args, result, read, tensors_in(result), flops))
 

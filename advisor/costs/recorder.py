@@ -24,7 +24,7 @@ from advisor.costs.kernels import kernels_of
 from advisor.costs.memo import OperatorMemo, UncompiledMode, tensors_in
 from advisor.costs.steps import Step, known_step
 from advisor.costs.work import Piece, summed, work_of
-from advisor.costs.workspace import OPERATORS, Call, Workspace, call_of
+from advisor.costs.workspace import Call, Workspace, call_of
 from advisor.methods import Trainable
 from advisor.models.blocks import run_front
 from advisor.records import Flops, Memory, Moment, Phase
@@ -94,6 +94,8 @@ class Recorder(UncompiledMode):
         self._went_forward = False
         self._memo = memo
         self._groups = groups
+        self._trainable: Trainable | None = None  # whose update is recorded
+        self._put_aside: int | None = None  # the id of what stands for the random numbers' state
         self._reset()
 
     def record_update(
@@ -105,6 +107,7 @@ class Recorder(UncompiledMode):
     ) -> Recording:
         """Run and record one update; gradients and optimizer state of earlier ones count as held."""
         self._reset()
+        self._trainable = trainable
         state = optimizer_tensors(optimizer)
         parameters, buffers = self._tensors()
         for name, parameter in parameters.items():
@@ -181,6 +184,8 @@ class Recorder(UncompiledMode):
             return args[0].fake_device if isinstance(args[0], FakeTensor) else func(*args, **kwargs)
         node = torch._C._current_autograd_node()
         phase = self._phase(node)
+        if self._trainable is not None and self._trainable.runs_again != (self._put_aside is not None):
+            self._put_random_state_aside()
         before = len(self._log)
         result, flops, call, tensors, work = self._run(func, args, kwargs)
         ids, weights = self._ids, self._weights
@@ -223,8 +228,8 @@ class Recorder(UncompiledMode):
         if self._memo is not None:
             result, known, tensors = self._memo.run(func, args, kwargs)
             return result, known.flops, known.call, tensors, known.work
-        call = call_of(func, args, kwargs) if func.overloadpacket in OPERATORS else None
         tensors = tensors_in((args, kwargs))
+        call = call_of(func, args, kwargs, tensors)
         result = args[0] if writes_in_place_only(func, args) else func(*args, **kwargs)
         flops = operator_flops(func, args, kwargs, result)
         return result, flops, call, tensors, work_of(func, args, result, tensors, tensors_in(result), flops)
@@ -242,6 +247,14 @@ class Recorder(UncompiledMode):
             self._went_forward = False
             self._forward_ends.append(len(self._log))
         return "backward"
+
+    def _put_random_state_aside(self) -> None:
+        """While a part runs again, with the first time's random numbers, torch keeps the state of now."""
+        if self._put_aside is None:
+            self._put_aside = self._allocate(random_state_bytes(), "other")
+        else:
+            self._log.append((self._put_aside, -self._sizes[self._put_aside]))
+            self._put_aside = None
 
     def _backward_place(self, node: Any, read: list[int | None]) -> tuple[str, str]:
         """Group and phase of an operator that runs while gradients flow."""
@@ -381,9 +394,9 @@ class Recorder(UncompiledMode):
             if purpose_of[storage] == "activations":
                 saved[groups[storage]] += sizes[storage]
         second, again = Counter[tuple[str, str]](), Counter[tuple[Piece, str]]()
-        if len(self._at_starts) > 1:
-            flops, work = self._at_starts[1]
-            second, again = self._flops - flops, self._work - work
+        if len(self._at_starts) > 2:  # a pass begins with the sum of the losses before it
+            (flops, work), (flops_then, work_then) = self._at_starts[1:3]
+            second, again = flops_then - flops, work_then - work
         recording = Recording(
             _by_group(self._flops, Flops.__slots__),
             replace(memory(live), workspace=workspace),
@@ -453,6 +466,7 @@ class Recorder(UncompiledMode):
         return found
 
     def _reset(self) -> None:
+        self._trainable = self._put_aside = None
         self._stepping = 0  # optimizer steps begun and not ended
         self._went_forward = False  # since the last backward pass
         self._forward_ends: list[int] = []  # positions in the log
@@ -482,6 +496,11 @@ def layer_holding(parameter: str, layers: Container[str]) -> str | None:
         if path in layers:
             return path
     return None
+
+
+def random_state_bytes() -> int:
+    """What torch keeps to draw the same random numbers again: a tensor that no operator makes."""
+    return torch.get_rng_state().nbytes
 
 
 def _by_group(flops: Counter[tuple[str, str]], phases: Iterable[str]) -> defaultdict[str, Flops]:

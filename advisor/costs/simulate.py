@@ -38,7 +38,13 @@ from advisor.costs.attention import DeviceNeededError, cpu_attention
 from advisor.costs.closely import NO_LAYER, Stage, layer_costs, timeline, with_stage
 from advisor.costs.kernels import PASSES
 from advisor.costs.memo import OperatorMemo, Remembering
-from advisor.costs.recorder import Recorder, Recording, SkippingWrites, optimizers_in
+from advisor.costs.recorder import (
+    Recorder,
+    Recording,
+    SkippingWrites,
+    optimizers_in,
+    random_state_bytes,
+)
 from advisor.costs.steps import known_step, make_state
 from advisor.costs.work import as_work
 from advisor.costs.workspace import Workspace
@@ -64,6 +70,7 @@ from advisor.records import (
     Levers,
     Timeline,
 )
+from advisor.training.step_at_once import StepAtOnce
 from advisor.training.update import RECALIBRATION_SAMPLES, begin, update
 from advisor.training.views import view_count
 
@@ -311,8 +318,8 @@ class Simulator:
             with Remembering(self._memo) if tensors == "meta" else nullcontext():  # meta's own are slow
                 trainable, optimizer = begin(model, self._census, candidate, learning_rate=1e-3)
             recorder = self._recorder(model, tensors, self._workspace)
-            # All micro-batches after the first are alike.
-            images, labels = self._batch(min(micro_batches, 2) * size, tensors)
+            recorded = min(micro_batches, _different(optimizer))
+            images, labels = self._batch(recorded * size, tensors)
             cache_bytes = setup_flops = 0
             if levers.cached_prefix != "no":
                 views = view_count(candidate, self._census, self._augment) or 1
@@ -329,7 +336,7 @@ class Simulator:
             ratio = self._inference_ratio(method, model, tensors)
             solving, rows = self._solving(trainable.solved, tensors) if trainable.solved else (None, 0)
 
-        flops = self._flops(recording, micro_batches, with_gradients=optimizer is not None)
+        flops = self._flops(recording, micro_batches, recorded, with_gradients=optimizer is not None)
         memory, of_tensors = (
             replace(
                 held,
@@ -383,7 +390,9 @@ class Simulator:
             kernels=recording.kernels + PASSES * max(recording.shapes, self._forward_pass().shapes),
             by_layer=layer_costs(self._census, trainable, own, by_layer_type) if self._closely else (),
             timeline=timeline(recording, stages) if self._closely else None,
-            work=as_work(self._work(recording, micro_batches, with_gradients=optimizer is not None)),
+            work=as_work(
+                self._work(recording, micro_batches, recorded, with_gradients=optimizer is not None)
+            ),
         )
 
     def _update(
@@ -427,20 +436,23 @@ class Simulator:
             self._fronts[key] = flops, made
         return flops, made
 
-    def _flops(self, recording: Recording, micro_batches: int, *, with_gradients: bool) -> dict[str, Flops]:
-        """Of all micro-batches, of which two at most were recorded."""
-        more = max(micro_batches - 2, 0)
+    def _flops(
+        self, recording: Recording, micro_batches: int, recorded: int, *, with_gradients: bool
+    ) -> dict[str, Flops]:
+        """Of all micro-batches, of which the first few were recorded."""
+        more = micro_batches - recorded
         if not with_gradients and more:  # without a backward pass nothing parts one pass from the next
-            return {kind: Flops(recording.flops[kind].forward // 2 * micro_batches) for kind in self._kinds}
+            whole = {kind: recording.flops[kind].forward // recorded for kind in self._kinds}
+            return {kind: Flops(each * micro_batches) for kind, each in whole.items()}
         return {kind: recording.flops[kind] + recording.micro_batch[kind] * more for kind in self._kinds}
 
     def _work(
-        self, recording: Recording, micro_batches: int, *, with_gradients: bool
+        self, recording: Recording, micro_batches: int, recorded: int, *, with_gradients: bool
     ) -> dict[tuple[str, str, str], int]:
         """Likewise."""
-        more = max(micro_batches - 2, 0)
+        more = micro_batches - recorded
         if not with_gradients and more:
-            return {key: count // 2 * micro_batches for key, count in recording.work.items()}
+            return {key: count // recorded * micro_batches for key, count in recording.work.items()}
         again = recording.work_again
         return {key: count + more * again.get(key, 0) for key, count in recording.work.items()}
 
@@ -604,9 +616,17 @@ def _recorded(
     return recording
 
 
+def _different(optimizer: torch.optim.Optimizer | None) -> int:
+    """How many micro-batches there are that no other is like: the first finds no gradients there.
+
+    Where gradients go as soon as they are applied, they do so in the last one, and are held in the others.
+    """
+    return 3 if isinstance(optimizer, StepAtOnce) else 2
+
+
 def _random_states(trainable: Trainable) -> int:
-    """For each chain that runs again, torch keeps the random numbers' state: no operator makes it."""
-    return len(trainable.checkpointed) * _bytes(torch.get_rng_state())
+    """For each chain that runs again, torch keeps the random numbers' state."""
+    return len(trainable.checkpointed) * random_state_bytes()
 
 
 def _over_a_period(usual: Recording, rare: Recording, period: int) -> Recording:

@@ -28,6 +28,7 @@ OPERATORS = {
     *(aten._scaled_dot_product_flash_attention_for_cpu,),
     *(aten._scaled_dot_product_flash_attention_for_cpu_backward,),
 }
+# Elementwise ones of unlike types copy some of their arguments, in the type of the result, before they begin.
 # The places of their weights and of the number of groups among their arguments.
 _WEIGHT_AND_GROUPS = {aten.convolution: (1, 8), aten.convolution_backward: (2, 9)}
 _MARK = "peft-advisor-operator"
@@ -36,9 +37,27 @@ _TENSOR = "tensor"
 Call = tuple[Any, ...]  # an operator with its arguments, each tensor's shape instead of it; hashable
 
 
-def call_of(func: torch._ops.OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call:
-    """What has to be known of a call to make another one like it."""
+def call_of(
+    func: torch._ops.OpOverload,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    read: Sequence[torch.Tensor],
+) -> Call | None:
+    """What has to be known of a call to make another one like it; None where it takes no workspace.
+
+    Args:
+        read: the tensors among its arguments.
+    """
+    if func.overloadpacket not in OPERATORS and ("out" in kwargs or not _converts(func, read)):
+        return None
     return func, _described(args), _described(tuple(kwargs.items()))
+
+
+def _converts(func: torch._ops.OpOverload, read: Sequence[torch.Tensor]) -> bool:
+    """Whether an operator's arguments are of unlike types; numbers are converted one by one."""
+    if len(read) < 2 or torch.Tag.pointwise not in func.tags:
+        return False
+    return len({tensor.dtype for tensor in read if tensor.ndim}) > 1
 
 
 class Workspace:
@@ -75,6 +94,8 @@ def _measured(calls: Sequence[Call]) -> list[int]:
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         for index, (func, args, kwargs) in enumerate(calls):
             made_args, made_kwargs = _made(args, buffers), dict(_made(kwargs, buffers))
+            if func._schema.name.endswith("_"):  # what it writes to may share no memory with what it reads
+                made_args = (made_args[0].clone(), *made_args[1:])
             with torch.no_grad(), record_function(f"{_MARK} {index}"):
                 result = func(*made_args, **made_kwargs)
             del result

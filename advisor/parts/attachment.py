@@ -39,6 +39,7 @@ class Trainable:
     front: tuple[str, ...] = ()  # modules before the scope, in order: frozen, in eval mode
     chain: tuple[str, ...] = ()  # what the model calls one after the other
     checkpointed: tuple[slice, ...] = ()  # parts of the chain that run again in the backward pass
+    runs_again: bool = False  # such a part, at this moment
     # Added by the method and never trained, by name: indices of trained channels, a frozen projection.
     additions: dict[str, torch.Tensor] = field(default_factory=dict)
     loss: Loss = F.cross_entropy

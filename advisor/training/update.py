@@ -207,12 +207,22 @@ def _passed_on(x: Any, *_args: Any, **_kwargs: Any) -> Any:
 
 def _run_twice(function: Callable[..., Any], trainable: Trainable) -> Callable[..., Any]:
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        return nullcontext(), _statistics_kept(trainable)  # the first time, the second
+        return nullcontext(), _running_again(trainable)  # the first time, the second
 
     def run(*args: Any, **kwargs: Any) -> Any:
         return checkpoint(function, *args, use_reentrant=False, context_fn=contexts, **kwargs)
 
     return run
+
+
+@contextmanager
+def _running_again(trainable: Trainable) -> Iterator[None]:
+    with _statistics_kept(trainable):
+        trainable.runs_again = True
+        try:
+            yield
+        finally:
+            trainable.runs_again = False
 
 
 @contextmanager

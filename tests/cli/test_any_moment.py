@@ -25,7 +25,7 @@ from tests.processes import FORKS, Terminal, descendants, is_running, run_comman
 
 pytestmark = pytest.mark.skipif(not FORKS, reason="reads /proc")
 
-MOMENTS = 6
+MOMENTS = int(os.environ.get("MOMENTS", "6"))
 ASKED = ("--input-size", "1x8x8", "--methods", "head,norm,lora", "--ranks", "2", "--ram", "3MB")
 ASKED = (*ASKED, "--epochs", "1", "--probe-time", "1h")
 COSTING, PROBING = "Costing every candidate", "Probing on your data"
