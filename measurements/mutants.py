@@ -482,7 +482,7 @@ def main() -> None:
             tests, seconds, which = (more, SECONDS[1], "all") if asked.wider else (own, SECONDS[0], "own")
             for mutant, what, took in bench.fates(mutants, tests, seconds):
                 before = known.get(mutant.name(), {})
-                kept = {"why": before["why"]} if "why" in before else {}
+                kept = {"why": before["why"]} if "why" in before and what == "passed" else {}
                 if asked.again or before.get("late"):  # tests were written since it was first tried
                     kept["late"] = True
                 known[mutant.name()] = {
