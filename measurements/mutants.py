@@ -64,7 +64,7 @@ ELSEWHERE = {
     "probes/findings.py": ("probes/test_findings.py", "probes/test_race.py", "test_compare.py"),
     "solver/budget.py": ("solver/test_solver.py",),
     "solver/choose.py": ("solver/test_solver.py", "solver/test_laws.py"),
-    "solver/explain.py": ("solver/test_solver.py",),
+    "solver/explain.py": ("solver/test_solver.py", "report/test_screen.py"),
     "solver/limits.py": ("solver/test_solver.py", "solver/test_laws.py"),
     "solver/relax.py": ("solver/test_solver.py", "solver/test_laws.py"),
 }

@@ -404,6 +404,20 @@ def test_each_further_part_of_a_batch_is_as_much_work_and_the_optimizer_steps_on
     assert once == {"adam"}
 
 
+def test_statistics_take_as_much_for_each_part_of_a_batch():
+    """Nothing is done once a batch where nothing is trained: six parts are twice as much work as three."""
+    model = network()
+    simulator = Simulator(model, take_census(model, SIZE))
+    three, six = (
+        simulator.cost(Candidate("recalibrate", levers=Levers(micro_batch=1)), images) for images in (3, 6)
+    )
+    assert six.flops.total == six.flops.forward == 2 * three.flops.forward > 0
+    assert six.work
+    for once, twice in zip(three.work, six.work, strict=True):
+        for name in FIGURES:
+            assert getattr(twice, name) == 2 * getattr(once, name), (twice.kind, name)
+
+
 class Reader(nn.Module):
     """A convolution's columns, read one after the other."""
 
@@ -557,3 +571,22 @@ def test_a_head_that_is_solved_is_the_heads_own_in_the_split_by_layer(lever):
     layers, before = simulator.by_layer(solved, 8), simulator.by_layer(plain, 8)
     assert sum(part.trainable_parameters for part in layers.values()) == whole.trainable_parameters
     assert {name for name in layers if layers[name] != before[name]} <= {census.head}
+
+
+@pytest.mark.parametrize(
+    ("method", "setting", "lever", "larger"),
+    [("norm", {}, "ridge-all", "ridge"), ("lora", {"rank": 8}, "ridge-last", "lora")],
+)
+def test_while_a_head_is_solved_what_was_trained_is_held_and_the_new_head(method, setting, lever, larger):
+    model = network()
+    simulator = Simulator(model, take_census(model, SIZE), 5000, workspace=False)
+    weights = {
+        candidate.method: simulator.cost(candidate, 1).memory.weights
+        for candidate in (
+            Candidate.of(method, setting, Levers()),
+            Candidate.of("ridge", {"features": lever.removeprefix("ridge-")}, Levers()),
+        )
+    }
+    solved = simulator.cost(Candidate.of(method, setting, Levers(head=lever)), 1)
+    assert solved.memory.gradients == solved.memory.batch == 0  # it takes the most once all is trained
+    assert solved.memory.weights == weights[larger] == max(weights.values()) > min(weights.values())

@@ -20,8 +20,9 @@ from advisor.records import (
     Measurement,
     Memory,
 )
-from advisor.solver import answer, pareto_front, parse_budget, rank, relaxations, violations
+from advisor.solver import answer, cheaper_text, pareto_front, parse_budget, rank, relaxations, violations
 from advisor.solver.choose import expected_gap, paired_gap
+from advisor.solver.limits import LIMIT
 
 
 def cost(memory=100, flops=100, delta=100):
@@ -175,6 +176,26 @@ def test_the_front_holds_what_nothing_beats():
     assert [e.candidate.method for e in pareto_front([a, b, beaten, early])] == ["b", "a"]
 
 
+def test_what_was_run_is_beaten_by_what_was_run_and_is_as_quick_alone():
+    def run(seconds):
+        return Measurement(9, 9, 9, seconds, 5, None, survived=True)
+
+    good, poor = evaluation("good", right=900, memory=50), evaluation("poor", right=700)
+    timed = replace(poor, measured=run(0.1))
+    assert pareto_front([good, poor]) == [good]
+    assert pareto_front([good, timed]) == [good, timed]  # who knows how long the good one takes
+    for seconds, front in ((0.2, True), (0.1, False), (0.05, False)):
+        quick = replace(good, measured=run(seconds))
+        assert (timed in pareto_front([quick, timed])) == front
+
+
+def test_what_costs_as_much_and_is_known_to_be_no_better_stays():
+    """Neither beats the other, with accuracies or without."""
+    for right in (None, 800):
+        same = [evaluation(name, right=right) for name in ("one", "other")]
+        assert pareto_front(same) == same
+
+
 def test_the_answer_is_one_sentence_with_the_numbers():
     chosen = evaluation("norm", right=713)
     text = answer(chosen, [chosen], Budget(ram_bytes=64_000_000), None)
@@ -308,7 +329,9 @@ def test_limits_of_every_kind_as_typed():
     assert (budget.step_seconds, budget.max_trainable, budget.max_overhead) == (0.05, 1500, 0.0)
     assert (budget.prefer, budget.warn) == ("time", ("ram",))
     assert parse_budget(max_overhead="2.5%").max_overhead == 0.025
-    assert parse_budget(flops="fewest") == Budget(prefer="flops")
+    assert (
+        parse_budget(flops="fewest") == parse_budget(flops="fewest", prefer="flops") == Budget(prefer="flops")
+    )
 
 
 @pytest.mark.parametrize(
@@ -325,12 +348,34 @@ def test_limits_of_every_kind_as_typed():
         ({"warn": ["ram"]}, "give --ram"),
         ({"warn": ["flops-budget"]}, "did you mean flops?"),
         ({"flops": "fewest", "prefer": "ram"}, "give one"),
+        ({"ram": "1GB", "ram_includes_runtime": True, "runtime_overhead": "1MB"}, "give one"),
+        ({"ram_includes_runtime": True}, "give it, too"),
     ],
 )
 def test_what_can_not_be_a_limit_is_told_with_its_option(options, said):
     with pytest.raises(InputError) as error:
         parse_budget(**options)
     assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "meets", "misses"),
+    [
+        ("ram", 123_456, 124_000, 123_000),
+        ("flops", 98_765, 98_800, 98_700),
+        ("storage", 7, 7, 6),
+        ("step_time", 0.012345, 0.0124, 0.0123),
+        ("max_trainable", 0, 0, None),  # nothing is less than none
+        ("max_overhead", 0.0123, 0.013, 0.012),
+        ("max_overhead", 0.0, 0.0, None),
+        ("min_accuracy", 0.7014, 0.701, 0.702),
+        ("min_retained", 0.7016, 0.701, 0.702),
+    ],
+)
+def test_limits_are_written_to_three_digits_and_shares_to_a_tenth_of_a_percent(name, value, meets, misses):
+    """The tightest that the value meets and the loosest that it misses."""
+    for found, expected in ((LIMIT[name].meeting(value), meets), (LIMIT[name].missing(value), misses)):
+        assert found == (expected if expected is None else pytest.approx(expected))
 
 
 def test_a_soft_limit_is_told_and_excludes_nothing():
@@ -365,6 +410,17 @@ def test_the_order_of_costs_is_as_preferred():
         Budget(),
         None,
     )
+
+
+@pytest.mark.parametrize(("right", "told"), [(0, ""), (1, "0.1 +- 0.1 points"), (10, "0.5 +- ")])
+def test_what_a_cheaper_choice_costs_is_told_from_what_is_printed_as_a_tenth_of_a_point_on(right, told):
+    made = [
+        replace(evaluation(name), accuracy=accuracy(count, 2000))
+        for name, count in (("cheap", 0), ("dear", right))
+    ]
+    text = cheaper_text(made[0], made)
+    assert text.startswith(told)
+    assert bool(text) == bool(told)
 
 
 def test_where_no_limit_alone_is_in_the_way_two_are_named_together():
