@@ -21,6 +21,7 @@ from advisor.costs.recorder import Recorder
 from advisor.costs.simulate import shape_copy, simulate
 from advisor.methods import get_method, methods
 from advisor.methods.base import plain_optimizer
+from advisor.methods.galore import PERIOD
 from advisor.models.layers import take_census
 from advisor.parts.attachment import train_only
 from advisor.records import MULTIPLY_ADD_TYPES, Candidate, Flops, Levers
@@ -459,6 +460,29 @@ def test_a_recurrent_kernels_flops_are_those_of_its_steps():
     whole, apart = (simulator.cost(Candidate("full"), 2, tensors).flops for tensors in ("real", "meta"))
     assert whole.forward == apart.forward
     assert whole.total == pytest.approx(apart.total, rel=0.05)
+
+
+def test_of_updates_of_which_one_is_rare_the_highest_peak_counts_and_the_average_work():
+    """GaLore's rare one decomposes each gradient, which takes most of its memory and 60 times its FLOPs."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 64), nn.ReLU(), nn.Linear(64, 2))
+    census, candidate = take_census(model, (3, 8, 8)), Candidate.of("galore", {"rank": 4}, Levers())
+    cost = Simulator(model, census).cost(candidate, 2)
+    assert cost.peak_memory_bytes == pytest.approx(measured_peak(model, census, candidate, 2), rel=0.05)
+    decomposed = 14 * 192 * 64**2 + 8 * 64**3
+    assert decomposed / PERIOD < cost.flops.optimizer < decomposed / 30
+
+
+def test_where_blocks_run_again_the_state_of_random_numbers_is_kept_for_each():
+    """5 kB each: of such small tensors, most of what is held."""
+    blocks = (
+        nn.Sequential(nn.Conv2d(3 if first else 4, 4, 3, padding=1), nn.ReLU()) for first in (1, *[0] * 8)
+    )
+    model = nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+    census = take_census(model, (3, 8, 8))
+    candidate = Candidate("full", levers=Levers(checkpoint=True))
+    simulated = Simulator(model, census).cost(candidate, 2)
+    assert simulated.memory.activations > 8 * 5000
+    assert simulated.peak_memory_bytes == measured_peak(model, census, candidate, 2)
 
 
 def test_where_a_recurrent_layer_can_not_be_run_its_memory_is_said_to_be_too_low():
