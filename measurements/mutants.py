@@ -49,6 +49,7 @@ ELSEWHERE = {
     "costs/steps.py": ("costs/test_simulate.py",),
     "costs/work.py": ("costs/test_flops.py", "costs/test_simulate.py", "probes/test_clock.py"),
     "costs/workspace.py": ("costs/test_workspace.py", "costs/test_simulate.py"),
+    "methods/adapter.py": ("methods/test_adapter.py", "methods/test_contract.py"),
     "methods/base.py": ("methods/test_contract.py", "methods/test_another_method.py"),
     "methods/bias.py": ("methods/test_contract.py",),
     "methods/full.py": ("methods/test_contract.py",),

@@ -62,7 +62,7 @@ def test_what_forgets_too_much_does_not_fit():
     assert "85.0 % on the old data" in text
     relaxed = relaxations(kept, [lost, kept], Budget(min_retained=0.8), None)[0]
     assert relaxed.sentence.startswith(
-        "With --min-retained 0.700 (10.0 points lower) the answer is full: +5.0 +- "
+        "With --min-retained 0.700 (10.0 points lower) the answer is full: +5.0 +- 1.4 points"
     )
     assert relaxed.sentence.endswith(" points, -15.0 on old data")
     assert "70.0 %" in answer(None, [lost], Budget(min_retained=0.8), None)
