@@ -7,6 +7,7 @@ import math
 import pickle
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -359,6 +360,20 @@ def test_decoding_counts_as_no_candidates_time(monkeypatch):
     assert (found.seconds, clock[0]) == (0, 200)
     assert trainer().time_updates(trial.candidate) == (0, 0)
     assert clock[0] == 400
+
+
+@pytest.mark.parametrize("usual", [1.0, 0.125, 0.01])
+def test_an_update_is_timed_without_the_first_however_many_there_is_time_for(usual, monkeypatch):
+    """Which compiles kernels: here it takes 5 s, and belongs to what comes before."""
+    module, clock, run = sys.modules[Trainer.__module__], [0.0], FineTune.run
+
+    def timed(self, updates):
+        clock[0] += sum(usual if done else 5.0 for done in range(self.done, updates))
+        return run(self, updates)
+
+    monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    monkeypatch.setattr(FineTune, "run", timed)
+    assert trainer_of(network(), dataset()).time_updates(Candidate("norm")) == pytest.approx((5.0, usual))
 
 
 def test_its_key_follows_the_model_and_the_data():
