@@ -394,6 +394,25 @@ def separable():
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 2)).eval()
 
 
+def test_what_trains_alike_is_run_in_the_quickest_way():
+    """What is before all that is trained runs once, and its output is kept; where that can't be, all runs."""
+    census = take_census(blocks(), SIZE)
+    count = len(census.blocks)
+    stiff = replace(census, blocks=tuple(replace(block, replaceable=False) for block in census.blocks))
+    last = Levers(scope=1, checkpoint=True, update="per-parameter")
+    kept = Levers(scope=1, cached_prefix="ram")
+    for method, levers, own, whole in (
+        ("full", last, kept, Levers(scope=1)),
+        ("full", Levers(scope=count), Levers(), Levers()),  # nothing is before it
+        ("head", Levers(), Levers(scope=0, cached_prefix="ram"), Levers()),
+        ("head", Levers(scope=1), kept, Levers()),
+        ("head", Levers(statistics="updated"), Levers(statistics="updated"), Levers(statistics="updated")),
+    ):
+        candidate = Candidate(method, levers=levers)
+        assert trained_as(candidate, census).levers == own
+        assert trained_as(candidate, stiff).levers == whole
+
+
 def deep():
     """Three blocks, with statistics of what it sees."""
     torch.manual_seed(0)
