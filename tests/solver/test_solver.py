@@ -370,6 +370,7 @@ def test_what_can_not_be_a_limit_is_told_with_its_option(options, said):
         ("max_overhead", 0.0, 0.0, None),
         ("min_accuracy", 0.7014, 0.701, 0.702),
         ("min_retained", 0.7016, 0.701, 0.702),
+        ("min_accuracy", 1.0, 1.0, None),  # 1.001 would be read as a percentage
     ],
 )
 def test_limits_are_written_to_three_digits_and_shares_to_a_tenth_of_a_percent(name, value, meets, misses):
