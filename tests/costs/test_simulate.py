@@ -61,6 +61,62 @@ def multiply_adds(cost, batch):
     return (flops.forward + flops.input_gradient + flops.weight_gradient) / batch
 
 
+def test_statistics_take_as_much_for_each_part_of_a_batch():
+    """Nothing is done once a batch where nothing is trained: six parts are twice as much work as three."""
+    model = network()
+    simulator = Simulator(model, take_census(model, SIZE))
+    three, six = (
+        simulator.cost(Candidate("recalibrate", levers=Levers(micro_batch=1)), images) for images in (3, 6)
+    )
+    assert six.flops.total == six.flops.forward == 2 * three.flops.forward > 0
+    assert six.work
+    for once, twice in zip(three.work, six.work, strict=True):
+        for name in FIGURES:
+            assert getattr(twice, name) == 2 * getattr(once, name), (twice.kind, name)
+
+
+@pytest.mark.parametrize(
+    ("method", "setting", "lever", "larger"),
+    [("norm", {}, "ridge-all", "ridge"), ("lora", {"rank": 8}, "ridge-last", "lora")],
+)
+def test_while_a_head_is_solved_what_was_trained_is_held_and_the_new_head(method, setting, lever, larger):
+    model = network()
+    simulator = Simulator(model, take_census(model, SIZE), 5000, workspace=False)
+    weights = {
+        candidate.method: simulator.cost(candidate, 1).memory.weights
+        for candidate in (
+            Candidate.of(method, setting, Levers()),
+            Candidate.of("ridge", {"features": lever.removeprefix("ridge-")}, Levers()),
+        )
+    }
+    solved = simulator.cost(Candidate.of(method, setting, Levers(head=lever)), 1)
+    assert solved.memory.gradients == solved.memory.batch == 0  # it takes the most once all is trained
+    assert solved.memory.weights == weights[larger] == max(weights.values()) > min(weights.values())
+
+
+def test_of_updates_of_which_one_is_rare_the_highest_peak_counts_and_the_average_work():
+    """GaLore's rare one decomposes each gradient, which takes most of its memory and 60 times its FLOPs."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 64), nn.ReLU(), nn.Linear(64, 2))
+    census, candidate = take_census(model, (3, 8, 8)), Candidate.of("galore", {"rank": 4}, Levers())
+    cost = Simulator(model, census).cost(candidate, 2)
+    assert cost.peak_memory_bytes == pytest.approx(measured_peak(model, census, candidate, 2), rel=0.05)
+    decomposed = 14 * 192 * 64**2 + 8 * 64**3
+    assert decomposed / PERIOD < cost.flops.optimizer < decomposed / 30
+
+
+def test_where_blocks_run_again_the_state_of_random_numbers_is_kept_for_each():
+    """5 kB each: of such small tensors, most of what is held."""
+    blocks = (
+        nn.Sequential(nn.Conv2d(3 if first else 4, 4, 3, padding=1), nn.ReLU()) for first in (1, *[0] * 8)
+    )
+    model = nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+    census = take_census(model, (3, 8, 8))
+    candidate = Candidate("full", levers=Levers(checkpoint=True))
+    simulated = Simulator(model, census).cost(candidate, 2)
+    assert simulated.memory.activations > 8 * 5000
+    assert simulated.peak_memory_bytes == measured_peak(model, census, candidate, 2)
+
+
 def test_mobilenet_v2_full(mobilenet):
     """The figures measured with the allocator's own events: 645.7 MiB; 1,783 MFLOP per sample."""
     cost = simulate(*mobilenet, Candidate("full"), 8, workspace=False)
@@ -405,20 +461,6 @@ def test_each_further_part_of_a_batch_is_as_much_work_and_the_optimizer_steps_on
     assert once == {"adam"}
 
 
-def test_statistics_take_as_much_for_each_part_of_a_batch():
-    """Nothing is done once a batch where nothing is trained: six parts are twice as much work as three."""
-    model = network()
-    simulator = Simulator(model, take_census(model, SIZE))
-    three, six = (
-        simulator.cost(Candidate("recalibrate", levers=Levers(micro_batch=1)), images) for images in (3, 6)
-    )
-    assert six.flops.total == six.flops.forward == 2 * three.flops.forward > 0
-    assert six.work
-    for once, twice in zip(three.work, six.work, strict=True):
-        for name in FIGURES:
-            assert getattr(twice, name) == 2 * getattr(once, name), (twice.kind, name)
-
-
 class Reader(nn.Module):
     """A convolution's columns, read one after the other."""
 
@@ -460,29 +502,6 @@ def test_a_recurrent_kernels_flops_are_those_of_its_steps():
     whole, apart = (simulator.cost(Candidate("full"), 2, tensors).flops for tensors in ("real", "meta"))
     assert whole.forward == apart.forward
     assert whole.total == pytest.approx(apart.total, rel=0.05)
-
-
-def test_of_updates_of_which_one_is_rare_the_highest_peak_counts_and_the_average_work():
-    """GaLore's rare one decomposes each gradient, which takes most of its memory and 60 times its FLOPs."""
-    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 64), nn.ReLU(), nn.Linear(64, 2))
-    census, candidate = take_census(model, (3, 8, 8)), Candidate.of("galore", {"rank": 4}, Levers())
-    cost = Simulator(model, census).cost(candidate, 2)
-    assert cost.peak_memory_bytes == pytest.approx(measured_peak(model, census, candidate, 2), rel=0.05)
-    decomposed = 14 * 192 * 64**2 + 8 * 64**3
-    assert decomposed / PERIOD < cost.flops.optimizer < decomposed / 30
-
-
-def test_where_blocks_run_again_the_state_of_random_numbers_is_kept_for_each():
-    """5 kB each: of such small tensors, most of what is held."""
-    blocks = (
-        nn.Sequential(nn.Conv2d(3 if first else 4, 4, 3, padding=1), nn.ReLU()) for first in (1, *[0] * 8)
-    )
-    model = nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
-    census = take_census(model, (3, 8, 8))
-    candidate = Candidate("full", levers=Levers(checkpoint=True))
-    simulated = Simulator(model, census).cost(candidate, 2)
-    assert simulated.memory.activations > 8 * 5000
-    assert simulated.peak_memory_bytes == measured_peak(model, census, candidate, 2)
 
 
 def test_where_a_recurrent_layer_can_not_be_run_its_memory_is_said_to_be_too_low():
@@ -595,22 +614,3 @@ def test_a_head_that_is_solved_is_the_heads_own_in_the_split_by_layer(lever):
     layers, before = simulator.by_layer(solved, 8), simulator.by_layer(plain, 8)
     assert sum(part.trainable_parameters for part in layers.values()) == whole.trainable_parameters
     assert {name for name in layers if layers[name] != before[name]} <= {census.head}
-
-
-@pytest.mark.parametrize(
-    ("method", "setting", "lever", "larger"),
-    [("norm", {}, "ridge-all", "ridge"), ("lora", {"rank": 8}, "ridge-last", "lora")],
-)
-def test_while_a_head_is_solved_what_was_trained_is_held_and_the_new_head(method, setting, lever, larger):
-    model = network()
-    simulator = Simulator(model, take_census(model, SIZE), 5000, workspace=False)
-    weights = {
-        candidate.method: simulator.cost(candidate, 1).memory.weights
-        for candidate in (
-            Candidate.of(method, setting, Levers()),
-            Candidate.of("ridge", {"features": lever.removeprefix("ridge-")}, Levers()),
-        )
-    }
-    solved = simulator.cost(Candidate.of(method, setting, Levers(head=lever)), 1)
-    assert solved.memory.gradients == solved.memory.batch == 0  # it takes the most once all is trained
-    assert solved.memory.weights == weights[larger] == max(weights.values()) > min(weights.values())
