@@ -21,8 +21,8 @@ from advisor.records import (
     Memory,
 )
 from advisor.solver import answer, cheaper_text, pareto_front, parse_budget, rank, relaxations, violations
-from advisor.solver.choose import expected_gap, paired_gap
-from advisor.solver.limits import LIMIT
+from advisor.solver.choose import expected_gap, expected_loss, paired_gap
+from advisor.solver.limits import LIMIT, allowed_memory, enforced_memory
 
 
 def cost(memory=100, flops=100, delta=100):
@@ -394,6 +394,41 @@ def test_what_was_run_is_judged_on_what_it_took():
     assert [v.limit for v in violations(budget, cost(), measured=run)] == ["execution", "step_time"]
     assert "80.0 ms, 30.0 ms over the 50.0 ms allowed" in violations(budget, cost(), measured=run)[1].reason
     assert violations(budget, cost()) == ()  # unknown
+
+
+def test_what_died_in_its_run_fits_at_no_limit_that_is_known():
+    """Whatever it had asked for by then."""
+    died = Measurement(20, 500, 300, 0.0, 0, 200, survived=False, failure="killed")
+    for budget, allowed in ((Budget(), 0), (Budget(ram_bytes=110), 110)):
+        [found] = violations(budget, cost(), measured=died)
+        assert (found.limit, found.value, found.allowed, found.hard) == ("execution", 20, allowed, True)
+        assert found.reason == "did not survive its run: killed"
+    # Nor is it said to fit with more memory.
+    budget = Budget(ram_bytes=110)
+    made = [evaluation("head", budget, memory=50), evaluation("norm", budget)]
+    made[1] = replace(made[1], measured=died, violations=violations(budget, cost(), measured=died))
+    assert {each.candidate_id for each in relaxations(made[0], made, budget, None)} == {"head", None}
+
+
+def test_a_soft_limit_of_memory_is_not_enforced():
+    budget = Budget(ram_bytes=100, runtime_overhead_bytes=30)
+    assert enforced_memory(budget) == allowed_memory(budget) == 70
+    assert enforced_memory(replace(budget, warn=("ram",))) is enforced_memory(Budget()) is None
+
+
+def test_what_cannot_be_merged_says_what_it_costs_at_each_inference():
+    [found] = violations(Budget(max_overhead=0.0), replace(cost(), inference_flops_ratio=1.05))
+    assert found.reason == "can't be merged: an inference takes 5.0 % more FLOPs"
+    [found] = violations(Budget(max_overhead=0.01), replace(cost(), inference_flops_ratio=1.05))
+    assert found.reason == "added inference 5.0 %, 4.0 % over the 1.0 % allowed"
+
+
+def test_of_what_is_expected_of_each_a_gap_counts_whole():
+    """Where all probes together have told what each comes to, chance is allowed for already."""
+    best, other = accuracy(30, 40), accuracy(29, 40)
+    assert expected_loss(other, best, Budget()) < 0.02
+    told = [replace(each, seen=each.mean) for each in (other, best)]
+    assert expected_loss(*told, Budget()) == pytest.approx(1 / 40)
 
 
 def test_the_order_of_costs_is_as_preferred():
