@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-long test-browser lint audit study-memory study-flops study-layer-types study-pricing study-peers study-regret study-curves study-prior study-allocation study-augment study-photos study-chance study-smoothing study-check study-files study-lookalikes study-zoos study-device clean
+.PHONY: demo test test-long coverage test-browser lint audit study-memory study-flops study-layer-types study-pricing study-peers study-regret study-curves study-prior study-allocation study-augment study-photos study-chance study-smoothing study-check study-files study-lookalikes study-zoos study-device clean
 
 demo: $(VENV)/.installed
 	$(BIN)/peft-advisor demo
@@ -15,6 +15,11 @@ test: $(VENV)/.installed-dev
 # measurements/results/reliability.json. FUZZ=SECONDS for each loader, MOMENTS=NUMBER of runs interrupted or killed.
 test-long: $(VENV)/.installed-long
 	$(BIN)/python -m pytest -m long --durations=0
+
+# Which branches `make test` takes, in one process: half an hour. The shares are kept as `test-long`'s figures are.
+coverage: $(VENV)/.installed-long
+	$(BIN)/python -m coverage run -m pytest
+	$(BIN)/python -m measurements.branches
 
 # The report in a real browser: Debian's, which has to be on the PATH. AXE=FILE: axe-core's axe.min.js, too.
 test-browser: $(VENV)/.installed-browser

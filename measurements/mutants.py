@@ -45,10 +45,11 @@ ELSEWHERE = {
     "costs/allocator.py": ("costs/test_simulate.py",),
     "costs/fvcore_check.py": ("costs/test_flops.py",),
     "costs/passes.py": ("costs/test_flops.py", "costs/test_simulate.py"),
-    "costs/recorder.py": ("costs/test_simulate.py", "costs/test_flops.py"),
+    "costs/recorder.py": ("costs/test_closely.py", "costs/test_simulate.py", "costs/test_flops.py"),
     "costs/steps.py": ("costs/test_simulate.py",),
     "costs/work.py": ("costs/test_flops.py", "costs/test_simulate.py", "probes/test_clock.py"),
-    "costs/workspace.py": ("costs/test_simulate.py",),
+    "costs/workspace.py": ("costs/test_workspace.py", "costs/test_simulate.py"),
+    "methods/adapter.py": ("methods/test_adapter.py", "methods/test_contract.py"),
     "methods/base.py": ("methods/test_contract.py", "methods/test_another_method.py"),
     "methods/bias.py": ("methods/test_contract.py",),
     "methods/full.py": ("methods/test_contract.py",),
@@ -64,7 +65,7 @@ ELSEWHERE = {
     "probes/findings.py": ("probes/test_findings.py", "probes/test_race.py", "test_compare.py"),
     "solver/budget.py": ("solver/test_solver.py",),
     "solver/choose.py": ("solver/test_solver.py", "solver/test_laws.py"),
-    "solver/explain.py": ("solver/test_solver.py",),
+    "solver/explain.py": ("solver/test_solver.py", "report/test_screen.py"),
     "solver/limits.py": ("solver/test_solver.py", "solver/test_laws.py"),
     "solver/relax.py": ("solver/test_solver.py", "solver/test_laws.py"),
 }
@@ -319,23 +320,30 @@ class Bench:
         if not mutants:
             return
         read, write = os.pipe()
+        go, on = os.pipe()
         child = os.fork()
         if child == 0:
             code = 1
             try:
+                os.close(on)
                 os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
                 os.dup2(1, 2)
                 import pytest
 
-                code = int(pytest.main([*HOW, *tests], plugins=[_Trials(self, mutants, seconds, write)]))
+                code = int(pytest.main([*HOW, *tests], plugins=[_Trials(self, mutants, seconds, write, go)]))
             finally:
                 os._exit(code)
         os.close(write)
+        os.close(go)
         waiting = list(mutants)
         with os.fdopen(read) as said:
             for line in said:
                 what, took = json.loads(line)
                 yield waiting.pop(0), what, took
+                # Not before: whether a test fails without any mutant is tried on the same files.
+                with suppress(BrokenPipeError):
+                    os.write(on, b".")
+        os.close(on)
         os.waitpid(child, 0)
         if len(waiting) == len(mutants) and (mutants[0] is None or mutants[0].in_function()):
             raise ValueError(f"nothing is found to be run: {', '.join(tests)}")
@@ -346,8 +354,11 @@ class Bench:
 class _Trials:
     """Plugin of pytest: in place of one run of the tests, one for each mutant, each in its own process."""
 
-    def __init__(self, bench: Bench, mutants: Sequence[Mutant | None], seconds: int, write: int) -> None:
-        self._bench, self._mutants, self._seconds, self._write = bench, mutants, seconds, write
+    def __init__(
+        self, bench: Bench, mutants: Sequence[Mutant | None], seconds: int, write: int, go: int
+    ) -> None:
+        self._bench, self._mutants, self._seconds = bench, mutants, seconds
+        self._write, self._go = write, go  # what became of one, and that the next may be tried
         self._failed: list[str] = []
 
     def pytest_runtest_logreport(self, report: Any) -> None:
@@ -368,6 +379,7 @@ class _Trials:
                     codes = {each: new[each.__code__] for each in of_it if each.__code__ in new}
                     what = self._trial(session, codes)
             os.write(self._write, (json.dumps(what) + "\n").encode())
+            os.read(self._go, 1)
         return True
 
     def _trial(self, session: Any, changed: dict[FunctionType, CodeType]) -> tuple[str, float]:
@@ -482,7 +494,7 @@ def main() -> None:
             tests, seconds, which = (more, SECONDS[1], "all") if asked.wider else (own, SECONDS[0], "own")
             for mutant, what, took in bench.fates(mutants, tests, seconds):
                 before = known.get(mutant.name(), {})
-                kept = {"why": before["why"]} if "why" in before else {}
+                kept = {"why": before["why"]} if "why" in before and what == "passed" else {}
                 if asked.again or before.get("late"):  # tests were written since it was first tried
                     kept["late"] = True
                 known[mutant.name()] = {

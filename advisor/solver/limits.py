@@ -63,7 +63,8 @@ class Limit:
         step = self.least if self.share else max(self.least, 10.0 ** (size - _DIGITS))
         middle = round(value / step)
         first = 0 if self.zero else 1
-        numbers = [number for number in range(middle - 2, middle + 3) if number >= first] or [first]
+        last = round(1 / step) if self.at_least else math.inf  # more than all of it is no floor
+        numbers = [number for number in range(middle - 2, middle + 3) if first <= number <= last] or [first]
         found = [self.parse(self.typed(number * step)) for number in numbers]
         fitting = [limit for limit in found if self.is_met(value, limit) == met]
         return (max if met == self.at_least else min)(fitting, default=None)

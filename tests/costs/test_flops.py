@@ -212,6 +212,11 @@ def normed(training, affine=True):
         (lambda: torch.lerp(torch.ones(6), torch.ones(6), 0.5), 18),
         (lambda: torch.mv(torch.ones(2, 3), torch.ones(3)), 12),
         (lambda: torch.dot(torch.ones(3), torch.ones(3)), 6),
+        # What a product is added to is where its sums begin.
+        (lambda: torch.addmm(torch.ones(2, 4), torch.ones(2, 3), torch.ones(3, 4)), 2 * 24),
+        (lambda: torch.baddbmm(torch.ones(5, 2, 4), torch.ones(5, 2, 3), torch.ones(5, 3, 4)), 2 * 120),
+        (lambda: torch.addmv(torch.ones(2), torch.ones(2, 3), torch.ones(3)), 2 * 6),
+        (lambda: torch.addr(torch.ones(2, 3), torch.ones(2), torch.ones(3)), 2 * 6),
         (lambda: functional.layer_norm(torch.ones(2, 5), (5,)), 6 * 10),
         (lambda: functional.group_norm(torch.ones(2, 4, 3), 2), 6 * 24),
         (lambda: torch.var_mean(torch.ones(2, 5)), 4 * 10),

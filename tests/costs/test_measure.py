@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch import nn
 
 from advisor.costs import Simulator
+from advisor.costs import measure as measuring
 from advisor.costs.measure import measure
 from advisor.costs.simulate import simulate
 from advisor.errors import InputError, ModelError
 from advisor.models.layers import take_census
-from advisor.records import Candidate, Levers
+from advisor.records import Candidate, Levers, Measurement
 
 SIZE = (3, 48, 48)
 MIB = 2**20
@@ -36,6 +39,39 @@ def wide_network():
     layers = (layer for _ in range(6) for layer in (nn.Linear(512, 512), nn.ReLU()))
     model = nn.Sequential(nn.Flatten(), nn.Linear(192, 512), nn.ReLU(), *layers, nn.Linear(512, 4))
     return model, take_census(model, (3, 8, 8))
+
+
+@pytest.mark.parametrize(
+    ("peak", "survives", "allowances", "told"),
+    [
+        (2000, (False, False), [4 * MIB], False),  # the allocator's own peak is above what is allowed
+        (1000, (False, False), [4 * MIB, 32 * MIB], True),  # it isn't: the runtime took more than that
+        (1000, (False, True), [4 * MIB, 32 * MIB], True),
+        (1000, (True, True), [4 * MIB], True),
+    ],
+)
+def test_the_runtimes_fluctuation_has_4_mib_and_then_32(peak, survives, allowances, told, monkeypatch):
+    given, fates = [], iter(survives)
+
+    def capped(job, allowed, allowance, waiting):
+        given.append(allowance)
+        return Measurement(peak, peak, 0, 0.1, 5, allowed + allowance, survived=next(fates))
+
+    monkeypatch.setattr(measuring, "_capped", capped)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+    found = measure(model, take_census(model, (1, 2, 2)), Candidate("full"), 2, allowed_bytes=1000)
+    assert given == allowances
+    assert found.survived == told
+    assert (found.cap_bytes is None) == (told and not any(survives))
+
+
+@pytest.mark.parametrize(
+    ("device", "is_there"), [("cpu", True), ("cuda", True), ("cuda:0", True), ("cuda:1", False)]
+)
+def test_of_one_gpu_there_is_the_first(device, is_there, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with nullcontext() if is_there else pytest.raises(InputError, match="it sees 1 CUDA GPUs"):
+        measuring._check_device(device)
 
 
 def test_a_roomy_cap_is_survived_and_the_peak_is_near_the_simulated_one(network):

@@ -7,9 +7,11 @@ import resource
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from advisor.costs import process
 from advisor.costs.process import give_back_freed_memory, keep_freed_memory, process_bytes
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
@@ -19,6 +21,15 @@ MEGABYTES = 64
 def test_bytes_are_the_kernels_pages():
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     assert process_bytes("VmSize") == pytest.approx(pages * resource.getpagesize(), rel=3e-4)
+
+
+@pytest.mark.parametrize(("platform", "unit"), [("darwin", 1), ("freebsd14", 1024)])
+def test_without_proc_the_peak_resident_set_stands_for_all(platform, unit, tmp_path, monkeypatch):
+    """macOS tells it in bytes, other systems in kilobytes."""
+    monkeypatch.setattr(process, "Path", lambda _: tmp_path / "status")
+    monkeypatch.setattr(process, "sys", SimpleNamespace(platform=platform))
+    monkeypatch.setattr(resource, "getrusage", lambda _: SimpleNamespace(ru_maxrss=70_000))
+    assert process_bytes("VmSize") == process_bytes("VmRSS") == 70_000 * unit
 
 
 ALONE = f"""

@@ -21,6 +21,7 @@ from advisor.costs.recorder import Recorder
 from advisor.costs.simulate import shape_copy, simulate
 from advisor.methods import get_method, methods
 from advisor.methods.base import plain_optimizer
+from advisor.methods.galore import PERIOD
 from advisor.models.layers import take_census
 from advisor.parts.attachment import train_only
 from advisor.records import MULTIPLY_ADD_TYPES, Candidate, Flops, Levers
@@ -59,6 +60,62 @@ def multiply_adds(cost, batch):
         Flops(),
     )
     return (flops.forward + flops.input_gradient + flops.weight_gradient) / batch
+
+
+def test_statistics_take_as_much_for_each_part_of_a_batch():
+    """Nothing is done once a batch where nothing is trained: six parts are twice as much work as three."""
+    model = network()
+    simulator = Simulator(model, take_census(model, SIZE))
+    three, six = (
+        simulator.cost(Candidate("recalibrate", levers=Levers(micro_batch=1)), images) for images in (3, 6)
+    )
+    assert six.flops.total == six.flops.forward == 2 * three.flops.forward > 0
+    assert six.work
+    for once, twice in zip(three.work, six.work, strict=True):
+        for name in FIGURES:
+            assert getattr(twice, name) == 2 * getattr(once, name), (twice.kind, name)
+
+
+@pytest.mark.parametrize(
+    ("method", "setting", "lever", "larger"),
+    [("norm", {}, "ridge-all", "ridge"), ("lora", {"rank": 8}, "ridge-last", "lora")],
+)
+def test_while_a_head_is_solved_what_was_trained_is_held_and_the_new_head(method, setting, lever, larger):
+    model = network()
+    simulator = Simulator(model, take_census(model, SIZE), 5000, workspace=False)
+    weights = {
+        candidate.method: simulator.cost(candidate, 1).memory.weights
+        for candidate in (
+            Candidate.of(method, setting, Levers()),
+            Candidate.of("ridge", {"features": lever.removeprefix("ridge-")}, Levers()),
+        )
+    }
+    solved = simulator.cost(Candidate.of(method, setting, Levers(head=lever)), 1)
+    assert solved.memory.gradients == solved.memory.batch == 0  # it takes the most once all is trained
+    assert solved.memory.weights == weights[larger] == max(weights.values()) > min(weights.values())
+
+
+def test_of_updates_of_which_one_is_rare_the_highest_peak_counts_and_the_average_work():
+    """GaLore's rare one decomposes each gradient, which takes most of its memory and 60 times its FLOPs."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 64), nn.ReLU(), nn.Linear(64, 2))
+    census, candidate = take_census(model, (3, 8, 8)), Candidate.of("galore", {"rank": 4}, Levers())
+    cost = Simulator(model, census).cost(candidate, 2)
+    assert cost.peak_memory_bytes == pytest.approx(measured_peak(model, census, candidate, 2), rel=0.05)
+    decomposed = 14 * 192 * 64**2 + 8 * 64**3
+    assert decomposed / PERIOD < cost.flops.optimizer < decomposed / 30
+
+
+def test_where_blocks_run_again_the_state_of_random_numbers_is_kept_for_each():
+    """5 kB each: of such small tensors, most of what is held."""
+    blocks = (
+        nn.Sequential(nn.Conv2d(3 if first else 4, 4, 3, padding=1), nn.ReLU()) for first in (1, *[0] * 8)
+    )
+    model = nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+    census = take_census(model, (3, 8, 8))
+    candidate = Candidate("full", levers=Levers(checkpoint=True))
+    simulated = Simulator(model, census).cost(candidate, 2)
+    assert simulated.memory.activations > 8 * 5000
+    assert simulated.peak_memory_bytes == measured_peak(model, census, candidate, 2)
 
 
 def test_mobilenet_v2_full(mobilenet):

@@ -7,6 +7,7 @@ from torch import nn
 
 from advisor.errors import InputError
 from advisor.methods import get_method
+from advisor.methods.adapter import LinearAdapter, bottleneck
 from advisor.models.layers import take_census
 from advisor.parts.bypass import bypass_of
 
@@ -42,6 +43,15 @@ def test_a_1x1_beside_a_convolution_needs_the_same_pixels_on_both_axes(padding, 
 def test_linear_layers_have_adapters_too_but_never_the_head():
     model = nn.Sequential(nn.Flatten(), nn.Linear(48, 32), nn.GELU(), nn.Linear(32, 16), nn.Linear(16, 3))
     assert attached(model, {"kind": "linear", "reduction": 8}) == ["1", "3"]
+    assert [tuple(bypass_of(model[place])[0].weight.shape) for place in (1, 3)] == [(6, 48), (4, 32)]
+
+
+@pytest.mark.parametrize(
+    ("channels", "reduction", "hidden"), [(32, 8, 4), (30, 8, 3), (7, 2, 1), (3, 8, 1), (12, 1, 12)]
+)
+def test_a_bottleneck_divides_the_channels_and_is_never_empty(channels, reduction, hidden):
+    assert bottleneck(channels, reduction) == hidden
+    assert LinearAdapter(nn.Linear(channels, 5), reduction)[0].out_features == max(channels // reduction, 1)
 
 
 def test_only_a_head_is_no_place_for_an_adapter():

@@ -6,6 +6,7 @@ import copy
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
+from itertools import pairwise
 
 import pytest
 import torch
@@ -128,6 +129,20 @@ def test_the_methods_are_there_in_reading_order_and_described():
         trains = bool(method.learning_rates)
         assert not trains or len(method.learning_rates) >= 3
         assert list(method.learning_rates) == sorted(method.learning_rates)
+
+
+def test_from_one_learning_rate_to_the_next_is_about_five_times():
+    """As the picture of all candidates counts them."""
+    for name in methods():
+        for lower, higher in pairwise(get_method(name).learning_rates):
+            assert 3.9 <= higher / lower <= 6.1, name
+
+
+def test_biases_are_trained_where_one_layer_besides_the_head_has_one():
+    for biases, expected in (((True, False), True), ((False, True), True), ((False, False), False)):
+        layers = [nn.Conv2d(3, 3, 1, bias=bias) for bias in biases]
+        model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2))
+        assert get_method("bias").applies(take_census(model, SIZE)) == expected
 
 
 def test_a_taken_name_is_refused():

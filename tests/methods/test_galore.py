@@ -9,6 +9,9 @@ import torch
 from torch import nn
 
 from advisor.methods.galore import GaLoreOptimizer, projects
+from advisor.models.layers import take_census
+from advisor.records import Candidate, Levers
+from advisor.training.update import begin
 
 
 def state_size(optimizer):
@@ -37,6 +40,17 @@ def test_state_is_never_larger_than_adams():
             weight.grad = torch.randn_like(weight)
             optimizer.step()
             assert state_size(optimizer) <= 2 * weight.numel(), (shape, rank)
+
+
+def test_one_weight_that_is_projected_is_enough_and_without_any_it_is_torchs():
+    """Biases never are."""
+    for inputs, kind in ((200, GaLoreOptimizer), (2, torch.optim.Adam)):
+        model = nn.Sequential(nn.Linear(inputs, 8), nn.ReLU(), nn.Linear(8, 2))
+        trainable, optimizer = begin(
+            model, take_census(model, (inputs,)), Candidate.of("galore", {"rank": 4}, Levers()), 1e-3
+        )
+        assert len(trainable.parameters) == 4
+        assert type(optimizer) is kind
 
 
 def test_without_a_projection_it_is_adam():

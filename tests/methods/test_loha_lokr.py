@@ -60,6 +60,15 @@ def test_loha_is_the_elementwise_product_of_two_low_rank_products(layer):
         torch.testing.assert_close(change.weight_change(layer), 0.5 * first * second)
 
 
+@pytest.mark.parametrize(("layer", "rank"), [(nn.Linear(64, 64), 8), (nn.Conv2d(64, 64, 3, groups=4), 16)])
+def test_lohas_first_product_has_entries_of_variance_one(layer, rank):
+    """So that the second moves the weight as far in an update as LoRA's would."""
+    torch.manual_seed(0)
+    change = HadamardProduct(layer, rank, 1.0)
+    first = product(change.first.down.weight, change.first.up.weight, layer)
+    assert float(first.detach().std()) == pytest.approx(1, rel=0.15)
+
+
 @each_layer
 @pytest.mark.parametrize("rank", [1, 100], ids=["low-rank", "whole"])
 def test_lokr_is_the_kronecker_product(layer, rank):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -92,15 +93,21 @@ def test_ray_finds_the_same(workers):
         ray.shutdown()
 
 
-@pytest.mark.filterwarnings("ignore")  # the engine's own
-def test_a_ray_cluster_of_one_processor_is_refused():
-    ray = pytest.importorskip("ray")
-    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
-    try:
+@pytest.mark.parametrize(
+    ("resources", "workers"), [({}, None), ({"CPU": 1.0}, None), ({"CPU": 2.0}, 2), ({"CPU": 9.0}, 9)]
+)
+def test_a_ray_cluster_of_one_processor_is_refused(resources, workers, monkeypatch):
+    """Whatever ray it is: this one says how many it has, and no more."""
+    ray = SimpleNamespace(is_initialized=lambda: True, cluster_resources=lambda: resources)
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.setitem(sys.modules, "ray.util", SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "ray.util.joblib", SimpleNamespace(register_ray=lambda: None))
+    if workers is None:
         with pytest.raises(InputError, match="fewer than 2 CPUs"), executor_for("ray", trainer()):
             pass
-    finally:
-        ray.shutdown()
+    else:
+        with executor_for("ray", trainer()) as executor:
+            assert executor.workers == workers
 
 
 class Dies(torch.nn.Module):

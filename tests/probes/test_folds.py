@@ -38,6 +38,14 @@ def test_images_without_a_split_of_their_own_are_cross_validated_unless_there_ar
     data = few(50)
     lonely = LabelledImages(data.train.images[:3], torch.tensor([0, 0, 1]))
     assert fold_count(replace(data, train=lonely, validation=lonely)) == 2  # two images of class 1
+    # Of more images, too: were the only one of its class held out, none would be left to learn from.
+    data = few(400)
+    for count, folds in ((1, 1), (2, 4)):
+        parts = [
+            LabelledImages(part.images, (torch.arange(len(part)) < rare).long())
+            for part, rare in ((data.train, count), (data.validation, 0))
+        ]
+        assert fold_count(replace(data, train=parts[0], validation=parts[1])) == folds
 
 
 @given(st.integers(12, 80), st.integers(2, 5), st.integers(0, 5))

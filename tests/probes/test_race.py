@@ -8,16 +8,17 @@ import time
 from contextlib import ExitStack
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from advisor.costs import Simulator
 from advisor.errors import DataError
-from advisor.methods import get_method, registered
+from advisor.methods import get_method, learning_rates, registered
 from advisor.models.layers import take_census
 from advisor.probes import CrossValidation
 from advisor.probes.judging import ACCURACY
-from advisor.probes.race import race
+from advisor.probes.race import _Race, race
 from advisor.probes.train import Trainer, trained_as
 from advisor.records import Candidate, Levers
 from advisor.solver.paired import paired_gap
@@ -283,3 +284,55 @@ def test_of_few_hundred_images_what_leads_is_judged_on_more_than_the_first_fold(
     assert min(judged) == trainer.steps[0] < max(judged)
     best = max((a for a in found.accuracies.values() if a.finalist), key=lambda accuracy: accuracy.mean)
     assert len(best.correct) == max(judged)
+
+
+def racing(candidates, *, seconds=AMPLE, updates=24):
+    """A race that has not begun."""
+    model, census = network(), take_census(network(), SIZE)
+    simulator = Simulator(model, census, images=80)
+    costs = {candidate: simulator.cost(candidate, 8) for candidate in candidates}
+    trainer = Trainer(model, census, dataset(90), batch_size=8)
+    ignored = {"report": lambda *_: None, "lead": lambda *_: None, "executor": None, "store": None, "key": {}}
+    how = {"seed": 0, "metric": ACCURACY, "min_retained": None, "new_head": False}
+    return _Race(trainer, costs, seconds, updates, **how, **ignored)
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_of_the_rates_that_were_not_tried_the_most_promising_alone_may_be_run(place):
+    norm = Candidate("norm")
+    race = racing([norm])
+    picture = race._found.picture([24])
+    hopes = np.zeros(len(picture.points))
+    hopes[list(picture.rows_of(norm, learning_rates(norm)[place], 1.0, ()))] = 0.5
+    assert race._rates(picture, replace(picture.given([]), means=hopes)) == {
+        norm: [learning_rates(norm)[place]]
+    }
+
+
+def test_what_fails_when_it_is_timed_takes_no_time():
+    """Its probes will say why: until then nothing is known of it."""
+    race = racing([Candidate("norm")])
+
+    def time_updates(candidate):
+        raise RuntimeError("out of memory")
+
+    race._trainer.time_updates = time_updates
+    race._time()
+    assert race._clock.timed == {Candidate("norm"): (0.0, 0.0)}
+
+
+@pytest.mark.parametrize(
+    ("updates", "each", "lengths"),
+    [
+        (1600, 0.0, [100, 400, 1600]),  # a sixteenth, a quarter and all of it
+        (180, 0.0, [45, 180]),  # fewer than 12 updates say nothing
+        (40, 0.0, [40]),
+        (1600, 0.05, [400]),  # twice 80 s is more than there is; nor can many of 20 s be run
+        (1600, 0.01, [1600]),  # of 16 s they can't either: parts of some would cost too many others
+        (1600, 0.005, [100, 400, 1600]),
+    ],
+)
+def test_trainings_run_for_as_long_as_there_is_time_and_for_parts_of_that(updates, each, lengths):
+    race = racing([Candidate("norm")], seconds=100.0, updates=updates)
+    race._time = lambda: race._clock.timed.update({Candidate("norm"): (0.0, each)})
+    assert race._planned_lengths(30) == lengths

@@ -10,7 +10,7 @@ from torch import nn
 from advisor.data.loading import Dataset, LabelledImages, default_normalisation, load_data
 from advisor.data.pixels import Normalisation
 from advisor.errors import DataError, ModelError
-from advisor.probes.scenarios import Situation, adapt_head, imprint_where_better, relabel, situate
+from advisor.probes.scenarios import Situation, _looked_at, adapt_head, imprint_where_better, relabel, situate
 
 
 def data_of(*names: str, named: bool = True) -> Dataset:
@@ -502,3 +502,12 @@ def test_rows_are_not_imprinted_where_that_gets_less_right(monkeypatch):
 def first_of(images, classes):
     kept = images.labels < classes
     return LabelledImages(images.images[kept], images.labels[kept])
+
+
+@pytest.mark.parametrize(
+    ("images", "classes", "looked_at"),
+    [(100, 10, 100), (9000, 2, 512), (9000, 10, 510), (9000, 300, 300), (9000, 1000, 1000), (700, 1000, 700)],
+)
+def test_rows_are_imprinted_from_as_many_images_of_each_class(images, classes, looked_at):
+    """About 512 of them; where there are more classes, as many as classes."""
+    assert _looked_at(images, nn.Linear(4, classes)) == looked_at

@@ -7,6 +7,7 @@ import math
 import pickle
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -391,6 +392,20 @@ def test_decoding_counts_as_no_candidates_time(monkeypatch):
     assert clock[0] == 400
 
 
+@pytest.mark.parametrize("usual", [1.0, 0.125, 0.01])
+def test_an_update_is_timed_without_the_first_however_many_there_is_time_for(usual, monkeypatch):
+    """Which compiles kernels: here it takes 5 s, and belongs to what comes before."""
+    module, clock, run = sys.modules[Trainer.__module__], [0.0], FineTune.run
+
+    def timed(self, updates):
+        clock[0] += sum(usual if done else 5.0 for done in range(self.done, updates))
+        return run(self, updates)
+
+    monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    monkeypatch.setattr(FineTune, "run", timed)
+    assert trainer_of(network(), dataset()).time_updates(Candidate("norm")) == pytest.approx((5.0, usual))
+
+
 def test_its_key_follows_the_model_and_the_data():
     key = trainer_of(network(), dataset()).key()
     assert trainer_of(network(), dataset()).key() == key
@@ -407,6 +422,25 @@ def separable():
     )
     layers = [layer for conv in convolutions for layer in (conv, nn.BatchNorm2d(16), nn.ReLU())]
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 2)).eval()
+
+
+def test_what_trains_alike_is_run_in_the_quickest_way():
+    """What is before all that is trained runs once, and its output is kept; where that can't be, all runs."""
+    census = take_census(blocks(), SIZE)
+    count = len(census.blocks)
+    stiff = replace(census, blocks=tuple(replace(block, replaceable=False) for block in census.blocks))
+    last = Levers(scope=1, checkpoint=True, update="per-parameter")
+    kept = Levers(scope=1, cached_prefix="ram")
+    for method, levers, own, whole in (
+        ("full", last, kept, Levers(scope=1)),
+        ("full", Levers(scope=count), Levers(), Levers()),  # nothing is before it
+        ("head", Levers(), Levers(scope=0, cached_prefix="ram"), Levers()),
+        ("head", Levers(scope=1), kept, Levers()),
+        ("head", Levers(statistics="updated"), Levers(statistics="updated"), Levers(statistics="updated")),
+    ):
+        candidate = Candidate(method, levers=levers)
+        assert trained_as(candidate, census).levers == own
+        assert trained_as(candidate, stiff).levers == whole
 
 
 def deep():

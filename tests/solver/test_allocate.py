@@ -117,6 +117,17 @@ def test_nothing_that_wins_more_is_left_out_where_there_is_room(seed, layers, op
                 assert not tables.fits(other, (share * (1 - 2e-5),) * 2)
 
 
+def test_what_is_left_is_spent_where_something_is_trained_or_gradients_flow_through():
+    """Of a chain: the first layer, which no gradient comes to, stays frozen."""
+    plan, leads_to = np.array([0, 1, 0, 2]), np.triu(np.ones((4, 4), dtype=bool), 1)
+    benefit = np.array([[0.0, 1.0, 2.0]] * 4)
+    cost = np.broadcast_to([0.0, 1.0, 2.0], (2, 4, 3))
+    for limit, expected in ((3, [0, 1, 0, 2]), (4, [0, 2, 0, 2]), (5, [0, 1, 2, 2]), (9, [0, 2, 2, 2])):
+        resource = Resource(cost, np.zeros(0), limit + 0.1)
+        filled = allocating._filled(plan, benefit, np.ones((4, 3), dtype=bool), leads_to, [resource])
+        assert filled.tolist() == expected
+
+
 def test_without_limits_each_layer_takes_its_best():
     tables = Tables(1, 8, 4, is_chain=True)
     plan = allocate(tables.benefit, tables.allowed, tables.leads_to, [])

@@ -20,8 +20,9 @@ from advisor.records import (
     Measurement,
     Memory,
 )
-from advisor.solver import answer, pareto_front, parse_budget, rank, relaxations, violations
-from advisor.solver.choose import expected_gap, paired_gap
+from advisor.solver import answer, cheaper_text, pareto_front, parse_budget, rank, relaxations, violations
+from advisor.solver.choose import expected_gap, expected_loss, paired_gap
+from advisor.solver.limits import LIMIT, allowed_memory, enforced_memory
 
 
 def cost(memory=100, flops=100, delta=100):
@@ -61,7 +62,7 @@ def test_what_forgets_too_much_does_not_fit():
     assert "85.0 % on the old data" in text
     relaxed = relaxations(kept, [lost, kept], Budget(min_retained=0.8), None)[0]
     assert relaxed.sentence.startswith(
-        "With --min-retained 0.700 (10.0 points lower) the answer is full: +5.0 +- "
+        "With --min-retained 0.700 (10.0 points lower) the answer is full: +5.0 +- 1.4 points"
     )
     assert relaxed.sentence.endswith(" points, -15.0 on old data")
     assert "70.0 %" in answer(None, [lost], Budget(min_retained=0.8), None)
@@ -173,6 +174,26 @@ def test_the_front_holds_what_nothing_beats():
     beaten = evaluation("beaten", right=800, memory=60, flops=100)
     early = evaluation("early", right=999, memory=1, flops=1, finalist=False)
     assert [e.candidate.method for e in pareto_front([a, b, beaten, early])] == ["b", "a"]
+
+
+def test_what_was_run_is_beaten_by_what_was_run_and_is_as_quick_alone():
+    def run(seconds):
+        return Measurement(9, 9, 9, seconds, 5, None, survived=True)
+
+    good, poor = evaluation("good", right=900, memory=50), evaluation("poor", right=700)
+    timed = replace(poor, measured=run(0.1))
+    assert pareto_front([good, poor]) == [good]
+    assert pareto_front([good, timed]) == [good, timed]  # who knows how long the good one takes
+    for seconds, front in ((0.2, True), (0.1, False), (0.05, False)):
+        quick = replace(good, measured=run(seconds))
+        assert (timed in pareto_front([quick, timed])) == front
+
+
+def test_what_costs_as_much_and_is_known_to_be_no_better_stays():
+    """Neither beats the other, with accuracies or without."""
+    for right in (None, 800):
+        same = [evaluation(name, right=right) for name in ("one", "other")]
+        assert pareto_front(same) == same
 
 
 def test_the_answer_is_one_sentence_with_the_numbers():
@@ -308,7 +329,9 @@ def test_limits_of_every_kind_as_typed():
     assert (budget.step_seconds, budget.max_trainable, budget.max_overhead) == (0.05, 1500, 0.0)
     assert (budget.prefer, budget.warn) == ("time", ("ram",))
     assert parse_budget(max_overhead="2.5%").max_overhead == 0.025
-    assert parse_budget(flops="fewest") == Budget(prefer="flops")
+    assert (
+        parse_budget(flops="fewest") == parse_budget(flops="fewest", prefer="flops") == Budget(prefer="flops")
+    )
 
 
 @pytest.mark.parametrize(
@@ -325,12 +348,35 @@ def test_limits_of_every_kind_as_typed():
         ({"warn": ["ram"]}, "give --ram"),
         ({"warn": ["flops-budget"]}, "did you mean flops?"),
         ({"flops": "fewest", "prefer": "ram"}, "give one"),
+        ({"ram": "1GB", "ram_includes_runtime": True, "runtime_overhead": "1MB"}, "give one"),
+        ({"ram_includes_runtime": True}, "give it, too"),
     ],
 )
 def test_what_can_not_be_a_limit_is_told_with_its_option(options, said):
     with pytest.raises(InputError) as error:
         parse_budget(**options)
     assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "meets", "misses"),
+    [
+        ("ram", 123_456, 124_000, 123_000),
+        ("flops", 98_765, 98_800, 98_700),
+        ("storage", 7, 7, 6),
+        ("step_time", 0.012345, 0.0124, 0.0123),
+        ("max_trainable", 0, 0, None),  # nothing is less than none
+        ("max_overhead", 0.0123, 0.013, 0.012),
+        ("max_overhead", 0.0, 0.0, None),
+        ("min_accuracy", 0.7014, 0.701, 0.702),
+        ("min_retained", 0.7016, 0.701, 0.702),
+        ("min_accuracy", 1.0, 1.0, None),  # 1.001 would be read as a percentage
+    ],
+)
+def test_limits_are_written_to_three_digits_and_shares_to_a_tenth_of_a_percent(name, value, meets, misses):
+    """The tightest that the value meets and the loosest that it misses."""
+    for found, expected in ((LIMIT[name].meeting(value), meets), (LIMIT[name].missing(value), misses)):
+        assert found == (expected if expected is None else pytest.approx(expected))
 
 
 def test_a_soft_limit_is_told_and_excludes_nothing():
@@ -350,6 +396,41 @@ def test_what_was_run_is_judged_on_what_it_took():
     assert violations(budget, cost()) == ()  # unknown
 
 
+def test_what_died_in_its_run_fits_at_no_limit_that_is_known():
+    """Whatever it had asked for by then."""
+    died = Measurement(20, 500, 300, 0.0, 0, 200, survived=False, failure="killed")
+    for budget, allowed in ((Budget(), 0), (Budget(ram_bytes=110), 110)):
+        [found] = violations(budget, cost(), measured=died)
+        assert (found.limit, found.value, found.allowed, found.hard) == ("execution", 20, allowed, True)
+        assert found.reason == "did not survive its run: killed"
+    # Nor is it said to fit with more memory.
+    budget = Budget(ram_bytes=110)
+    made = [evaluation("head", budget, memory=50), evaluation("norm", budget)]
+    made[1] = replace(made[1], measured=died, violations=violations(budget, cost(), measured=died))
+    assert {each.candidate_id for each in relaxations(made[0], made, budget, None)} == {"head", None}
+
+
+def test_a_soft_limit_of_memory_is_not_enforced():
+    budget = Budget(ram_bytes=100, runtime_overhead_bytes=30)
+    assert enforced_memory(budget) == allowed_memory(budget) == 70
+    assert enforced_memory(replace(budget, warn=("ram",))) is enforced_memory(Budget()) is None
+
+
+def test_what_cannot_be_merged_says_what_it_costs_at_each_inference():
+    [found] = violations(Budget(max_overhead=0.0), replace(cost(), inference_flops_ratio=1.05))
+    assert found.reason == "can't be merged: an inference takes 5.0 % more FLOPs"
+    [found] = violations(Budget(max_overhead=0.01), replace(cost(), inference_flops_ratio=1.05))
+    assert found.reason == "added inference 5.0 %, 4.0 % over the 1.0 % allowed"
+
+
+def test_of_what_is_expected_of_each_a_gap_counts_whole():
+    """Where all probes together have told what each comes to, chance is allowed for already."""
+    best, other = accuracy(30, 40), accuracy(29, 40)
+    assert expected_loss(other, best, Budget()) < 0.02
+    told = [replace(each, seen=each.mean) for each in (other, best)]
+    assert expected_loss(*told, Budget()) == pytest.approx(1 / 40)
+
+
 def test_the_order_of_costs_is_as_preferred():
     small = evaluation("small", right=900, memory=1, flops=9, delta=9)
     lean = evaluation("lean", right=900, memory=9, flops=1, delta=9)
@@ -365,6 +446,17 @@ def test_the_order_of_costs_is_as_preferred():
         Budget(),
         None,
     )
+
+
+@pytest.mark.parametrize(("right", "told"), [(0, ""), (1, "0.1 +- 0.1 points"), (10, "0.5 +- ")])
+def test_what_a_cheaper_choice_costs_is_told_from_what_is_printed_as_a_tenth_of_a_point_on(right, told):
+    made = [
+        replace(evaluation(name), accuracy=accuracy(count, 2000))
+        for name, count in (("cheap", 0), ("dear", right))
+    ]
+    text = cheaper_text(made[0], made)
+    assert text.startswith(told)
+    assert bool(text) == bool(told)
 
 
 def test_where_no_limit_alone_is_in_the_way_two_are_named_together():
