@@ -209,7 +209,10 @@ def violations(
             )
             found.append(Violation("execution", value, allowed, reason, hard))
         else:
-            found.append(Violation(name, value, allowed, _reason(name, value, allowed, budget.measure), hard))
+            # An update's own memory is told against what its kernels leave of it, as it is where it fits.
+            besides = for_kernels if name == "ram" else 0
+            reason = _reason(name, value - besides, allowed - besides, budget.measure)
+            found.append(Violation(name, value, allowed, reason, hard))
     if measured is not None and not measured.survived and not any(v.limit == "execution" for v in found):
         # Whatever it asked for before it died, no other limit is known to be enough.
         reason = f"did not survive its run: {measured.failure or 'the process ended'}"

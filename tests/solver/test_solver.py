@@ -91,6 +91,14 @@ def test_the_runtimes_footprint_comes_off_the_memory():
     assert not violations(Budget(ram_bytes=120, runtime_overhead_bytes=20), cost())
 
 
+def test_memory_is_told_against_what_an_update_s_kernels_leave_of_it():
+    budget = Budget(ram_bytes=120, runtime_overhead_bytes=20, kernel_bytes=5)
+    [broken] = violations(budget, replace(cost(), kernels=2))
+    assert "peak memory 100 B, 10 B over the 90 B allowed" in broken.reason
+    assert allowed_memory(budget, replace(cost(), kernels=2)) == 90
+    assert broken.value - broken.allowed == 10
+
+
 def test_the_most_accurate_wins_where_the_difference_is_clear():
     cheap, good = evaluation("cheap", right=700, memory=1), evaluation("good", right=900)
     assert rank([cheap, good], Budget())[0] is good
