@@ -79,6 +79,7 @@ class CrossValidation(Trainer):
             dataset: its labels are the model's outputs; its split is not used.
             imprinted_from: the first of the head's rows that were imprinted from this data, if any were:
                 they are imprinted anew for each fold, from images that it doesn't hold out.
+            remembered: as for a trainer, of all folds together.
         """
         images, fold_of = _spread(dataset, folds)
         self.folds, self._imprinted_from = folds, imprinted_from
