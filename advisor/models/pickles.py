@@ -20,6 +20,7 @@ import zipfile
 from _compat_pickle import IMPORT_MAPPING
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -54,9 +55,7 @@ _HARMLESS |= {"operator.itemgetter", "operator.attrgetter", "multiprocessing.con
 
 _MAPPINGS = ("collections.OrderedDict", "collections.defaultdict", "collections.Counter")
 # What older protocols make of a list, or, `_codecs.encode`, of a text.
-_CONTAINERS = {f"builtins.{kind}" for kind in ("set", "frozenset", "list", "tuple", "dict")} | {
-    "_codecs.encode"
-}
+_CONTAINERS = {f"builtins.{kind.__name__}": kind for kind in (set, frozenset, list, tuple, dict)}
 _DTYPES = {name: value for name, value in vars(torch).items() if isinstance(value, torch.dtype)}
 _STORAGES = {
     "DoubleStorage": torch.float64,
@@ -445,9 +444,14 @@ class _Settled:
             )
             mapping.update((self._of(key), self._of(each)) for key, each in (*pairs, *value.pairs))
             return mapping
-        if kind in _CONTAINERS:
+        if kind in _CONTAINERS or kind == "_codecs.encode":
             held = self._of(value.arguments[0]) if value.arguments else ()
-            return self._remember(value, held.encode("latin1") if isinstance(held, str) else held)
+            if isinstance(held, str):
+                held = held.encode("latin1")
+            elif kind in _CONTAINERS:
+                with suppress(TypeError, ValueError):  # of what no such container holds, it stays what it is
+                    held = _CONTAINERS[kind](held)
+            return self._remember(value, held)
         if home in ("torch", "torch._utils", "torch._tensor", "torch.nn.parameter"):
             tensor = self._tensor(name, value.arguments)
             if tensor is not None:

@@ -15,9 +15,8 @@ def convolution(channels, kernel, groups, side=4, outputs=None):
         torch.empty(1, channels, side, side),
         torch.empty(outputs or channels, channels // groups, *kernel),
     )
-    return call_of(
-        aten.convolution.default, (x, weight, None, [1, 1], [0, 0], [1, 1], False, [0, 0], groups), {}
-    )
+    args = (x, weight, None, [1, 1], [0, 0], [1, 1], False, [0, 0], groups)
+    return call_of(aten.convolution.default, args, {}, [x, weight])
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from torch import nn
 
 from advisor.errors import ModelError
 from advisor.models.architectures import named_architecture, unfilled
+from advisor.models.load import load_model
 from advisor.models.pickles import read_data
 from advisor.models.weights import check_together
 
@@ -53,9 +54,14 @@ def test_every_type_is_read_as_torch_reads_it(dtype):
 
 
 def test_plain_values_come_as_they_are_and_nothing_else_does():
-    content = {"a": [1, 2.5, None, True, b"x", "y"], "b": (1, {2: 3}), "state": nn.Linear(2, 2).state_dict()}
+    content = {
+        "a": [1, 2.5, None, True, b"x", "y"],
+        "b": (1, {2: 3}),
+        "sets": ({1, "a"}, set()),
+        "state": nn.Linear(2, 2).state_dict(),
+    }
     found = read_data(saved(content))
-    assert (found["a"], found["b"]) == (content["a"], content["b"])
+    assert all(found[name] == content[name] for name in ("a", "b", "sets"))
     with pytest.raises(Exception, match=r"it holds torch\.nn\.modules\.linear\.Linear"):
         read_data(saved({"a": nn.Linear(2, 2)}))
 
@@ -79,3 +85,14 @@ def test_a_network_for_weights_draws_no_random_numbers():
         named_architecture("torchvision:alexnet").build(5, None)
         named_architecture("torchvision:shufflenet_v2_x0_5").build(5, None)
     assert torch.equal(before, torch.get_rng_state())
+
+
+def test_a_module_s_names_are_a_set_as_they_were(tmp_path):
+    """Else a buffer that passes would be taken for a weight, and none could be put in another's place."""
+    network = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    network[0].register_buffer("passing", torch.zeros(2), persistent=False)
+    torch.save(network, tmp_path / "model.pt")
+    found = load_model(str(tmp_path / "model.pt")).module
+    assert found[0]._non_persistent_buffers_set == {"passing"}
+    assert found.state_dict().keys() == network.state_dict().keys()
+    found[1].num_batches_tracked = None
