@@ -115,7 +115,8 @@ def test_where_blocks_run_again_the_state_of_random_numbers_is_kept_for_each():
     candidate = Candidate("full", levers=Levers(checkpoint=True))
     simulated = Simulator(model, census).cost(candidate, 2)
     assert simulated.memory.activations > 8 * 5000
-    assert simulated.peak_memory_bytes == measured_peak(model, census, candidate, 2)
+    measured = measured_peak(model, census, candidate, 2)
+    assert simulated.peak_memory_bytes == pytest.approx(measured, rel=0.002)
 
 
 def test_mobilenet_v2_full(mobilenet):

@@ -22,7 +22,7 @@ from advisor.probes.race import race
 from advisor.probes.train import Trainer, Trial, training_of
 from advisor.records import Candidate, Levers
 from advisor.temporary import TemporaryFolder
-from tests.probes.test_race import SIMULATED
+from tests.probes.test_race import simulated
 from tests.probes.test_train import SIZE, dataset, network
 from tests.processes import ROOT
 
@@ -45,7 +45,7 @@ def dask_address():
 def raced(spec):
     sent = trainer()
     with executor_for(spec, sent) as executor:
-        costs = dict.fromkeys(CANDIDATES, SIMULATED)
+        costs = dict.fromkeys(CANDIDATES, simulated())
         found = race(sent, costs, seconds=3600, updates=16, seed=0, executor=executor)
         assert not executor.losses
     return found
@@ -158,7 +158,7 @@ def test_with_little_memory_left_what_may_run_out_of_it_is_not_run(monkeypatch):
 def test_where_all_may_run_out_of_memory_the_race_times_none_here_and_is_run():
     sent = trainer()
     with executor_for("here", sent, is_risky=lambda candidate: True) as executor:
-        costs = dict.fromkeys(CANDIDATES, SIMULATED)
+        costs = dict.fromkeys(CANDIDATES, simulated())
         found = race(sent, costs, seconds=3600, updates=16, seed=0, executor=executor)
     assert any(accuracy.learning_rate for accuracy in found.accuracies.values())
 

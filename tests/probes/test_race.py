@@ -7,6 +7,7 @@ import threading
 import time
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from advisor.probes import CrossValidation
 from advisor.probes.judging import ACCURACY
 from advisor.probes.race import _Race, race
 from advisor.probes.train import Trainer, trained_as
-from advisor.records import Candidate, Levers
+from advisor.records import Candidate, Cost, Levers
 from advisor.solver.paired import paired_gap
 from advisor.store import Store
 from advisor.training import loop
@@ -136,7 +137,7 @@ def test_one_that_runs_out_of_memory_does_not_end_the_others(method):
         torch.empty(2**60)
 
     exhausts = method("exhausts")
-    costs = dict.fromkeys((Candidate("head"), exhausts), SIMULATED)
+    costs = dict.fromkeys((Candidate("head"), exhausts), simulated())
     type(get_method("exhausts")).optimizer = exhausting
     trainer = Trainer(network(), take_census(network(), SIZE), dataset(), 8)
     found = race(trainer, costs, seconds=AMPLE, updates=8, seed=0)
@@ -144,7 +145,10 @@ def test_one_that_runs_out_of_memory_does_not_end_the_others(method):
     assert Candidate("head") in found.accuracies
 
 
-SIMULATED = Simulator(network(), take_census(network(), SIZE), images=80).cost(Candidate("head"), 8)
+@cache
+def simulated() -> Cost:
+    """What any candidate costs, where that doesn't matter; not made by workers that import this."""
+    return Simulator(network(), take_census(network(), SIZE), images=80).cost(Candidate("head"), 8)
 
 
 def test_an_identical_race_is_read_from_the_store(tmp_path):
@@ -163,7 +167,7 @@ def test_a_failure_that_may_have_been_the_machines_is_not_remembered(method, tmp
         raise RuntimeError("out of memory")
 
     fails = method("fails", optimizer=failing)
-    options = {"costs": {fails: SIMULATED}, "seconds": AMPLE, "updates": 24, "seed": 0}
+    options = {"costs": {fails: simulated()}, "seconds": AMPLE, "updates": 24, "seed": 0}
     trainer = Trainer(network(), take_census(network(), SIZE), dataset(), 8)
     with Store(tmp_path / "store") as store:
         first = race(trainer, **options, store=store)
