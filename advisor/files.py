@@ -20,16 +20,27 @@ from advisor.errors import InputError
 from advisor.temporary import file_beside
 
 _MOST_TEXT = 10**8  # bytes of what people or this package write; a report has a few of 10^6
+_LARGE = 2**16  # bytes: whoever asks for more is asked in turn whether there are so many
 
 
 def opened(path: str | os.PathLike[str]) -> io.BufferedReader:
     """A file to be read. Raises OSError where it is none: a pipe may be waited for, a device may not end."""
     # Making 50,000 Paths takes a second.
-    file = open(path, "rb", opener=_without_waiting)  # noqa: SIM115
+    file = open(path, "rb", buffering=0, opener=_without_waiting)  # noqa: SIM115
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()
         raise OSError(errno.EINVAL, "it is not a regular file", os.fspath(path))
-    return file
+    return _Reader(file)
+
+
+class _Reader(io.BufferedReader):
+    """Takes memory for what there is to read alone: Pillow asks for all that a PNG says is there."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Like any file's."""
+        if size is not None and size > _LARGE:
+            size = min(size, max(os.fstat(self.fileno()).st_size - self.tell(), _LARGE))
+        return super().read(size)
 
 
 def read_text(path: str | os.PathLike[str], encoding: str = "utf-8") -> str:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import stat
+import tracemalloc
 from pathlib import Path
 
 import pytest
 
 from advisor.errors import InputError
-from advisor.files import parse_json, read_text, write_whole
+from advisor.files import opened, parse_json, read_text, write_whole
 
 
 def test_replaces_a_file(tmp_path: Path) -> None:
@@ -87,3 +88,18 @@ def test_json_that_is_nested_without_an_end_is_no_json() -> None:
     assert parse_json('{"a": [1]}') == {"a": [1]}
     with pytest.raises(ValueError, match="nested too deeply"):
         parse_json("[" * 100_000)
+
+
+def test_reading_takes_memory_for_what_is_there_alone(tmp_path: Path) -> None:
+    (tmp_path / "image.png").write_bytes(b"png" * 50_000)
+    tracemalloc.start()
+    try:
+        with opened(tmp_path / "image.png") as file:
+            assert len(file.read(100_000)) == 100_000
+            assert len(file.read(2**32)) == 50_000
+            assert file.read(2**32) == b""
+            file.seek(0)
+            assert len(file.read()) == 150_000
+        assert tracemalloc.get_traced_memory()[1] < 10**6
+    finally:
+        tracemalloc.stop()

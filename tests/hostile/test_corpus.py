@@ -20,7 +20,7 @@ FOUND = (
     *("model: tensors: thousands of the same half megabyte", "model: older.pth, 4 bytes changed"),
     *("model: tensors, older format: huge storage", "model: module: called for an embedding"),
     *("model: safetensors: a type of half bytes", "model: hub: its index is nested"),
-    "model: hub: adapters, nested",
+    *("model: hub: adapters, nested", "data: grey.png, 32 bytes changed"),
     *("model: hub: distributed, huge", "data: image folder with a pipe", "data: data.npz is a pipe"),
     *("data: arrays: a huge shape", "data: arrays: a huge element", "data: arrays: a pickle"),
     *(
@@ -78,6 +78,7 @@ def test_all_of_the_corpus(cases, tmp_path, figure):
     found = tried(cases, tmp_path)
     kinds = collections.Counter(case.kind for case in cases.values())
     faults = {name: each.faults for name, each in found.items() if each.faults}
+    print(*(f"{name}: {', '.join(each)}" for name, each in faults.items()), sep="\n")
     seconds = [each.seconds for each in found.values()]
     figure("hostile files: with a fault of any kind", len(faults), 0, of=len(found))
     told = [fault for each in faults.values() for fault in each]
