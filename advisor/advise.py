@@ -224,11 +224,11 @@ def _recommend(
         if budget.ram_includes_runtime:
             budget, runtime = _with_runtime(budget, _runtime(lean, device, target, budget, story, request))
         simulator = simulator_for(story)
-        return_freed_memory()  # what one part of the work held at its peak would add to the next one's
+        _part_done()
         evaluations = cost_all(story, request, simulator, budget, progress, store, device)
         story.base_forward_flops = simulator.forward_flops()
         data_summary = None
-        return_freed_memory()
+        _part_done()
         if story.task is not None:
             evaluations, data_summary = _probe_all(
                 story, story.task, evaluations, budget, request, progress, store
@@ -236,7 +236,7 @@ def _recommend(
         with suppress(AdvisorError):  # it was not asked for
             runtime = runtime or _runtime(lean, device, target, budget, story, request)
         story.warnings += [store.trouble] if store.trouble else []
-    return_freed_memory()
+    _part_done()
     chosen, evaluations, verdict = _verify(
         story, evaluations, budget, data_summary, request, progress, waiting
     )
@@ -262,6 +262,12 @@ def _recommend(
         warnings=tuple(story.warnings),
     )
     return _seen_closely(found, simulator)
+
+
+def _part_done() -> None:
+    """Where little memory is left, what a part of the work held at its peak must not add to the next one's."""
+    if not is_ample():
+        return_freed_memory()
 
 
 def _target(request: Request) -> tuple[DeviceProfile | None, Target | None]:
