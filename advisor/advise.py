@@ -265,7 +265,7 @@ def _recommend(
 
 
 def _part_done() -> None:
-    """Where little memory is left, what a part of the work held at its peak must not add to the next one's."""
+    """Where little memory is left, what one part of the work held must not add to the next one's peak."""
     if not is_ample():
         return_freed_memory()
 
