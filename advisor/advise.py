@@ -659,8 +659,7 @@ def _largest_share(labels: torch.Tensor) -> float:
 
 def _left(dataset: Dataset) -> int:
     """Bytes that are available beside the images, which may be decoded in parts and joined."""
-    parts = dataset.train, dataset.validation, dataset.retained, dataset.unlabelled
-    images = sum(math.prod(part.undecoded.shape) for part in parts if part is not None)
+    images = sum(math.prod(part.undecoded.shape) for part in dataset.parts)
     return max(available_bytes() - 2 * images, 0)
 
 

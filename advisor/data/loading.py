@@ -135,6 +135,12 @@ class Dataset:
     findings: tuple[Finding, ...] = ()  # what may make the accuracy other than it seems
     warnings: tuple[str, ...] = ()
 
+    @property
+    def parts(self) -> tuple[LabelledImages, ...]:
+        """All images: to train on, held out, and old and unlabelled ones, where there are any."""
+        more = (part for part in (self.retained, self.unlabelled) if part is not None)
+        return self.train, self.validation, *more
+
 
 def load_data(
     source: str | Found,

@@ -157,7 +157,7 @@ class Trainer:
             "augment": data.augment,
             "device": self.accelerator.described,
         }
-        return key_of(self.model, data.normalisation, *_parts(data)) | how
+        return key_of(self.model, data.normalisation, *data.parts) | how
 
     def trainings(self, samples: int) -> int:  # noqa: ARG002 - it matters where there are folds
         """How many networks it takes to judge the first held-out samples."""
@@ -254,7 +254,7 @@ class Trainer:
         each = (time.perf_counter() - begun) / max(fine_tune.done - 1, 1)
         own = trained_as(candidate, self.census)
         runs_before = is_reestimated(own) or own.levers.cached_prefix != "no"
-        times = sum(map(len, _parts(self.dataset))) / sum(map(len, _parts(few.dataset))) if runs_before else 1
+        times = sum(map(len, self.dataset.parts)) / sum(map(len, few.dataset.parts)) if runs_before else 1
         return (prepared - start) * times + begun - prepared, each
 
     def _few(self, count: int) -> Dataset:
@@ -501,14 +501,9 @@ def judged_on(data: Dataset) -> tuple[LabelledImages, ...]:
     return data.validation, *([data.retained] if data.retained is not None else [])
 
 
-def _parts(data: Dataset) -> tuple[LabelledImages, ...]:
-    """All images."""
-    return data.train, *judged_on(data), *([data.unlabelled] if data.unlabelled is not None else [])
-
-
 def _decode(data: Dataset) -> None:
     """What is not decoded yet: it should count as no candidate's time."""
-    for part in _parts(data):
+    for part in data.parts:
         part.decode()
 
 
