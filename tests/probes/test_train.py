@@ -414,12 +414,15 @@ def test_its_key_follows_the_model_and_the_data():
 
 
 def separable():
-    """Convolutions of every layer type, with their norms."""
+    """Convolutions of every layer type, with their norms.
+
+    They have no biases: what a norm takes away again has a gradient of rounding errors alone, which Adam
+    turns into whole steps, in a direction that each processor and layout has its own idea of.
+    """
     torch.manual_seed(0)
-    convolutions = (
-        *(nn.Conv2d(1, 16, 3), nn.Conv2d(16, 16, 3, padding=1), nn.Conv2d(16, 16, 3, groups=16)),
-        *(nn.Conv2d(16, 16, 1), nn.Conv2d(16, 16, 2, groups=2)),
-    )
+    # (inputs, size of the kernel, padding, groups)
+    shapes = ((1, 3, 0, 1), (16, 3, 1, 1), (16, 3, 0, 16), (16, 1, 0, 1), (16, 2, 0, 2))
+    convolutions = [nn.Conv2d(n, 16, k, padding=p, groups=g, bias=False) for n, k, p, g in shapes]
     layers = [layer for conv in convolutions for layer in (conv, nn.BatchNorm2d(16), nn.ReLU())]
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 2)).eval()
 
@@ -503,7 +506,7 @@ def test_channels_last_every_method_learns_the_same(method):
         trained = [run(one, candidate, data, 1e-3, updates=3).model.eval() for one in (model, quick)]
         with torch.no_grad():
             plain, fast = (one(images) for one in trained)
-        assert torch.allclose(plain, fast, rtol=1e-2, atol=1e-3)
+        assert torch.allclose(plain, fast, rtol=1e-3, atol=2e-4)
 
 
 def test_a_model_that_cannot_run_channels_last_stays_as_it_is():
