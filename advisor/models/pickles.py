@@ -40,6 +40,9 @@ DAMAGED = "is damaged or cut short; download or save it again"
 QUANTISED = "is quantised; give the floating-point model that it was made from"
 LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the first of torch.save's older format's pickles
 
+# Where layers stand, by library.
+_HOMES = {"torch": ("torch.nn.modules",), "torchvision": ("torchvision.models", "torchvision.ops")}
+
 # Modules no model needs anything of; those of the second set also inside a dotted name (torch.os.system).
 _HARMFUL = {"asyncio", "code", "commands", "http", "marshal", "multiprocessing", "operator", "pdb", "pickle"}
 _HARMFUL |= {"pty", "requests", "runpy", "shutil", "signal", "smtplib", "socket", "tempfile", "threading"}
@@ -161,7 +164,7 @@ class ModulePartial(functools.partial[nn.Module]):
 
     def __new__(cls, func: Any, /, *args: Any, **kwargs: Any) -> Self:
         """Raises UnpicklingError where func is not an allowed class."""
-        if func not in allowed_classes().values():
+        if not _is_allowed(func):
             raise pickle.UnpicklingError(f"functools.partial of {func!r} is not a layer")
         return super().__new__(cls, func, *args, **kwargs)
 
@@ -177,20 +180,21 @@ class ModulePartial(functools.partial[nn.Module]):
 
 
 @cache
-def allowed_classes() -> Mapping[str, type]:
-    """The layer classes that a file may name, by dotted path.
+def allowed_classes(library: str) -> Mapping[str, type]:
+    """The layer classes of `torch` or `torchvision` that a file may name, by dotted path; none of others.
 
     A file can call each with any arguments and set any attribute of the result, so only classes that
     compute belong here: those of torch.nn.modules, of torchvision's classification models and of its
     operators. None of them opens files, imports or evaluates text. Left out is whatever holds programs
     (torch.fx, torch.jit, torchvision's feature extraction), starts processes or is no classifier.
     """
-    import_torchvision()
+    if library == "torchvision":  # of files that name it alone: a second, for torch's compiler comes along
+        import_torchvision()
     # Not by attribute: functions hide some modules, such as torchvision.models.googlenet.
     homes = {
         name: module
         for name, module in sys.modules.items()
-        if name.rpartition(".")[0] in ("torch.nn.modules", "torchvision.models", "torchvision.ops")
+        if name.rpartition(".")[0] in _HOMES.get(library, ())
         and not hasattr(module, "__path__")
         and not name.endswith((".feature_extraction", "._utils", "._api"))
     }
@@ -203,7 +207,20 @@ def allowed_classes() -> Mapping[str, type]:
         and value.__module__ in homes
         and not issubclass(value, torch.fx.GraphModule | torch.jit.ScriptModule)
     }
-    return allowed | {"torch.nn.parallel.data_parallel.DataParallel": nn.DataParallel}
+    if library == "torch":
+        allowed["torch.nn.parallel.data_parallel.DataParallel"] = nn.DataParallel
+    return allowed
+
+
+def _is_allowed(kind: Any) -> bool:
+    return isinstance(kind, type) and kind in allowed_classes(kind.__module__.partition(".")[0]).values()
+
+
+def _importable(name: str) -> type | None:
+    """What a file may name; None: nothing that it may."""
+    if name == "functools.partial":
+        return ModulePartial
+    return allowed_classes(name.partition(".")[0]).get(name)
 
 
 def read_pickle(
@@ -233,7 +250,8 @@ def read_pickle(
         raise
     except Exception as error:  # noqa: BLE001 - whatever was put into the file
         failure = error
-    unknown = sorted(asked - _importable().keys() - _weights_only_unpickler._get_allowed_globals().keys())
+    known = _weights_only_unpickler._get_allowed_globals().keys()
+    unknown = sorted(name for name in asked - known if _importable(name) is None)
     if unknown and trust and is_torch:
         return _read_trusted(path), []
     if harmful := [shown(name) for name in unknown if _is_harmful(name)]:
@@ -422,7 +440,7 @@ class _Settled:
             made = self._remember(value, type(value)(map(self._of, value)))
         elif isinstance(value, type) and issubclass(value, StandIn):
             name = value.kind
-            made = _DTYPES.get(name.removeprefix("torch."), _importable().get(name, value))
+            made = _DTYPES.get(name.removeprefix("torch.")) or _importable(name) or value
         elif isinstance(value, StandIn):
             made = self._of_stand_in(value)
         else:
@@ -456,12 +474,12 @@ class _Settled:
             tensor = self._tensor(name, value.arguments)
             if tensor is not None:
                 return self._remember(value, tensor)
-        layer = allowed_classes().get(kind)
+        layer = allowed_classes(kind.partition(".")[0]).get(kind)
         if layer is not None:
             return self._layer(value, layer)
         if kind == "functools.partial" and isinstance(value.state, tuple) and len(value.state) == 4:
             func, arguments, named, _ = (self._of(each) for each in value.state)
-            if func in allowed_classes().values():
+            if _is_allowed(func):
                 return self._remember(value, ModulePartial(func, *arguments, **named))
         self._remember(value, value)
         value.arguments, value.state = self._of(value.arguments), self._of(value.state)
@@ -510,10 +528,6 @@ class _Settled:
             )
             self._storages[storage.key] = flat.untyped_storage()
         return torch.empty(0, dtype=dtype).set_(self._storages[storage.key], offset, size, stride)
-
-
-def _importable() -> Mapping[str, type]:
-    return {**allowed_classes(), "functools.partial": ModulePartial}
 
 
 def _read_trusted(path: Path) -> Any:
