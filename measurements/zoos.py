@@ -14,6 +14,7 @@ import argparse
 import copy
 import json
 import multiprocessing
+import re
 import resource
 import sys
 import tempfile
@@ -50,7 +51,7 @@ SMALL = ("test_", "atto", "femto", "pico", "nano", "xxs", "xxt", "tiny", "_xs", 
 @dataclass(frozen=True)
 class Network:
     name: str  # as on the command line
-    family: str  # timm's module; torchvision's networks are one each
+    family: str  # timm's module and the architecture's first word; torchvision's networks are one each
     size: int  # how long it takes, roughly: entries of its state dict, and parameters where they are known
 
 
@@ -61,7 +62,9 @@ def networks() -> list[Network]:
     with np.load(Path(index.__file__).with_name("index.npz")) as file:
         known = dict(zip(file["models"].tolist(), file["sizes"].tolist(), strict=True))
     families = {
-        f"timm:{name}": module for module in timm.list_modules() for name in timm.list_models(module=module)
+        f"timm:{name}": f"{module}, {_leading(name)}"
+        for module in timm.list_modules()
+        for name in timm.list_models(module=module)
     }
     found = [
         Network(name, name, size + _parameters(name.removeprefix("torchvision:")) // 100_000)
@@ -90,6 +93,12 @@ def _parameters(name: str) -> int:
     from torchvision.models import get_model_weights
 
     return int(next(iter(get_model_weights(name))).meta["num_params"])
+
+
+def _leading(name: str) -> str:
+    """The word that names an architecture: mixnet of tf_mixnet_s, but not whose weights these are."""
+    word = re.match("(?:test_|tf_|hf_|legacy_)?([a-z]+)", name)
+    return word[1] if word else name
 
 
 def _rank(name: str) -> int:
