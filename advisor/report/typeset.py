@@ -16,7 +16,8 @@ _UNITS = r"%|[kMGT]?B\b|[KMGT]iB\b|[kMGTP]?FLOPs?\b|(?:ms|min|s|h)\b|[kM]?J\b|[k
 _FIGURE_AND_UNIT = re.compile(rf"(?<=\d) (?={_UNITS})|(?<=\d\sx) (?=FLOPs)")
 _BATCH = re.compile(r"(?<=\bbatch) (?=\d)|(?<=\d) (?=of \d+x\d)|(?<=\d of) (?=\d+x\d)")
 _FROM_TO = re.compile(r"(?<=\d) ([\N{RIGHTWARDS ARROW}\N{PLUS-MINUS SIGN}]) (?=\d)")
-_WHOLE = re.compile(r"(?<!\S)--[a-z]+-[a-z-]+|\d+\.\d-\d+\.\d")
+# With the signs beside it: a browser would end a line between the two.
+_WHOLE = re.compile(r"(?:(?<!\S)--[a-z]+-[a-z-]+|\(?\d+\.\d-\d+\.\d)[),.:;]*")
 _MINUS = re.compile(r"(?<![\w.%-])-(?=\d)")
 
 

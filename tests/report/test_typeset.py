@@ -21,7 +21,7 @@ STAYS = "\N{NO-BREAK SPACE}"
         (
             "90.6-96.5, lora-4 and --min-retained 0.9",
             Markup(
-                '<span class="word">90.6-96.5</span>, lora-4 and <span class="word">--min-retained</span> 0.9'
+                '<span class="word">90.6-96.5,</span> lora-4 and <span class="word">--min-retained</span> 0.9'
             ),
         ),
         ("<b> & 2.67 MB", "<b> & 2.67 MB"),
@@ -62,3 +62,10 @@ def test_a_command_is_copied_as_it_stands() -> None:
 def test_no_line_ends_within_an_option():
     told = typeset("<i>; to forbid that: --min-retained 0.96")
     assert told == '&lt;i&gt;; to forbid that: <span class="word">--min-retained</span> 0.96'
+
+
+def test_no_line_ends_between_an_interval_and_the_signs_around_it():
+    told = typeset("94.5 % (92.0-98.2), and 70.1-80.3.")
+    assert told.replace(STAYS, " ") == (
+        '94.5 % <span class="word">(92.0-98.2),</span> and <span class="word">70.1-80.3.</span>'
+    )
