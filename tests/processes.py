@@ -40,7 +40,8 @@ ROOT = Path(__file__).parents[1]
 _PYTHON = sys.executable
 FORKS = sys.platform.startswith("linux")
 # Of the environment, what is read before a command's own code is, or by libraries when they load.
-AT_START = ("PYTHON", "LC_", "LANG", "LD_", "MALLOC_", "OMP_", "MKL_", "OPENBLAS_", "TORCH", "CUDA_")
+AT_START = ("PYTHON", "LC_", "LANG", "LD_", "MALLOC_", "GLIBC_", "OMP_", "MKL_", "OPENBLAS_", "TORCH")
+AT_START += ("CUDA_",)
 # But not: what torch sets in this process, once it has compiled something, and what a fork does by itself.
 NOT_AT_START = ("TORCHINDUCTOR_CACHE_DIR", "PYTHONUNBUFFERED")
 _ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}

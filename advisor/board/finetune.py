@@ -21,14 +21,18 @@ from pathlib import Path
 from typing import Any
 
 warnings.filterwarnings("ignore", "Failed to initialize NumPy")  # PyTorch looks for it; nothing here needs it
-os.environ.setdefault("MKL_DISABLE_FAST_MM", "1")  # it keeps up to 23 MB of a head's solver; PyTorch loads it
+
+from advisor.costs.process import GIVE_BACK, data_limit, process_bytes, return_freed_memory
+
+# The C library and MKL read this as they start. Nothing has been done yet, so the process starts over.
+if __name__ == "__main__" and sys.platform.startswith("linux") and GIVE_BACK.keys() - os.environ.keys():
+    os.execve(sys.executable, sys.orig_argv, GIVE_BACK | os.environ)  # noqa: S606 - the same again
 
 import torch
 from torch import nn
 
 from advisor.board.photos import Photos, frame_of, read_photos
 from advisor.board.tensors import fill, packed, unpacked
-from advisor.costs.process import data_limit, give_back_freed_memory, process_bytes, return_freed_memory
 from advisor.data.pixels import Normalisation
 from advisor.device.lean import leave_compiler_out
 from advisor.errors import AdvisorError
@@ -46,14 +50,15 @@ from advisor.training.views import Images, Views
 
 HERE = Path(__file__).resolve().parent
 ADAPTER, RECIPE, MERGED, HISTORY = "adapter.safetensors", "recipe.json", "merged.safetensors", "history.json"
-_ALLOWANCE = 4 * 2**20  # bytes: Python and the C library take their heaps in steps
+# Bytes besides tensors' own: Python and the C library take their heaps in steps, and small tensors leave gaps
+# between them when they are freed: up to an eighth of what an update takes (tests/board/test_promise.py).
+_STEPS, _GAPS, _MOST_GAPS = 4 * 2**20, 1 / 8, 16 * 2**20
 
 
 def main() -> int:
     """Train, judge, and keep what is better. The exit code: 0 done, 2 something given is wrong."""
     options = _options()
     leave_compiler_out()
-    give_back_freed_memory()
     try:
         _fine_tune(options)
     except AdvisorError as error:
@@ -141,7 +146,12 @@ def _fine_tune(options: argparse.Namespace) -> None:
     known |= {"augment": recipe["augment"]}
     epochs = Epochs(training, length, known, work / "checkpoint.pt")
     epochs.resume()
-    correct = _trained(epochs, cached, None if options.no_limit else board["promised_bytes"])
+    correct = _trained(
+        epochs,
+        cached,
+        None if options.no_limit else board["promised_bytes"],
+        judged={min(passes, len(held_out)), len(held_out) % passes} - {0},
+    )
 
     # Only the weights are needed from here on, and what is written must not take more than training did.
     training.optimizer = None
@@ -193,15 +203,28 @@ def _judged(network: nn.Module, photos: Photos, normalisation: Normalisation, pa
     return evaluate(network, photos, normalisation, pass_size=passes)
 
 
-def _trained(epochs: Epochs, cached: list[torch.Tensor], promised_bytes: int | None) -> bytes:
-    """Train to the end within what was promised; which held-out photos are right then."""
+def _trained(
+    epochs: Epochs, cached: list[torch.Tensor], promised_bytes: int | None, judged: set[int]
+) -> bytes:
+    """Train to the end within what was promised; which held-out photos are right then.
+
+    Args:
+        epochs: to train.
+        cached: the front's outputs that are in memory, which was promised.
+        promised_bytes: by the advice, for an update; None: no limit.
+        judged: how many held-out photos there are in a pass.
+    """
     training = epochs.training
     if epochs.length.updates_per_epoch and epochs.epochs_run < epochs.length.epochs:
-        training.run(training.done + 1)  # code is loaded and threads are started, which is the runtime's
+        # Code is loaded, threads are started and kernels made of each size of a pass, which is the runtime's.
+        training.run(training.done + 1)
+        for images in judged:
+            training.judge(images)
     return_freed_memory()
     cap = None
     if promised_bytes is not None and sys.platform.startswith("linux"):
-        cap = process_bytes("VmData") - _held(training, cached) + promised_bytes + _ALLOWANCE
+        gaps = min(int(_GAPS * promised_bytes), _MOST_GAPS)
+        cap = process_bytes("VmData") - _held(training, cached) + promised_bytes + _STEPS + gaps
     try:
         with data_limit(cap):
             epochs.train(lambda *_: None, _say)

@@ -34,6 +34,8 @@ _PACKAGES += ("mpmath", "networkx", "jinja2", "markupsafe", "fsspec", "PIL", "pi
 
 def run_bare(jobs, folder):
     """What each job came to: exit code, output, errors, modules that were loaded, peak memory."""
+    from advisor.costs.process import GIVE_BACK  # here: the bare interpreter has none but a bundle's own
+
     packages = folder / "packages"
     packages.mkdir(exist_ok=True)
     for place in map(Path, sys.path):
@@ -43,7 +45,7 @@ def run_bare(jobs, folder):
     (folder / "jobs.json").write_text(json.dumps(jobs))
     done = subprocess.run(
         [sys.executable, "-S", "-s", "-P", __file__, str(folder / "jobs.json")],
-        env={"PYTHONPATH": str(packages), "OMP_NUM_THREADS": "1", "MKL_DISABLE_FAST_MM": "1"},
+        env=GIVE_BACK | {"PYTHONPATH": str(packages), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=300,

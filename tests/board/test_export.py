@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from torch.nn import functional
 from advisor import Budget, Request, load_adapter, recommend
 from advisor.board.export import export
 from advisor.costs import Simulator
+from advisor.costs.process import GIVE_BACK
 from advisor.delivery.apply import Application, apply_advice
 from advisor.errors import InputError
 from advisor.methods import registered
@@ -285,13 +287,17 @@ def test_what_is_not_ours_or_is_priced_only_is_refused(folder, advised, tmp_path
     assert (tmp_path / "advisor" / "mine.py").exists()
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a file of Linux's tells what is held")
+on_linux = pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="a file of Linux's tells what is held"
+)
+
+
+@on_linux
 def test_what_a_head_s_solver_works_in_is_given_back():
     program = """
-import advisor.board.finetune, torch
-from advisor.costs.process import give_back_freed_memory, process_bytes, return_freed_memory
+import torch
+from advisor.costs.process import process_bytes, return_freed_memory
 torch.set_num_threads(1)
-give_back_freed_memory()
 matrix = torch.eye(256, dtype=torch.float64)
 matrix @ matrix[:8].T  # code is loaded
 return_freed_memory()
@@ -300,5 +306,30 @@ torch.linalg.eigh(matrix + 1)
 return_freed_memory()
 print(process_bytes("VmData") - before)
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert int(done.stdout) < 2**20
+    assert int(printed(program)) < 2**20
+
+
+def printed(program):
+    """By a process that is told to give freed memory back."""
+    told = os.environ | GIVE_BACK
+    return subprocess.run(
+        [sys.executable, "-c", program], env=told, capture_output=True, text=True, check=True
+    ).stdout
+
+
+@on_linux
+def test_its_process_starts_over_as_the_c_library_has_to_be_told(folder, advised, tmp_path):
+    exported(folder, advised("head"), tmp_path / "bundle")
+    tell = f"import json, os\nprint(json.dumps({{name: os.environ[name] for name in {list(GIVE_BACK)}}}))\n"
+    (tmp_path / "bundle" / "network.py").write_text(tell + "raise SystemExit(3)\n")
+    plain = {name: value for name, value in os.environ.items() if name not in GIVE_BACK}
+    done = subprocess.run(
+        [sys.executable, "-B", "bundle/finetune.py", str(folder / "photos")],
+        cwd=tmp_path,
+        env=plain | {"MALLOC_ARENA_MAX": "2"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 3, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == GIVE_BACK | {"MALLOC_ARENA_MAX": "2"}
