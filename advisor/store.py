@@ -90,7 +90,12 @@ class Store:
         row = (_id(kind, key), kind, json.dumps(key, sort_keys=True), json.dumps(value), time.time())
 
         def write(database: sqlite3.Connection) -> None:
-            database.execute("INSERT OR REPLACE INTO results VALUES (?, ?, ?, ?, ?, ?)", (*row, _digest(row)))
+            with database:
+                database.execute("BEGIN IMMEDIATE")
+                new = (*row, _digest(row))
+                database.execute("INSERT OR REPLACE INTO results VALUES (?, ?, ?, ?, ?, ?)", new)
+                if database.execute(f"{_SELECT} WHERE id = ?", new[:1]).fetchone() != new:
+                    raise _LostError(f"{kind} was put and is not there")
 
         self._tried(write, None)
 
@@ -232,6 +237,12 @@ def set_aside_files(path: Path) -> list[Path]:
 
 class _OtherVersionError(Exception):
     pass
+
+
+class _LostError(sqlite3.DatabaseError):
+    """In a file whose pages point elsewhere, which SQLite doesn't notice as it writes."""
+
+    sqlite_errorcode = sqlite3.SQLITE_CORRUPT
 
 
 class _Lock:

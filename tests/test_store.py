@@ -237,6 +237,26 @@ def test_changed_bytes_inside_a_value_are_noticed(path):
         assert list(store) == []
 
 
+def test_a_file_in_which_what_is_put_gets_lost_is_set_aside(path):
+    with Store(path) as store:
+        for number in range(12):
+            store.put("probe", {"number": number}, {"found": number})
+    content = bytearray(path.read_bytes())
+    page = content[
+        4096 : 2 * 4096
+    ]  # the table's only one: where its rows begin, each with its size and number
+    count = int.from_bytes(page[3:5])
+    for cell in range(count):
+        at = int.from_bytes(page[8 + 2 * cell : 10 + 2 * cell])
+        # The next one is put behind them, and sought before.
+        content[4096 + at + 2] = 0 if cell == count - 1 else 100
+    path.write_bytes(content)
+    with Store(path) as store:
+        store.put("probe", {"a": 1}, {"b": 2})
+        assert store.get("probe", {"a": 1}) == {"b": 2}
+        assert str(store.set_aside) in store.trouble
+
+
 @pytest.mark.parametrize("version", [SCHEMA_VERSION + 1, 0])
 def test_another_schema_is_set_aside(path, version):
     filled(path)

@@ -70,7 +70,9 @@ def left_over(out, temporary, processes):
         assert (out / "r.html").read_text().rstrip().endswith("</html>")
     check_store(out / "store.sqlite")
     strange = {each.name for each in out.iterdir() if not each.name.startswith("store.sqlite")}
-    found = {*strange - {"o.json", "r.html"}, *(each.name for each in temporary.iterdir())}
+    answers = {"o.json", "r.html"}
+    former = {f"{each}~" for each in answers}  # of a run that was killed once it had answered
+    found = {*strange - answers - former, *(each.name for each in temporary.iterdir())}
     shared = [each.name for each in Path("/dev/shm").iterdir()]  # where worker processes share memory
     return {
         *found,
