@@ -242,9 +242,7 @@ def test_a_file_in_which_what_is_put_gets_lost_is_set_aside(path):
         for number in range(12):
             store.put("probe", {"number": number}, {"found": number})
     content = bytearray(path.read_bytes())
-    page = content[
-        4096 : 2 * 4096
-    ]  # the table's only one: where its rows begin, each with its size and number
+    page = content[4096 : 2 * 4096]  # the table's only one, with where its rows begin
     count = int.from_bytes(page[3:5])
     for cell in range(count):
         at = int.from_bytes(page[8 + 2 * cell : 10 + 2 * cell])
