@@ -20,9 +20,8 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from math import prod
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
@@ -35,7 +34,7 @@ from advisor.board.export import SCRIPT, export
 from advisor.delivery.apply import Application
 from advisor.device.program import program
 from advisor.plain import decode, encode
-from advisor.records import Budget, Candidate, Evaluation, Runtime
+from advisor.records import Budget, Candidate, Cost, Evaluation, Runtime
 from advisor.situation import Request, prepare
 from measurements.tables import README, table, write_tables
 
@@ -97,6 +96,28 @@ def runtime_of(python: str) -> tuple[str, Runtime]:
     return told.stdout.strip(), Runtime(found["runtime_bytes"], "", found["kernel_bytes"])
 
 
+def bundles(
+    network: str, side: int, batch_size: int, candidates: Iterable[str], data: Path, folder: Path, epochs: int
+) -> Iterator[tuple[Candidate, Cost]]:
+    """Each candidate in turn, with its cost, as a bundle in the folder that is as if it had been advised."""
+    request = Request(
+        data=str(data),
+        input_size=(3, side, side),
+        batch_size=batch_size,
+        methods=("head",),
+        probe_seconds=None,
+        verify=False,
+    )
+    model = f"torchvision:{network}"
+    advice = recommend(model, Budget(), request)
+    simulator = simulator_for(prepare(model, request, lambda *_: None))
+    for candidate in map(Candidate.parse, candidates):
+        cost = simulator.cost(candidate, batch_size)
+        told = replace(advice, evaluations=(Evaluation(candidate, cost),), recommended=candidate.id)
+        export(model, told, Application(folder / "bundle", epochs=epochs))
+        yield candidate, cost
+
+
 def study(pythons: Sequence[str], results: dict[str, Any], *, quick: bool) -> None:
     """Every update that is not known yet, of each build; kept after each, those that fail as well."""
     builds = {}
@@ -119,29 +140,15 @@ def study(pythons: Sequence[str], results: dict[str, Any], *, quick: bool) -> No
             wanted = {text: found for text in named if (found := missing(name, side, batch_size, text))}
             if not wanted:
                 continue
-            request = Request(
-                data=str(data),
-                input_size=(3, side, side),
-                batch_size=batch_size,
-                methods=("head",),
-                probe_seconds=None,
-                verify=False,
-            )
-            model = f"torchvision:{name}"
-            advice = recommend(model, Budget(), request)
-            simulator = simulator_for(prepare(model, request, lambda *_: None))
-            for text, of_builds in wanted.items():
-                candidate = Candidate.parse(text)
-                cost = simulator.cost(candidate, batch_size)
-                told = replace(advice, evaluations=(Evaluation(candidate, cost),), recommended=text)
+            for candidate, cost in bundles(name, side, batch_size, wanted, data, Path(folder), epochs=1):
+                text = candidate.id
                 known = {"network": name, "side": side, "batch_size": batch_size, "candidate": text}
                 known |= {
                     "update_bytes": cost.peak_memory_bytes,
                     "kernels": cost.kernels,
-                    "in_flight_bytes": batch_size * prod(request.input_size or ()),
+                    "in_flight_bytes": batch_size * 3 * side * side,
                 }
-                export(model, told, Application(Path(folder, "bundle"), epochs=1))
-                for build in of_builds:
+                for build in wanted[text]:
                     found = known | outcome(builds[build], Path(folder), data)
                     results[build]["updates"].append(found)
                     keep(results)

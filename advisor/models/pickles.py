@@ -212,15 +212,19 @@ def allowed_classes(library: str) -> Mapping[str, type]:
     return allowed
 
 
+def _layer_class(name: str) -> type | None:
+    """The listed layer of a dotted path; what a file says it is called costs nothing else."""
+    library = name.partition(".")[0]
+    return allowed_classes(library).get(name) if library in _HOMES else None
+
+
 def _is_allowed(kind: Any) -> bool:
-    return isinstance(kind, type) and kind in allowed_classes(kind.__module__.partition(".")[0]).values()
+    return isinstance(kind, type) and _layer_class(f"{kind.__module__}.{kind.__qualname__}") is kind
 
 
 def _importable(name: str) -> type | None:
     """What a file may name; None: nothing that it may."""
-    if name == "functools.partial":
-        return ModulePartial
-    return allowed_classes(name.partition(".")[0]).get(name)
+    return ModulePartial if name == "functools.partial" else _layer_class(name)
 
 
 def read_pickle(
@@ -474,7 +478,7 @@ class _Settled:
             tensor = self._tensor(name, value.arguments)
             if tensor is not None:
                 return self._remember(value, tensor)
-        layer = allowed_classes(kind.partition(".")[0]).get(kind)
+        layer = _layer_class(kind)
         if layer is not None:
             return self._layer(value, layer)
         if kind == "functools.partial" and isinstance(value.state, tuple) and len(value.state) == 4:

@@ -306,15 +306,10 @@ torch.linalg.eigh(matrix + 1)
 return_freed_memory()
 print(process_bytes("VmData") - before)
 """
-    assert int(printed(program)) < 2**20
-
-
-def printed(program):
-    """By a process that is told to give freed memory back."""
     told = os.environ | GIVE_BACK
-    return subprocess.run(
-        [sys.executable, "-c", program], env=told, capture_output=True, text=True, check=True
-    ).stdout
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, env=told, capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 2**20
 
 
 @on_linux

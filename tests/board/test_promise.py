@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
-from dataclasses import replace
 
-import numpy as np
 import pytest
-from PIL import Image
 
-from advisor.advise import recommend, simulator_for
-from advisor.board.export import export
-from advisor.delivery.apply import Application
-from advisor.records import Budget, Candidate, Evaluation
-from advisor.situation import Request, prepare
+from measurements.resident import bundles, outcome, photos
 
 pytestmark = [
     pytest.mark.long,
@@ -29,42 +21,14 @@ CASES = (
 )
 
 
-@pytest.fixture
-def photos(tmp_path):
-    random = np.random.default_rng(0)
-    for number in range(60):
-        path = tmp_path / "photos" / f"class{number % 4}" / f"{number}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(random.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(path)
-    return tmp_path / "photos"
-
-
-def test_it_is_enough_update_after_update(photos, tmp_path, figure):
-    refused, done = [], 0
+def test_it_is_enough_update_after_update(tmp_path, figure):
+    refused, done, data = [], 0, photos(tmp_path / "photos")
     for name, side, candidates in CASES:
-        request = Request(
-            data=str(photos),
-            input_size=(3, side, side),
-            batch_size=BATCH,
-            methods=("head",),
-            probe_seconds=None,
-            verify=False,
-        )
-        model = f"torchvision:{name}"
-        advice = recommend(model, Budget(), request)
-        simulator = simulator_for(prepare(model, request, lambda *_: None))
-        for text in candidates:
-            evaluation = Evaluation(Candidate.parse(text), simulator.cost(Candidate.parse(text), BATCH))
-            bundle = tmp_path / f"{name}-{text}"
-            told = replace(advice, evaluations=(evaluation,), recommended=text)
-            export(model, told, Application(bundle, epochs=EPOCHS))
-            command = [sys.executable, str(bundle / "finetune.py"), str(photos)]
-            ran = subprocess.run(
-                [*command, "--output", str(bundle / "tuned")], capture_output=True, text=True, check=False
-            )
+        for candidate, _ in bundles(name, side, BATCH, candidates, data, tmp_path, EPOCHS):
+            found = outcome(sys.executable, tmp_path, data)
             done += 1
-            if ran.returncode:
-                refused.append(f"{name} {text}: {ran.stderr}")
+            if "failure" in found:
+                refused.append(f"{name} {candidate.id}: {found['failure']}")
     told = f"{done}, of {EPOCHS} epochs each"
     figure("bundles on small images: refused under what they were promised", len(refused), 0, of=told)
     assert not refused
