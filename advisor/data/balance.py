@@ -6,12 +6,11 @@ import math
 from collections.abc import Mapping, Sequence
 
 from advisor.names import listed
-from advisor.records import Finding
+from advisor.records import Z95, Finding
 
 _FEW = 10  # images of a class: with fewer its share of right answers says next to nothing
 _UNEVEN = 10  # times as many images of one class as of another
 _HALF = 0.5  # the largest class's share from which on accuracy alone says little of the others
-_Z95 = 1.96
 
 
 def balance(counts: Mapping[str, int], named: bool) -> list[Finding]:
@@ -67,7 +66,7 @@ def enough(held_out: int, groups: int | None = None) -> Finding:
         groups: of images that belong together, among them; None: each is on its own.
     """
     count = held_out if groups is None else groups
-    half = 100 * _Z95 * math.sqrt(0.25 / max(count, 1))
+    half = 100 * Z95 * math.sqrt(0.25 / max(count, 1))
     what = f"{held_out:,} held-out images" + ("" if groups is None else f" in {groups:,} groups")
     return Finding(
         "enough",

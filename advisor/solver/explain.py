@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from advisor.names import answered
-from advisor.records import Z95, Budget, DataSummary, Evaluation, Levers, LimitName, Runtime
+from advisor.records import Budget, DataSummary, Evaluation, Levers, LimitName, Runtime
 from advisor.solver.limits import LIMIT, allowed_memory, figures_of, limits_of
-from advisor.solver.paired import paired_error
+from advisor.solver.paired import paired_half_width
 from advisor.units import format_bytes, format_flops, format_percent, format_percents
 
 _LEAST_GAP = 0.0005  # of accuracy: what is printed as 0.1 points or more
@@ -139,12 +139,11 @@ def cheaper_text(chosen: Evaluation, evaluations: Sequence[Evaluation]) -> str:
     best = max(known, key=lambda e: e.accuracy.mean if e.accuracy else 0.0, default=chosen)
     if best.accuracy is None or chosen.accuracy is None:
         return ""
-    gap, error = best.accuracy.mean - chosen.accuracy.mean, paired_error(best.accuracy, chosen.accuracy)
+    gap = best.accuracy.mean - chosen.accuracy.mean
     if gap < _LEAST_GAP:
         return ""
-    return (
-        f"{gap * 100:.1f} +- {Z95 * error * 100:.1f} points below the best that fits, {best.candidate.short}"
-    )
+    half = paired_half_width(best.accuracy, chosen.accuracy)
+    return f"{gap * 100:.1f} +- {half * 100:.1f} points below the best that fits, {best.candidate.short}"
 
 
 def _ran(chosen: Evaluation, budget: Budget) -> str:

@@ -9,9 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
 
-from advisor.records import BASELINE, Z95, Budget, DataSummary, Evaluation, LimitName, Relaxation
+from advisor.records import BASELINE, Budget, DataSummary, Evaluation, LimitName, Relaxation
 from advisor.solver.limits import LIMIT, figures_of, judged, limits_of, with_limits
-from advisor.solver.paired import paired_error
+from advisor.solver.paired import paired_half_width
 from advisor.solver.verdict import solve
 from advisor.units import format_percent
 
@@ -274,7 +274,7 @@ def _effect(
     said = f" the answer is {name}" if effect == "answer" else f" {name} fits"
     accuracy = chosen.accuracy if chosen is not None else None
     if gain is not None and accuracy and to.accuracy:
-        half = 100 * Z95 * paired_error(to.accuracy, accuracy)
+        half = 100 * paired_half_width(to.accuracy, accuracy)
         old, now = to.accuracy.retained, accuracy.retained
         forgets = f", {100 * (old.mean - now.mean):+.1f} on old data" if old and now else ""
         return f"{said}: {gain * 100:+.1f} +- {half:.1f} points{forgets}"

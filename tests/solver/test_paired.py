@@ -7,7 +7,7 @@ from statistics import pvariance
 import pytest
 
 from advisor.records import Accuracy
-from advisor.solver.paired import paired_error, paired_gap
+from advisor.solver.paired import paired_error, paired_gap, paired_half_width
 
 
 def judged(right, weights=None, seeds=1):
@@ -31,6 +31,15 @@ def test_the_error_is_that_of_a_mean_of_differences():
     low, high = paired_gap(judged(one), judged(other))
     assert (low + high) / 2 == pytest.approx(-0.2, abs=0.01)
     assert high - low == pytest.approx(2 * 1.96 * (pvariance(apart) / 100) ** 0.5, rel=0.1)
+
+
+def test_what_no_sample_shows_may_be_true_of_three():
+    """Two that are right on the same samples are not told to be surely alike, nor two that never are."""
+    one, none = judged([1] * 60 + [0] * 40), judged([0] * 100)
+    assert paired_half_width(one, one) == paired_half_width(judged([1] * 100), none) == 0.03
+    assert paired_half_width(one, judged([1] * 61 + [0] * 39)) == 0.03
+    assert paired_half_width(one, none) == pytest.approx(1.959964 * (0.6 * 0.4 / 100) ** 0.5)
+    assert paired_half_width(judged([1]), judged([1])) == 1.0
 
 
 def test_only_what_both_have_seen_counts():
