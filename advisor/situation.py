@@ -111,6 +111,17 @@ class Story:
             raise InputError("no data was given; give a folder with one folder of images for each class")
         return self.task
 
+    @property
+    def images(self) -> int:
+        """How many there are to train on."""
+        return len(self.task.dataset.train) if self.task is not None else 0
+
+    @property
+    def unlabelled_images(self) -> int:
+        """How many there are that nobody has labelled."""
+        found = self.task.dataset.unlabelled if self.task is not None else None
+        return len(found) if found is not None else 0
+
 
 def prepare(
     model: str | nn.Module, request: Request, progress: Progress, store: Store | None = None

@@ -21,10 +21,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from advisor.advise import cost_all
 from advisor.costs import keep_freed_memory
 from advisor.methods import get_method, learning_rates
 from advisor.parts.closed_form import solvable
+from advisor.pricing import cost_all
 from advisor.probes import Trainer, Trial, executor_for, head_of, training_of
 from advisor.probes.train import Probe
 from advisor.records import Budget, Candidate, Census, Features

@@ -29,11 +29,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from advisor.advise import recommend, simulator_for
+from advisor.advise import recommend
 from advisor.board.export import SCRIPT, export
 from advisor.delivery.apply import Application
 from advisor.device.program import program
 from advisor.plain import decode, encode
+from advisor.pricing import simulator_for
 from advisor.records import Budget, Candidate, Cost, Evaluation, Runtime
 from advisor.situation import Request, prepare
 from measurements.tables import README, table, write_tables

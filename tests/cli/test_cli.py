@@ -212,15 +212,15 @@ def test_nothing_fits_is_exit_code_1_and_says_the_least(run, tmp_path):
 
 def test_a_choice_that_does_not_survive_gives_way_to_the_next(run, monkeypatch):
     """The real child, with a lie about the first one's cap: it must fail there, and be reported."""
-    from advisor import advise
+    from advisor import verification
 
-    real, caps = advise.measure, []
+    real, caps = verification.measure, []
 
     def tight_once(*args, allowed_bytes, **kwargs):
         caps.append(allowed_bytes)
         return real(*args, allowed_bytes=allowed_bytes // 50 if len(caps) == 1 else allowed_bytes, **kwargs)
 
-    monkeypatch.setattr(advise, "measure", tight_once)
+    monkeypatch.setattr(verification, "measure", tight_once)
     code, stdout, _ = run(
         "recommend", "model.pt", "--input-size", "1x8x8", "--batch-size", "256", "--no-probe",
         "--methods", "full,norm", "--ram", "60MB", "--json", "-",
