@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from advisor.models import load_model
     from advisor.records import Budget, Recommendation
     from advisor.report import to_pandas, write_html, write_json
-    from advisor.situation import Request
     from advisor.solver import parse_budget
+    from advisor.story.situation import Request
 
 __all__ = [
     "AdvisorError",
@@ -51,7 +51,7 @@ _HOMES = {
     "Budget": "advisor.records",
     "Recipe": "advisor.delivery.adapters",
     "Recommendation": "advisor.records",
-    "Request": "advisor.situation",
+    "Request": "advisor.story.situation",
     "apply_advice": "advisor.delivery.apply",
     "load_adapter": "advisor.delivery.adapters",
     "load_model": "advisor.models",

@@ -14,16 +14,12 @@ from typing import Unpack
 import torch
 from torch import nn
 
-from advisor.asked import Asked, asked
 from advisor.costs import Simulator, WaitingChild, fvcore_forward_flops, return_freed_memory
 from advisor.device.profile import DeviceProfile, read_profile, target_of
 from advisor.device.runtime import HereRuntime
 from advisor.errors import AdvisorError, InputError
-from advisor.machine import is_ample
 from advisor.methods import get_method
-from advisor.pricing import cost_all, simulator_for
 from advisor.probes import class_of_recall
-from advisor.probing import probe_all
 from advisor.records import (
     LAYER_TYPES,
     Budget,
@@ -36,12 +32,16 @@ from advisor.records import (
     Runtime,
     Target,
 )
-from advisor.situation import Progress, Request, Story, prepare, versions
 from advisor.solver import answer, pareto_front, relaxations
 from advisor.store import Store
+from advisor.story.asked import Asked, asked
+from advisor.story.pricing import cost_all, simulator_for
+from advisor.story.probing import probe_all
+from advisor.story.situation import Progress, Request, Story, prepare, versions
+from advisor.story.verification import verify
+from advisor.system.machine import is_ample
 from advisor.training.accelerator import accelerator_for
 from advisor.units import format_bytes
-from advisor.verification import verify
 
 _log = logging.getLogger(__name__)
 

@@ -12,9 +12,9 @@ from advisor.device.profile import read_profile, target_of
 from advisor.errors import AdvisorError, DataError
 from advisor.names import told_apart
 from advisor.records import Accuracy, Budget, Compared, Evaluation, Recommendation
-from advisor.situation import Progress, Request
 from advisor.solver import cheapest_first
-from advisor.temporary import TemporaryFolder
+from advisor.story.situation import Progress, Request
+from advisor.system.temporary import TemporaryFolder
 
 _SOLVED = "ridge"  # a head in closed form: one pass over the images tells how good a network's features are
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from advisor.files import make_folder, write_whole
+from advisor.system.files import make_folder, write_whole
 
 FILES = ("model.pt", "new-data.npz", "old-data.npz")
 _OLD_CLASSES = 7  # of ten; the other three are new in the new-classes scenario

@@ -16,8 +16,8 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
 from advisor.errors import ModelError, first_line
-from advisor.processor import processor_name
 from advisor.store import default_path
+from advisor.system.processor import processor_name
 
 # What `pip install 'peft-advisor[...]'` adds: the extra, its package, and what it gives.
 _EXTRAS = (

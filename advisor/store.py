@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from advisor.errors import InputError
-from advisor.files import parse_json
+from advisor.system.files import parse_json
 
 SCHEMA_VERSION = 1
 _APPLICATION_ID = 0x70656674  # tells our databases from other programs'

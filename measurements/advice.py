@@ -35,8 +35,8 @@ from advisor.probes import FineTune, Trainer, Trial, executor_for, findings, hea
 from advisor.probes.picture import WORLDS, Prior, World, shipped_prior
 from advisor.probes.train import Probe
 from advisor.records import Accuracy, Candidate, Census, Recommendation
-from advisor.situation import Request
 from advisor.store import Store
+from advisor.story.situation import Request
 from advisor.training.update import reestimation_updates
 from measurements.carried import CarriedStore
 from measurements.tables import table

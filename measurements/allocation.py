@@ -28,11 +28,11 @@ import torchvision
 from advisor.costs import Estimator
 from advisor.methods.plan import option
 from advisor.models.layers import take_census
-from advisor.plans import CODES, Planner
 from advisor.probes import executor_for
 from advisor.records import Candidate, Levers
 from advisor.solver.allocate import Resource, allocate
 from advisor.store import Store
+from advisor.story.plans import CODES, Planner
 from measurements.advice import truth
 from measurements.regret import CifarSize, Prepared, Task
 from measurements.tables import README, table, write_tables

@@ -24,12 +24,12 @@ import torch
 from advisor.costs import keep_freed_memory
 from advisor.methods import get_method, learning_rates
 from advisor.parts.closed_form import solvable
-from advisor.pricing import cost_all
 from advisor.probes import Trainer, Trial, executor_for, head_of, training_of
 from advisor.probes.train import Probe
 from advisor.records import Budget, Candidate, Census, Features
-from advisor.situation import Request, prepare
 from advisor.store import Store
+from advisor.story.pricing import cost_all
+from advisor.story.situation import Request, prepare
 from advisor.training.update import reestimation_updates
 from measurements import photo_tasks, regret
 from measurements.truth import cifar_parser, found_of_tasks, share, trained

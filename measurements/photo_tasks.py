@@ -27,8 +27,8 @@ from advisor.data.sources import find
 from advisor.models.fingerprint import fingerprint, model_fingerprint
 from advisor.probes import FineTune, Trainer, in_quick_layout
 from advisor.records import Candidate, Levers
-from advisor.situation import Request, prepare
 from advisor.store import Store
+from advisor.story.situation import Request, prepare
 from measurements.advice import Size, Studied
 from measurements.photo_networks import NETWORKS
 from measurements.truth import say

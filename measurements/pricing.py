@@ -21,12 +21,12 @@ import numpy as np
 import torch
 import torchvision
 
-from advisor.candidates import Proposals
 from advisor.costs import Estimator, Simulator
 from advisor.methods import methods
 from advisor.models.layers import take_census
 from advisor.records import Candidate, Levers
-from advisor.situation import Request
+from advisor.story.candidates import Proposals
+from advisor.story.situation import Request
 from measurements.memory_accuracy import PEERS, SIZE, mem_tracker
 from measurements.plans import planned, random_plans
 from measurements.tables import README, table, write_tables

@@ -29,8 +29,8 @@ from advisor.models import load_model
 from advisor.models.fingerprint import fingerprint, model_fingerprint
 from advisor.probes import Trainer, in_quick_layout
 from advisor.records import Candidate, Levers
-from advisor.situation import Request, prepare
 from advisor.store import Store
+from advisor.story.situation import Request, prepare
 from measurements.advice import Size, Studied, Training, read, study, tables
 from measurements.cifar_mobilenet import pretrained
 from measurements.tables import README, write_tables

@@ -34,9 +34,9 @@ from advisor.board.export import SCRIPT, export
 from advisor.delivery.apply import Application
 from advisor.device.program import program
 from advisor.plain import decode, encode
-from advisor.pricing import simulator_for
 from advisor.records import Budget, Candidate, Cost, Evaluation, Runtime
-from advisor.situation import Request, prepare
+from advisor.story.pricing import simulator_for
+from advisor.story.situation import Request, prepare
 from measurements.tables import README, table, write_tables
 
 RESULTS = Path(__file__).parent / "results" / "resident.json"

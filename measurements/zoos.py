@@ -33,11 +33,11 @@ from torch import nn
 from advisor.costs import Simulator
 from advisor.delivery.adapters import Recipe, load_adapter, save_adapter
 from advisor.errors import InputError, first_line
-from advisor.files import write_whole
 from advisor.methods import Method, get_method, methods, middle_rate
 from advisor.models import index, load_model, take_census
 from advisor.models.layers import logits
 from advisor.records import Candidate, Census, Levers
+from advisor.system.files import write_whole
 from advisor.training.update import begin, solve_head, update
 from measurements.tables import README, table, write_tables
 

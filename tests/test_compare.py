@@ -12,7 +12,7 @@ from torch import nn
 from advisor.compare import compare
 from advisor.errors import InputError
 from advisor.records import Budget
-from advisor.situation import Request
+from advisor.story.situation import Request
 from tests.device import profiles
 
 

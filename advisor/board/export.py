@@ -25,11 +25,11 @@ from advisor.data.pools import Found
 from advisor.delivery.adapters import RECIPE, document_of
 from advisor.delivery.apply import Application, advised, chosen, learning_rate_of, promised_bytes, recipe_of
 from advisor.errors import InputError
-from advisor.files import make_folder, write_whole
 from advisor.methods import get_method, plan
 from advisor.plain import encode
 from advisor.records import Candidate, Recommendation
-from advisor.situation import Progress, Story
+from advisor.story.situation import Progress, Story
+from advisor.system.files import make_folder, write_whole
 
 SCRIPT, NETWORK, WEIGHTS, LIBRARY = "finetune.py", "network.py", "base.safetensors", "advisor"
 _ROOT = Path(advisor.__file__).parent

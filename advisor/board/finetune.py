@@ -36,13 +36,13 @@ from advisor.board.tensors import fill, packed, unpacked
 from advisor.data.pixels import Normalisation
 from advisor.device.lean import leave_compiler_out
 from advisor.errors import AdvisorError
-from advisor.files import write_whole
 from advisor.methods import get_method
 from advisor.models.layers import answers_otherwise
 from advisor.parts.attachment import Trainable
 from advisor.plain import decode
 from advisor.probes.judging import ACCURACY
 from advisor.records import Candidate, Census
+from advisor.system.files import write_whole
 from advisor.training.epochs import Epochs, Length
 from advisor.training.loop import MOST_IN_MEMORY, FrontOutputs, Training, evaluate, head_of, reestimated
 from advisor.training.update import attach, head_to_solve

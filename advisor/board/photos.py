@@ -16,7 +16,7 @@ import torch
 
 from advisor.data.pixels import SUFFIXES, Frame, Normalisation, fit, read_image
 from advisor.errors import DataError, first_line
-from advisor.files import write_whole
+from advisor.system.files import write_whole
 
 _HELD_OUT = 0.3  # of the photos that nothing is known of
 _MOST_UNREADABLE = 0.05

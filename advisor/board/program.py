@@ -14,10 +14,10 @@ from torch import nn
 
 from advisor.delivery.adapters import Recipe, attach_adapter, read_recipe, read_tensors
 from advisor.errors import InputError, first_line
-from advisor.files import check_writable, replacing
 from advisor.methods import get_method
 from advisor.models import LoadedModel, load_model
 from advisor.models.layers import answers_otherwise, logits
+from advisor.system.files import check_writable, replacing
 
 FORMATS = ("pt2", "onnx")
 INPUT = "images"  # what the input of an ONNX file is called

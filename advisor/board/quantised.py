@@ -28,13 +28,13 @@ from advisor.data.sources import find
 from advisor.delivery.kept_sums import SUMS, KeptSums, marks_of
 from advisor.delivery.recipe_images import frame_of, outputs_for
 from advisor.errors import DataError, InputError, first_line
-from advisor.files import check_writable, replacing
 from advisor.names import listed
 from advisor.probes import ACCURACY
 from advisor.records import Accuracy
-from advisor.situation import Progress
 from advisor.solver.paired import paired_gap
-from advisor.temporary import TemporaryFolder
+from advisor.story.situation import Progress
+from advisor.system.files import check_writable, replacing
+from advisor.system.temporary import TemporaryFolder
 from advisor.units import format_bytes, format_percent, format_seconds
 
 if TYPE_CHECKING:

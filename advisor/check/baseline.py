@@ -12,9 +12,9 @@ from typing import Any
 
 from advisor.check.records import LayerFigures, Snapshot
 from advisor.errors import InputError, first_line
-from advisor.files import opened, read_json
 from advisor.plain import decode, encode, shortened
 from advisor.records import Budget, Candidate
+from advisor.system.files import opened, read_json
 
 VERSION = 1
 _VERSION_KEY = "peft_advisor_baseline"

@@ -18,9 +18,9 @@ from advisor.check.configuration import Target
 from advisor.check.price import Pricer
 from advisor.check.records import Snapshot
 from advisor.errors import AdvisorError, first_line
-from advisor.files import write_whole
-from advisor.machine import end_with_parent
 from advisor.plain import decode, encode
+from advisor.system.files import write_whole
+from advisor.system.machine import end_with_parent
 
 
 def main(path: str) -> None:

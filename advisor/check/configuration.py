@@ -24,10 +24,10 @@ from pathlib import Path
 from typing import Any, get_args
 
 from advisor.errors import InputError, first_line
-from advisor.files import read_text
 from advisor.names import did_you_mean
 from advisor.records import Budget, Candidate, Optimizer
 from advisor.solver import parse_budget
+from advisor.system.files import read_text
 from advisor.units import parse_input_size, parse_seconds
 
 FILE = "pyproject.toml"

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from advisor import files
 from advisor.errors import InputError, first_line
+from advisor.system import files
 
 _TABLE = "tool.peft-advisor"
 

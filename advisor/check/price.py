@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from advisor.candidates import Pricing
 from advisor.check.ahead import Found, priced_ahead
 from advisor.check.configuration import Target
 from advisor.check.records import Checked, Figures, LayerFigures, Snapshot
@@ -23,11 +22,12 @@ from advisor.costs import Simulator
 from advisor.errors import InputError, ModelError, first_line
 from advisor.methods import get_method, methods
 from advisor.names import did_you_mean
-from advisor.pricing import cost_all, simulator_for
-from advisor.processor import processor_name
 from advisor.records import Candidate, Cost, Evaluation, Memory
-from advisor.situation import Request, Story, prepare
 from advisor.solver import answer, rank, violations
+from advisor.story.candidates import Pricing
+from advisor.story.pricing import cost_all, simulator_for
+from advisor.story.situation import Request, Story, prepare
+from advisor.system.processor import processor_name
 
 # What a model's random weights do is no matter of costs.
 _IRRELEVANT = "has random weights"

@@ -24,7 +24,7 @@ from advisor.check.records import Checked, CheckReport, Finding, Snapshot, Targe
 from advisor.confine import EXIT_CONFINED, Limits, apart, memory_by_default, watching
 from advisor.errors import InputError, first_line
 from advisor.plain import decode, encode
-from advisor.temporary import TemporaryFolder
+from advisor.system.temporary import TemporaryFolder
 from advisor.units import format_seconds
 
 # Looks for garbage take a quarter of the imports' time and move peaks; the process doesn't live long.

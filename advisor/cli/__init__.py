@@ -37,9 +37,9 @@ from advisor.cli.commands import App, Quiet, Verbose
 from advisor.cli.streams import print_what_can_be
 from advisor.cli.usage import UsageError, in_one_line
 from advisor.errors import DEBUG, EXIT_WRONG_INPUT, AdvisorError, InputError, first_line
-from advisor.interrupts import EXIT_INTERRUPTED, EndedAtOnceError
-from advisor.processor import wait_without_spinning
-from advisor.temporary import remove_all
+from advisor.system.interrupts import EXIT_INTERRUPTED, EndedAtOnceError
+from advisor.system.processor import wait_without_spinning
+from advisor.system.temporary import remove_all
 
 _FLOPS_BUDGET = "PEFT_ADVISOR_FLOPS_BUDGET"
 

@@ -115,8 +115,8 @@ def command(
 
     from advisor.check import baseline as baselines
     from advisor.check.run import check, price_all, to_keep
-    from advisor.files import check_writable, write_whole
     from advisor.report import check as render
+    from advisor.system.files import check_writable, write_whole
 
     path = configuration.baseline_path
     before = baselines.read(path) if configuration.file or baseline else None

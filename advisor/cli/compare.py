@@ -133,7 +133,7 @@ def command(
     from advisor.cli.progress import ProgressBars
     from advisor.compare import compare
     from advisor.costs import keep_freed_memory
-    from advisor.situation import Request
+    from advisor.story.situation import Request
 
     request = Request(
         batch_size=batch_size,

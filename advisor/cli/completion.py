@@ -16,7 +16,7 @@ import typer
 
 from advisor import names
 from advisor.errors import InputError
-from advisor.files import write_whole
+from advisor.system.files import write_whole
 
 _ASKED = "_PEFT_ADVISOR_COMPLETE"
 _SCRIPT = """\

@@ -58,9 +58,9 @@ def command(
 
     from advisor.cli.progress import ProgressBars
     from advisor.costs import keep_freed_memory
-    from advisor.lookover import look_over
-    from advisor.situation import Request
     from advisor.store import Store
+    from advisor.story.lookover import look_over
+    from advisor.story.situation import Request
 
     request = Request(
         input_size=size,

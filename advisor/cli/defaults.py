@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from advisor.errors import InputError
-from advisor.files import read_text
 from advisor.names import did_you_mean
+from advisor.system.files import read_text
 
 # A file that came with a folder may not allow a model to run its code, nor have files written.
 _NEVER = ("trust", "help", "version", "report", "json", "output", "quiet", "verbose")

@@ -14,7 +14,7 @@ import typer
 from advisor.cli import options, talk
 from advisor.cli.outputs import say_what_is_kept
 from advisor.errors import InputError
-from advisor.files import make_folder
+from advisor.system.files import make_folder
 from advisor.units import format_percent
 
 

@@ -48,8 +48,8 @@ def command(
     from advisor.check.configuration import FILE, find_file, parse_configuration, short_name
     from advisor.check.configure import read_text, with_model
     from advisor.check.run import check, price_all, to_keep
-    from advisor.files import check_writable, write_whole
     from advisor.report import check as render
+    from advisor.system.files import check_writable, write_whole
 
     options.check_model(model)
     file = Path(config).resolve() if config else find_file(Path.cwd()) or Path.cwd() / FILE

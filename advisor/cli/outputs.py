@@ -12,7 +12,7 @@ import typer
 
 from advisor.cli import talk
 from advisor.errors import DEBUG, EXIT_WRONG_INPUT, AdvisorError, InputError
-from advisor.files import check_writable, kept_name, write_whole
+from advisor.system.files import check_writable, kept_name, write_whole
 
 if TYPE_CHECKING:
     from advisor.records import Compared, Recommendation

@@ -50,7 +50,7 @@ def command(
     from advisor.advise import profile as advise
     from advisor.cli.progress import ProgressBars
     from advisor.records import BASELINE
-    from advisor.situation import Request
+    from advisor.story.situation import Request
 
     request = Request(
         batch_size=batch_size,

@@ -12,11 +12,11 @@ from advisor.cli.commands import typed_command
 from advisor.cli.outputs import Outputs
 from advisor.cli.streams import nothing_more, results_apart
 from advisor.errors import EXIT_NOTHING_FITS, InputError
-from advisor.interrupts import answer_is_possible, answering
 from advisor.names import SCENARIOS, check_at_least_one, check_device, check_executor, one_of
+from advisor.system.interrupts import answer_is_possible, answering
 
 if TYPE_CHECKING:
-    from advisor.situation import Progress
+    from advisor.story.situation import Progress
 
 
 def command(
@@ -199,7 +199,7 @@ def command(
     from advisor.advise import recommend as advise
     from advisor.cli.progress import ProgressBars
     from advisor.costs import keep_freed_memory
-    from advisor.situation import Request
+    from advisor.story.situation import Request
 
     request = Request(
         batch_size=batch_size,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from advisor.confine.kernel import deny_sockets, drop_privileges, hide_others
 from advisor.confine.limits import Limits, spell
-from advisor.machine import end_with_parent
+from advisor.system.machine import end_with_parent
 from advisor.units import format_bytes
 
 _EXTRA_BYTES = 2**26  # the interpreter's own, which is there before anything is taken

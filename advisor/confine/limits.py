@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from advisor.machine import available_bytes
+from advisor.system.machine import available_bytes
 from advisor.units import format_seconds
 
 _SHARE = 0.75  # of what the machine can give now: the rest goes on

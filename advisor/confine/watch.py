@@ -18,7 +18,7 @@ from typing import NoReturn
 from advisor.confine.environment import stripped
 from advisor.confine.limits import Limits, spell
 from advisor.errors import InputError
-from advisor.machine import end_with_parent
+from advisor.system.machine import end_with_parent
 from advisor.units import format_bytes
 
 EXIT_CONFINED = 3  # of `main`: it was ended, and the last line says why

@@ -8,7 +8,7 @@ from advisor.costs.fvcore_check import fvcore_forward_flops
 from advisor.costs.measure import WaitingChild
 from advisor.costs.process import keep_freed_memory, return_freed_memory
 from advisor.costs.simulate import Simulator, without_collector
-from advisor.machine import available_bytes
+from advisor.system.machine import available_bytes
 
 __all__ = [
     "Estimates",

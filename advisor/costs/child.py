@@ -29,10 +29,10 @@ from advisor.costs.process import (
     return_freed_memory,
 )
 from advisor.errors import first_line
-from advisor.machine import end_with_parent
 from advisor.models.blocks import run_front
 from advisor.parts.closed_form import Examples, feature_sizes
 from advisor.records import Measurement
+from advisor.system.machine import end_with_parent
 from advisor.training.accelerator import accelerator_for
 from advisor.training.step_at_once import StepAtOnce, make_costliest_next
 from advisor.training.update import begin, update

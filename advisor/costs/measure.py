@@ -27,7 +27,7 @@ from torch import nn
 from advisor.costs.process import GIVE_BACK
 from advisor.errors import InputError, ModelError, first_line
 from advisor.records import Candidate, Census, Measurement
-from advisor.temporary import TemporaryFolder
+from advisor.system.temporary import TemporaryFolder
 
 _TIMEOUT_SECONDS = 900
 # For the runtime's own fluctuation, on top of what is allowed: 0.25 MiB was enough in every run that was

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from advisor.machine import is_ample
+from advisor.system.machine import is_ample
 
 # glibc and MKL keep freed memory for later; under a cap it has to go back at once, or the cap would count it.
 BACK_AT_ONCE = 2**16  # bytes of an allocation from which on it does

@@ -19,7 +19,7 @@ from advisor.data.pixels import Frame, Size, fit, with_channels, wrong_channels
 from advisor.data.pools import Failures, Found, Pool, class_names_of
 from advisor.data.survey import Unreadable, check_share
 from advisor.errors import DataError
-from advisor.files import opened
+from advisor.system.files import opened
 
 if TYPE_CHECKING:
     import numpy.typing as npt

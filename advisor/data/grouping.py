@@ -13,7 +13,7 @@ import numpy as np
 
 from advisor.data.parts import one_form
 from advisor.errors import DataError
-from advisor.files import read_text
+from advisor.system.files import read_text
 
 if TYPE_CHECKING:
     import numpy.typing as npt

@@ -25,8 +25,8 @@ from advisor.data.parts import Part, part_of
 from advisor.data.pools import Found, Pool
 from advisor.data.survey import Source, reason
 from advisor.errors import DataError
-from advisor.files import read_json
 from advisor.names import did_you_mean, listed
+from advisor.system.files import read_json
 
 if TYPE_CHECKING:
     import numpy.typing as npt

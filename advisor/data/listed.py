@@ -13,8 +13,8 @@ from typing import Literal
 from advisor.data.files import images_below
 from advisor.data.parts import one_form, part_of
 from advisor.errors import DataError, first_line
-from advisor.files import parse_json, read_text
 from advisor.names import listed
+from advisor.system.files import parse_json, read_text
 
 Table = list[dict[str, str]]  # a row for each image: column -> text
 

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, BinaryIO
 
-from advisor import files
 from advisor.data.pixels import ORIENTATION, Size, eight_bits
 from advisor.errors import DataError, first_line
+from advisor.system import files
 
 if TYPE_CHECKING:
     from PIL import Image

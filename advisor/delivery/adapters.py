@@ -25,13 +25,13 @@ from torch import nn
 
 from advisor.delivery.kept_sums import SUMS, KeptSums
 from advisor.errors import InputError
-from advisor.files import kept_name, opened, read_json, write_whole
 from advisor.models import take_census
 from advisor.models.fingerprint import model_fingerprint
 from advisor.models.heads import with_head
 from advisor.parts.attachment import Trainable
 from advisor.probes import Situation, adapt_head, head_of, trained_as
 from advisor.records import Candidate, Census, Levers, SettingValue
+from advisor.system.files import kept_name, opened, read_json, write_whole
 from advisor.training.update import attach, head_to_solve
 
 FORMAT = "peft-advisor adapter 1"

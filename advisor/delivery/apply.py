@@ -25,8 +25,8 @@ from advisor.models.pickles import read_data
 from advisor.names import answered, check_at_least_one, did_you_mean, names_code
 from advisor.probes import FineTune, Trainer, judged_in_groups, metric_of
 from advisor.records import Accuracy, Candidate, DataSummary, Evaluation, Framing, Recommendation
-from advisor.situation import Progress, Request, Story, prepare, versions
 from advisor.solver import allowed_memory
+from advisor.story.situation import Progress, Request, Story, prepare, versions
 from advisor.training.epochs import EpochReport, Epochs, Length
 from advisor.units import format_percent
 

@@ -14,9 +14,9 @@ from advisor.delivery.huggingface import save_for_peft
 from advisor.delivery.kept_sums import SUMS, KeptSums
 from advisor.delivery.merged import NAMES, save_merged
 from advisor.errors import InputError
-from advisor.files import make_folder
 from advisor.models import LoadedModel
 from advisor.parts.attachment import Trainable
+from advisor.system.files import make_folder
 
 CHECKPOINT = "checkpoint.pt"
 

@@ -32,7 +32,7 @@ from advisor.parts.closed_form import inputs_of
 from advisor.parts.sums import Spectrum
 from advisor.probes import ACCURACY, head_of
 from advisor.records import Accuracy, Census
-from advisor.situation import Progress, versions
+from advisor.story.situation import Progress, versions
 from advisor.training.update import head_to_solve
 from advisor.units import format_percent
 

@@ -21,13 +21,13 @@ from torch import nn
 
 from advisor.delivery.adapters import Recipe
 from advisor.errors import InputError
-from advisor.files import write_whole
 from advisor.methods import get_method
 from advisor.methods.lora import SCALE
 from advisor.models.layers import is_plain, layer_type
 from advisor.parts.attachment import Trainable
 from advisor.parts.bypass import BYPASS, LayerModule
 from advisor.parts.closed_form import WideHead
+from advisor.system.files import write_whole
 
 FOLDER = "huggingface"
 _PREFIX = "base_model.model"  # where PEFT holds the base model

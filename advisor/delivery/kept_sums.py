@@ -17,8 +17,8 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from advisor.errors import InputError
-from advisor.files import opened
 from advisor.parts.sums import Sums
+from advisor.system.files import opened
 
 SUMS = "sums.safetensors"
 FORMAT = "peft-advisor sums 1"

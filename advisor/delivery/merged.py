@@ -10,10 +10,10 @@ from safetensors.torch import save as save_tensors
 from torch import nn
 
 from advisor.errors import first_line
-from advisor.files import write_whole
 from advisor.methods import get_method
 from advisor.models import LoadedModel
 from advisor.models.layers import answers_otherwise, logits
+from advisor.system.files import write_whole
 
 NAMES = ("merged.pt", "merged.safetensors")
 

@@ -37,7 +37,7 @@ from advisor.costs.process import (
 )
 from advisor.device.lean import leave_compiler_out
 from advisor.device.throttling import watch_throttling
-from advisor.machine import end_with_parent
+from advisor.system.machine import end_with_parent
 
 SCHEMA_VERSION = 2
 KIND = "peft-advisor device"

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from advisor.errors import InputError, first_line
-from advisor.files import parse_json, read_text
 from advisor.plain import decode, shortened
 from advisor.records import Cost, Forecast, Target, Work
+from advisor.system.files import parse_json, read_text
 
 SCHEMA_VERSION = 2
 KIND = "peft-advisor device"

@@ -9,7 +9,7 @@ import advisor
 
 # What the last one needs of ours comes before it. They import torch and Python's own modules, nothing else.
 _MODULES = (
-    *("machine.py", "costs/process.py", "costs/energy.py", "costs/figures.py"),
+    *("system/machine.py", "costs/process.py", "costs/energy.py", "costs/figures.py"),
     *("device/lean.py", "device/throttling.py", "device/measure.py"),
 )
 _START = '\n\nif __name__ == "__main__":\n    sys.exit(main())\n'

@@ -15,8 +15,8 @@ import torch
 
 from advisor.device.program import program
 from advisor.errors import AdvisorError, first_line
-from advisor.files import parse_json
 from advisor.store import Store
+from advisor.system.files import parse_json
 
 _TIMEOUT_SECONDS = 120
 _KIND = "runtime"

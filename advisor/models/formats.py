@@ -20,7 +20,6 @@ import torch
 from torch import nn
 
 from advisor.errors import ModelError
-from advisor.files import opened, parse_json, read_json
 from advisor.models import hub
 from advisor.models.pickles import (
     DAMAGED,
@@ -36,6 +35,7 @@ from advisor.models.printable import shown
 from advisor.models.program import ExportedNetwork
 from advisor.models.weights import check_together, usable
 from advisor.names import missing_model
+from advisor.system.files import opened, parse_json, read_json
 
 _BACK = "give the PyTorch model that it was made from, or its state dict"
 # First bytes of files that are certainly something else.

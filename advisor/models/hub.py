@@ -18,9 +18,9 @@ from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from advisor.errors import ModelError
-from advisor.files import read_json
 from advisor.models.named_code import stdout_to_stderr
 from advisor.models.printable import first_line, shown
+from advisor.system.files import read_json
 
 ADAPTER = "adapter_config.json"
 _OR_MERGE = "or load both with PeftModel and save the result of model.merge_and_unload()"

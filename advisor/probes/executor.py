@@ -21,11 +21,11 @@ import torch
 
 from advisor.costs import keep_freed_memory
 from advisor.errors import InputError, first_line
-from advisor.machine import end_first, is_ample
 from advisor.names import check_executor
 from advisor.probes.train import Probe, Trainer, Trial
 from advisor.records import Candidate
-from advisor.temporary import TemporaryFolder
+from advisor.system.machine import end_first, is_ample
+from advisor.system.temporary import TemporaryFolder
 
 IsRisky = Callable[[Candidate], bool]
 

@@ -27,7 +27,6 @@ from typing import Any
 import torch
 
 from advisor.errors import DataError
-from advisor.interrupts import stoppable
 from advisor.methods import learning_rates
 from advisor.models.fingerprint import fingerprint
 from advisor.probes.acquisition import Option, chosen
@@ -39,6 +38,7 @@ from advisor.probes.picture import Belief, Conditions, Picture, Seen, expit
 from advisor.probes.train import TIMES, Answers, Probe, Trainer, Trial
 from advisor.records import NOT_PROBED, Accuracy, Candidate, Cost, Estimate
 from advisor.store import Store
+from advisor.system.interrupts import stoppable
 from advisor.training.loop import head_of
 from advisor.training.update import reestimation_updates
 

@@ -7,10 +7,10 @@ import os
 from typing import Any
 
 from advisor.errors import InputError, first_line
-from advisor.files import parse_json, read_text, write_whole
 from advisor.names import missing_report
 from advisor.plain import decode, encode, shortened
 from advisor.records import Recommendation
+from advisor.system.files import parse_json, read_text, write_whole
 
 SCHEMA_VERSION = 1
 

@@ -11,7 +11,6 @@ from importlib.resources import files
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from advisor.files import write_whole
 from advisor.records import Recommendation
 from advisor.report import explain, first_screen, ledger, view, whatif
 from advisor.report.layers import layers_of
@@ -21,6 +20,7 @@ from advisor.report.sweeps import curves, sweeps
 from advisor.report.trade import trade_charts
 from advisor.report.typeset import breakable, shell, typeset
 from advisor.solver import allowed_memory
+from advisor.system.files import write_whole
 from advisor.units import format_bytes, format_count, format_flops, format_joules, format_seconds
 
 _NUMBER = re.compile(r'class="label[^>]*>\d+<')  # for a point's name

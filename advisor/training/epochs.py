@@ -10,8 +10,8 @@ from typing import Any, BinaryIO, cast
 import torch
 
 from advisor.errors import InputError, first_line
-from advisor.files import opened, replacing
 from advisor.records import Candidate
+from advisor.system.files import opened, replacing
 from advisor.training.loop import Training, head_of
 
 _FORMAT = "peft-advisor checkpoint 4"

@@ -23,7 +23,7 @@ from advisor.models.layers import logits
 from advisor.parts.attachment import Trainable
 from advisor.parts.closed_form import feature_blocks, pooled_outputs
 from advisor.records import Block, Candidate, Census, Features
-from advisor.temporary import TemporaryFolder
+from advisor.system.temporary import TemporaryFolder
 from advisor.training.accelerator import CPU, Accelerator, host
 from advisor.training.step_at_once import StepAtOnce
 from advisor.training.update import begin, reestimation_updates, solve_head, update

@@ -10,7 +10,7 @@ from advisor.check.configuration import Target, one_model
 from advisor.check.price import Pricer, machine_kind
 from advisor.errors import InputError, ModelError
 from advisor.records import Budget, Candidate
-from advisor.situation import Request
+from advisor.story.situation import Request
 
 NETS = """
 from torch import nn

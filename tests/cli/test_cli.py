@@ -212,7 +212,7 @@ def test_nothing_fits_is_exit_code_1_and_says_the_least(run, tmp_path):
 
 def test_a_choice_that_does_not_survive_gives_way_to_the_next(run, monkeypatch):
     """The real child, with a lie about the first one's cap: it must fail there, and be reported."""
-    from advisor import verification
+    from advisor.story import verification
 
     real, caps = verification.measure, []
 

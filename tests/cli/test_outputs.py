@@ -9,7 +9,7 @@ import pytest
 
 from advisor.cli import outputs
 from advisor.errors import InputError
-from advisor.files import check_writable, write_whole
+from advisor.system.files import check_writable, write_whole
 from tests.cli.test_cli import one_line
 
 ASKED = ("recommend", "model.pt", "--input-size", "1x8x8", "--methods", "head", "--no-probe", "--no-verify")

@@ -21,7 +21,7 @@ from advisor.probes.executor import executor_for
 from advisor.probes.race import race
 from advisor.probes.train import Trainer, Trial, training_of
 from advisor.records import Candidate, Levers
-from advisor.temporary import TemporaryFolder
+from advisor.system.temporary import TemporaryFolder
 from tests.probes.test_race import simulated
 from tests.probes.test_train import SIZE, dataset, network
 from tests.processes import ROOT
@@ -147,7 +147,7 @@ def test_what_may_run_out_of_memory_runs_elsewhere():
 
 
 def test_with_little_memory_left_what_may_run_out_of_it_is_not_run(monkeypatch):
-    monkeypatch.setattr("advisor.machine.available_bytes", lambda: 2**31)
+    monkeypatch.setattr("advisor.system.machine.available_bytes", lambda: 2**31)
     risky = TRIALS[0].candidate
     with executor_for("here", trainer(), is_risky=lambda candidate: candidate == risky) as executor:
         left_out, *others = executor.run(TRIALS)

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from advisor.machine import available_bytes
+from advisor.system.machine import available_bytes
 from tests.processes import is_running, wait_until
 
 GB = 10**9
@@ -117,7 +117,7 @@ def test_here():
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a file of Linux's")
 def test_a_child_goes_first_where_memory_runs_out():
     score = "print(open('/proc/self/oom_score_adj').read())"
-    program = f"from advisor.machine import end_with_parent; end_with_parent(); {score}"
+    program = f"from advisor.system.machine import end_with_parent; end_with_parent(); {score}"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert int(done.stdout) == 1000
 
@@ -126,7 +126,7 @@ def test_a_child_goes_first_where_memory_runs_out():
 def test_a_child_ends_with_its_parent_however_that_ends():
     child = """
 import time
-from advisor.machine import end_with_parent
+from advisor.system.machine import end_with_parent
 end_with_parent()
 print("up", flush=True)
 time.sleep(60)

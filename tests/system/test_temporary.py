@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from advisor.files import replacing
-from advisor.temporary import TemporaryFolder, remove_all, remove_left_behind
+from advisor.system.files import replacing
+from advisor.system.temporary import TemporaryFolder, remove_all, remove_left_behind
 from tests.processes import ROOT
 
 pytest.importorskip("fcntl")
@@ -28,7 +28,7 @@ def place(tmp_path, monkeypatch):
 def killed(place):
     """A folder whose process was killed while it held it, with a file in it."""
     code = (
-        "import os, signal, pathlib; from advisor.temporary import TemporaryFolder\n"
+        "import os, signal, pathlib; from advisor.system.temporary import TemporaryFolder\n"
         "folder = TemporaryFolder(); pathlib.Path(folder.name, 'file').touch()\n"
         "print(folder.name, flush=True)\n"
         "os.kill(os.getpid(), signal.SIGKILL)"
@@ -59,7 +59,8 @@ def test_what_a_killed_process_left_behind_goes_as_the_next_one_is_made(place):
 def test_those_that_are_held_stay(place):
     with TemporaryFolder() as one, TemporaryFolder() as other:
         code = (
-            "from pathlib import Path; from advisor.temporary import *; remove_left_behind(Path(sys.argv[1]))"
+            "from pathlib import Path; from advisor.system.temporary import remove_left_behind; "
+            "remove_left_behind(Path(sys.argv[1]))"
         )
         env = os.environ | {"PYTHONPATH": str(ROOT)}
         subprocess.run([sys.executable, "-c", f"import sys; {code}", place], env=env, check=True)
@@ -78,7 +79,7 @@ def test_nobody_elses_is_touched(place):
 
 def test_so_does_a_file_that_was_to_take_anothers_place(place):
     code = (
-        "import os, signal, sys; from pathlib import Path; from advisor.files import replacing\n"
+        "import os, signal, sys; from pathlib import Path; from advisor.system.files import replacing\n"
         "with replacing(Path(sys.argv[1])) as temporary:\n"
         "    temporary.write_text('half'); os.kill(os.getpid(), signal.SIGKILL)"
     )

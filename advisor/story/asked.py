@@ -14,8 +14,8 @@ from advisor.methods import get_method
 from advisor.names import AUGMENTS, OPTIMIZERS, SCENARIOS, check_device, check_executor, did_you_mean, one_of
 from advisor.plain import shortened
 from advisor.records import Augment, Budget, Framing, Preference
-from advisor.situation import Request
 from advisor.solver import parse_budget
+from advisor.story.situation import Request
 from advisor.units import parse_input_size, parse_seconds
 
 Size = str | int  # 512MB, or bytes

@@ -10,8 +10,8 @@ from advisor.data.pools import Found
 from advisor.data.sources import find
 from advisor.errors import DataError
 from advisor.records import WEIGHTS, LookedOver
-from advisor.situation import Progress, Request, prepare
 from advisor.store import Store
+from advisor.story.situation import Progress, Request, prepare
 
 _SIDE = 32  # pixels: nothing is trained, and copies are looked for in less
 

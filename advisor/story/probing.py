@@ -24,9 +24,9 @@ from advisor.probes import (
 )
 from advisor.probes.race import race
 from advisor.records import Accuracy, Budget, Candidate, DataSummary, Evaluation
-from advisor.situation import Progress, Request, Story, Task
 from advisor.solver import cheapest_first, violations
 from advisor.store import Store
+from advisor.story.situation import Progress, Request, Story, Task
 from advisor.training.accelerator import CPU, accelerator_for
 from advisor.units import format_percent, format_seconds
 

@@ -6,20 +6,20 @@ import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-import advisor.plans
 import advisor.solver
-from advisor.candidates import Pricing, Proposals
+import advisor.story.plans
 from advisor.costs import Simulator, without_collector
 from advisor.device.profile import Clock, DeviceProfile
 from advisor.errors import ModelError
 from advisor.methods import get_method, learning_rates, methods
 from advisor.models.fingerprint import code_fingerprint
-from advisor.plans import worth_trying
 from advisor.probes import key_of
 from advisor.records import Budget, Candidate, Cost, Evaluation, Forecast, Levers
-from advisor.situation import Progress, Request, Story
 from advisor.solver import allowed_memory, limits_of, violations
 from advisor.store import Store
+from advisor.story.candidates import Pricing, Proposals
+from advisor.story.plans import worth_trying
+from advisor.story.situation import Progress, Request, Story
 from advisor.training.epochs import Length
 from advisor.units import format_bytes, format_flops
 
@@ -129,7 +129,7 @@ def _plans(
     key = {
         "gradients": key_of(module, dataset.normalisation, dataset.train),
         "costs": simulator.key(),
-        "solver": code_fingerprint(module, advisor.plans, advisor.solver),
+        "solver": code_fingerprint(module, advisor.story.plans, advisor.solver),
         "question": [request.batch_size, levers.described(), sorted(limits_of(budget).items()), budget.warn],
     }
     given = module, story.census, dataset, request.batch_size, levers, budget

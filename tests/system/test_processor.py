@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from advisor.processor import wait_without_spinning
+from advisor.system.processor import wait_without_spinning
 
 NAMES = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
 

@@ -9,10 +9,10 @@ from dataclasses import replace
 from advisor.costs import WaitingChild
 from advisor.costs.measure import measure
 from advisor.errors import AdvisorError, first_line
-from advisor.interrupts import stoppable
 from advisor.records import Budget, Candidate, DataSummary, Evaluation
-from advisor.situation import Progress, Request, Story
 from advisor.solver import Verdict, enforced_memory, judged, solve
+from advisor.story.situation import Progress, Request, Story
+from advisor.system.interrupts import stoppable
 from advisor.training.accelerator import accelerator_for
 from advisor.units import format_bytes, format_seconds
 

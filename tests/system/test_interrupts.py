@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from advisor.interrupts import EndedAtOnceError, answer_is_possible, answering, stoppable
+from advisor.system.interrupts import EndedAtOnceError, answer_is_possible, answering, stoppable
 
 
 def ctrl_c():

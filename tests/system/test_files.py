@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from advisor.errors import InputError
-from advisor.files import opened, parse_json, read_text, write_whole
+from advisor.system.files import opened, parse_json, read_text, write_whole
 
 
 def test_replaces_a_file(tmp_path: Path) -> None:

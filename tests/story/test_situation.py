@@ -12,8 +12,8 @@ from PIL import Image
 from torch import nn
 
 from advisor.errors import DataError, InputError
-from advisor.situation import Request, prepare
 from advisor.store import Store
+from advisor.story.situation import Request, prepare
 
 
 def test_the_random_weights_of_a_name_follow_the_seed_alone():

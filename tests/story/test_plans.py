@@ -13,8 +13,8 @@ from advisor.data.loading import Dataset, LabelledImages
 from advisor.data.pixels import Normalisation
 from advisor.methods.plan import read
 from advisor.models.layers import take_census
-from advisor.plans import worth_trying
 from advisor.records import Budget, Candidate, Levers
+from advisor.story.plans import worth_trying
 
 SIZE = (3, 16, 16)
 BATCH = 8

@@ -14,13 +14,13 @@ from torch import nn
 from torch.utils.data import Subset, TensorDataset
 
 import advisor
-from advisor.asked import Asked, asked
 from advisor.data import Normalisation
 from advisor.data.sources import find
 from advisor.errors import AdvisorError, InputError
 from advisor.records import Budget
-from advisor.situation import Request
 from advisor.solver import parse_budget
+from advisor.story.asked import Asked, asked
+from advisor.story.situation import Request
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (120, 8, 8, 3)).astype(np.uint8)
 LABELS = np.arange(120) % 3

@@ -19,7 +19,7 @@ from advisor.errors import ModelError
 from advisor.models import load_module
 from advisor.records import Framing
 from advisor.report.formats import from_json, to_json
-from advisor.situation import prepare
+from advisor.story.situation import prepare
 
 
 class Small(nn.Module):

@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import nn
 
-from advisor.candidates import Proposals
 from advisor.costs import Simulator
 from advisor.errors import is_fault_of_ours
 from advisor.methods import get_method, methods
@@ -17,6 +16,7 @@ from advisor.models.layers import take_census
 from advisor.parts.bypass import add_bypass
 from advisor.records import Candidate, Levers
 from advisor.store import Store
+from advisor.story.candidates import Proposals
 
 SIZE = (3, 32, 32)
 BATCH = 8

@@ -14,7 +14,6 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from advisor.assumed import Images, assume
 from advisor.data import Dataset, Normalisation, corrupt, load_data, load_unlabelled, parse_corruption
 from advisor.data.loading import LabelledImages
 from advisor.data.pixels import Frame
@@ -31,6 +30,7 @@ from advisor.probes.lookalikes import held_out_together
 from advisor.probes.pipeline import misread
 from advisor.records import Augment, Census, Finding, Framing
 from advisor.store import Store
+from advisor.story.assumed import Images, assume
 from advisor.training.accelerator import accelerator_for
 
 Progress = Callable[[str, float, str], None]  # stage, fraction of it done, what is running

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from advisor.errors import InputError
-from advisor.temporary import file_beside
+from advisor.system.temporary import file_beside
 
 _MOST_TEXT = 10**8  # bytes of what people or this package write; a report has a few of 10^6
 _LARGE = 2**16  # bytes: whoever asks for more is asked in turn whether there are so many
