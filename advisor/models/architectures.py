@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib import import_module, metadata
+from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
 
@@ -73,6 +74,10 @@ def named_architecture(text: str, *, bare: bool = False) -> Architecture | None:
 
 
 def _near_names(text: str) -> str:
+    module, _, function = text.rpartition(".")
+    file = Path(f"{module.replace('.', '/')}.py")
+    if module and file.is_file():
+        return f"; did you mean {file}:{function}?"
     known = [f"torchvision:{name}" for name in torchvision_models()] + [
         f"timm:{name}" for name in timm_models()
     ]

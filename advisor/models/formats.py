@@ -129,6 +129,10 @@ def _read_file(path: Path, trust: bool) -> Contents:
     if head[:1] == b"\x80":
         content, unknown = read_pickle(path, None, trust, is_torch=head.startswith(LEGACY_MAGIC))
         return Contents(content, tuple(unknown))
+    if path.suffix == ".py":
+        raise ModelError(
+            f"is Python code; give {path}:FUNCTION, with the function or class that makes the network"
+        )
     raise ModelError(_unknown_content(head, path.suffix))
 
 

@@ -133,6 +133,13 @@ def test_bare_names_are_networks_where_they_are_asked_for():
         named_architecture("resnet81", bare=True)
 
 
+def test_a_file_named_as_a_module_is_told_as_the_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own_nets.py").write_text("class Net: ...")
+    with pytest.raises(ModelError, match=r"did you mean own_nets.py:Net\?"):
+        named_architecture("own_nets.Net", bare=True)
+
+
 @pytest.mark.usefixtures("factories")
 def test_a_ready_module_is_as_good_as_a_factory():
     assert isinstance(named_architecture("their_factories:ready").build(None, None), nn.Linear)

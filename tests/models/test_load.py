@@ -584,6 +584,11 @@ def test_more_files_of_other_kinds(tmp_path, content, what):
     assert what in refusal(tmp_path / "x.pt")
 
 
+def test_python_code_is_told_how_it_is_named(tmp_path):
+    (tmp_path / "net.py").write_text("def net(): ...")
+    assert f"is Python code; give {tmp_path / 'net.py'}:FUNCTION" in refusal(tmp_path / "net.py")
+
+
 def test_archives_of_other_kinds(tmp_path):
     np.savez(tmp_path / "data.npz", images=np.zeros(3))
     assert "--data" in refusal(tmp_path / "data.npz")
