@@ -295,8 +295,7 @@ class Proposals:
                         raise
                     self.faults[candidate.id] = f"{type(error).__name__}: {first_line(error)}"
                 else:  # what a model breaks must not end the others
-                    why = f"an update of it fails on this model: {first_line(error)}"
-                    self.failures[candidate.id] = why
+                    self.failures[candidate.id] = f"an update of it fails on this model: {_reason(error)}"
                 self._costs[candidate] = None
         return self._costs[candidate]
 
@@ -332,3 +331,14 @@ _PARTS: tuple[_Levers, ...] = (
     {"update": "per-parameter"},
     {"checkpoint": True, "update": "per-parameter"},
 )
+
+
+def _reason(error: Exception) -> str:
+    """What the model broke, in its own words unless they only tell what autograd missed."""
+    said = first_line(error)
+    if "does not require grad" not in said:
+        return said
+    return (
+        "no gradient comes from its outputs to what is trained; does its forward run under torch.no_grad(), "
+        "detach, or compute with NumPy?"
+    )

@@ -201,6 +201,16 @@ def test_what_fails_is_told_and_the_others_go_on():
     assert all("fails on this model" in why for why in failures.values())
 
 
+def test_an_output_that_no_gradient_leaves_is_told_so():
+    class Detached(nn.Sequential):
+        def forward(self, x):
+            return super().forward(x).detach()
+
+    found, failures = proposed(["full", "head"], model=Detached(*network()))
+    assert not found
+    assert "no gradient comes from its outputs" in failures["full"]
+
+
 def test_a_front_that_other_layers_may_read_in_training_is_not_cached():
     class Auxiliary(nn.Module):
         def __init__(self):
