@@ -179,6 +179,8 @@ def _method(
             raise ValueError("the loss is not finite")
         if trainable.solved is not None:
             solve_head(trainable, census, [(images, labels)])
+        del optimizer, loss  # with the gradients twice the largest networks' memory
+        copied.zero_grad()
         step = "reload"
         with torch.no_grad():
             after = logits(copied.eval()(one))
