@@ -74,8 +74,8 @@ def recommend(
         max_trainable: most parameters that are trained, such as `100k`.
         max_overhead: most FLOPs that an inference may take more once merged, in percent; `merge`: none.
         metric: what is to be high: `accuracy`, `balanced` or `recall:CLASS`.
-        min_accuracy: the least, in that metric, as a fraction.
-        min_retained: the least accuracy on the old data, as a fraction.
+        min_accuracy: the least, in that metric, such as 0.8 or `80%`.
+        min_retained: the least accuracy on the old data, likewise.
         tolerance: points below the best accuracy that count as as good; 0.5 by default.
         prefer: which cost decides then: `ram`, `flops`, `storage` or `time`.
         warn: limits that are told where they are broken, and exclude nothing.

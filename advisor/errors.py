@@ -61,6 +61,11 @@ _CALLERS = {
 }
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether Python or torch was given no more memory."""
+    return isinstance(error, MemoryError) or "can't allocate memory" in str(error)
+
+
 def first_line(error: BaseException) -> str:
     """The error's text, its first line; its kind where it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

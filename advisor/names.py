@@ -46,6 +46,8 @@ def near(typed: str, known: Iterable[str], most: int = 1) -> list[str]:
     alike = {_plain(name): name for name in known}
     word = _plain(typed)
     found = difflib.get_close_matches(word, alike, n=most, cutoff=_NEAR)
+    if len(word) >= _SHORTEST and not any(name.startswith(word) for name in found):
+        found = [*sorted((name for name in alike if name.startswith(word)), key=len), *found]
     if not found:
         found = [
             name

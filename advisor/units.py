@@ -86,6 +86,19 @@ def parse_percent(text: str) -> float:
     return float(match[1]) / 100
 
 
+def parse_share(text: str) -> float:
+    """`0.8`, or in percent `80` or `80%` -> 0.8. Raises UnitError on anything not above 0 and up to 1."""
+    match = re.fullmatch(r"\s*(-?\d+(?:\.\d*)?|-?\.\d+)\s*(%?)\s*", text)
+    if not match:
+        raise UnitError(f"{text!r} is no share; write it like 0.8 or 80%")
+    value = float(match[1])
+    if match[2] or value > 1:
+        value /= 100
+    if not 0 < value <= 1:
+        raise UnitError(f"{text.strip()} is out of range; give a fraction such as 0.8")
+    return value
+
+
 def parse_input_size(text: str) -> tuple[int, int, int]:
     """`3x224x224` -> (3, 224, 224). Raises UnitError."""
     match = re.fullmatch(r"([1-9]\d*)[x×,]([1-9]\d*)[x×,]([1-9]\d*)", text.strip().lower())

@@ -50,6 +50,7 @@ def test_nothing_is_imported_for_them():
         ("adma", names.OPTIMIZERS, "adam"),
         ("shfit", names.SCENARIOS, "shift"),
         ("layertype", ("method", "layer-type"), "layer-type"),
+        ("--flops", ("--groups", "--flops-budget", "--help"), "--flops-budget"),
         ("mobilnet_v2", names.torchvision_models(), "mobilenet_v2"),
         ("zzz", names.method_names(), None),
         ("a", names.method_names(), None),

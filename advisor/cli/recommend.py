@@ -47,7 +47,8 @@ def command(
         ),
     ] = "accuracy",
     min_accuracy: Annotated[
-        float | None, typer.Option(metavar="SHARE", help="Least accuracy, in that metric, such as 0.8.")
+        str | None,
+        typer.Option(metavar="SHARE", help="Least accuracy, in that metric, such as 0.8 or 80%."),
     ] = None,
     retain: Annotated[
         str | None,
@@ -56,7 +57,7 @@ def command(
         ),
     ] = None,
     min_retained: Annotated[
-        float | None,
+        str | None,
         typer.Option(metavar="SHARE", help="Least accuracy on --retain's data, such as 0.9."),
     ] = None,
     unlabelled: Annotated[

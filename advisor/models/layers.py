@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from advisor.errors import ModelError, first_line
+from advisor.errors import ModelError, first_line, is_out_of_memory
 from advisor.models.blocks import evaluating, is_inside
 from advisor.models.chain import CallWatcher
 from advisor.models.padded import first_padding
@@ -25,6 +25,7 @@ TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 _ROUNDING = 1e-3  # of outputs, against the largest: rounding, not another function
 _WRAP = "for a network that gives other things, too, give a module around it that returns the scores alone"
+_TOO_LARGE = "takes more memory than this machine gives; give a smaller size with --input-size CxHxW"
 _SILENT = (nn.Identity, nn.Dropout, nn.modules.dropout._DropoutNd, nn.Flatten)
 
 
@@ -58,7 +59,10 @@ def take_census(model: nn.Module, input_size: tuple[int, ...]) -> Census:
         ModelError: the model can't run on that input, or is not a classifier.
     """
     device = "meta" if is_shapes(model) else None
-    image = torch.zeros(1, *input_size, device=device)
+    try:
+        image = torch.zeros(1, *input_size, device=device)
+    except RuntimeError as error:  # more bytes than can be had, or counted
+        raise ModelError(f"one image of {'x'.join(map(str, input_size))} {_TOO_LARGE}") from error
     _forward(model, image)  # lazily built modules come into being here
     calls: Counter[str] = Counter()
     outputs: dict[str, int | None] = {}
@@ -195,6 +199,8 @@ def _forward(model: nn.Module, image: torch.Tensor, *, with_gradients: bool = Fa
     except (Exception, SystemExit) as error:
         size = "x".join(map(str, image.shape[1:]))
         where = f"{type(model).__name__} can't run on one {size} image"
+        if is_out_of_memory(error):
+            raise ModelError(f"{where}, which {_TOO_LARGE}") from error
         said = f"{_raised_in(model, error)}{first_line(error)}"
         raise ModelError(f"{where}: {said}; {_mend(model, image, error, with_gradients)}") from error
 

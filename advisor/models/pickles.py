@@ -29,7 +29,7 @@ from typing import IO, Any, ClassVar, Self
 import torch
 from torch import _weights_only_unpickler, nn
 
-from advisor.errors import ModelError
+from advisor.errors import ModelError, is_out_of_memory
 from advisor.models.architectures import (
     import_torchvision,
 )
@@ -545,7 +545,7 @@ def _read_trusted(path: Path) -> Any:
             "or give its state dict with --arch package.module:factory"
         ) from error
     except (Exception, SystemExit) as error:
-        if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+        if is_out_of_memory(error):
             raise ModelError("can't be loaded: its code asks for more memory than there is for it") from error
         raise ModelError(f"can't be loaded: {type(error).__name__}: {first_line(error)}") from error
 

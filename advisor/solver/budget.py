@@ -16,6 +16,7 @@ from advisor.units import (
     parse_joules,
     parse_percent,
     parse_seconds,
+    parse_share,
 )
 
 FEWEST = "fewest"  # what a bare --flops-budget stands for
@@ -35,8 +36,8 @@ def parse_budget(
     max_trainable: str | None = None,
     max_overhead: str | None = None,
     metric: str = "accuracy",
-    min_accuracy: float | None = None,
-    min_retained: float | None = None,
+    min_accuracy: str | None = None,
+    min_retained: str | None = None,
     tolerance_points: float = 0.5,
     prefer: str | None = None,
     warn: Sequence[str] = (),
@@ -49,7 +50,7 @@ def parse_budget(
         flops: `fewest` for no limit, but the fewest FLOPs before all other costs.
         max_overhead: percent, or `merge`.
         metric: accuracy, balanced or recall:CLASS.
-        min_accuracy: in it, a fraction such as 0.8, or percent such as 80.
+        min_accuracy: in it, a fraction such as 0.8, or percent such as 80 or 80%.
         min_retained: likewise, on the old data.
         tolerance_points: in percentage points.
         prefer: which cost comes first; RAM by default.
@@ -88,8 +89,8 @@ def parse_budget(
         flops=_named("--flops-budget", parse_flops, flops),
         storage_bytes=_named("--storage", parse_bytes, storage),
         metric=parse_metric(metric),
-        min_accuracy=_fraction("--min-accuracy", min_accuracy),
-        min_retained=_fraction("--min-retained", min_retained),
+        min_accuracy=_named("--min-accuracy", parse_share, min_accuracy),
+        min_retained=_named("--min-retained", parse_share, min_retained),
         tolerance=tolerance_points / 100,
         runtime_overhead_bytes=overhead,
         ram_includes_runtime=ram_includes_runtime,
@@ -132,11 +133,3 @@ def _named(option: str, parse: Callable[[str], _Number], text: str | None) -> _N
         return parse(text)
     except UnitError as error:
         raise UnitError(f"{option}: {error}") from error
-
-
-def _fraction(option: str, value: float | None) -> float | None:
-    if value is None:
-        return None
-    if not 0 < value <= 100:
-        raise InputError(f"{option} {value:g} is out of range; give a fraction such as 0.8")
-    return value / 100 if value > 1 else value

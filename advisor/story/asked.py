@@ -33,8 +33,8 @@ class Limits(TypedDict, total=False):
     max_trainable: str | int
     max_overhead: str | float
     metric: str
-    min_accuracy: float
-    min_retained: float
+    min_accuracy: str | float
+    min_retained: str | float
     tolerance: float
     prefer: Preference
     warn: str | Sequence[str]
@@ -114,7 +114,7 @@ _UNITS = {
     "flops": "FLOP",
     **dict.fromkeys(("step_time", "total_time"), "s"),
     "energy": "J",
-    "max_trainable": "",
+    **dict.fromkeys(("max_trainable", "min_accuracy", "min_retained"), ""),
     "max_overhead": "%",
 }
 
@@ -124,7 +124,7 @@ def _as_typed(name: str, value: Any) -> Any:
         if _is_number(value):
             return f"{value}{_UNITS[name]}"
         return _text(name, value)
-    if name in ("min_accuracy", "min_retained", "tolerance"):
+    if name == "tolerance":
         if not _is_number(value):
             raise _wrong(name, value, "a number such as 0.8")
         return float(value)

@@ -181,3 +181,18 @@ def test_plain_layers_are_torchs_own():
     assert is_plain(nn.Linear(3, 4))
     assert not is_plain(Standardised(3, 4, 3))
     assert not is_plain(nn.BatchNorm2d(3))
+
+
+def test_an_image_larger_than_memory_is_refused():
+    for side in (10**6, 2**40):
+        with pytest.raises(ModelError, match=f"one image of 3x{side}x{side} takes more memory"):
+            take_census(nn.Conv2d(3, 8, 3), (3, side, side))
+    with pytest.raises(ModelError, match="one 1x2x2 image, which takes more memory"):
+        take_census(Greedy(), (1, 2, 2))
+
+
+class Greedy(nn.Flatten):
+    """Asks for more than any machine has."""
+
+    def forward(self, x):
+        return super().forward(x) * torch.empty(2**50)

@@ -74,8 +74,7 @@ def typed_again(sentence, budget):
     for name, limit in LIMIT.items():
         if limit.option in options:
             key = {"flops": "flops", "ram": "ram", "storage": "storage"}.get(name, name)
-            text = options[limit.option]
-            parsed = parse_budget(**{key: float(text) if limit.at_least else text})
+            parsed = parse_budget(**{key: options[limit.option]})
             changes[limit.field] = getattr(parsed, limit.field)
     assert changes
     return replace(budget, **changes)

@@ -92,7 +92,7 @@ def test_objects_are_taken_as_they_are() -> None:
         ({"optimizer": "adamm"}, "optimizer 'adamm' is not known"),
         ({"verify": "no"}, "verify='no' can't be used; give True or False"),
         ({"probe_seconds": -1}, "probe_seconds=-1"),
-        ({"min_accuracy": "high"}, "min_accuracy='high' can't be used; give a number"),
+        ({"min_accuracy": "high"}, "--min-accuracy: 'high' is no share; write it like 0.8 or 80%"),
         ({"normalisation": 0.5}, "normalisation=0.5"),
         ({"executor": "cloud"}, "cloud"),
         ({"scenario": None}, "scenario=None"),
