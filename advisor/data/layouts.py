@@ -21,7 +21,7 @@ from advisor.data.files import (
     suffixes,
     told_left_out,
 )
-from advisor.data.listed import Listed, listed_in, table_beside
+from advisor.data.listed import TABLES, Listed, listed_in, table_beside
 from advisor.data.parts import Part, one_form, part_of
 from advisor.data.pools import Found, Pool
 from advisor.data.survey import check_share
@@ -142,9 +142,7 @@ def _flat(folder: Path, before: str = "") -> DataError:
     """What to do with images that lie in no class folders."""
     images = [path for path in entries(folder) if is_image(path.name)]
     what = f"holds {len(images)} images but no class folders" if images else "holds no class folders"
-    tables = [
-        path.name for path in entries(folder) if path.suffix.lower() in (".csv", ".tsv", ".jsonl", ".txt")
-    ]
+    tables = [path.name for path in entries(folder) if path.suffix.lower() in TABLES]
     hint = f"; if {tables[0]} tells the classes, give --labels {folder / tables[0]}" if tables else ""
     return DataError(f"{before}{folder} {what}; put the images into one folder for each class{hint}")
 

@@ -19,6 +19,7 @@ from advisor.system.files import parse_json, read_text
 Table = list[dict[str, str]]  # a row for each image: column -> text
 
 # Tables whose meaning is known by their name: Hugging Face's imagefolder, Roboflow's, and the plainest.
+TABLES = (".csv", ".tsv", ".jsonl", ".txt")  # suffixes of those that are read
 _KNOWN = ("metadata.csv", "metadata.jsonl", "_classes.csv", "labels.csv", "labels.tsv", "labels.txt")
 LABEL_COLUMNS = (
     *("label", "labels", "class", "classes", "class_name", "classname", "label_name", "category", "target"),

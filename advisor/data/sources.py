@@ -11,6 +11,7 @@ from advisor.data.arrays import array_pool, checked_images, find_digits, find_np
 from advisor.data.files import file_pool, images_below, suffixes
 from advisor.data.hub import find_hub, is_saved
 from advisor.data.layouts import find_folder
+from advisor.data.listed import TABLES
 from advisor.data.objects import find_given, find_object
 from advisor.data.pools import Found, Pool, existing
 from advisor.data.survey import check_share
@@ -19,6 +20,7 @@ from advisor.errors import DataError
 from advisor.names import names_code
 
 _GIVEN = "given images"  # what they are called that are no text
+_ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar")
 _HUB = "hf:"  # before the path of a dataset of Hugging Face's
 
 
@@ -74,7 +76,15 @@ def _find(source: str, labels: str | None) -> Found:
         return (find_hub if is_saved(path) else find_folder)(source, path, labels)
     if path.suffix.lower() == ".npz":
         return find_npz(source, path)
-    raise DataError(
-        f"{path} is neither a folder nor an .npz file; give a folder that holds one folder of "
-        "images for each class, or an .npz with images and labels"
-    )
+    raise DataError(f"{path} is neither a folder nor an .npz file; {_mend(path)}")
+
+
+def _mend(path: Path) -> str:
+    suffix = path.suffix.lower()
+    if suffix in TABLES:
+        return f"if it tells the classes of images, give their folder, and --labels {path}"
+    if suffix in _ARCHIVES:
+        return "unpack it, and give the folder"
+    if suffix == ".py":
+        return f"give {path}:NAME, with what makes the dataset"
+    return "give a folder that holds one folder of images for each class, or an .npz with images and labels"

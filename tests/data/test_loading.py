@@ -280,10 +280,21 @@ def test_missing_path(tmp_path):
     assert "no such file or folder" in error_of("x" * 5000)
 
 
-def test_file_of_another_kind(tmp_path):
-    path = tmp_path / "images.zip"
+@pytest.mark.parametrize(
+    ("name", "mend"),
+    [
+        ("images.zip", "unpack it, and give the folder"),
+        ("labels.csv", "give their folder, and --labels {path}"),
+        ("own.py", "give {path}:NAME"),
+        ("images.dat", "one folder of images for each class"),
+    ],
+)
+def test_file_of_another_kind(tmp_path, name, mend):
+    path = tmp_path / name
     path.write_bytes(b"PK")
-    assert "neither a folder nor an .npz" in error_of(path)
+    message = error_of(path)
+    assert "neither a folder nor an .npz" in message
+    assert mend.format(path=path) in message
 
 
 def test_empty_folder(tmp_path):
