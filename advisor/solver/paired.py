@@ -51,5 +51,10 @@ def paired_half_width(one: Accuracy, other: Accuracy) -> float:
     Where next to no sample tells the two apart, the standard error says that the difference is certain; by
     the rule of three (Hanley and Lippman-Hand, 1983), what none of n samples showed may be true of 3 in n.
     """
+    half = Z95 * paired_error(one, other)
     shared = min(len(one.correct), len(other.correct))
-    return max(Z95 * paired_error(one, other), min(3 / shared, 1.0) if shared else 0.0)
+    if shared == 0:
+        return half
+    weights = (1.0,) * shared if one.weights is None else one.weights[:shared]
+    counted = sum(weights) ** 2 / sum(weight**2 for weight in weights)  # those of weight 0 tell nothing
+    return max(half, min(3 / counted, 1.0))

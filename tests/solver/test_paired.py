@@ -40,6 +40,8 @@ def test_what_no_sample_shows_may_be_true_of_three():
     assert paired_half_width(one, judged([1] * 61 + [0] * 39)) == 0.03
     assert paired_half_width(one, none) == pytest.approx(1.959964 * (0.6 * 0.4 / 100) ** 0.5)
     assert paired_half_width(judged([1]), judged([1])) == 1.0
+    found = judged([1] * 20, (0.0,) * 10 + (2.0,) * 10)
+    assert paired_half_width(found, found) == pytest.approx(0.3)
 
 
 def test_only_what_both_have_seen_counts():
