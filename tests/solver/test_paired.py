@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from statistics import pvariance
 
 import pytest
@@ -31,6 +32,13 @@ def test_the_error_is_that_of_a_mean_of_differences():
     low, high = paired_gap(judged(one), judged(other))
     assert (low + high) / 2 == pytest.approx(-0.2, abs=0.01)
     assert high - low == pytest.approx(2 * 1.96 * (pvariance(apart) / 100) ** 0.5, rel=0.1)
+
+
+def test_where_no_shared_sample_counts_intervals_are_compared():
+    one = replace(judged([1, 0], (0.0, 1.0)), low=0.2, high=0.6)
+    other = replace(judged([1], (0.0,)), low=0.1, high=0.9)
+    assert paired_gap(one, other) == pytest.approx((0.2 - 0.9, 0.6 - 0.1))
+    assert paired_error(one, other) == pytest.approx((0.4 + 0.8) / (2 * 1.959964))
 
 
 def test_what_no_sample_shows_may_be_true_of_three():
