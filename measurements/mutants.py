@@ -45,7 +45,9 @@ ELSEWHERE = {
     "costs/allocator.py": ("costs/test_simulate.py",),
     "costs/fvcore_check.py": ("costs/test_flops.py",),
     "costs/passes.py": ("costs/test_flops.py", "costs/test_simulate.py"),
-    "costs/recorder.py": ("costs/test_closely.py", "costs/test_simulate.py", "costs/test_flops.py"),
+    "costs/recorder.py": (
+        *("costs/test_closely.py", "costs/test_simulate.py", "costs/test_flops.py", "device/test_target.py"),
+    ),
     "costs/steps.py": ("costs/test_simulate.py",),
     "costs/work.py": ("costs/test_flops.py", "costs/test_simulate.py", "probes/test_clock.py"),
     "costs/workspace.py": ("costs/test_workspace.py", "costs/test_simulate.py"),

@@ -105,6 +105,9 @@ def test_the_program_counts_its_own_networks_as_updates_are_counted():
         for place, amount in told.items():
             if place[0] in kinds or (place[0] == "linear" and place[2] < 2):  # its bias is read besides
                 assert own[place] == amount, place
+        pieces = {place[:2] for place in told}
+        for place, amount in own.items():
+            assert place[:2] not in pieces or place[0] not in kinds or told[place] == amount, place
 
 
 class _Seen(UncompiledMode):
