@@ -119,7 +119,7 @@ def command(
     run = shlex.join(["python", str(exported.folder / SCRIPT), "PHOTOS/", "--output", "tuned/"])
     lines = (
         ("Wrote", f"{exported.folder}, {size}: {exported.candidate.short}{known}"),
-        ("Takes", f"{promised} besides what PyTorch itself takes there"),
+        ("Takes", f"at most {promised} besides what PyTorch itself takes there"),
         *(("Warning", warning) for warning in exported.warnings),
         ("Run it", run),
     )
