@@ -19,6 +19,7 @@ test-long: $(VENV)/.installed-long
 # Which branches `make test` takes, in one process: half an hour. The shares are kept as `test-long`'s figures are.
 coverage: $(VENV)/.installed-long
 	$(BIN)/python -m coverage run -m pytest
+	$(BIN)/python -m coverage combine --quiet
 	$(BIN)/python -m measurements.branches
 
 # The report in a real browser: Debian's, which has to be on the PATH. AXE=FILE: axe-core's axe.min.js, too.

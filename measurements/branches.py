@@ -1,7 +1,7 @@
 """Which branches of the code no test takes: of what `make coverage` records, kept as long tests' figures are.
 
-What tests run in processes of their own isn't seen, so there are no more than is said. Those of the packages
-that mutants are made of are told by themselves, too.
+Processes that tests start are seen, too, but for those that are killed. Those of the packages that mutants are
+made of are told by themselves, too.
 """
 
 from __future__ import annotations

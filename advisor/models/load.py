@@ -98,8 +98,11 @@ def load_model(source: str, *, arch: str | None = None, trust: bool = False) -> 
         if named is not None:
             if arch is not None:
                 raise ModelError(f"{source} names an architecture itself: leave out --arch")
-            module = named.build(None, None)
-            trained = not named.is_stock and _builds_again(named, module)
+            # Random weights are the same each time: an adapter fits those alone that it was trained on.
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)
+                module = named.build(None, None)
+                trained = not named.is_stock and _builds_again(named, module)
             return replace(_loaded(module, named, source), form="named", has_trained_weights=trained)
         given = None if arch is None else named_architecture(arch, bare=True)
         if arch is not None and given is None:

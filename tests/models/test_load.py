@@ -30,6 +30,7 @@ from torch import nn
 from advisor.errors import ModelError
 from advisor.models import load_model
 from advisor.models.architectures import named_architecture
+from advisor.models.fingerprint import model_fingerprint
 from advisor.models.pickles import ModulePartial, allowed_classes
 
 
@@ -145,6 +146,18 @@ def test_what_training_scripts_keep_beside_the_weights(tmp_path):
     beside = {"args": argparse.Namespace(lr=0.1, out=Path("runs")), "best": np.float64(0.5), "seen": {1, 2}}
     torch.save({"state_dict": stock().state_dict(), **beside}, tmp_path / "c.pt")
     assert load_model(str(tmp_path / "c.pt")).name == "squeezenet1_1"
+
+
+def test_random_weights_are_the_same_each_time():
+    """What is trained on them is of use later; nobody else's random numbers change."""
+    drawn = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        expected = torch.rand(1)
+        torch.manual_seed(seed)
+        drawn.append(model_fingerprint(load_model("torchvision:resnet18").module))
+        assert torch.rand(1) == expected
+    assert drawn[0] == drawn[1]
 
 
 def test_named_architectures():
