@@ -1,7 +1,7 @@
 """Which branches of the code no test takes: of what `make coverage` records, kept as long tests' figures are.
 
-Processes that tests start are seen, too, but for those that are killed. Those of the packages that mutants are
-made of are told by themselves, too.
+Processes that tests start are seen, too, but for those that are killed. Those of the packages that mutants
+are made of are told by themselves, too.
 """
 
 from __future__ import annotations

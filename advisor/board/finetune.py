@@ -16,6 +16,7 @@ import os
 import shutil
 import sys
 import warnings
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -97,10 +98,10 @@ def _fine_tune(options: argparse.Namespace) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
     names, outputs = recipe["class_names"], recipe["class_outputs"]
-    train, held_out, key = read_photos(
+    train, held_out, key, unreadable = read_photos(
         options.photos, work, frame_of(recipe), dict(zip(names, outputs, strict=True)), board["split"]
     )
-    print(f"{len(train):,} photos to train on, {len(held_out):,} held out; {candidate.short}", flush=True)
+    _tell(train, held_out, unreadable, candidate)
     before = _judged(_former(options.output, candidate, census), held_out, normalisation, passes)
 
     network = _network()
@@ -176,6 +177,13 @@ def _fine_tune(options: argparse.Namespace) -> None:
     peak = {"peak_resident_bytes": process_bytes("VmHWM")}
     write_whole(options.output / HISTORY, json.dumps({"losses": training.losses} | shares | peak) + "\n")
     shutil.rmtree(work)
+
+
+def _tell(train: Photos, held_out: Photos, unreadable: Sequence[Path], candidate: Candidate) -> None:
+    if unreadable:
+        more = f" and {len(unreadable) - 1:,} more" if len(unreadable) > 1 else ""
+        print(f"left out, as it can't be read: {str(unreadable[0])!r}{more}", flush=True)
+    print(f"{len(train):,} photos to train on, {len(held_out):,} held out; {candidate.short}", flush=True)
 
 
 def _network() -> nn.Module:

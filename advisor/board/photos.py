@@ -8,6 +8,7 @@ import os
 import unicodedata
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -43,8 +44,8 @@ class Photos:
 
 def read_photos(
     folder: Path, work: Path, frame: Frame, outputs: Mapping[str, int], split: Mapping[str, Sequence[str]]
-) -> tuple[Photos, Photos, str]:
-    """Photos to train on and to hold out, and a key that is another one for others.
+) -> tuple[Photos, Photos, str, list[Path]]:
+    """Photos to train on and to hold out, a key that is another one for others, and what can't be read.
 
     Args:
         folder: with a folder for each class.
@@ -60,24 +61,28 @@ def read_photos(
         raise DataError("photos are read with Pillow, which is not installed; pip install pillow")
     labels = {path: outputs[name] for path, name in _classes(folder, outputs).items()}
     digests: defaultdict[str, list[Path]] = defaultdict(list)
+    unreadable: list[Path] = []
     for path in labels:
-        digests[hashlib.sha256(path.read_bytes()).hexdigest()[:16]].append(path)
+        with suppress(OSError):
+            if path.is_file():  # no link to what is gone, no pipe
+                digests[hashlib.sha256(path.read_bytes()).hexdigest()[:16]].append(path)
+                continue
+        unreadable.append(path)
     parts = _divided(digests, split)
     key = hashlib.sha256(repr((frame, parts)).encode()).hexdigest()[:12]
     found: list[Photos] = []
-    unreadable = 0
     for name, part in parts.items():
         files = [digests[digest].pop() for digest in part]
         pixels, bad = _pixels(files, frame, work / f"{name}-{key}")
         kept = [place for place in range(len(files)) if place not in bad]
-        unreadable += len(bad)
+        unreadable += [files[place] for place in bad]
         if not kept:
             raise DataError(f"{folder} holds too few photos: none is left to be {_SAID[name]}")
         labels_of_part = torch.tensor([labels[files[place]] for place in kept])
         found.append(Photos(pixels if not bad else pixels[kept], labels_of_part))
-    if unreadable > _MOST_UNREADABLE * len(labels):
-        raise DataError(f"{unreadable} of {len(labels)} photos in {folder} can't be read; replace them")
-    return found[0], found[1], key
+    if len(unreadable) > _MOST_UNREADABLE * len(labels):
+        raise DataError(f"{len(unreadable)} of {len(labels)} photos in {folder} can't be read; replace them")
+    return found[0], found[1], key, unreadable
 
 
 _SAID = {"train": "trained on", "held_out": "held out"}
@@ -90,7 +95,8 @@ def _classes(folder: Path, outputs: Mapping[str, int]) -> dict[Path, str]:
     found: dict[Path, str] = {}
     for path in sorted(folder.rglob("*")):
         inner = path.relative_to(folder)
-        if path.suffix.lower() not in SUFFIXES or any(part.startswith(".") for part in inner.parts):
+        is_hidden = any(part.startswith(".") for part in inner.parts)
+        if path.suffix.lower() not in SUFFIXES or is_hidden or path.is_dir():
             continue
         names = [unicodedata.normalize("NFC", part) for part in inner.parts[:-1]]
         known = next((name for name in names if name in outputs), None)

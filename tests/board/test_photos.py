@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 
 import pytest
@@ -41,14 +42,14 @@ def contents(photos):
 
 
 def test_new_photos_stay_on_their_side_when_more_come(folder):
-    train, held_out, key = of(folder)
+    train, held_out, key, _ = of(folder)
     assert (len(train) + len(held_out), len(train.labels)) == (80, len(train))
     assert 12 < len(held_out) < 36
     assert not contents(train) & contents(held_out)
     (folder / "cat" / "0.png").rename(folder / "cat" / "other-name.png")
     shutil.copy(folder / "dog" / "1.png", folder / "dog" / "copy.png")
     Image.new("RGB", (9, 9), (1, 2, 3)).save(folder / "dog" / "more.png")
-    again, held_again, other = of(folder)
+    again, held_again, other, _ = of(folder)
     assert contents(train) <= contents(again)
     assert contents(held_out) <= contents(held_again)
     assert len(again) + len(held_again) == 82
@@ -59,7 +60,7 @@ def test_new_photos_stay_on_their_side_when_more_come(folder):
 def test_known_photos_are_in_their_order(folder):
     files = [folder / "cat" / "3.png", folder / "dog" / "7.png", folder / "cat" / "1.png"]
     split = {"train": [*map(digest, files[:2]), "0" * 16], "held_out": [digest(files[2])]}
-    train, held_out, _ = of(folder, split)
+    train, held_out, *_ = of(folder, split)
     assert train.labels[:2].tolist() == [1, 0]
     assert held_out.labels[0] == 1
     with Image.open(files[2]) as image:
@@ -71,9 +72,9 @@ def test_known_photos_are_in_their_order(folder):
 
 
 def test_after_a_power_cut_nothing_is_decoded_again(folder, monkeypatch):
-    before, _, key = of(folder)
+    before, _, key, _ = of(folder)
     monkeypatch.setattr("advisor.board.photos.read_image", None)
-    after, _, again = of(folder)
+    after, _, again, _ = of(folder)
     assert torch.equal(before.pixels, after.pixels)
     assert key == again
 
@@ -81,12 +82,15 @@ def test_after_a_power_cut_nothing_is_decoded_again(folder, monkeypatch):
 def test_a_few_that_cannot_be_read_are_left_out(folder):
     (folder / "cat" / "5.png").write_bytes(b"nothing")
     (folder / "dog" / "notes.txt").write_text("no photo")
-    train, held_out, _ = of(folder)
+    (folder / "cat" / "gone.png").symlink_to("nowhere.png")
+    os.mkfifo(folder / "dog" / "pipe.png")
+    train, held_out, _, left_out = of(folder)
     assert len(train) + len(held_out) == 79
+    assert sorted(path.name for path in left_out) == ["5.png", "gone.png", "pipe.png"]
     assert sorted({*train.labels.tolist(), *held_out.labels.tolist()}) == [0, 1]
     for number in range(9):
         (folder / "dog" / f"{number}.png").write_bytes(str(number).encode())
-    with pytest.raises(DataError, match=r"10 of 80 photos in .* can't be read"):
+    with pytest.raises(DataError, match=r"12 of 82 photos in .* can't be read"):
         of(folder)
 
 
