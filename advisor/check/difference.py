@@ -53,6 +53,10 @@ def of_answer(saved: Recommendation) -> Targets:
         recommended=saved.recommended,
         figures=_figures(chosen) if chosen else None,
         layers=_by_type(chosen) if chosen else {},
+        # As the answer told it; what operators take besides tensors is that of a machine.
+        machine_peak_bytes={str(saved.provenance.get("machine", "")): chosen.cost.peak_memory_bytes}
+        if chosen
+        else {},
     )
     return {(saved.model.name, DEFAULT_TARGET): replace(_as_checked(snapshot), answer=saved.answer)}
 

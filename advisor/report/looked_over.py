@@ -15,6 +15,7 @@ from advisor.records import LookedOver
 from advisor.report.fitted import folded
 from advisor.report.terminal import Output
 from advisor.report.text_tables import no_formula, plain
+from advisor.report.view import printable
 
 _MARKS = {"error": ("!!", "bold red"), "warning": ("!", "yellow"), "note": ("-", "")}
 _LINES = 6  # of one finding, at most
@@ -55,12 +56,13 @@ def csv_of_looked_over(seen: LookedOver) -> str:
 def print_looked_over(seen: LookedOver, console: Console | None = None) -> None:
     """Counts first, then what was found, the weightiest first, with the files concerned."""
     console = console or Output(highlight=False)
-    lines = [Text(seen.source, "bold"), *(Text(f"  {name:<9} {text}") for name, text in _told(seen))]
+    head = [("bold", seen.source), *(("", f"  {name:<9} {text}") for name, text in _told(seen))]
+    lines = [Text(printable(text), style) for style, text in head]
     lines += [Text(f"  {line}") for note in seen.notes for line in folded(note, console.width - 2, _LINES)]
     for finding in seen.findings:
         mark, style = _MARKS[finding.weight]
         lines += [Text(line, style) for line in folded(f"{mark} {finding.text}", console.width, _LINES)]
-        lines += [Text(f"     {name}") for name in finding.files]
+        lines += [Text(f"     {printable(name)}") for name in finding.files]
     if not _is_odd(seen):
         lines.append(Text(_NOTHING_ODD, "green"))
     for line in lines:

@@ -143,7 +143,7 @@ def budget_lines(recommendation: Recommendation, width: int) -> Lines:
         else:
             share = line.share or 0.0
             over, filled = share > 1, min(round(_BAR * share), _BAR)
-            bar = f"{view.percent(share, 0):>6}  {'#' * filled:-<{_BAR}}"
+            bar = f"{_part(share):>6}  {'#' * filled:-<{_BAR}}"
             text += f"of {line.allowed_text:<{limit_width}}{bar}  {remark}"
         made.append(Text(cut(text.rstrip(), width), "red" if over else ""))
     for name, of in (("time per update", view.time_of), ("energy", view.energy_of)):
@@ -151,6 +151,11 @@ def budget_lines(recommendation: Recommendation, width: int) -> Lines:
         if told is not None:
             made.append(Text(cut(f"{name:<16} {told[0]:>10}  {told[1]}", width)))
     return made
+
+
+def _part(share: float) -> str:
+    """Of a limit, in a column that is as wide as `999 %`."""
+    return view.percent(share, 0) if share < 9.995 else "> 9 x"
 
 
 def _change(name: str, before: Accuracy | None, after: Accuracy, more: Sequence[str], width: int) -> Text:

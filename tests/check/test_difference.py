@@ -14,7 +14,7 @@ from advisor.check import baseline
 from advisor.check.records import Figures, LayerFigures
 from advisor.cli import main
 from advisor.records import Recommendation
-from advisor.units import format_percent
+from advisor.units import format_bytes, format_percent
 from tests.check.records import FIGURES, LAYERS, snapshot
 
 ROOT = Path(__file__).parents[2]
@@ -88,6 +88,8 @@ def test_saved_answers_are_compared_with_their_accuracies(tmp_path, diff):
     assert f"{(new - old) * 100:+.1f} points" in text
     assert "batch-size was 16, is 8" in text
     document = json.loads((tmp_path / "out.json").read_text())
+    peak = after.evaluation(after.recommended).cost.peak_memory_bytes
+    assert f"{after.recommended}: {format_bytes(peak)} of 64.0 MB at the peak" in text
     assert document["exit_code"] == 0
     assert "accuracy-changed" in [finding["rule"] for finding in document["targets"][0]["findings"]]
 

@@ -32,6 +32,15 @@ def test_a_good_folder(tmp_path):
     assert "Nothing odd was found" in ended.stdout
 
 
+def test_names_of_files_are_no_commands_to_the_terminal(tmp_path):
+    root = draw(tmp_path / "data", {"a": 20, "b": 20})
+    (root / "a" / "\x1b[31mred\n.png").write_bytes((root / "a" / "0.png").read_bytes())
+    ended = run_command("data", root, cwd=tmp_path)
+    assert ended.returncode == 0
+    assert "\x1b" not in ended.stdout
+    assert "a/\ufffd[31mred .png" in ended.stdout
+
+
 def test_what_is_wrong_is_told_with_its_files_and_can_end_the_command(tmp_path):
     root = draw(tmp_path / "data", {"a": 40, "b": 40})
     (root / "b" / "again.png").write_bytes((root / "a" / "0.png").read_bytes())

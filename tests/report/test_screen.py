@@ -301,6 +301,13 @@ def test_how_much_was_tried_is_told_whatever_else_is_warned_of(
     assert len(lines) <= LINES
 
 
+def test_a_limit_broken_many_times_over_keeps_its_columns(samples: dict[str, Recommendation]) -> None:
+    base = samples["with_data"]
+    tight = replace(base, budget=replace(base.budget, ram_bytes=1000))
+    (line,) = (line for line in lines_of(tight, 80) if line.startswith("peak memory"))
+    assert " of 1.00 kB > 9 x  ####" in line
+
+
 def test_what_a_cheaper_choice_loses_keeps_its_remedy(samples: dict[str, Recommendation]) -> None:
     (line,) = (line for line in lines_of(samples["zeros"], 80) if "points below" in line)
     assert line.endswith("points below the best that fits; --tolerance 0 takes it")
