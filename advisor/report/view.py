@@ -51,6 +51,7 @@ MEMORY_PARTS = (
     "workspace",
     "cached",
 )
+_DRAWN = 0.01  # of an accuracy: from which on what was seen is told beside it
 SHOWN = 24  # candidates in tables that are to be read, where there are many more
 FLOP_PHASES = ("forward", "input_gradient", "weight_gradient", "optimizer")
 
@@ -252,6 +253,9 @@ def by_class_text(accuracy: Accuracy, recommendation: Recommendation, *, with_gu
         parts.append(f"{of_known} of known classes, {of_new} of new ones")
     worst = worst_class(accuracy, data)
     if worst is not None and data is not None and data.largest_class_share is not None:
+        # Classes are as they were seen; the accuracy may have been drawn to what all candidates say.
+        if accuracy.seen is not None and abs(accuracy.seen - accuracy.mean) >= _DRAWN:
+            parts.append(f"seen {percent(accuracy.seen)}")
         parts.append(f"worst {worst[0]!r} {percent(worst[1], 0)} of {worst[2]}")
         if budget.metric != "balanced" and accuracy.balanced is not None:
             parts.append(f"mean {percent(accuracy.balanced.mean)}")
