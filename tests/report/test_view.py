@@ -85,3 +85,22 @@ def test_comparison_with_the_choice(samples: dict[str, Recommendation]) -> None:
 def test_printable_keeps_words_and_drops_controls() -> None:
     assert view.printable("caf\u00e9 \u6a21\u578b.pt") == "caf\u00e9 \u6a21\u578b.pt"
     assert view.printable("a\x1b[1m\nb\u202e\udcff\x00") == "a\ufffd[1m b\ufffd\ufffd\ufffd"
+
+
+def test_what_was_seen_stands_beside_classes_where_the_accuracy_was_drawn_from_it(
+    samples: dict[str, Recommendation],
+) -> None:
+    """Else the mean of the classes could be above the accuracy, and nothing would say why."""
+    sample = samples["with_data"]
+    data = replace(sample.data, data_classes=("cat", "dog"), largest_class_share=0.5)
+    given = replace(sample, data=data)
+    accuracy = replace(
+        sample.evaluation(sample.recommended).accuracy,
+        mean=0.9,
+        recalls=(0.9, 1.0),
+        samples_by_class=(10, 30),
+        balanced=None,
+    )
+    for seen, told in ((None, ""), (0.905, ""), (0.975, "seen 97.5 %, ")):
+        text = view.by_class_text(replace(accuracy, seen=seen), given)
+        assert text == f"{told}worst 'cat' 90 % of 10, guessing 50.0 %"
