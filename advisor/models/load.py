@@ -77,7 +77,7 @@ class LoadedModel:
     keys: Mapping[str, str] = field(default_factory=dict)  # the file's names where a prefix doesn't tell them
 
 
-def load_model(source: str, *, arch: str | None = None, trust: bool = False) -> LoadedModel:
+def load_model(source: str, *, arch: str | None = None, trust: bool = False, seed: int = 0) -> LoadedModel:
     """Load a model from a file or folder, or build a named one.
 
     Args:
@@ -87,22 +87,21 @@ def load_model(source: str, *, arch: str | None = None, trust: bool = False) -> 
         arch: the architecture of a bare state dict, in one of the named forms or as a network's bare name;
             None: it is found by names and shapes.
         trust: let the file run its own code. Only for files that the user made.
+        seed: of weights that are random, as a name's alone are: an adapter fits those that it was trained on.
 
     Raises:
         ModelError: the file can't be read, is no model, asks for code, or fits no architecture.
     """
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore")  # deprecations inside torch, torchvision and timm are not the user's
+        torch.manual_seed(seed)
         path = Path(source)
         named = None if formats.exists(path) else named_architecture(source)
         if named is not None:
             if arch is not None:
                 raise ModelError(f"{source} names an architecture itself: leave out --arch")
-            # Random weights are the same each time: an adapter fits those alone that it was trained on.
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(0)
-                module = named.build(None, None)
-                trained = not named.is_stock and _builds_again(named, module)
+            module = named.build(None, None)
+            trained = not named.is_stock and _builds_again(named, module)
             return replace(_loaded(module, named, source), form="named", has_trained_weights=trained)
         given = None if arch is None else named_architecture(arch, bare=True)
         if arch is not None and given is None:

@@ -366,10 +366,7 @@ def _old_images(
 
 def _load(model: str | nn.Module, request: Request) -> LoadedModel:
     if isinstance(model, str):
-        # The weights of a name alone are random: the same ones for the same seed.
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(request.seed)
-            loaded = load_model(model, arch=request.arch, trust=request.trust)
+        loaded = load_model(model, arch=request.arch, trust=request.trust, seed=request.seed)
     else:
         loaded = load_module(model)
     if request.data is not None and not loaded.has_values:
