@@ -108,13 +108,17 @@ def _unlearnable(best: Evaluation, tries: int, budget: Budget, data: DataSummary
     assert best.accuracy is not None  # noqa: S101 - the caller has it from those that are judged
     share, accuracy = _guess(best.accuracy, budget, data)
     assert accuracy is not None  # noqa: S101 - else it counts as learnt
-    guess, its = format_percent(share or 0.0), format_percent(accuracy.mean)
+    guess, samples = format_percent(share or 0.0), f"of {accuracy.samples:,}"
+    if accuracy.seen is None:
+        its = f"{format_percent(accuracy.mean)} ({format_percents(accuracy.low, accuracy.high)} {samples})"
+    else:  # what was held against guessing, before all candidates' answers were counted in
+        its = f"{format_percent(accuracy.seen)} {samples}"
     guessing, of = "largest class", ""
     if budget.metric != "accuracy":
         guessing, of = "same class", "of a class's images, on average over classes, "
     return (
         "Nothing can be recommended: from these images nothing was learnt that is surely better than always "
         f"answering the {guessing}, which is right for {of}{guess}; the best of {tries} that were "
-        f"tried, {best.candidate.short}, for {its} ({format_percents(accuracy.low, accuracy.high)} "
-        f"of {accuracy.samples:,}). Check the labels, give more images, or allow more --probe-time."
+        f"tried, {best.candidate.short}, for {its}. Check the labels, give more images, or allow more "
+        "--probe-time."
     )

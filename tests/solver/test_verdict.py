@@ -92,6 +92,14 @@ def test_a_model_that_can_do_no_more_than_guess_is_not_left_alone_but_told_so():
     assert weighed([evaluation("full", right=500)], base=505).outcome == "none"
 
 
+def test_what_is_no_better_than_guessing_is_told_as_it_was_seen():
+    """Drawn to what all candidates say, an accuracy may look surely better than what it was held against."""
+    weak = evaluation("full", right=520)
+    assert "for 52.0 % (" in weighed([weak], base=505).reason
+    weak = replace(weak, accuracy=replace(weak.accuracy, mean=0.6, low=0.57, high=0.63, seen=0.51))
+    assert f"for 51.0 % of {weak.accuracy.samples:,}. Check" in weighed([weak], base=505).reason
+
+
 def test_without_accuracies_the_cheapest_is_used_and_where_nothing_fits_nothing_is():
     cheap, dear = evaluation("cheap", memory=1), evaluation("dear", memory=9)
     assert solve([cheap, dear], Budget(), None).choices == (cheap, dear)
